@@ -1,0 +1,300 @@
+// Device header: every name that an emitted kernel may use, for NVRTC. It includes nothing, so it costs no parse
+// time, and it is the only text of the project that contains PTX. tessera_twin.h defines the same names in plain C++
+// for the emulator: a name added here must be added there.
+//
+// Pointers into shared memory are ordinary generic `char*`; functions that need a shared-window address convert inside.
+// Base lane: sm_80 (cp.async, ldmatrix, mma.sync, bf16 conversions).
+#pragma once
+
+#define TS_DEVICE __device__ __forceinline__
+#define TS_RESTRICT __restrict__
+#define TS_KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads) name
+#define TS_KERNEL_OCC(name, threads, min_blocks) extern "C" __global__ void __launch_bounds__(threads, min_blocks) name
+#define TS_PRAGMA(text) _Pragma(#text)
+#define TS_UNROLL TS_PRAGMA(unroll)
+#define TS_ROLLED TS_PRAGMA(unroll 1)
+#define TS_UNROLL_N(n) TS_PRAGMA(unroll n)
+// 1024 bytes is the widest alignment that a swizzled tile asks for (the 128-byte swizzle repeats every 8 rows).
+#define TS_SHARED(var)                                         \
+    extern __shared__ __align__(1024) char ts_dynamic_shared[]; \
+    char* var = ts_dynamic_shared
+
+typedef long long ts_i64;
+typedef unsigned long long ts_u64;
+typedef int ts_i32;
+typedef unsigned int ts_u32;
+
+// A bit type: no implicit arithmetic, so that each rounding in the text is one that the compiler decided on.
+struct ts_bf16 {
+    unsigned short bits;
+};
+
+// ---- indices ---------------------------------------------------------------------------------------------------
+
+TS_DEVICE int ts_thread() { return (int)threadIdx.x; }
+TS_DEVICE int ts_lane() { return (int)(threadIdx.x & 31u); }
+TS_DEVICE int ts_warp() { return (int)(threadIdx.x >> 5); }
+// 64-bit, so that `ts_block_id(0) * rows * columns` cannot overflow.
+TS_DEVICE ts_i64 ts_block_id(int axis) { return axis == 0 ? blockIdx.x : axis == 1 ? blockIdx.y : blockIdx.z; }
+TS_DEVICE ts_i64 ts_grid(int axis) { return axis == 0 ? gridDim.x : axis == 1 ? gridDim.y : gridDim.z; }
+
+// ---- barriers --------------------------------------------------------------------------------------------------
+
+TS_DEVICE void ts_barrier() { __syncthreads(); }
+TS_DEVICE void ts_warp_barrier() { __syncwarp(); }
+
+// ---- asynchronous copies ---------------------------------------------------------------------------------------
+// The "memory" clobbers keep the compiler from moving ordinary loads and stores across an issue or a wait.
+
+TS_DEVICE ts_u32 ts_shared_address(const void* p) { return (ts_u32)__cvta_generic_to_shared(p); }
+
+// Copies src_bytes (0..BYTES) and fills the rest with zero; with src_bytes == 0 the source is not read.
+// BYPASS keeps the line out of L1 (.cg); only the 16-byte form has it.
+template <int BYTES, bool BYPASS = (BYTES == 16)>
+TS_DEVICE void ts_cp_async(char* dst, const void* src, int src_bytes) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async moves 4, 8 or 16 bytes");
+    static_assert(!BYPASS || BYTES == 16, "only a 16-byte cp.async can bypass L1");
+    const ts_u64 from = (ts_u64)__cvta_generic_to_global(src);
+    if constexpr (BYPASS) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], %2, %3;" ::"r"(ts_shared_address(dst)), "l"(from),
+                     "n"(BYTES), "r"(src_bytes)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(ts_shared_address(dst)), "l"(from),
+                     "n"(BYTES), "r"(src_bytes)
+                     : "memory");
+    }
+}
+
+TS_DEVICE void ts_cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most N of this thread's youngest groups are in flight. Other threads see the data after a barrier.
+template <int N>
+TS_DEVICE void ts_cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// ---- vector accesses -------------------------------------------------------------------------------------------
+// T[N] moves in words of the largest power of two <= 16 that divides N * sizeof(T): one access for 1 to 16 bytes, a
+// loop above. The address must be aligned to that word. Words reach the registers through memcpy, which the compiler
+// dissolves; a reinterpreted pointer to a register array would push the array into local memory.
+
+template <int BYTES> struct ts_word;
+template <> struct ts_word<1> { typedef unsigned char type; };
+template <> struct ts_word<2> { typedef unsigned short type; };
+template <> struct ts_word<4> { typedef unsigned int type; };
+template <> struct ts_word<8> { typedef uint2 type; };
+template <> struct ts_word<16> { typedef uint4 type; };
+
+template <int TOTAL>
+constexpr int ts_word_bytes() {
+    return TOTAL % 16 == 0 ? 16 : TOTAL % 8 == 0 ? 8 : TOTAL % 4 == 0 ? 4 : TOTAL % 2 == 0 ? 2 : 1;
+}
+
+template <int TOTAL>
+TS_DEVICE void ts_load_words(void* dst, const void* src) {
+    constexpr int BYTES = ts_word_bytes<TOTAL>();
+    typedef typename ts_word<BYTES>::type word;
+    TS_UNROLL
+    for (int i = 0; i < TOTAL / BYTES; ++i) {
+        const word value = ((const word*)src)[i];
+        memcpy((char*)dst + i * BYTES, &value, BYTES);
+    }
+}
+
+template <int TOTAL>
+TS_DEVICE void ts_store_words(void* dst, const void* src) {
+    constexpr int BYTES = ts_word_bytes<TOTAL>();
+    typedef typename ts_word<BYTES>::type word;
+    TS_UNROLL
+    for (int i = 0; i < TOTAL / BYTES; ++i) {
+        word value;
+        memcpy(&value, (const char*)src + i * BYTES, BYTES);
+        ((word*)dst)[i] = value;
+    }
+}
+
+template <class T, int N> TS_DEVICE void ts_ld_shared(T* dst, const char* p) { ts_load_words<N * sizeof(T)>(dst, p); }
+template <class T, int N> TS_DEVICE void ts_st_shared(char* p, const T* src) { ts_store_words<N * sizeof(T)>(p, src); }
+template <class T, int N> TS_DEVICE void ts_ld_global(T* dst, const T* p) { ts_load_words<N * sizeof(T)>(dst, p); }
+template <class T, int N> TS_DEVICE void ts_st_global(T* p, const T* src) { ts_store_words<N * sizeof(T)>(p, src); }
+
+// First `valid` elements (any int; clamped to 0..N), the rest zero bits; touches no address past them.
+template <class T, int N>
+TS_DEVICE void ts_ld_global_n(T* dst, const T* p, int valid) {
+    TS_UNROLL
+    for (int i = 0; i < N; ++i) {
+        T value = T();
+        if (i < valid) value = p[i];
+        dst[i] = value;
+    }
+}
+
+template <class T, int N>
+TS_DEVICE void ts_st_global_n(T* p, const T* src, int valid) {
+    TS_UNROLL
+    for (int i = 0; i < N; ++i) {
+        if (i < valid) p[i] = src[i];
+    }
+}
+
+// ---- ldmatrix --------------------------------------------------------------------------------------------------
+// Matrix j (8 rows of 16 bytes) takes its row addresses from lanes 8j..8j+7. Lane l receives in r[j] the elements
+// (l / 4, 2 (l % 4)) and (l / 4, 2 (l % 4) + 1); with _trans the two indices swap.
+
+#define TS_LDMATRIX_X1(name, qualifier)                                                                         \
+    TS_DEVICE void name(ts_u32* r, const char* row) {                                                           \
+        asm volatile("ldmatrix.sync.aligned.m8n8.x1" qualifier ".shared.b16 {%0}, [%1];"                        \
+                     : "=r"(r[0])                                                                               \
+                     : "r"(ts_shared_address(row))                                                              \
+                     : "memory");                                                                               \
+    }
+#define TS_LDMATRIX_X2(name, qualifier)                                                                         \
+    TS_DEVICE void name(ts_u32* r, const char* row) {                                                           \
+        asm volatile("ldmatrix.sync.aligned.m8n8.x2" qualifier ".shared.b16 {%0, %1}, [%2];"                    \
+                     : "=r"(r[0]), "=r"(r[1])                                                                   \
+                     : "r"(ts_shared_address(row))                                                              \
+                     : "memory");                                                                               \
+    }
+#define TS_LDMATRIX_X4(name, qualifier)                                                                         \
+    TS_DEVICE void name(ts_u32* r, const char* row) {                                                           \
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4" qualifier ".shared.b16 {%0, %1, %2, %3}, [%4];"            \
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                                           \
+                     : "r"(ts_shared_address(row))                                                              \
+                     : "memory");                                                                               \
+    }
+TS_LDMATRIX_X1(ts_ldmatrix_x1, "")
+TS_LDMATRIX_X2(ts_ldmatrix_x2, "")
+TS_LDMATRIX_X4(ts_ldmatrix_x4, "")
+TS_LDMATRIX_X1(ts_ldmatrix_x1_trans, ".trans")
+TS_LDMATRIX_X2(ts_ldmatrix_x2_trans, ".trans")
+TS_LDMATRIX_X4(ts_ldmatrix_x4_trans, ".trans")
+#undef TS_LDMATRIX_X1
+#undef TS_LDMATRIX_X2
+#undef TS_LDMATRIX_X4
+
+// ---- products --------------------------------------------------------------------------------------------------
+
+// c[4] += a[4] (16x16, row) * b[2] (16x8, column), bf16 operands, f32 accumulators.
+TS_DEVICE void ts_mma_m16n8k16_bf16(float* c, const ts_u32* a, const ts_u32* b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// acc + a[0] b[0] + ... + a[7] b[7] in true f32: eight fused multiply-adds in ascending order. Strides in elements.
+TS_DEVICE float ts_fma_block8(float acc, const float* a, int a_stride, const float* b, int b_stride) {
+    TS_UNROLL
+    for (int k = 0; k < 8; ++k) acc = fmaf(a[k * a_stride], b[k * b_stride], acc);
+    return acc;
+}
+
+// ---- conversions -----------------------------------------------------------------------------------------------
+
+TS_DEVICE float ts_to_f32(float x) { return x; }
+TS_DEVICE float ts_to_f32(ts_bf16 x) { return __uint_as_float((ts_u32)x.bits << 16); }
+TS_DEVICE float ts_to_f32(ts_i64 x) { return (float)x; }
+TS_DEVICE float ts_to_f32(ts_i32 x) { return (float)x; }
+TS_DEVICE float ts_to_f32(bool x) { return x ? 1.0f : 0.0f; }
+
+// Round to nearest even; NaN gives 0x7FFF.
+TS_DEVICE ts_bf16 ts_to_bf16(float x) {
+    ts_bf16 result;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
+    return result;
+}
+
+template <class To> struct ts_convert;
+template <> struct ts_convert<float> {
+    template <class From> static TS_DEVICE float from(From x) { return ts_to_f32(x); }
+};
+template <> struct ts_convert<ts_bf16> {
+    static TS_DEVICE ts_bf16 from(ts_bf16 x) { return x; }
+    template <class From> static TS_DEVICE ts_bf16 from(From x) { return ts_to_bf16(ts_to_f32(x)); }
+};
+template <> struct ts_convert<bool> {
+    static TS_DEVICE bool from(ts_i64 x) { return x != 0; }
+    static TS_DEVICE bool from(ts_i32 x) { return x != 0; }
+    template <class From> static TS_DEVICE bool from(From x) { return ts_to_f32(x) != 0.0f; }
+};
+template <> struct ts_convert<ts_i64> {
+    template <class From> static TS_DEVICE ts_i64 from(From x) { return (ts_i64)x; }
+};
+template <> struct ts_convert<ts_i32> {
+    template <class From> static TS_DEVICE ts_i32 from(From x) { return (ts_i32)x; }
+};
+template <class To, class From> TS_DEVICE To ts_cast(From x) { return ts_convert<To>::from(x); }
+
+// Two bf16 values in one fragment register, the lower index in the lower half.
+TS_DEVICE ts_u32 ts_pack_bf16x2(ts_bf16 low, ts_bf16 high) { return (ts_u32)low.bits | ((ts_u32)high.bits << 16); }
+TS_DEVICE ts_bf16 ts_low_bf16(ts_u32 pair) {
+    ts_bf16 result;
+    result.bits = (unsigned short)(pair & 0xFFFFu);
+    return result;
+}
+TS_DEVICE ts_bf16 ts_high_bf16(ts_u32 pair) {
+    ts_bf16 result;
+    result.bits = (unsigned short)(pair >> 16);
+    return result;
+}
+
+// ---- f32 maths -------------------------------------------------------------------------------------------------
+// Maximum errors in units in the last place, from the CUDA C++ Programming Guide's table of single-precision functions
+// (full range, no fast maths, no flush to zero). tessera.codegen_cuda.include.CUDA_ULP holds the same numbers.
+
+TS_DEVICE float ts_exp(float x) { return expf(x); }      // 2
+TS_DEVICE float ts_exp2(float x) { return exp2f(x); }    // 2
+TS_DEVICE float ts_log(float x) { return logf(x); }      // 1
+TS_DEVICE float ts_log2(float x) { return log2f(x); }    // 1
+TS_DEVICE float ts_tanh(float x) { return tanhf(x); }    // 2
+TS_DEVICE float ts_sqrt(float x) { return sqrtf(x); }    // 0.5: correctly rounded
+TS_DEVICE float ts_rsqrt(float x) { return rsqrtf(x); }  // 2
+TS_DEVICE float ts_div(float a, float b) { return a / b; }  // 0.5: correctly rounded
+// exp's 2, one addition and one division: 3 relative units of 2^-23, which is at most 4 ulp.
+TS_DEVICE float ts_sigmoid(float x) {
+    const float e = expf(-fabsf(x));
+    return (x >= 0.0f ? 1.0f : e) / (1.0f + e);
+}
+// Exact. max and min give NaN when either operand is NaN, and order -0 below +0.
+TS_DEVICE float ts_max(float a, float b) {
+    float result;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+    return result;
+}
+TS_DEVICE float ts_min(float a, float b) {
+    float result;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+    return result;
+}
+TS_DEVICE float ts_abs(float x) { return fabsf(x); }
+TS_DEVICE float ts_neg(float x) { return -x; }
+TS_DEVICE float ts_floor(float x) { return floorf(x); }
+
+// ---- shuffles: all 32 lanes take part --------------------------------------------------------------------------
+
+template <class T>
+TS_DEVICE T ts_shfl_xor(T value, int mask) {
+    static_assert(sizeof(T) == 4, "shuffles move 4 bytes");
+    return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+}
+template <class T>
+TS_DEVICE T ts_shfl(T value, int lane) {
+    static_assert(sizeof(T) == 4, "shuffles move 4 bytes");
+    return __shfl_sync(0xFFFFFFFFu, value, lane);
+}
+
+// ---- integers: division and remainder round towards minus infinity, as in Python ------------------------------
+
+TS_DEVICE ts_i64 ts_floordiv(ts_i64 a, ts_i64 b) {
+    const ts_i64 quotient = a / b;
+    return quotient - ((a % b != 0) && ((a < 0) != (b < 0)));
+}
+TS_DEVICE ts_i64 ts_floormod(ts_i64 a, ts_i64 b) {
+    const ts_i64 remainder = a % b;
+    return remainder != 0 && ((remainder < 0) != (b < 0)) ? remainder + b : remainder;
+}
+TS_DEVICE ts_i64 ts_cdiv(ts_i64 a, ts_i64 b) { return -ts_floordiv(-a, b); }
+TS_DEVICE ts_i64 ts_imin(ts_i64 a, ts_i64 b) { return a < b ? a : b; }
+TS_DEVICE ts_i64 ts_imax(ts_i64 a, ts_i64 b) { return a > b ? a : b; }

@@ -1,0 +1,37 @@
+// CPU twin of tessera_device.h: the same names in plain C++17 (g++ or clang++), so that an emitted kernel runs, checked,
+// on a CPU. Threads of a block are fibers, warp operations are collectives of 32 fibers, memory accesses are checked.
+// Nothing from the C++ library is included: parsing this costs milliseconds, which each kernel of the tests pays.
+//
+//   tessera_twin_fiber.h    fibers, scheduling, barriers, error reports
+//   tessera_twin_memory.h   checked accesses, race shadow, asynchronous copies
+//   tessera_twin_math.h     conversions, f32 maths (the definition of its bits), integers
+//   tessera_twin_warp.h     shuffles, ldmatrix, mma
+//   tessera_twin_launch.h   TS_TWIN_ENTRY: runs a grid
+#pragma once
+
+typedef long long ts_i64;
+typedef unsigned long long ts_u64;
+typedef int ts_i32;
+typedef unsigned int ts_u32;
+
+struct ts_bf16 {
+    unsigned short bits;
+};
+
+#define TS_DEVICE static inline
+#define TS_RESTRICT __restrict__
+// The launch bound becomes a constant beside the kernel, which the entry checks as a driver would.
+#define TS_KERNEL(name, threads)                              \
+    static constexpr int ts_twin_max_threads_##name = threads; \
+    static void name
+#define TS_KERNEL_OCC(name, threads, min_blocks) TS_KERNEL(name, threads)
+#define TS_UNROLL
+#define TS_ROLLED
+#define TS_UNROLL_N(n)
+#define TS_SHARED(var) char* var = ts_twin::state.shared
+
+#include "tessera_twin_fiber.h"
+#include "tessera_twin_memory.h"
+#include "tessera_twin_math.h"
+#include "tessera_twin_warp.h"
+#include "tessera_twin_launch.h"

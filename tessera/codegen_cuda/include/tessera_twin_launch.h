@@ -1,0 +1,163 @@
+// Runs a grid: TS_TWIN_ENTRY(name) after the emitted text defines
+//   ts_twin_run_<name>        runs the kernel, returns the number of faults
+//   ts_twin_signature_<name>  one letter per parameter: p pointer, l int64, i int32, f float32, b bool
+#pragma once
+
+namespace ts_twin __attribute__((visibility("hidden"))) {
+
+template <class T> struct letter;
+template <class T> struct letter<T*> { static constexpr char value = 'p'; };
+template <> struct letter<ts_i64> { static constexpr char value = 'l'; };
+template <> struct letter<ts_i32> { static constexpr char value = 'i'; };
+template <> struct letter<float> { static constexpr char value = 'f'; };
+template <> struct letter<bool> { static constexpr char value = 'b'; };
+
+template <class T> struct unqualified { typedef T type; };
+template <class T> struct unqualified<const T> { typedef T type; };
+
+inline void** arguments;
+
+// Unpacks void* arguments by the kernel's own parameter types, one at a time.
+template <class... Parameters> struct Unpack;
+template <> struct Unpack<> {
+    template <class Kernel, class... Done> static void call(Kernel kernel, void**, Done... done) { kernel(done...); }
+    static void letters(char* out) { *out = 0; }
+};
+template <class First, class... Rest> struct Unpack<First, Rest...> {
+    typedef typename unqualified<First>::type type;
+    template <class Kernel, class... Done> static void call(Kernel kernel, void** next, Done... done) {
+        Unpack<Rest...>::call(kernel, next + 1, done..., *(type*)*next);
+    }
+    static void letters(char* out) {
+        *out = letter<type>::value;
+        Unpack<Rest...>::letters(out + 1);
+    }
+};
+
+template <auto KERNEL> struct Call;
+template <class... Parameters, void (*KERNEL)(Parameters...)> struct Call<KERNEL> {
+    static void body() { Unpack<Parameters...>::call(KERNEL, arguments); }
+    static const char* signature() {
+        static char text[sizeof...(Parameters) + 1];
+        Unpack<Parameters...>::letters(text);
+        return text;
+    }
+};
+
+inline void check_guards(const char* guard, const char* side) {
+    for (int i = 0; i < GUARD_BYTES; ++i) {
+        if ((unsigned char)guard[i] == GUARD_BYTE) continue;
+        char message[128];
+        __builtin_snprintf(message, sizeof message, "wrote %s the shared block through an unchecked pointer", side);
+        record(GUARD, -1, message);
+        return;
+    }
+}
+
+inline void run_block() {
+    __builtin_memset(state.shared - GUARD_BYTES, GUARD_BYTE, GUARD_BYTES);
+    __builtin_memset(state.shared, POISON_BYTE, state.shared_bytes);
+    __builtin_memset(state.shared + state.shared_bytes, GUARD_BYTE, GUARD_BYTES);
+    if (state.shadow) __builtin_memset((void*)state.shadow, 0, state.shared_bytes * sizeof(Shadow));
+    for (int w = 0; w < state.warps; ++w) {
+        const int lanes = state.threads - w * 32;
+        Warp& warp = state.warp[w];
+        warp.live = warp.runnable = lanes >= 32 ? 0xFFFFFFFFu : (1u << lanes) - 1;
+        warp.arrived = warp.epoch = 0;
+        warp.collective = NO_COLLECTIVE;
+    }
+    for (int thread = 0; thread < state.threads; ++thread) prepare_fiber(thread);
+    state.exited = state.at_barrier = 0;
+    state.epoch = 1;
+    state.aborted = false;
+    state.thread = pick_warp(0) * 32;
+    switch_fibers(state.main, state.fibers[state.thread]);
+    check_guards(state.shared - GUARD_BYTES, "before");
+    check_guards(state.shared + state.shared_bytes, "past the end of");
+}
+
+inline char* map(ts_i64 bytes) {
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return p == MAP_FAILED ? nullptr : (char*)p;
+}
+
+inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int threads, int max_threads,
+                    long shared_bytes, const ts_twin_options* options, ts_twin_report* report) {
+    report->count = 0;
+    state = State{};
+    state.report = report;
+    state.options = options;
+    char message[160];
+    if (threads < 1 || threads > max_threads || max_threads > MAX_THREADS) {
+        __builtin_snprintf(message, sizeof message, "a block of %d threads; the kernel is built for 1 to %d", threads,
+                           max_threads);
+        record(BAD_LAUNCH, -1, message);
+        return report->count;
+    }
+    if (gx < 1 || gy < 1 || gz < 1 || shared_bytes < 0 || shared_bytes > 227 * 1024) {
+        __builtin_snprintf(message, sizeof message,
+                           "a grid of %ld x %ld x %ld blocks with %ld shared bytes; each side must be positive and "
+                           "shared memory at most 232448 bytes",
+                           gx, gy, gz, shared_bytes);
+        record(BAD_LAUNCH, -1, message);
+        return report->count;
+    }
+    const ts_i64 blocks = (ts_i64)gx * gy * gz;
+    // Page-aligned, so that the dynamic block has its alignment of 1024 behind a guard of one page.
+    const ts_i64 stack_bytes = threads * STACK_BYTES, arena_bytes = shared_bytes + 2 * GUARD_BYTES;
+    const ts_i64 shadow_bytes = options->check_races && shared_bytes ? shared_bytes * (ts_i64)sizeof(Shadow) : 0;
+    char* stacks = map(stack_bytes);
+    char* arena = map(arena_bytes);
+    char* shadow = shadow_bytes ? map(shadow_bytes) : nullptr;
+    Fiber* fibers = (Fiber*)__builtin_calloc(threads, sizeof(Fiber));
+    ts_i64* order = options->seed ? (ts_i64*)__builtin_malloc(blocks * sizeof(ts_i64)) : nullptr;
+    if (!stacks || !arena || !fibers || (shadow_bytes && !shadow) || (options->seed && !order)) {
+        record(BAD_LAUNCH, -1, "not enough memory for the fibers of a block");
+    } else {
+        arguments = args;
+        state.body = body;
+        state.threads = threads;
+        state.warps = (threads + 31) / 32;
+        state.grid[0] = gx, state.grid[1] = gy, state.grid[2] = gz;
+        state.shared = arena + GUARD_BYTES;
+        state.shared_bytes = shared_bytes;
+        state.shadow = (Shadow*)shadow;
+        state.stacks = stacks;
+        state.fibers = fibers;
+        state.random = options->seed * 0x9E3779B97F4A7C15ull | 1;
+        if (order) {
+            for (ts_i64 i = 0; i < blocks; ++i) {
+                const ts_i64 j = (ts_i64)(next_random() % (ts_u64)(i + 1));
+                order[i] = order[j];
+                order[j] = i;
+            }
+        }
+        for (ts_i64 i = 0; i < blocks; ++i) {
+            const ts_i64 block = order ? order[i] : i;
+            state.block[0] = block % gx;
+            state.block[1] = block / gx % gy;
+            state.block[2] = block / gx / gy;
+            run_block();
+        }
+        for (int thread = 0; thread < threads; ++thread) __builtin_free(fibers[thread].copies);
+    }
+    if (stacks) munmap(stacks, stack_bytes);
+    if (arena) munmap(arena, arena_bytes);
+    if (shadow) munmap(shadow, shadow_bytes);
+    __builtin_free(fibers);
+    __builtin_free(order);
+    return report->count;
+}
+
+}  // namespace ts_twin
+
+#define TS_TWIN_ENTRY(name)                                                                                        \
+    extern "C" __attribute__((visibility("default"))) const char* ts_twin_signature_##name() {                    \
+        return ts_twin::Call<name>::signature();                                                                   \
+    }                                                                                                              \
+    extern "C" __attribute__((visibility("default"))) int ts_twin_run_##name(                                      \
+        void** args, long gx, long gy, long gz, int threads, long shared_bytes, const ts_twin_options* options,    \
+        ts_twin_report* report) {                                                                                  \
+        return ts_twin::run_grid(ts_twin::Call<name>::body, args, gx, gy, gz, threads, ts_twin_max_threads_##name, \
+                                 shared_bytes, options, report);                                                   \
+    }

@@ -1,0 +1,68 @@
+"""Every environment variable that Tessera reads, in one frozen value that is read once.
+
+Nothing else in the package looks at the environment, so this file is the whole list of settings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from tessera.errors import ArgumentError, did_you_mean
+
+PREFIX = "TESSERA_"
+BACKENDS = ("auto", "interpret", "emulate", "cuda")
+DUMPS = ("graph", "tile", "target", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings; the variable of each field is TESSERA_ and the field's name in capitals."""
+
+    cache_dir: Path | None = None  # where compiled programs are kept; None: the user's cache folder
+    backend: str = "auto"  # lane of calls that name none: one of BACKENDS
+    arch: str | None = None  # architecture to compile for when no GPU decides it, such as sm_80
+    dump: frozenset[str] = frozenset()  # comma-separated DUMPS to print to stderr while compiling
+    cxx: str = "g++"  # C++ compiler of the emulate lane
+
+
+def read_config(environment: Mapping[str, str]) -> Config:
+    """The settings in `environment`; raises ArgumentError TS801 for a variable or a value that does not exist."""
+    names = [field.name for field in fields(Config)]
+    values: dict[str, object] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in names:
+            known = ", ".join(PREFIX + known.upper() for known in names)
+            hint = did_you_mean(variable, [PREFIX + known.upper() for known in names])
+            raise ArgumentError("TS801", f"there is no variable {variable} (known: {known}){hint}")
+        if text:  # set but empty means unset, as in TESSERA_DUMP= make test
+            values[name] = _parse(name, variable, text)
+    return Config(**values)  # type: ignore[arg-type]
+
+
+@cache
+def config() -> Config:
+    """The settings of this process, read from its environment at the first call."""
+    return read_config(os.environ)
+
+
+def _parse(name: str, variable: str, text: str) -> object:
+    if name == "cache_dir":
+        return Path(text).expanduser()
+    if name == "backend":
+        return _one_of(BACKENDS, variable, text)
+    if name == "dump":
+        return frozenset(_one_of(DUMPS, variable, item.strip()) for item in text.split(","))
+    return text
+
+
+def _one_of(allowed: tuple[str, ...], variable: str, text: str) -> str:
+    if text not in allowed:
+        raise ArgumentError("TS801", f"{variable} is '{text}' and must be one of {', '.join(allowed)}")
+    return text

@@ -1,0 +1,123 @@
+"""The op table: what every op is, declared once (`ir/ops/`), and the registry that answers for it.
+
+From one `OpDef` the printer, parser, verifier, interpreter, passes, emitter and language reference take what they need. The
+facets: operand names (`*name` takes the rest), attributes with defaults, effects on references, traits, type rule, `evaluate`
+(NumPy, the definition; a leading axis of every array counts programs), `bound` (the error rule of reference mode), `lower`
+(how CUDA says it) and `doc`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tessera.errors import InternalError, SourceError
+from tessera.ir.core import Op
+from tessera.ir.types import Type
+
+TILE, TARGET = "tile", "target"
+
+# Traits. Passes ask for these, never for op names.
+PURE = "pure"                    # no effect: may be folded, merged, moved or dropped
+ELEMENTWISE = "elementwise"      # result element i depends on element i of each tile operand; scalars spread
+TERMINATOR = "terminator"        # ends a region
+LOOP = "loop"                    # region runs zero or more times
+BRANCH = "branch"                # regions run at most once
+ASYNC = "async"                  # completes at the wait that consumes its token
+STRUCTURAL = "structural"        # moves elements without arithmetic: reference mode applies `evaluate` to value and bar
+COLLECTIVE = "collective"        # every thread of the block must reach it
+CONSTANT = "constant"
+
+
+class Required:
+    """Marks an attribute without default."""
+
+    def __repr__(self) -> str:
+        return "<required>"
+
+
+REQUIRED = Required()
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """How Target emission says an op.
+
+    `expression`: a CUDA expression over `{0}`, `{1}`, ... for one element whose operands are f32; `integer`: the same for
+    operands that are integers or bools; `template`: the name of a file in `codegen_cuda/templates`; `decomposed_by`: the
+    pass that replaces the op before emission.
+    """
+
+    expression: str = ""
+    integer: str = ""
+    template: str = ""
+    decomposed_by: str = ""
+
+
+@dataclass(frozen=True)
+class OpDef:
+    name: str
+    operands: tuple[str, ...]
+    type_rule: Callable[[Op], tuple[Type, ...]]
+    doc: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    effects: Mapping[str, str] = field(default_factory=dict)   # operand name -> "reads" | "writes" | "accumulates"
+    traits: frozenset[str] = frozenset()
+    levels: frozenset[str] = frozenset((TILE, TARGET))
+    regions: int = 0
+    evaluate: Callable[..., Any] | None = None
+    bound: Callable[..., Any] | None = None
+    lower: Lowering | None = None
+    ulp: float = 0.5                                           # stated CUDA error of the f32 function, in ulp
+
+    def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`given` plus defaults, in declared order. Raises for unknown or missing attributes."""
+        for name in given:
+            if name not in self.attributes:
+                raise InternalError("TS901", f"op {self.name} has no attribute '{name}'")
+        result = {}
+        for name, default in self.attributes.items():
+            value = given.get(name, default)
+            if value is REQUIRED:
+                raise InternalError("TS901", f"op {self.name} needs the attribute '{name}'")
+            result[name] = value
+        return result
+
+    def check_arity(self, count: int) -> bool:
+        fixed = [name for name in self.operands if not name.startswith("*")]
+        variadic = len(fixed) != len(self.operands)
+        return count >= len(fixed) if variadic else count == len(fixed)
+
+    def effects_of(self, op: Op) -> list[tuple[str, Any]]:
+        """`(effect, operand value)` of this op itself, regions not counted."""
+        return [(effect, op.operand(name)) for name, effect in self.effects.items()]
+
+    def has(self, trait: str) -> bool:
+        return trait in self.traits
+
+
+_table: dict[str, OpDef] = {}
+
+
+def define(name: str, operands: str, type_rule: Callable[[Op], tuple[Type, ...]], doc: str, *traits: str,
+           **facets: Any) -> OpDef:
+    """Adds an op to the table. `operands` is a space-separated list of names, the last one perhaps `*names`."""
+    if name in _table:
+        raise InternalError("TS901", f"op {name} is declared twice")
+    definition = OpDef(name, tuple(operands.split()), type_rule, doc, traits=frozenset(traits), **facets)
+    _table[name] = definition
+    return definition
+
+
+def table() -> Mapping[str, OpDef]:
+    """All ops by name."""
+    import tessera.ir.ops  # noqa: F401  declares them
+    return _table
+
+
+def lookup(name: str) -> OpDef:
+    definition = table().get(name)
+    if definition is None:
+        raise SourceError("TS702", f"there is no op '{name}'")
+    return definition

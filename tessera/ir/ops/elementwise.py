@@ -1,0 +1,186 @@
+"""Elementwise ops: over scalars and tiles, in any mix; a scalar is spread over the tile's shape.
+
+The rule for all of them: the result dtype is the widest strong operand, arithmetic is f32 (or int64), one rounding at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from tessera.dtypes import DType, boolean, f32, i64, promote, round_to
+from tessera.errors import SourceError
+from tessera.ir import bounds, numeric
+from tessera.ir.bounds import Bar
+from tessera.ir.core import Op
+from tessera.ir.opdef import ELEMENTWISE, PURE, REQUIRED, Lowering, define
+from tessera.ir.types import ScalarType, TileType, Type, shape_text
+
+Array = np.ndarray
+
+
+def result_dtype(types: list[Type]) -> DType:
+    """The widest strong dtype; a weak (literal) operand decides only between integer and float."""
+    strong = [t.dtype for t in types if not (isinstance(t, ScalarType) and t.weak)]
+    weak = [t.dtype for t in types if isinstance(t, ScalarType) and t.weak]
+    if not strong:
+        return reduce(promote, weak)
+    widest = reduce(promote, strong)
+    if any(t.is_float for t in weak) and not widest.is_float:
+        return f32
+    return widest
+
+
+def _typed(op: Op, dtype: DType | None) -> tuple[Type, ...]:
+    types = [value.type for value in op.operands]
+    for value in op.operands:
+        if not isinstance(value.type, (ScalarType, TileType)):
+            raise SourceError("TS203", f"{op.name} takes tiles and scalars, but '{value.name or '?'}' is neither; "
+                                       "load it first")
+    dtype = dtype or result_dtype(types)
+    tiles = [value for value in op.operands if isinstance(value.type, TileType)]
+    if not tiles:
+        return (ScalarType(dtype),)
+    first = tiles[0].type
+    for other in tiles[1:]:
+        if other.type.shape != first.shape:
+            raise SourceError("TS301", f"{op.name} of {shape_text(first.shape)} and {shape_text(other.type.shape)}: "
+                                       "the shapes differ and do not broadcast")
+        if other.type.layout != first.layout:
+            raise SourceError("TS703", f"{op.name} of two tiles with different register layouts")
+    return (TileType(first.shape, dtype, first.layout),)
+
+
+def _same_type(op: Op) -> tuple[Type, ...]:
+    return _typed(op, None)
+
+
+def _bool_type(op: Op) -> tuple[Type, ...]:
+    return _typed(op, boolean)
+
+
+def align(op: Op, values: tuple[Any, ...]) -> list[Any]:
+    """Gives scalars [P] the rank of the tiles [P, *shape] they meet."""
+    rank = max((len(v.type.shape) for v in op.operands if isinstance(v.type, TileType)), default=0)
+    return [bounds.lift(lambda x: x.reshape(x.shape + (1,) * rank), value) if isinstance(v.type, ScalarType) else value
+            for v, value in zip(op.operands, values, strict=True)]
+
+
+def computes_in_float(op: Op) -> bool:
+    return result_dtype([value.type for value in op.operands]).is_float
+
+
+def _evaluate(on_floats: Callable[..., Array] | None, on_integers: Callable[..., Array] | None) -> Callable[..., Array]:
+    def evaluate(op: Op, *values: Array) -> Array:
+        aligned = align(op, values)
+        if computes_in_float(op):
+            with np.errstate(all="ignore"):
+                assert on_floats is not None
+                result = on_floats(*(x.astype(np.float32) for x in aligned))
+        else:
+            assert on_integers is not None
+            result = on_integers(*(x if x.dtype == np.bool_ else x.astype(np.int64) for x in aligned))
+        return round_to(op.result.type.dtype, result)
+
+    return evaluate
+
+
+def _bound(on_bars: Callable[..., Bar], on_integers: Callable[..., Array] | None) -> Callable[..., Bar]:
+    def bound(op: Op, *values: Bar) -> Bar:
+        aligned = align(op, values)
+        if computes_in_float(op):
+            with np.errstate(all="ignore"):
+                return on_bars(op, *aligned)
+        assert on_integers is not None
+        result = np.asarray(on_integers(*(x.r.astype(np.int64) for x in aligned)), np.float64)
+        return Bar(result, np.zeros_like(result))
+
+    return bound
+
+
+def _declare(name: str, operands: str, doc: str, floats: Callable[..., Array] | None, bar: Callable[..., Bar],
+             cuda: str = "", integers: Callable[..., Array] | None = None, integer_cuda: str = "",
+             type_rule: Callable[[Op], tuple[Type, ...]] = _same_type, ulp: float = 0.5) -> None:
+    define(name, operands, type_rule, doc, PURE, ELEMENTWISE, evaluate=_evaluate(floats, integers),
+           bound=_bound(bar, integers), lower=Lowering(expression=cuda, integer=integer_cuda), ulp=ulp)
+
+
+def _function(name: str, doc: str, function: Callable[[Array], Array], cuda: str, ulp: float) -> None:
+    """A smooth monotone f32 function: correctly rounded here, within `ulp` on a GPU."""
+    _declare(name, "a", doc, numeric.correctly_rounded(function), bounds.monotone(function), cuda, ulp=ulp)
+
+
+_declare("add", "a b", "a + b", np.add, bounds.add, "{0} + {1}", numeric.checked(np.add), "{0} + {1}")
+_declare("sub", "a b", "a - b", np.subtract, bounds.subtract, "{0} - {1}", numeric.checked(np.subtract), "{0} - {1}")
+_declare("mul", "a b", "a * b", np.multiply, bounds.multiply, "{0} * {1}", numeric.checked(np.multiply), "{0} * {1}")
+_declare("div", "a b", "a / b, of floats", np.divide, bounds.divide, "ts_div({0}, {1})")
+_declare("floordiv", "a b", "a // b of integers, rounded down as in Python", None, bounds.divide, "",
+         lambda a, b: np.floor_divide(a, b), "ts_floordiv({0}, {1})")
+_declare("mod", "a b", "a % b of integers, with the sign of b as in Python", None, bounds.divide, "",
+         lambda a, b: np.mod(a, b), "ts_floormod({0}, {1})")
+_declare("neg", "a", "-a", np.negative, bounds.exact(np.negative), "-{0}", np.negative, "-{0}")
+_declare("abs", "a", "|a|", np.abs, bounds.exact(np.abs), "ts_abs({0})", np.abs, "ts_iabs({0})")
+_declare("max", "a b", "the larger of a and b; NaN when either is", numeric.maximum, bounds.extremum(np.maximum),
+         "ts_max({0}, {1})", np.maximum, "ts_imax({0}, {1})")
+_declare("min", "a b", "the smaller of a and b; NaN when either is", numeric.minimum, bounds.extremum(np.minimum),
+         "ts_min({0}, {1})", np.minimum, "ts_imin({0}, {1})")
+
+# The stated ulp are the maximum errors of CUDA's f32 functions (CUDA C++ Programming Guide, mathematical functions).
+_function("exp", "e to the a", np.exp, "ts_exp({0})", 2)
+_function("exp2", "2 to the a", np.exp2, "ts_exp2({0})", 2)
+_function("log", "natural logarithm", np.log, "ts_log({0})", 1)
+_function("log2", "logarithm to base 2", np.log2, "ts_log2({0})", 1)
+_function("sqrt", "square root", np.sqrt, "ts_sqrt({0})", 0.5)
+_function("rsqrt", "1 / sqrt(a)", lambda x: 1 / np.sqrt(x), "ts_rsqrt({0})", 2)
+_function("tanh", "hyperbolic tangent", np.tanh, "ts_tanh({0})", 2)
+# exp (2 ulp), an addition and a division: at most 2 + 2 * 0.5 + 0.5 ulp each way, doubled where e / (1 + e) meets a binade.
+_function("sigmoid", "1 / (1 + exp(-a)), branch-wise: neither side overflows", numeric.sigmoid, "ts_sigmoid({0})", 6)
+
+for _name, _sign, _numpy in (("eq", "==", np.equal), ("ne", "!=", np.not_equal), ("lt", "<", np.less),
+                             ("le", "<=", np.less_equal), ("gt", ">", np.greater), ("ge", ">=", np.greater_equal)):
+    _declare(_name, "a b", f"a {_sign} b", _numpy, bounds.compare(_numpy), f"{{0}} {_sign} {{1}}", _numpy,
+             f"{{0}} {_sign} {{1}}", type_rule=_bool_type)
+
+for _name, _sign, _numpy in (("and", "&&", np.logical_and), ("or", "||", np.logical_or)):
+    _declare(_name, "a b", f"a {_name} b, of bools", None, bounds.compare(_numpy), "", _numpy, f"{{0}} {_sign} {{1}}",
+             type_rule=_bool_type)
+_declare("not", "a", "not a, of a bool", None, bounds.compare(np.not_equal), "", np.logical_not, "!{0}",
+         type_rule=_bool_type)
+
+
+def _select_type(op: Op) -> tuple[Type, ...]:
+    condition, *branches = op.operands
+    if condition.type.dtype != boolean:
+        raise SourceError("TS204", f"the condition of where must be bool, not {condition.type.dtype.name}")
+    return _typed(op, result_dtype([value.type for value in branches]))
+
+
+def _select(op: Op, *values: Array) -> Array:
+    condition, a, b = align(op, values)
+    return round_to(op.result.type.dtype, np.where(condition, a, b))
+
+
+define("where", "condition a b", _select_type, "a where condition holds, else b", PURE, ELEMENTWISE, evaluate=_select,
+       bound=lambda op, *values: bounds.select(op, *align(op, values)),
+       lower=Lowering(expression="{0} ? {1} : {2}", integer="{0} ? {1} : {2}"))
+
+
+def _cast(op: Op, value: Array) -> Array:
+    return round_to(op.attributes["dtype"], value)
+
+
+define("cast", "a", lambda op: _typed(op, op.attributes["dtype"]), "a rounded to dtype: a rounding that nothing skips",
+       PURE, ELEMENTWISE, attributes={"dtype": REQUIRED}, evaluate=_cast,
+       bound=lambda op, a: bounds.round_explicit(op.attributes["dtype"], a),
+       lower=Lowering(expression="{0}", integer="{0}"))
+
+
+def is_index(type_: Type) -> bool:
+    """Whether a value may serve as an index or a size: an integer scalar."""
+    return isinstance(type_, ScalarType) and type_.dtype.is_int
+
+
+INDEX = ScalarType(i64)

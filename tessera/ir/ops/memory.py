@@ -1,0 +1,197 @@
+"""Tile-level ops on references: windows of global tensors, per-program buffers, asynchronous copies and barriers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tessera.errors import SourceError
+from tessera.ir import bounds, values
+from tessera.ir.bounds import Bar, lift
+from tessera.ir.core import Op
+from tessera.ir.opdef import ASYNC, COLLECTIVE, PURE, REQUIRED, STRUCTURAL, TILE, Lowering, define
+from tessera.ir.ops.elementwise import is_index
+from tessera.ir.types import BufferType, ScalarType, TileType, TokenType, Type, ViewType, shape_text
+
+TILE_ONLY = frozenset((TILE,))
+TO_TARGET = Lowering(decomposed_by="lower_to_target")
+
+
+def expect_view(op: Op, operand: str) -> ViewType:
+    value = op.operand(operand)
+    if not isinstance(value.type, ViewType):
+        raise SourceError("TS203", f"'{operand}' of {op.name} must be a tensor in global memory, but "
+                                   f"'{value.name or '?'}' is not")
+    return value.type
+
+
+def expect_buffer(op: Op, operand: str) -> BufferType:
+    value = op.operand(operand)
+    if not isinstance(value.type, BufferType):
+        raise SourceError("TS203", f"'{operand}' of {op.name} must be a shared buffer, but '{value.name or '?'}' is not")
+    return value.type
+
+
+def _same_shape(op: Op, left: Any, right: Any, what: str) -> None:
+    if left.shape != right.shape:
+        raise SourceError("TS301", f"{what}: the shapes {shape_text(left.shape)} and {shape_text(right.shape)} differ")
+
+
+def _window_type(op: Op) -> tuple[Type, ...]:
+    source = expect_view(op, "view")
+    extents, kept = op.attributes["extents"], op.attributes["kept"]
+    if not len(op.operands) - 1 == len(extents) == len(kept) == len(source.shape):
+        raise SourceError("TS304", f"a window of a tensor {shape_text(source.shape)} needs {len(source.shape)} indices")
+    for offset in op.operands[1:]:
+        if not is_index(offset.type):
+            raise SourceError("TS203", f"the window offset '{offset.name or '?'}' is not an integer")
+    return (ViewType(tuple(e for e, keep in zip(extents, kept, strict=True) if keep), source.dtype),)
+
+
+def _window(op: Op, view: values.View, *offsets: Any) -> values.View:
+    moved = [np.asarray(o.r if isinstance(o, Bar) else o).astype(np.int64) for o in offsets]
+    return view.narrow(moved, op.attributes["extents"], op.attributes["kept"])
+
+
+define("window", "view *offsets", _window_type,
+       "the window of `extents` at `offsets`, an index per axis; axes that are not `kept` have extent 1 and are dropped",
+       PURE, attributes={"extents": REQUIRED, "kept": REQUIRED}, evaluate=_window, lower=Lowering(template="window"))
+
+
+def _load_type(op: Op) -> tuple[Type, ...]:
+    view = expect_view(op, "view")
+    return (TileType(view.shape, view.dtype) if view.shape else ScalarType(view.dtype),)
+
+
+define("load", "view", _load_type, "the view's elements, zero outside its tensor; a scalar for a view without axes",
+       STRUCTURAL, effects={"view": "reads"}, levels=TILE_ONLY, evaluate=lambda op, view: view.load(), lower=TO_TARGET)
+
+
+def _store_type(op: Op) -> tuple[Type, ...]:
+    view, tile = expect_view(op, "view"), op.operand("value").type
+    if not isinstance(tile, TileType):
+        raise SourceError("TS203", "a store takes a tile")
+    _same_shape(op, view, tile, "a store of a tile to a window")
+    return ()
+
+
+define("store", "view value", _store_type, "rounds a tile to the tensor's dtype and writes what lies inside the tensor",
+       STRUCTURAL, effects={"view": "writes"}, levels=TILE_ONLY, evaluate=lambda op, view, value: view.store(value),
+       lower=TO_TARGET)
+
+define("alloc_shared", "", lambda op: (BufferType(tuple(op.attributes["shape"]), op.attributes["dtype"]),),
+       "a logical buffer of the program, undefined until written; where it lives is the compiler's choice",
+       attributes={"shape": REQUIRED, "dtype": REQUIRED, "swizzle": "none"}, levels=TILE_ONLY, lower=TO_TARGET)
+
+
+def _copy_type(op: Op) -> tuple[Type, ...]:
+    buffer, view = expect_buffer(op, "buffer"), expect_view(op, "view")
+    _same_shape(op, buffer, view, f"copy into '{op.operand('buffer').name}'")
+    if buffer.dtype != view.dtype:
+        raise SourceError("TS204", f"copy into '{op.operand('buffer').name}' of {buffer.dtype.name} from a tensor of "
+                                   f"{view.dtype.name}: an asynchronous copy does not convert")
+    return (TokenType(),)
+
+
+def check_landed(buffer: values.Buffer, name: str) -> None:
+    """Raises SourceError TS502 while a copy into `buffer` is in flight."""
+    if any(not token.done for token in buffer.in_flight):
+        raise SourceError("TS502", f"'{name}' is used while an asynchronous copy into it is in flight")
+    buffer.in_flight.clear()
+
+
+def write_window(buffer: values.Buffer, index: tuple[Any, ...], value: Any) -> None:
+    """Writes a tile, rounded to the buffer's dtype, and marks the elements defined."""
+    if isinstance(value, Bar):
+        value = bounds.round_explicit(buffer.dtype, value)
+        buffer.data.r[index], buffer.data.e[index] = value.r, value.e
+    else:
+        from tessera.dtypes import round_to
+        buffer.data[index] = round_to(buffer.dtype, value)
+    buffer.defined[index] = True
+
+
+def whole(buffer: values.Buffer) -> tuple[Any, ...]:
+    return (slice(None),) * buffer.defined.ndim
+
+
+def _copy(op: Op, buffer: values.Buffer, view: values.View) -> values.Token:
+    check_landed(buffer, op.operand("buffer").name)
+    token = values.Token(lambda: write_window(buffer, whole(buffer), view.load()))
+    buffer.in_flight.append(token)
+    return token
+
+
+define("copy_async", "buffer view", _copy_type,
+       "starts copying a window into a buffer of its shape and dtype, zero outside the tensor; done at the wait",
+       ASYNC, effects={"buffer": "writes", "view": "reads"}, attributes={"bypass_l1": False}, levels=TILE_ONLY,
+       evaluate=_copy, lower=TO_TARGET)
+
+
+def _tokens(op: Op) -> tuple[Type, ...]:
+    for value in op.operands:
+        if not isinstance(value.type, TokenType):
+            raise SourceError("TS203", f"{op.name} takes tokens")
+    return ()
+
+
+define("wait", "*tokens", _tokens, "completes the asynchronous ops of `tokens`", levels=TILE_ONLY,
+       evaluate=lambda op, *tokens: [token.wait() for token in tokens] and None, lower=TO_TARGET)
+
+
+def _read_type(op: Op) -> tuple[Type, ...]:
+    buffer, extents = expect_buffer(op, "buffer"), op.attributes["extents"]
+    if extents is None and len(op.operands) == 1:
+        return (TileType(buffer.shape, buffer.dtype),)
+    if extents is None or len(op.operands) - 1 != len(extents) or len(extents) != len(buffer.shape):
+        raise SourceError("TS304", f"a window of a buffer {shape_text(buffer.shape)} needs an offset and an extent per axis")
+    return (TileType(tuple(extents), buffer.dtype),)
+
+
+def read_buffer(op: Op, buffer: values.Buffer, offsets: tuple[Any, ...], extents: tuple[int, ...] | None) -> Any:
+    name = op.operand("buffer").name
+    check_landed(buffer, name)
+    try:
+        index = whole(buffer) if extents is None else buffer.window([np.asarray(o.r if isinstance(o, Bar) else o).astype(
+            np.int64) for o in offsets], extents)
+    except IndexError as error:
+        raise SourceError("TS504", f"a window of '{name}' leaves it: {error}") from None
+    if not buffer.defined[index].all():
+        raise SourceError("TS503", f"'{name}' is read before all of its elements are written")
+    return lift(lambda x: x[index], buffer.data)
+
+
+define("read", "buffer *offsets", _read_type, "a buffer's elements, or its window of `extents` at `offsets`", STRUCTURAL,
+       effects={"buffer": "reads"}, attributes={"extents": None}, levels=TILE_ONLY,
+       evaluate=lambda op, buffer, *offsets: read_buffer(op, buffer, offsets, op.attributes["extents"]), lower=TO_TARGET)
+
+
+def _write_type(op: Op) -> tuple[Type, ...]:
+    buffer, tile = expect_buffer(op, "buffer"), op.operand("value").type
+    if not isinstance(tile, TileType):
+        raise SourceError("TS203", "a write takes a tile")
+    if len(op.operands) == 2:
+        _same_shape(op, buffer, tile, f"write to '{op.operand('buffer').name}'")
+    elif len(op.operands) - 2 != len(buffer.shape) or len(tile.shape) != len(buffer.shape):
+        raise SourceError("TS304", f"a window of a buffer {shape_text(buffer.shape)} needs an offset per axis")
+    return ()
+
+
+def _write(op: Op, buffer: values.Buffer, value: Any, *offsets: Any) -> None:
+    name = op.operand("buffer").name
+    check_landed(buffer, name)
+    try:
+        index = buffer.window([np.asarray(o.r if isinstance(o, Bar) else o).astype(np.int64) for o in offsets],
+                              value.shape[1:]) if offsets else whole(buffer)
+    except IndexError as error:
+        raise SourceError("TS504", f"a window of '{name}' leaves it: {error}") from None
+    write_window(buffer, index, value)
+
+
+define("write", "buffer value *offsets", _write_type,
+       "rounds a tile to the buffer's dtype and writes it, whole or at `offsets`", STRUCTURAL,
+       effects={"buffer": "writes"}, levels=TILE_ONLY, evaluate=_write, lower=TO_TARGET)
+
+define("barrier", "", lambda op: (), "waits for every thread of the block; at Tile level it orders nothing that is not "
+       "ordered already", COLLECTIVE, evaluate=lambda op: None, lower=Lowering(template="barrier"))

@@ -1,0 +1,181 @@
+"""Ops that make, reshape, reduce and multiply tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tessera.dtypes import bf16, f32, i64, round_to
+from tessera.errors import SourceError
+from tessera.ir import bounds, numeric
+from tessera.ir.bounds import Bar, lift
+from tessera.ir.core import Op, Value
+from tessera.ir.opdef import CONSTANT, PURE, REQUIRED, STRUCTURAL, TARGET, TILE, Lowering, define
+from tessera.ir.types import ScalarType, TileType, Type, shape_text
+
+
+def expect_tile(op: Op, operand: str) -> TileType:
+    value = op.operand(operand)
+    if not isinstance(value.type, TileType):
+        raise SourceError("TS203", f"'{operand}' of {op.name} must be a tile, but '{value.name or '?'}' is not")
+    return value.type
+
+
+define("constant", "", lambda op: (ScalarType(op.attributes["dtype"], op.attributes["weak"]),),
+       "a number known at compile time; weak when it is a Python literal", PURE, CONSTANT,
+       attributes={"value": REQUIRED, "dtype": f32, "weak": False},
+       evaluate=lambda op: round_to(op.attributes["dtype"], np.array([op.attributes["value"]])),
+       lower=Lowering(template="constant"))
+
+define("size", "", lambda op: (ScalarType(i64),), "the value of a size over the kernel's dims", PURE,
+       attributes={"size": REQUIRED}, lower=Lowering(template="size"))
+
+define("program_id", "", lambda op: (ScalarType(i64),),
+       "index of the program along a grid axis, times `scale` (a coarsened grid launches every scale-th id)", PURE,
+       attributes={"axis": REQUIRED, "scale": 1}, lower=Lowering(template="program_id"))
+
+
+def _full_type(op: Op) -> tuple[Type, ...]:
+    return (TileType(tuple(op.attributes["shape"]), op.attributes["dtype"], op.attributes["layout"]),)
+
+
+def _full(op: Op, value: Any) -> Any:
+    type_ = op.result.type
+    return lift(lambda x: np.broadcast_to(x.reshape(-1, *(1,) * len(type_.shape)), (x.shape[0], *type_.shape)), value)
+
+
+define("full", "value", _full_type, "a tile with every element equal to the scalar `value`", PURE, STRUCTURAL,
+       attributes={"shape": REQUIRED, "dtype": REQUIRED, "layout": None}, evaluate=_full, lower=Lowering(template="full"))
+
+
+def _broadcast_type(op: Op) -> tuple[Type, ...]:
+    source, shape = expect_tile(op, "a"), tuple(op.attributes["shape"])
+    fits = len(source.shape) == len(shape) and all(s in (1, t) for s, t in zip(source.shape, shape, strict=True))
+    if not fits:
+        raise SourceError("TS301", f"a tile {shape_text(source.shape)} does not broadcast to {shape_text(shape)}")
+    return (TileType(shape, source.dtype, op.attributes["layout"]),)
+
+
+define("broadcast", "a", _broadcast_type, "a with its axes of size 1 repeated to `shape`", PURE, STRUCTURAL,
+       attributes={"shape": REQUIRED, "layout": None},
+       evaluate=lambda op, a: lift(lambda x: np.broadcast_to(x, (x.shape[0], *op.result.type.shape)), a),
+       lower=Lowering(template="broadcast"))
+
+
+def _reshape_type(op: Op) -> tuple[Type, ...]:
+    source, shape = expect_tile(op, "a"), tuple(op.attributes["shape"])
+    count: Any = 1
+    for size in source.shape:
+        count = count * size
+    for size in shape:
+        count = count // size if isinstance(count, int) and isinstance(size, int) and size and count % size == 0 else (
+            count - size if count == size else count)
+    if isinstance(count, int) and count not in (0, 1):
+        raise SourceError("TS301", f"a tile {shape_text(source.shape)} cannot be reshaped to {shape_text(shape)}")
+    return (TileType(shape, source.dtype),)
+
+
+define("reshape", "a", _reshape_type, "the elements of a in row-major order under another shape", PURE, STRUCTURAL,
+       attributes={"shape": REQUIRED}, levels=frozenset((TILE,)),
+       evaluate=lambda op, a: lift(lambda x: x.reshape(x.shape[0], *op.result.type.shape), a),
+       lower=Lowering(decomposed_by="lower_to_target"))
+
+
+def _transpose_type(op: Op) -> tuple[Type, ...]:
+    source = expect_tile(op, "a")
+    if len(source.shape) < 2:
+        raise SourceError("TS304", f"transpose takes a tile of at least two axes, not {shape_text(source.shape)}")
+    return (TileType((*source.shape[:-2], source.shape[-1], source.shape[-2]), source.dtype),)
+
+
+define("transpose", "a", _transpose_type, "a with its last two axes exchanged", PURE, STRUCTURAL,
+       levels=frozenset((TILE,)), evaluate=lambda op, a: lift(lambda x: np.swapaxes(x, -1, -2), a),
+       lower=Lowering(decomposed_by="lower_to_target"))
+
+
+def negative_axis(op: Op, rank: int) -> int:
+    axis = op.attributes["axis"]
+    if not -rank <= axis < rank:
+        raise SourceError("TS304", f"axis {axis} is outside a tile of {rank} axes")
+    return axis if axis < 0 else axis - rank
+
+
+def _reduce_type(op: Op) -> tuple[Type, ...]:
+    source = expect_tile(op, "a")
+    axis = negative_axis(op, len(source.shape)) + len(source.shape)
+    shape = (*source.shape[:axis], 1, *source.shape[axis + 1:])
+    return (TileType(shape, source.dtype, source.layout.slice(axis) if source.layout is not None else None),)
+
+
+def _declare_reduction(name: str, doc: str, function: Callable[..., Any], bound: Callable[..., Bar]) -> None:
+    def evaluate(op: Op, a: Any) -> Any:
+        return round_to(op.result.type.dtype, function(a, axis=negative_axis(op, a.ndim - 1)))
+
+    def bar(op: Op, a: Bar) -> Bar:
+        return bound(op, a, axis=negative_axis(op, a.r.ndim - 1))
+
+    define(name, "a", _reduce_type, doc, PURE, attributes={"axis": REQUIRED}, evaluate=evaluate, bound=bar,
+           lower=Lowering(template="reduce"))
+
+
+_declare_reduction("reduce_sum", "sum along `axis`, kept with size 1, in f32", numeric.reduce_sum, bounds.reduce_sum)
+_declare_reduction("reduce_max", "maximum along `axis`, kept with size 1; NaN when any element is", numeric.reduce_max,
+                   bounds.reduce_extremum(np.max))
+_declare_reduction("reduce_min", "minimum along `axis`, kept with size 1; NaN when any element is", numeric.reduce_min,
+                   bounds.reduce_extremum(np.min))
+
+
+def _mma_type(op: Op) -> tuple[Type, ...]:
+    a, b = expect_tile(op, "a"), expect_tile(op, "b")
+    if len(a.shape) != 2 or len(b.shape) != 2:
+        raise SourceError("TS304", f"mma takes tiles of two axes, not {shape_text(a.shape)} and {shape_text(b.shape)}")
+    if a.dtype != b.dtype or a.dtype not in (bf16, f32):
+        raise SourceError("TS204", f"mma takes two tiles of bf16 or two of f32, not {a.dtype.name} and {b.dtype.name}")
+    m, k = reversed(a.shape) if op.attributes["transpose_a"] else a.shape
+    k_of_b, n = reversed(b.shape) if op.attributes["transpose_b"] else b.shape
+    if k != k_of_b:
+        raise SourceError("TS301", f"mma of {shape_text(a.shape)} and {shape_text(b.shape)}: the inner sizes {k} and "
+                                   f"{k_of_b} differ")
+    for acc in op.operands[2:]:
+        if not isinstance(acc.type, TileType) or acc.type.shape != (m, n) or acc.type.dtype != f32:
+            raise SourceError("TS301", f"the accumulator of this mma must be an f32 tile {shape_text((m, n))}")
+    layout = op.operands[2].type.layout if len(op.operands) > 2 else None
+    return (TileType((m, n), f32, layout),)
+
+
+def k_block(op: Op) -> int:
+    """How many products the matrix unit sums before it rounds into the accumulator: 16 for 16-bit operands, 8 for f32."""
+    return 16 if op.operands[0].type.dtype.bits == 16 else 8
+
+
+def _mma_operands(op: Op, a: Any, b: Any) -> tuple[Any, Any]:
+    a = lift(lambda x: np.swapaxes(x, -1, -2), a) if op.attributes.get("transpose_a") else a
+    b = lift(lambda x: np.swapaxes(x, -1, -2), b) if op.attributes.get("transpose_b") else b
+    return a, b
+
+
+def mma_evaluate(op: Op, a: Any, b: Any, acc: Any = None) -> Any:
+    a, b = _mma_operands(op, a, b)
+    start = np.zeros((1, a.shape[-2], b.shape[-1]), np.float32) if acc is None else acc
+    return numeric.matmul(a, b, start, k_block(op))
+
+
+def mma_bound(op: Op, a: Bar, b: Bar, acc: Bar | None = None) -> Bar:
+    a, b = _mma_operands(op, a, b)
+    return bounds.matmul(a, b, acc, k_block(op))
+
+
+define("mma", "a b *acc", _mma_type, "acc + a @ b, accumulated in f32; bf16 on tensor cores, f32 in true f32", PURE,
+       attributes={"transpose_a": False, "transpose_b": False}, levels=frozenset((TILE,)), evaluate=mma_evaluate,
+       bound=mma_bound, lower=Lowering(decomposed_by="lower_to_target"))
+
+
+def tile_of(value: Value) -> TileType:
+    """The type of a value that an earlier check showed to be a tile."""
+    assert isinstance(value.type, TileType), value
+    return value.type
+
+
+__all__ = ["TARGET", "k_block", "mma_bound", "mma_evaluate", "negative_axis", "tile_of"]

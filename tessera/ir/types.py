@@ -1,0 +1,104 @@
+"""Types of IR values. Shapes hold `Size`s (int or symbolic); layouts appear at Target level only.
+
+Text forms, which the parser reads back: `f32`, `weak f32`, `tile<[128, D], bf16>`, `tile<[128, 64], f32, #L0>`,
+`buffer<[128, D], bf16>`, `buffer<[128, 64], bf16, #S0>`, `view<[B, S, D], bf16>`, `token`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
+
+from tessera.dtypes import DType
+from tessera.ir.dims import Size, substitute, to_text
+
+if TYPE_CHECKING:
+    from tessera.ir.layout import RegisterLayout, SharedLayout
+
+Shape = tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class ScalarType:
+    """One number per program. `weak` marks a Python literal, which never widens the dtype of a result."""
+
+    dtype: DType
+    weak: bool = False
+
+
+@dataclass(frozen=True)
+class TileType:
+    """An SSA tile, a value of every program. `layout` places its elements in registers (Target IR)."""
+
+    shape: Shape
+    dtype: DType
+    layout: RegisterLayout | None = None
+
+
+@dataclass(frozen=True)
+class BufferType:
+    """A reference to a per-program buffer. `layout` places it in shared memory (Target IR)."""
+
+    shape: Shape
+    dtype: DType
+    layout: SharedLayout | None = None
+
+
+@dataclass(frozen=True)
+class ViewType:
+    """A reference to global memory: a kernel parameter or a window of one. Outside its tensor it reads as zero."""
+
+    shape: Shape
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class TokenType:
+    """Proof that an asynchronous op was issued; `wait` consumes it."""
+
+
+Type = Union[ScalarType, TileType, BufferType, ViewType, TokenType]
+ShapedType = (TileType, BufferType, ViewType)
+
+
+def shape_of(type_: Type) -> Shape:
+    """The shape, `()` for a scalar. Raises TypeError for a token."""
+    if isinstance(type_, ScalarType):
+        return ()
+    if isinstance(type_, ShapedType):
+        return type_.shape
+    raise TypeError("a token has no shape")
+
+
+def dtype_of(type_: Type) -> DType:
+    if isinstance(type_, TokenType):
+        raise TypeError("a token has no dtype")
+    return type_.dtype
+
+
+def shape_text(shape: Shape) -> str:
+    return "[" + ", ".join(to_text(size) for size in shape) + "]"
+
+
+def type_text(type_: Type, layout_name: dict[object, str] | None = None) -> str:
+    """The text of a type; `layout_name` maps a layout to its alias (without it, layouts print in full in quotes)."""
+    if isinstance(type_, TokenType):
+        return "token"
+    if isinstance(type_, ScalarType):
+        return f"weak {type_.dtype.name}" if type_.weak else type_.dtype.name
+    kind = {TileType: "tile", BufferType: "buffer", ViewType: "view"}[type(type_)]
+    text = f"{kind}<{shape_text(type_.shape)}, {type_.dtype.name}"
+    layout = getattr(type_, "layout", None)
+    if layout is not None:
+        text += ", " + (layout_name[layout] if layout_name is not None else f'"{layout}"')
+    return text + ">"
+
+
+def substitute_type(type_: Type, values: dict[str, Size]) -> Type:
+    """The same type with dim symbols replaced."""
+    if not isinstance(type_, ShapedType):
+        return type_
+    shape = tuple(substitute(size, values) for size in type_.shape)
+    if isinstance(type_, ViewType):
+        return ViewType(shape, type_.dtype)
+    return type(type_)(shape, type_.dtype, type_.layout)  # type: ignore[arg-type]

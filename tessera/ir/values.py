@@ -1,0 +1,165 @@
+"""Run-time values of the interpreters: tensors, views, buffers and tokens. Tiles and scalars are plain arrays.
+
+Every array has a leading axis that counts programs of the grid (size 1 when all programs share the value). In reference mode
+an array is a `Bar` instead; the classes here hold either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tessera.dtypes import DType, from_storage, to_storage
+from tessera.ir import bounds
+from tessera.ir.bounds import Bar
+
+Array = np.ndarray
+
+
+@dataclass(eq=False)
+class Tensor:
+    """Global memory behind a parameter: an array of the storage dtype, or a `Bar` of the same shape in reference mode."""
+
+    data: Any
+    dtype: DType
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    def read(self, index: tuple[Array, ...]) -> Any:
+        if isinstance(self.data, Bar):
+            return self.data.map(lambda x: x[index])
+        return from_storage(self.dtype, self.data[index])
+
+    def write(self, index: tuple[Array, ...], value: Any) -> None:
+        if isinstance(self.data, Bar):
+            rounded = bounds.round_explicit(self.dtype, value)
+            self.data.r[index], self.data.e[index] = rounded.r, rounded.e
+        else:
+            self.data[index] = to_storage(self.dtype, value)
+
+
+@dataclass(eq=False)
+class View:
+    """A window of a tensor: per tensor axis an offset per program (int64, [P]) and an extent; dropped axes are not in tiles."""
+
+    tensor: Tensor
+    offsets: tuple[Array, ...]
+    extents: tuple[int, ...]
+    kept: tuple[bool, ...]
+
+    @staticmethod
+    def whole(tensor: Tensor) -> View:
+        zero = np.zeros(1, np.int64)
+        return View(tensor, (zero,) * len(tensor.shape), tuple(tensor.shape), (True,) * len(tensor.shape))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(extent for extent, keep in zip(self.extents, self.kept, strict=True) if keep)
+
+    def narrow(self, offsets: list[Array], extents: tuple[int, ...], kept: tuple[bool, ...]) -> View:
+        """A window of this view; `offsets` has an entry per kept axis."""
+        new_offsets, new_extents, new_kept = [], [], []
+        rest = iter(zip(offsets, extents, kept, strict=True))
+        for offset, extent, keep in zip(self.offsets, self.extents, self.kept, strict=True):
+            if keep:
+                shift, extent, keep = next(rest)
+                offset = offset + shift
+            new_offsets.append(offset)
+            new_extents.append(extent)
+            new_kept.append(keep)
+        return View(self.tensor, tuple(new_offsets), tuple(new_extents), tuple(new_kept))
+
+    def _index(self) -> tuple[tuple[Array, ...], Array]:
+        """Tensor indices of every element and where they are inside the tensor, both [P, *extents]."""
+        rank = len(self.extents)
+        index, inside = [], np.ones((1,) * (rank + 1), bool)
+        for axis, (offset, extent, limit) in enumerate(zip(self.offsets, self.extents, self.tensor.shape, strict=True)):
+            shape = [1] * (rank + 1)
+            shape[0], shape[axis + 1] = len(offset), extent
+            position = (offset[:, None] + np.arange(extent)).reshape(shape)
+            inside = inside & (position >= 0) & (position < limit)
+            index.append(position)
+        return tuple(index), inside
+
+    def load(self) -> Any:
+        """The elements as a tile [P, *shape], zero outside the tensor."""
+        index, inside = self._index()
+        programs = max(len(offset) for offset in self.offsets) if self.offsets else 1
+        tile_shape = (programs, *self.shape)
+        if 0 in self.tensor.shape:
+            zeros = np.zeros(tile_shape, self.dtype.carrier)
+            return Bar(zeros.astype(np.float64), zeros.astype(np.float64)) if isinstance(self.tensor.data, Bar) else zeros
+        clipped = tuple(np.clip(i, 0, limit - 1) for i, limit in zip(index, self.tensor.shape, strict=True))
+        full = (programs, *self.extents)
+
+        def mask(x: Array) -> Array:
+            return np.where(inside, x, x.dtype.type(0)) if x.shape == full else np.where(
+                inside, np.broadcast_to(x, full), x.dtype.type(0))
+        return bounds.lift(lambda x: mask(x).reshape(tile_shape), self.tensor.read(clipped))
+
+    def store(self, tile: Any) -> None:
+        """Writes [P, *shape] where it lies inside the tensor; of programs that overlap, the last one stays."""
+        index, inside = self._index()
+        programs = max([len(offset) for offset in self.offsets] + [tile.shape[0]])
+        full = (programs, *self.extents)
+        inside = np.broadcast_to(inside, full)
+        chosen = tuple(np.broadcast_to(i, full)[inside] for i in index)
+
+        def pick(x: Array) -> Array:
+            expanded = np.broadcast_to(x, (programs, *x.shape[1:])).reshape(full)
+            return expanded[inside]
+        self.tensor.write(chosen, bounds.lift(pick, tile))
+
+    @property
+    def dtype(self) -> DType:
+        return self.tensor.dtype
+
+
+@dataclass(eq=False)
+class Buffer:
+    """A per-program buffer [P, *shape]. `defined` marks written elements; `in_flight` holds copies not yet waited for."""
+
+    dtype: DType
+    data: Any
+    defined: Array
+    in_flight: list[Token] = field(default_factory=list)
+
+    @staticmethod
+    def new(programs: int, shape: tuple[int, ...], dtype: DType, reference: bool) -> Buffer:
+        full = (programs, *shape)
+        if reference:
+            data: Any = Bar(np.full(full, np.nan), np.zeros(full))
+        else:
+            data = np.full(full, np.nan, dtype.carrier) if dtype.is_float else np.zeros(full, dtype.carrier)
+        return Buffer(dtype, data, np.zeros(full, bool))
+
+    def window(self, offsets: list[Array], extents: tuple[int, ...]) -> tuple[Array, ...]:
+        """Index arrays [P, *extents] of a window. Raises IndexError when it leaves the buffer."""
+        rank = len(extents)
+        programs = np.arange(self.defined.shape[0]).reshape((-1, *(1,) * rank))
+        index = [programs]
+        for axis, (offset, extent) in enumerate(zip(offsets, extents, strict=True)):
+            if np.any(offset < 0) or np.any(offset + extent > self.defined.shape[axis + 1]):
+                raise IndexError(f"axis {axis}: offset {int(offset.max())} + {extent} of {self.defined.shape[axis + 1]}")
+            shape = [1] * (rank + 1)
+            shape[0], shape[axis + 1] = len(offset), extent
+            index.append((offset[:, None] + np.arange(extent)).reshape(shape))
+        return tuple(index)
+
+
+@dataclass(eq=False)
+class Token:
+    """An asynchronous op: `complete` makes its data land, once."""
+
+    complete: Callable[[], None]
+    done: bool = False
+
+    def wait(self) -> None:
+        if not self.done:
+            self.done = True
+            self.complete()

@@ -1,0 +1,99 @@
+"""A compiled kernel as plain data: what a launcher, a cache or another process needs, and nothing that executes.
+
+A launch passes its kernel, in this order: a pointer per tensor parameter, the value of every dynamic size the kernel reads as
+int64, then run-time scalars (`int` as int64, `float` as f32).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from tessera.errors import SourceError
+from tessera.ir.dims import Size, parse, to_text
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of the kernel as the author declared it. `kind`: "tensor" or "scalar"; `role`: "in", "out", "inout".
+
+    `shape` holds sizes over dim symbols (named dims, or `<parameter>.<axis>` for undeclared ones). `alignment` is the least
+    byte alignment of the base address that the code was compiled for.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[Size, ...] = ()
+    role: str = "in"
+    alignment: int = 16
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a launch: "pointer" or "scalar" of the parameter `name`, or the "size" `size`."""
+
+    kind: str
+    name: str = ""
+    size: Size = 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: str
+    grid: tuple[Size, ...]
+    threads: int
+    shared_bytes: int
+    arguments: tuple[Argument, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """`static` binds dims compiled into the code, `divisors` what the code assumes to divide a dynamic dim (guards)."""
+
+    name: str
+    arch: str
+    parameters: tuple[Parameter, ...]
+    dims: tuple[str, ...]
+    static: dict[str, int]
+    divisors: dict[str, int]
+    launches: tuple[Launch, ...]
+    cuda: str
+    cubin: bytes = b""
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> str:
+        data = {name: getattr(self, name) for name in ("name", "arch", "dims", "static", "divisors", "cuda", "notes")}
+        data["schema"] = SCHEMA
+        data["cubin"] = base64.b64encode(self.cubin).decode()
+        data["parameters"] = [{**vars(p), "shape": [to_text(s) for s in p.shape]} for p in self.parameters]
+        data["launches"] = [{**vars(x), "grid": [to_text(s) for s in x.grid],
+                             "arguments": [{**vars(a), "size": to_text(a.size)} for a in x.arguments]}
+                            for x in self.launches]
+        return json.dumps(data, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Program:
+        """Raises SourceError TS702 for text of another schema or no program at all."""
+        try:
+            data = json.loads(text)
+            if data.pop("schema") != SCHEMA:
+                raise ValueError("another schema")
+            launches = tuple(Launch(x["kernel"], _sizes(x["grid"]), x["threads"], x["shared_bytes"],
+                                    tuple(Argument(a["kind"], a["name"], parse(str(a["size"]))) for a in x["arguments"]))
+                             for x in data.pop("launches"))
+            parameters = tuple(Parameter(**{**p, "shape": _sizes(p["shape"])}) for p in data.pop("parameters"))
+            cubin = base64.b64decode(data.pop("cubin"))
+            return Program(**{**data, "dims": tuple(data["dims"]), "notes": tuple(data["notes"])}, parameters=parameters,
+                           launches=launches, cubin=cubin)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SourceError("TS702", f"this is not a Tessera program of schema {SCHEMA}: {error}") from None
+
+
+def _sizes(texts: list[Any]) -> tuple[Size, ...]:
+    return tuple(parse(str(text)) for text in texts)
+

@@ -1,0 +1,261 @@
+"""Tensor-core instructions as data: their shapes, and which lane holds which element in which register.
+
+The layouts are those of the figures "Matrix Fragments for mma.m16n8k16 / mma.m16n8k8" of the PTX ISA.  An operand's
+coordinates are as in mathematics: A is (m, k), B is (k, n), C is (m, n).  A register of a layout is one element; where
+elements are 16 bits wide, two of them share a 32-bit register: element register = 2 * (32-bit register) + half.
+
+A block-level layout places these atoms over a CTA of wm * wn warps, warp = warp_row + warp_column * wm.  Atoms are
+interleaved over the warps, so that the padding of a ragged extent is at most one atom for each warp.  Registers are
+grouped by atom: register = atom.registers * (i * count of j + j) + register of the atom, for atom row i and atom
+column j of the warp, so an emitter may loop over atoms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+from tessera.ir.layout import LANES, LinearLayout, RegisterLayout
+from tessera.ir.layout_linear import bit_count, power_of_two_above
+
+__all__ = [
+    "M16N8K8_TF32",
+    "M16N8K16_BF16",
+    "M16N8K16_F16",
+    "MMA_ATOMS",
+    "FmaLayouts",
+    "MmaAtom",
+    "accumulator_layout",
+    "atom_counts",
+    "atom_origin",
+    "fma_layouts",
+    "mma_mismatch",
+    "operand_a_layout",
+    "operand_b_layout",
+    "pairs_columns",
+]
+
+
+def _fragment(registers: Sequence[tuple[int, int]], four_axis: int, four_step: int) -> LinearLayout:
+    """lane % 4 steps `four_step` along `four_axis`, lane / 4 steps 1 along the other axis."""
+    steps = [four_step, 2 * four_step], [1, 2, 4]
+    along_rows, along_columns = steps if four_axis == 0 else steps[::-1]
+    rows, columns = [(step, 0) for step in along_rows], [(0, step) for step in along_columns]
+    return LinearLayout.of(2, register=registers, lane=rows + columns if four_axis == 0 else columns + rows)
+
+
+@dataclass(frozen=True)
+class MmaAtom:
+    """One mma.sync instruction: D(m, n) = A(m, k) * B(k, n) + C(m, n), accumulated in f32.
+
+    `a`, `b`, `c` map (register, lane) to coordinates, one register per element; `operand_bits` is the width of an
+    element of A and B.
+    """
+
+    name: str
+    operand: str
+    operand_bits: int
+    m: int
+    n: int
+    k: int
+    a: LinearLayout
+    b: LinearLayout
+    c: LinearLayout
+
+    @property
+    def instruction(self) -> str:
+        return f"mma.sync.aligned.{self.name}.row.col.f32.{self.operand}.{self.operand}.f32"
+
+    @property
+    def a_words(self) -> int:
+        """32-bit registers of A in one thread."""
+        return self.a.size("register") * self.operand_bits // 32
+
+    @property
+    def b_words(self) -> int:
+        return self.b.size("register") * self.operand_bits // 32
+
+    @property
+    def c_words(self) -> int:
+        return self.c.size("register")
+
+
+# c0, c1: row lane/4, columns (lane%4)*2 + {0, 1}; c2, c3: 8 rows below.
+_C_M16N8 = _fragment(registers=[(0, 1), (8, 0)], four_axis=1, four_step=2)
+
+
+def _m16n8k16(operand: str) -> MmaAtom:
+    return MmaAtom(
+        name="m16n8k16",
+        operand=operand,
+        operand_bits=16,
+        m=16,
+        n=8,
+        k=16,
+        # a0, a1: row lane/4, k (lane%4)*2 + {0, 1}; a2, a3: row + 8; a4, a5: k + 8; a6, a7: both.
+        a=_fragment(registers=[(0, 1), (8, 0), (0, 8)], four_axis=1, four_step=2),
+        # b0, b1: k (lane%4)*2 + {0, 1}, column lane/4; b2, b3: k + 8.
+        b=_fragment(registers=[(1, 0), (8, 0)], four_axis=0, four_step=2),
+        c=_C_M16N8,
+    )
+
+
+M16N8K16_BF16 = _m16n8k16("bf16")
+M16N8K16_F16 = _m16n8k16("f16")
+M16N8K8_TF32 = MmaAtom(
+    name="m16n8k8",
+    operand="tf32",
+    operand_bits=32,
+    m=16,
+    n=8,
+    k=8,
+    # a0: row lane/4, k lane%4; a1: row + 8; a2: k + 4; a3: both.
+    a=_fragment(registers=[(8, 0), (0, 4)], four_axis=1, four_step=1),
+    # b0: k lane%4, column lane/4; b1: k + 4.
+    b=_fragment(registers=[(4, 0)], four_axis=0, four_step=1),
+    c=_C_M16N8,
+)
+
+MMA_ATOMS: dict[str, MmaAtom] = {atom.operand: atom for atom in (M16N8K16_BF16, M16N8K16_F16, M16N8K8_TF32)}
+
+
+# Block-level layouts ------------------------------------------------------------------------------------------------
+
+
+def pairs_columns(columns: int, warp_columns: int, atom: MmaAtom = M16N8K16_BF16) -> bool:
+    """Whether a warp holds its n8 atoms in adjacent pairs, which lets one ldmatrix.x4 load B for two of them.
+
+    So it is wherever pairs need no more padding than single atoms: 128 columns, but not 100 (13 atoms).
+    """
+    single, pair = atom.n * warp_columns, 2 * atom.n * warp_columns
+    return -columns % pair == -columns % single
+
+
+def _place(
+    atom: LinearLayout, shape: Sequence[int], warps: tuple[int, int], along_m: bool, along_n: bool, pair: bool
+) -> RegisterLayout:
+    """Repeat an atom: its pair along axis 1, then warps along the axes that they divide, then repeats."""
+    block = atom.product(LinearLayout.of(2, register=[(0, 1)])) if pair else atom
+    rows, columns = (bit_count(count) for count in warps)
+    warp_bits = [(1 << bit if along_m else 0, 0) for bit in range(rows)]
+    warp_bits += [(0, 1 << bit if along_n else 0) for bit in range(columns)]
+    block = block.product(LinearLayout.of(2, warp=warp_bits))
+    if min(shape) < 1:
+        raise ValueError(f"shape {tuple(shape)} has an empty axis")
+    repeats = tuple(-(-extent // step) for extent, step in zip(shape, block.shape, strict=True))
+    return RegisterLayout(block, repeats)
+
+
+def accumulator_layout(shape: tuple[int, int], warps: tuple[int, int], atom: MmaAtom = M16N8K16_BF16) -> RegisterLayout:
+    """C of (M, N) over wm * wn warps: f32, register = 4 * (i * nj + j) + e with e = 0..3 for c0..c3 of the atom."""
+    return _place(atom.c, shape, warps, True, True, pairs_columns(shape[1], warps[1], atom))
+
+
+def operand_a_layout(shape: tuple[int, int], warps: tuple[int, int], atom: MmaAtom = M16N8K16_BF16) -> RegisterLayout:
+    """A of (M, K) over the same warps: every warp column holds a copy.  Atom (i, j) is row block i, k-step j."""
+    return _place(atom.a, shape, warps, True, False, False)
+
+
+def operand_b_layout(shape: tuple[int, int], warps: tuple[int, int], atom: MmaAtom = M16N8K16_BF16) -> RegisterLayout:
+    """B of (K, N) over the same warps: every warp row holds a copy.  Atom (i, j) is k-step i, column block j."""
+    return _place(atom.b, shape, warps, False, True, pairs_columns(shape[1], warps[1], atom))
+
+
+def atom_counts(layout: RegisterLayout, atom: LinearLayout) -> tuple[int, int]:
+    """How many atoms one warp holds along each axis: (mi, nj) for C, (mi, k-steps) for A, (k-steps, nj) for B.
+
+    `atom` is the field of MmaAtom (`a`, `b` or `c`) that `layout` was made from.
+    """
+    return layout.repeats[0], layout.repeats[1] * (layout.block_registers // atom.size("register"))
+
+
+def atom_origin(layout: RegisterLayout, atom: LinearLayout, i: int, j: int, warp: int) -> tuple[int, int]:
+    """The first coordinates of atom (i, j) of a warp."""
+    rows, columns = atom_counts(layout, atom)
+    if not (0 <= i < rows and 0 <= j < columns):
+        raise ValueError(f"atom ({i}, {j}) is outside the {rows} x {columns} atoms of a warp")
+    row, column = layout.coordinates(atom.size("register") * (i * columns + j), 0, warp)
+    return row, column
+
+
+def mma_mismatch(atom: MmaAtom, a: RegisterLayout, b: RegisterLayout, c: RegisterLayout) -> str | None:
+    """Why C += A * B cannot be a loop over this instruction, in one sentence; None when it can."""
+    for operand, layout, fragment in (("A", a, atom.a), ("B", b, atom.b), ("C", c, atom.c)):
+        registers, lanes = fragment.group("register"), fragment.group("lane")
+        if layout.block.group("register")[: len(registers)] != registers or layout.block.group("lane") != lanes:
+            return f"{operand} is not made of {atom.name} fragments: {layout}"
+    if not a.warps == b.warps == c.warps:
+        return f"A, B and C are spread over {a.warps}, {b.warps} and {c.warps} warps"
+    (rows, steps), (b_steps, columns) = atom_counts(a, atom.a), atom_counts(b, atom.b)
+    if (rows, columns) != atom_counts(c, atom.c):
+        return f"A and B make {rows} x {columns} atoms, C has {atom_counts(c, atom.c)}"
+    if steps != b_steps:
+        return f"A has {steps} steps along k, B has {b_steps}"
+    for warp in range(c.warps):
+        c_rows = [atom_origin(c, atom.c, i, 0, warp)[0] for i in range(rows)]
+        c_columns = [atom_origin(c, atom.c, 0, j, warp)[1] for j in range(columns)]
+        for i, j in product(range(rows), range(columns)):
+            if atom_origin(c, atom.c, i, j, warp) != (c_rows[i], c_columns[j]):
+                return f"the atoms of C in warp {warp} are not a grid"
+        for i, step in product(range(rows), range(steps)):
+            if atom_origin(a, atom.a, i, step, warp) != (c_rows[i], step * atom.k):
+                return f"warp {warp} holds C from row {c_rows[i]} but other rows of A"
+        for step, j in product(range(steps), range(columns)):
+            if atom_origin(b, atom.b, step, j, warp) != (step * atom.k, c_columns[j]):
+                return f"warp {warp} holds C from column {c_columns[j]} but other columns of B"
+    return None
+
+
+# Matrix products without tensor cores -------------------------------------------------------------------------------
+
+
+class FmaLayouts(NamedTuple):
+    """Layouts of C += A * B by f32 fused multiply-adds: the accumulator, and for one k, a column of A (M, 1) and a row
+    of B (1, N), each thread holding what its accumulators need."""
+
+    accumulator: RegisterLayout
+    a: RegisterLayout
+    b: RegisterLayout
+
+
+_FMA_VECTOR = 4
+_FMA_LANE_COLUMNS = 8
+_FMA_THREAD_ROWS = 8
+
+
+def fma_layouts(shape: tuple[int, int], warps: tuple[int, int]) -> FmaLayouts:
+    """Layouts of an (M, N) f32 accumulator over wm * wn warps, warp = warp_row + warp_column * wm.
+
+    A thread holds up to 8 rows of 4 consecutive columns in the block, and repeats.  A warp is 4 rows x 8 column
+    vectors of lanes.  Neighbouring rows are in neighbouring lanes, so the rows of A that a warp reads at once lie in
+    different banks.  Threads beyond a small tile hold replicas.
+    """
+    rows, columns = shape
+    if min(shape) < 1:
+        raise ValueError(f"shape {shape} has an empty axis")
+    block = [1, 1]
+    bases: dict[str, list[tuple[int, int]]] = {"register": [], "lane": [], "warp": []}
+
+    def add(name: str, axis: int | None) -> None:
+        bases[name].append((0, 0) if axis is None else (block[0], 0) if axis == 0 else (0, block[1]))
+        if axis is not None:
+            block[axis] *= 2
+
+    for _ in range(bit_count(min(_FMA_VECTOR, power_of_two_above(columns)))):
+        add("register", 1)
+    for bit in range(bit_count(LANES)):
+        open_axes = [axis for axis in (1, 0) if block[axis] < shape[axis]]
+        prefer_rows = bit >= bit_count(_FMA_LANE_COLUMNS) and 0 in open_axes
+        add("lane", 0 if prefer_rows else open_axes[0] if open_axes else None)
+    for axis, count in enumerate(warps):
+        for _ in range(bit_count(count)):
+            add("warp", axis if block[axis] < shape[axis] else None)
+    for _ in range(bit_count(_FMA_THREAD_ROWS)):
+        # More rows a thread only where they cost no padding.
+        if -rows % (2 * block[0]) == -rows % block[0] and block[0] < rows:
+            add("register", 0)
+    repeats = (-(-rows // block[0]), -(-columns // block[1]))
+    accumulator = RegisterLayout(LinearLayout.of(2, **bases), repeats)
+    return FmaLayouts(accumulator, accumulator.slice(1), accumulator.slice(0))
