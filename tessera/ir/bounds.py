@@ -7,6 +7,7 @@ take the op and its operands as bars and return the result's bar before the roun
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,28 +40,50 @@ def lift(function: Callable[[Array], Array], value: Any) -> Any:
     return value.map(function) if isinstance(value, Bar) else function(value)
 
 
+def widen(r: Array, e: Array, rounding: Array | float = 0.0) -> Bar:
+    """The bar of a result whose error is e plus a rounding; where r is infinite or NaN there is no error to speak of.
+
+    A term 0 * infinity leaves NaN in e: of a finite r it means that nothing bounds the error.
+    """
+    with np.errstate(all="ignore"):
+        e = e + rounding
+        return Bar(r, np.where(np.isfinite(r), np.where(np.isnan(e), np.inf, e), 0.0))
+
+
+def half_ulp(r: Array) -> Array:
+    """The error of one rounding to f32: 2^-24 |r|, and half the smallest subnormal where that is more; none of an exact 0."""
+    return np.where(r == 0, 0.0, np.maximum(HALF_ULP_F32 * np.abs(r), 2.0**-150))
+
+
+def _times(magnitude: Array, e: Array) -> Array:
+    """magnitude * e for a magnitude that may be infinite: an exact operand adds no error."""
+    with np.errstate(all="ignore"):
+        return np.where(e == 0, 0.0, magnitude * e)
+
+
 def add(op: Any, a: Bar, b: Bar) -> Bar:
     r = a.r + b.r
-    return Bar(r, a.e + b.e + HALF_ULP_F32 * np.abs(r))
+    return widen(r, a.e + b.e, HALF_ULP_F32 * np.abs(r))
 
 
 def subtract(op: Any, a: Bar, b: Bar) -> Bar:
     r = a.r - b.r
-    return Bar(r, a.e + b.e + HALF_ULP_F32 * np.abs(r))
+    return widen(r, a.e + b.e, HALF_ULP_F32 * np.abs(r))
 
 
 def multiply(op: Any, a: Bar, b: Bar) -> Bar:
     r = a.r * b.r
-    return Bar(r, np.abs(a.r) * b.e + np.abs(b.r) * a.e + a.e * b.e + HALF_ULP_F32 * np.abs(r))
+    return widen(r, _times(np.abs(a.r), b.e) + _times(np.abs(b.r), a.e) + _times(a.e, b.e), half_ulp(r))
 
 
 def divide(op: Any, a: Bar, b: Bar) -> Bar:
     """|a/b - (a+da)/(b+db)| <= (e_a + |a/b| e_b) / (|b| - e_b); unbounded where the divisor's bar holds zero."""
-    r = a.r / b.r
-    room = np.abs(b.r) - b.e
     with np.errstate(all="ignore"):
-        e = np.where(room > 0, (a.e + np.abs(r) * b.e) / room, np.where((a.e == 0) & (b.e == 0), 0.0, np.inf))
-    return Bar(r, e + 2 * HALF_ULP_F32 * np.abs(r))
+        r = a.r / b.r
+        room = np.abs(b.r) - b.e
+        exact_operands = (a.e == 0) & (b.e == 0)
+        e = np.where(room > 0, (a.e + _times(np.abs(r), b.e)) / room, np.inf)
+        return widen(r, np.where(exact_operands | np.isinf(b.r), 0.0, e), half_ulp(r))
 
 
 def exact(function: Callable[..., Array]) -> Callable[..., Bar]:
@@ -72,16 +95,25 @@ def exact(function: Callable[..., Array]) -> Callable[..., Bar]:
     return bound
 
 
+def _hull(r: Array, *ends: Array) -> Array:
+    """The largest distance of the ends from r; unbounded where a finite r has an end that is no number (sqrt below 0)."""
+    with np.errstate(all="ignore"):
+        distances = [np.where(end == r, 0.0, np.abs(end - r)) for end in ends]
+    e = distances[0]
+    for distance in distances[1:]:
+        e = np.maximum(e, distance)                            # keeps NaN
+    return np.where(np.isfinite(r), np.where(np.isnan(e), np.inf, e), 0.0)
+
+
 def monotone(function: Callable[[Array], Array]) -> Callable[..., Bar]:
     """A monotone smooth function: the bar's ends give its largest change; plus the stated CUDA error of the op."""
 
     def bound(op: Any, a: Bar) -> Bar:
         with np.errstate(all="ignore"):
             r = function(a.r)
-            high, low = function(a.r + a.e), function(a.r - a.e)
-            spread = np.fmax(np.abs(high - r), np.abs(r - low))
-            spread = np.where(a.e == 0, 0.0, spread)
-        return Bar(r, spread + op.definition.ulp * 2 * HALF_ULP_F32 * np.abs(r) + 2.0**-149)
+            spread = np.where(a.e == 0, 0.0, _hull(r, function(a.r + a.e), function(a.r - a.e)))
+            stated = op.definition.ulp * np.maximum(2 * HALF_ULP_F32 * np.abs(r), 2.0**-149)
+        return widen(r, spread, stated)
 
     return bound
 
@@ -91,8 +123,7 @@ def extremum(function: Callable[[Array, Array], Array]) -> Callable[..., Bar]:
 
     def bound(op: Any, a: Bar, b: Bar) -> Bar:
         r = function(a.r, b.r)
-        high, low = function(a.r + a.e, b.r + b.e), function(a.r - a.e, b.r - b.e)
-        return Bar(r, np.fmax(high - r, r - low))
+        return Bar(r, _hull(r, function(a.r + a.e, b.r + b.e), function(a.r - a.e, b.r - b.e)))
 
     return bound
 
@@ -100,9 +131,9 @@ def extremum(function: Callable[[Array, Array], Array]) -> Callable[..., Bar]:
 def select(op: Any, condition: Bar, a: Bar, b: Bar) -> Bar:
     """`where`: a condition is exact unless its own bar says that it may flip; then both candidates are allowed."""
     chosen = condition.r != 0
-    r = np.where(chosen, a.r, b.r)
-    e = np.where(chosen, a.e, b.e)
-    other = np.maximum(np.abs(a.r - r) + a.e, np.abs(b.r - r) + b.e)
+    r, e = np.where(chosen, a.r, b.r), np.where(chosen, a.e, b.e)
+    with np.errstate(all="ignore"):
+        other = np.maximum(_hull(r, a.r) + a.e, _hull(r, b.r) + b.e)
     return Bar(r, np.where(condition.e > 0, np.maximum(e, other), e))
 
 
@@ -110,8 +141,22 @@ def compare(function: Callable[[Array, Array], Array]) -> Callable[..., Bar]:
     """A comparison: e = 1 where the operands' bars overlap (the answer may flip), else 0."""
 
     def bound(op: Any, a: Bar, b: Bar) -> Bar:
-        r = function(a.r, b.r).astype(np.float64)
-        return Bar(r, ((np.abs(a.r - b.r) <= a.e + b.e) & ((a.e + b.e) > 0)).astype(np.float64))
+        with np.errstate(all="ignore"):
+            open_ = (np.abs(a.r - b.r) <= a.e + b.e) & ((a.e + b.e) > 0)
+        return Bar(function(a.r, b.r).astype(np.float64), open_.astype(np.float64))
+
+    return bound
+
+
+def logical(function: Callable[..., Array]) -> Callable[..., Bar]:
+    """A monotone function of bools (and, or, not): e = 1 where operands that may flip can flip the answer."""
+
+    def bound(op: Any, *operands: Bar) -> Bar:
+        truth = [x.r != 0 for x in operands]
+        flips = [x.e > 0 for x in operands]
+        low = function(*(t & ~f for t, f in zip(truth, flips, strict=True)))
+        high = function(*(t | f for t, f in zip(truth, flips, strict=True)))
+        return Bar(function(*truth).astype(np.float64), (low != high).astype(np.float64))
 
     return bound
 
@@ -119,17 +164,21 @@ def compare(function: Callable[[Array, Array], Array]) -> Callable[..., Bar]:
 def reduce_sum(op: Any, x: Bar, axis: int) -> Bar:
     """Errors add; every element passes count/32 + 5 roundings of partial sums, each at most 2^-24 of sum|x|."""
     count = x.r.shape[axis]
-    r = x.r.sum(axis=axis, keepdims=True)
-    magnitude = np.abs(x.r).sum(axis=axis, keepdims=True)
-    depth = -(-count // 32) + 5
-    return Bar(r, x.e.sum(axis=axis, keepdims=True) + depth * HALF_ULP_F32 * magnitude)
+    with np.errstate(all="ignore"):
+        r = x.r.sum(axis=axis, keepdims=True)
+        e = x.e.sum(axis=axis, keepdims=True)
+        if not op.result.type.dtype.is_float:
+            return Bar(r, e)
+        magnitude = np.abs(x.r).sum(axis=axis, keepdims=True)
+    return widen(r, e, (-(-count // 32) + 5) * HALF_ULP_F32 * magnitude)
 
 
 def reduce_extremum(function: Callable[..., Array]) -> Callable[..., Bar]:
     def bound(op: Any, x: Bar, axis: int) -> Bar:
         r = function(x.r, axis=axis, keepdims=True)
-        high, low = function(x.r + x.e, axis=axis, keepdims=True), function(x.r - x.e, axis=axis, keepdims=True)
-        return Bar(r, np.fmax(high - r, r - low))
+        with np.errstate(all="ignore"):
+            high, low = function(x.r + x.e, axis=axis, keepdims=True), function(x.r - x.e, axis=axis, keepdims=True)
+        return Bar(r, _hull(r, high, low))
 
     return bound
 
@@ -137,32 +186,78 @@ def reduce_extremum(function: Callable[..., Array]) -> Callable[..., Bar]:
 def matmul(a: Bar, b: Bar, acc: Bar | None, k_block: int) -> Bar:
     """sum(|a| e_b + e_a |b| + e_a e_b) + (K/k + 4 sqrt K) 2^-23 sum|a||b| (tensor cores truncate), plus the accumulator."""
     depth = a.r.shape[-1]
-    r, magnitude = a.r @ b.r, np.abs(a.r) @ np.abs(b.r)
-    e = (depth / k_block + 4 * np.sqrt(depth)) * 2.0**-23 * magnitude
-    if a.e.any() or b.e.any():
-        e = e + np.abs(a.r) @ b.e + a.e @ np.abs(b.r) + a.e @ b.e
-    if acc is not None:
-        r = r + acc.r
-        e = e + acc.e + (depth / k_block) * 2.0**-23 * np.abs(acc.r)
+    with np.errstate(all="ignore"):
+        r, magnitude = a.r @ b.r, np.abs(a.r) @ np.abs(b.r)
+        e = (depth / k_block + 4 * np.sqrt(depth)) * 2.0**-23 * magnitude
+        if b.e.any():
+            e = e + (np.abs(a.r) + a.e) @ b.e
+        if a.e.any():
+            e = e + a.e @ np.abs(b.r)
+        if acc is not None:
+            r = r + acc.r
+            e = e + acc.e + (depth / k_block) * 2.0**-23 * np.abs(acc.r)
+    return widen(r, e)
+
+
+def integer(function: Callable[..., Array], *operands: Bar) -> Bar:
+    """An integer op that is monotone in each operand: the values at the corners of the bars bound it."""
+    r = np.asarray(function(*(x.r.astype(np.int64) for x in operands)), np.float64)
+    e = np.zeros_like(r)
+    uncertain = [x for x in operands if x.e.any()]
+    for signs in itertools.product((-1, 1), repeat=len(operands)) if uncertain else ():
+        corner = [(x.r + sign * x.e).astype(np.int64) for sign, x in zip(signs, operands, strict=True)]
+        e = np.maximum(e, np.abs(np.asarray(function(*corner), np.float64) - r))
     return Bar(r, e)
+
+
+def exact_integers(function: Callable[..., Array]) -> Callable[..., Bar]:
+    """Quotients and remainders: exact operands give an exact result, others leave it open."""
+
+    def bound(op: Any, *operands: Bar) -> Bar:
+        r = np.asarray(function(*(x.r.astype(np.int64) for x in operands)), np.float64)
+        uncertain = np.zeros(r.shape, bool)
+        for x in operands:
+            uncertain = uncertain | (x.e > 0)
+        return Bar(r, np.where(uncertain, np.inf, 0.0))
+
+    return bound
 
 
 def round_explicit(dtype: DType, value: Bar) -> Bar:
     """A rounding that nothing may skip: e = 0 stays 0."""
-    if not dtype.is_float:
-        return value
     r = _round(dtype, value.r)
-    with np.errstate(invalid="ignore"):
-        e = np.fmax(np.abs(_round(dtype, value.r + value.e) - r), np.abs(r - _round(dtype, value.r - value.e)))
-    return Bar(r, np.where(value.e == 0, 0.0, e))
+    if not value.e.any():
+        return Bar(r, np.zeros_like(r))
+    with np.errstate(all="ignore"):
+        return Bar(r, _hull(r, *(_ends(dtype, value))))
+
+
+def _ends(dtype: DType, value: Bar) -> tuple[Array, Array]:
+    """The bar's ends in `dtype`; an integer's unbounded end stays infinite, and a bool may be both where its bar holds 0."""
+    low, high = value.r - value.e, value.r + value.e
+    if dtype.is_bool:
+        holds_zero = (low <= 0) & (high >= 0)
+        return np.where(holds_zero, 0.0, 1.0), np.where(value.e > 0, 1.0, value.r != 0)
+    if dtype.is_int:
+        return np.trunc(low), np.trunc(high)
+    return _round(dtype, low), _round(dtype, high)
 
 
 def round_implicit(dtype: DType, value: Bar) -> Bar:
-    """The rounding of an op's result, which fusion may skip. f32 results stay: their rounding is in the op's bound."""
-    if not dtype.is_float or dtype.bits >= 32:
+    """The rounding of an op's result, which fusion may skip; where it changes nothing (e = 0, r in `dtype`) e stays 0.
+
+    f32 results keep r: their rounding is in the op's bound. Only a value beyond the largest f32 becomes infinite.
+    """
+    if not dtype.is_float:
         return value
     rounded = round_explicit(dtype, value)
-    return Bar(rounded.r, np.maximum(rounded.e, value.e + 0.5 * ulp(dtype, value.r)))
+    if dtype.bits >= 32:
+        overflows = np.isinf(rounded.r)
+        return Bar(np.where(overflows, rounded.r, value.r), np.where(np.isinf(rounded.e) | overflows, rounded.e, value.e))
+    with np.errstate(all="ignore"):
+        skipped = np.maximum(rounded.e, value.e + 0.5 * ulp(dtype, value.r))
+    changes = np.isfinite(rounded.r) & ((value.e > 0) | (rounded.r != value.r))
+    return Bar(rounded.r, np.where(changes, skipped, rounded.e))
 
 
 def _round(dtype: DType, values: Array) -> Array:

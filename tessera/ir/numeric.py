@@ -28,7 +28,7 @@ def correctly_rounded(function: Callable[[Array], Array]) -> Callable[[Array], A
             y = np.asarray(function(np.asarray(x, np.float64)))
             result = y.astype(np.float32)
             below = y.view(np.int64) & ((1 << 29) - 1)         # the bits that rounding to f32 drops
-            near = np.abs(below - (1 << 28)) <= 4
+            near = np.abs(below - (1 << 28)) <= 16
             tiny = (np.abs(y) < 2.0**-125) & (y != 0)          # f32 subnormals round at another place
             again = (near | tiny) & np.isfinite(y)
             if again.any():
@@ -61,23 +61,26 @@ def reduce_sum(x: Array, axis: int) -> Array:
     padded = np.zeros((*x.shape[:-1], blocks * SUM_BLOCK), x.dtype)
     padded[..., :count] = x
     pairs = padded.reshape(*x.shape[:-1], blocks, SUM_BLOCK)
+    plus = checked(np.add) if x.dtype.kind == "i" else np.add
     with np.errstate(all="ignore"):
         while pairs.shape[-1] > 1:
-            pairs = pairs[..., 0::2] + pairs[..., 1::2]
+            pairs = plus(pairs[..., 0::2], pairs[..., 1::2])
         total = pairs[..., 0, 0]
         for block in range(1, blocks):
-            total = total + pairs[..., block, 0]
+            total = plus(total, pairs[..., block, 0])
     return np.moveaxis(total[..., None], -1, axis)
 
 
 def reduce_max(x: Array, axis: int) -> Array:
     result = np.max(x, axis=axis, keepdims=True)
+    if x.dtype.kind != "f":
+        return result
     positive_zero = np.any((x == 0) & ~np.signbit(x), axis=axis, keepdims=True)
-    return np.where(result == 0, np.where(positive_zero, np.float32(0), np.float32(-0.0)).astype(x.dtype), result)
+    return np.where(result == 0, np.where(positive_zero, x.dtype.type(0), x.dtype.type(-0.0)), result)
 
 
 def reduce_min(x: Array, axis: int) -> Array:
-    return -reduce_max(-x, axis)
+    return -reduce_max(-x, axis) if x.dtype.kind == "f" else np.min(x, axis=axis, keepdims=True)
 
 
 def matmul(a: Array, b: Array, acc: Array, k_block: int) -> Array:
@@ -91,46 +94,66 @@ def matmul(a: Array, b: Array, acc: Array, k_block: int) -> Array:
                                                                a.shape[-2], b.shape[-1])))
     with np.errstate(all="ignore"):
         for start in range(0, depth, k_block):
-            left, right = a64[..., start:start + k_block], b64[..., start:start + k_block, :]
-            acc = (acc.astype(np.float64) + _block_sum(left, right)).astype(np.float32)
+            acc = _add_block(a64[..., start:start + k_block], b64[..., start:start + k_block, :], acc)
     return acc
 
 
-def _block_sum(a: Array, b: Array) -> Array:
-    """Sum over one k-block in float64, ascending k. BLAS, whose order is its own, only where every order is exact."""
-    if _sum_is_exact(a, b):
-        return a @ b
-    total = a[..., :, 0, None] * b[..., 0, None, :]
-    for k in range(1, a.shape[-1]):
-        total = total + a[..., :, k, None] * b[..., k, None, :]
-    return total
+def _add_block(a: Array, b: Array, acc: Array) -> Array:
+    """f32(acc + s), s the float64 sum of one k-block in ascending k.
+
+    BLAS sums in an order of its own, at most `margin` away from that; where the rounding to f32 does not tell the two
+    apart, its sum serves, and the few other elements (near a rounding boundary, or zeros of either sign) are taken again.
+    """
+    count = a.shape[-1]
+    total = acc.astype(np.float64)
+    total += a @ b
+    largest = np.max(np.abs(a), axis=-1, keepdims=True) * np.max(np.abs(b), axis=-2, keepdims=True)
+    margin = 2.0**-51 * (count * count * largest + np.abs(total))
+    low, high = (total - margin).astype(np.float32), (total + margin).astype(np.float32)
+    result = total.astype(np.float32)
+    negative_zero = (total == 0) & np.signbit(acc)
+    again = np.isfinite(total) & ((low.view(np.int32) != high.view(np.int32)) & (margin > 0) | negative_zero)
+    if again.any():
+        *batch, row, column = np.nonzero(again)
+        left = np.broadcast_to(a, (*acc.shape[:-2], *a.shape[-2:]))[(*batch, row)]
+        right = np.swapaxes(np.broadcast_to(b, (*acc.shape[:-2], *b.shape[-2:])), -1, -2)[(*batch, column)]
+        products = left * right
+        ascending = products[:, 0]
+        for k in range(1, count):
+            ascending = ascending + products[:, k]
+        result[again] = (acc[again].astype(np.float64) + ascending).astype(np.float32)
+    return result
 
 
-def _sum_is_exact(a: Array, b: Array) -> bool:
-    """Whether the products' bits all fit one 53-bit window, for operands of at most 8 significant bits (bf16)."""
-    spans = []
-    for x in (a, b):
-        if not np.all(np.isfinite(x)) or np.any(x.view(np.int64) & ((1 << 45) - 1)):
-            return False                                       # more than 8 significant bits: f32 operands
-        magnitudes = np.abs(x[x != 0])
-        if magnitudes.size == 0:
-            return True
-        exponents = np.frexp(np.array([magnitudes.min(), magnitudes.max()]))[1]
-        spans.append((int(exponents[0]), int(exponents[1])))
-    highest = spans[0][1] + spans[1][1] + int(a.shape[-1]).bit_length()
-    lowest = spans[0][0] + spans[1][0] - 16
-    return highest - lowest <= 53
-
-
-def checked(function: Callable[..., Array], limit_bits: int = 63) -> Callable[..., Array]:
-    """An int64 op that raises OverflowError where the exact result does not fit."""
+def checked(function: Callable[..., Array]) -> Callable[..., Array]:
+    """An int64 op that raises OverflowError(exact result) where that does not fit."""
 
     def run(*arguments: Array) -> Array:
         with np.errstate(all="ignore"):
             result = function(*arguments)
-            estimate = function(*(np.asarray(x, np.float64) for x in arguments))
-        if np.any(np.abs(estimate) >= 2.0**limit_bits):
-            raise OverflowError
+            suspicious = np.abs(function(*(np.asarray(x, np.float64) for x in arguments))) >= 2.0**62
+        if np.any(suspicious):
+            picked = (np.broadcast_to(x, suspicious.shape)[suspicious].astype(object) for x in arguments)
+            for value in function(*picked):
+                if not -(2**63) <= value < 2**63:
+                    raise OverflowError(value)
         return result
 
     return run
+
+
+def floordiv(a: Array, b: Array) -> Array:
+    """a // b of int64, rounded down. Raises ZeroDivisionError and OverflowError."""
+    _no_zero(b)
+    return checked(np.floor_divide)(a, b)
+
+
+def mod(a: Array, b: Array) -> Array:
+    """a % b of int64, with the sign of b. Raises ZeroDivisionError."""
+    _no_zero(b)
+    return np.mod(a, b)
+
+
+def _no_zero(divisor: Array) -> None:
+    if np.any(divisor == 0):
+        raise ZeroDivisionError

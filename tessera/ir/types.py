@@ -94,6 +94,16 @@ def type_text(type_: Type, layout_name: dict[object, str] | None = None) -> str:
     return text + ">"
 
 
+def strides(shape: Shape) -> Shape:
+    """Element strides of a contiguous row-major tensor."""
+    result: list[Size] = []
+    step: Size = 1
+    for size in reversed(shape):
+        result.insert(0, step)
+        step = step * size
+    return tuple(result)
+
+
 def substitute_type(type_: Type, values: dict[str, Size]) -> Type:
     """The same type with dim symbols replaced."""
     if not isinstance(type_, ShapedType):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tessera.dtypes import DType, from_storage, to_storage
+from tessera.errors import SourceError
 from tessera.ir import bounds
 from tessera.ir.bounds import Bar
 
@@ -75,13 +76,20 @@ class View:
         return View(self.tensor, tuple(new_offsets), tuple(new_extents), tuple(new_kept))
 
     def _index(self) -> tuple[tuple[Array, ...], Array]:
-        """Tensor indices of every element and where they are inside the tensor, both [P, *extents]."""
+        """Tensor indices of every element and where they are inside the tensor, both [P, *extents].
+
+        Raises SourceError TS504 when a single index (an axis that is not kept) is outside: only windows are masked.
+        """
         rank = len(self.extents)
         index, inside = [], np.ones((1,) * (rank + 1), bool)
         for axis, (offset, extent, limit) in enumerate(zip(self.offsets, self.extents, self.tensor.shape, strict=True)):
             shape = [1] * (rank + 1)
             shape[0], shape[axis + 1] = len(offset), extent
             position = (offset[:, None] + np.arange(extent)).reshape(shape)
+            if not self.kept[axis] and not np.all((position >= 0) & (position < limit)):
+                outside = position[(position < 0) | (position >= limit)]
+                raise SourceError("TS504", f"the index {int(outside.flat[0])} is outside axis {axis} of the tensor, whose "
+                                           f"size is {limit}")
             inside = inside & (position >= 0) & (position < limit)
             index.append(position)
         return tuple(index), inside

@@ -1,0 +1,71 @@
+"""The pass pipeline, in order, with the reason for each place.
+
+A pass takes a kernel and a `Context` and returns a new kernel of the same meaning. The IR verifies before and after each one. All
+passes so far are exact: they change no bit of any output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tessera.ir.core import Kernel
+from tessera.ir.opdef import TARGET, TILE
+from tessera.passes.canonicalise import canonicalise
+from tessera.passes.insert_barriers import insert_barriers
+from tessera.passes.lower_to_target import lower_to_target
+from tessera.passes.place_shared import place_shared
+from tessera.passes.specialise import specialise
+from tessera.passes.stage_operands import stage_operands
+from tessera.passes.subtile import subtile
+from tessera.target.arch import Arch
+from tessera.target.schedule import Schedule, default_schedule
+
+
+@dataclass
+class Context:
+    """What passes may ask. `schedule` is chosen for the specialised kernel unless the caller gives one."""
+
+    arch: Arch
+    static: dict[str, int] = field(default_factory=dict)
+    divisors: dict[str, int] = field(default_factory=dict)
+    alignment: dict[str, int] = field(default_factory=dict)
+    schedule: Schedule | None = None
+
+    def scheduled(self, kernel: Kernel) -> Schedule:
+        if self.schedule is None:
+            self.schedule = default_schedule(kernel, self.arch)
+        return self.schedule
+
+
+@dataclass(frozen=True)
+class Pass:
+    """`level` is that of the kernel it returns; `exact` says that outputs keep every bit."""
+
+    name: str
+    run: Callable[[Kernel, Context], Kernel]
+    level: str = TILE
+    exact: bool = True
+
+
+PIPELINE: tuple[Pass, ...] = (
+    # First: every later pass reads integer shapes.
+    Pass("specialise", lambda k, c: specialise(k, c.static, c.divisors, c.alignment)),
+    # Dead buffers must not count when the schedule is chosen.
+    Pass("canonicalise", lambda k, c: canonicalise(k)),
+    # Before operands are staged: a streamed operand becomes a load in a K loop, which staging turns into a copy.
+    Pass("subtile", lambda k, c: subtile(k, c.scheduled(k))),
+    Pass("stage_operands", lambda k, c: stage_operands(k)),
+    # Offsets that slicing made fold to constants, which widens accesses.
+    Pass("canonicalise_slices", lambda k, c: canonicalise(k)),
+    Pass("lower_to_target", lambda k, c: lower_to_target(k, c.scheduled(k)), TARGET),
+    # A layout change or a fragment loop leaves unused values and repeated constants behind.
+    Pass("canonicalise_target", lambda k, c: canonicalise(k), TARGET),
+    # Placement before barriers: buffers that share bytes need barriers between them.
+    Pass("place_shared", lambda k, c: place_shared(k, c.arch), TARGET),
+    Pass("insert_barriers", lambda k, c: insert_barriers(k), TARGET),
+)
+
+
+def pass_named(name: str) -> Pass | None:
+    return next((p for p in PIPELINE if p.name == name), None)

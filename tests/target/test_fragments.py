@@ -216,7 +216,7 @@ def test_atoms_load_by_conflict_free_ldmatrix() -> None:
     """The four 8x8 matrices of an A atom, and of a pair of B atoms (transposed), in one wavefront each."""
     a, b = operand_a_layout((128, 64), (4, 1)), operand_b_layout((64, 128), (1, 2))
     for layout, fragment, pair in ((a, M16N8K16_BF16.a, 1), (b, M16N8K16_BF16.b, 2)):
-        shared = shared_layout(*layout.shape, 2)
+        shared = shared_layout(layout.shape[0], layout.shape[1], itemsize=2)
         rows, columns = atom_counts(layout, fragment)
         for i, j in np.ndindex(rows, columns // pair):
             row, col = atom_origin(layout, fragment, i, pair * j, 1)

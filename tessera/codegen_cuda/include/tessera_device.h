@@ -76,57 +76,119 @@ TS_DEVICE void ts_cp_async_wait() {
 
 // ---- vector accesses -------------------------------------------------------------------------------------------
 // T[N] moves in words of the largest power of two <= 16 that divides N * sizeof(T): one access for 1 to 16 bytes, a
-// loop above. The address must be aligned to that word. Words reach the registers through memcpy, which the compiler
-// dissolves; a reinterpreted pointer to a register array would push the array into local memory.
+// loop above. The address must be aligned to that word.
+//
+// The instructions are written out because the compiler splits a vector type into its elements, does not always join
+// them again, and falls back to generic addresses for a pointer that was itself loaded. Words meet the register
+// arrays through memcpy, which the compiler dissolves; a reinterpreted pointer would push the array into local memory.
 
 template <int BYTES> struct ts_word;
-template <> struct ts_word<1> { typedef unsigned char type; };
-template <> struct ts_word<2> { typedef unsigned short type; };
-template <> struct ts_word<4> { typedef unsigned int type; };
-template <> struct ts_word<8> { typedef uint2 type; };
-template <> struct ts_word<16> { typedef uint4 type; };
+template <> struct ts_word<1> { ts_u32 a; };
+template <> struct ts_word<2> { unsigned short a; };
+template <> struct ts_word<4> { ts_u32 a; };
+template <> struct ts_word<8> { ts_u32 a, b; };
+template <> struct ts_word<16> { ts_u32 a, b, c, d; };
+
+#define TS_WORD_ACCESSES(space, address_register, address_type)                                                        \
+    TS_DEVICE void ts_load_##space(ts_word<1>& w, address_type p) {                                                    \
+        asm volatile("ld." #space ".u8 %0, [%1];" : "=r"(w.a) : address_register(p) : "memory");                       \
+    }                                                                                                                  \
+    TS_DEVICE void ts_load_##space(ts_word<2>& w, address_type p) {                                                    \
+        asm volatile("ld." #space ".u16 %0, [%1];" : "=h"(w.a) : address_register(p) : "memory");                      \
+    }                                                                                                                  \
+    TS_DEVICE void ts_load_##space(ts_word<4>& w, address_type p) {                                                    \
+        asm volatile("ld." #space ".u32 %0, [%1];" : "=r"(w.a) : address_register(p) : "memory");                      \
+    }                                                                                                                  \
+    TS_DEVICE void ts_load_##space(ts_word<8>& w, address_type p) {                                                    \
+        asm volatile("ld." #space ".v2.u32 {%0, %1}, [%2];" : "=r"(w.a), "=r"(w.b) : address_register(p) : "memory");  \
+    }                                                                                                                  \
+    TS_DEVICE void ts_load_##space(ts_word<16>& w, address_type p) {                                                   \
+        asm volatile("ld." #space ".v4.u32 {%0, %1, %2, %3}, [%4];"                                                    \
+                     : "=r"(w.a), "=r"(w.b), "=r"(w.c), "=r"(w.d)                                                      \
+                     : address_register(p)                                                                             \
+                     : "memory");                                                                                      \
+    }                                                                                                                  \
+    TS_DEVICE void ts_store_##space(address_type p, const ts_word<1>& w) {                                             \
+        asm volatile("st." #space ".u8 [%0], %1;" ::address_register(p), "r"(w.a) : "memory");                         \
+    }                                                                                                                  \
+    TS_DEVICE void ts_store_##space(address_type p, const ts_word<2>& w) {                                             \
+        asm volatile("st." #space ".u16 [%0], %1;" ::address_register(p), "h"(w.a) : "memory");                        \
+    }                                                                                                                  \
+    TS_DEVICE void ts_store_##space(address_type p, const ts_word<4>& w) {                                             \
+        asm volatile("st." #space ".u32 [%0], %1;" ::address_register(p), "r"(w.a) : "memory");                        \
+    }                                                                                                                  \
+    TS_DEVICE void ts_store_##space(address_type p, const ts_word<8>& w) {                                             \
+        asm volatile("st." #space ".v2.u32 [%0], {%1, %2};" ::address_register(p), "r"(w.a), "r"(w.b) : "memory");     \
+    }                                                                                                                  \
+    TS_DEVICE void ts_store_##space(address_type p, const ts_word<16>& w) {                                            \
+        asm volatile("st." #space ".v4.u32 [%0], {%1, %2, %3, %4};" ::address_register(p), "r"(w.a), "r"(w.b),         \
+                     "r"(w.c), "r"(w.d)                                                                                \
+                     : "memory");                                                                                      \
+    }
+TS_WORD_ACCESSES(global, "l", ts_u64)
+TS_WORD_ACCESSES(shared, "r", ts_u32)
+#undef TS_WORD_ACCESSES
 
 template <int TOTAL>
 constexpr int ts_word_bytes() {
     return TOTAL % 16 == 0 ? 16 : TOTAL % 8 == 0 ? 8 : TOTAL % 4 == 0 ? 4 : TOTAL % 2 == 0 ? 2 : 1;
 }
 
-template <int TOTAL>
-TS_DEVICE void ts_load_words(void* dst, const void* src) {
-    constexpr int BYTES = ts_word_bytes<TOTAL>();
-    typedef typename ts_word<BYTES>::type word;
+template <class T, int N>
+TS_DEVICE void ts_ld_shared(T* dst, const char* p) {
+    constexpr int TOTAL = N * sizeof(T), BYTES = ts_word_bytes<TOTAL>();
+    const ts_u32 address = ts_shared_address(p);
     TS_UNROLL
-    for (int i = 0; i < TOTAL / BYTES; ++i) {
-        const word value = ((const word*)src)[i];
-        memcpy((char*)dst + i * BYTES, &value, BYTES);
+    for (int i = 0; i < TOTAL; i += BYTES) {
+        ts_word<BYTES> word;
+        ts_load_shared(word, address + i);
+        memcpy((char*)dst + i, &word, BYTES);
     }
 }
 
-template <int TOTAL>
-TS_DEVICE void ts_store_words(void* dst, const void* src) {
-    constexpr int BYTES = ts_word_bytes<TOTAL>();
-    typedef typename ts_word<BYTES>::type word;
+template <class T, int N>
+TS_DEVICE void ts_st_shared(char* p, const T* src) {
+    constexpr int TOTAL = N * sizeof(T), BYTES = ts_word_bytes<TOTAL>();
+    const ts_u32 address = ts_shared_address(p);
     TS_UNROLL
-    for (int i = 0; i < TOTAL / BYTES; ++i) {
-        word value;
-        memcpy(&value, (const char*)src + i * BYTES, BYTES);
-        ((word*)dst)[i] = value;
+    for (int i = 0; i < TOTAL; i += BYTES) {
+        ts_word<BYTES> word;
+        memcpy(&word, (const char*)src + i, BYTES);
+        ts_store_shared(address + i, word);
     }
 }
 
-template <class T, int N> TS_DEVICE void ts_ld_shared(T* dst, const char* p) { ts_load_words<N * sizeof(T)>(dst, p); }
-template <class T, int N> TS_DEVICE void ts_st_shared(char* p, const T* src) { ts_store_words<N * sizeof(T)>(p, src); }
-template <class T, int N> TS_DEVICE void ts_ld_global(T* dst, const T* p) { ts_load_words<N * sizeof(T)>(dst, p); }
-template <class T, int N> TS_DEVICE void ts_st_global(T* p, const T* src) { ts_store_words<N * sizeof(T)>(p, src); }
+template <class T, int N>
+TS_DEVICE void ts_ld_global(T* dst, const T* p) {
+    constexpr int TOTAL = N * sizeof(T), BYTES = ts_word_bytes<TOTAL>();
+    const ts_u64 address = (ts_u64)__cvta_generic_to_global(p);
+    TS_UNROLL
+    for (int i = 0; i < TOTAL; i += BYTES) {
+        ts_word<BYTES> word;
+        ts_load_global(word, address + i);
+        memcpy((char*)dst + i, &word, BYTES);
+    }
+}
+
+template <class T, int N>
+TS_DEVICE void ts_st_global(T* p, const T* src) {
+    constexpr int TOTAL = N * sizeof(T), BYTES = ts_word_bytes<TOTAL>();
+    const ts_u64 address = (ts_u64)__cvta_generic_to_global(p);
+    TS_UNROLL
+    for (int i = 0; i < TOTAL; i += BYTES) {
+        ts_word<BYTES> word;
+        memcpy(&word, (const char*)src + i, BYTES);
+        ts_store_global(address + i, word);
+    }
+}
 
 // First `valid` elements (any int; clamped to 0..N), the rest zero bits; touches no address past them.
 template <class T, int N>
 TS_DEVICE void ts_ld_global_n(T* dst, const T* p, int valid) {
     TS_UNROLL
     for (int i = 0; i < N; ++i) {
-        T value = T();
-        if (i < valid) value = p[i];
-        dst[i] = value;
+        dst[i] = T();
+        if (i < valid) ts_ld_global<T, 1>(dst + i, p + i);
     }
 }
 
@@ -134,7 +196,7 @@ template <class T, int N>
 TS_DEVICE void ts_st_global_n(T* p, const T* src, int valid) {
     TS_UNROLL
     for (int i = 0; i < N; ++i) {
-        if (i < valid) p[i] = src[i];
+        if (i < valid) ts_st_global<T, 1>(p + i, src + i);
     }
 }
 
@@ -268,6 +330,8 @@ TS_DEVICE float ts_min(float a, float b) {
     asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
     return result;
 }
+TS_DEVICE float ts_nan() { return __uint_as_float(0x7FFFFFFFu); }
+TS_DEVICE float ts_infinity() { return __uint_as_float(0x7F800000u); }
 TS_DEVICE float ts_abs(float x) { return fabsf(x); }
 TS_DEVICE float ts_neg(float x) { return -x; }
 TS_DEVICE float ts_floor(float x) { return floorf(x); }
@@ -296,5 +360,6 @@ TS_DEVICE ts_i64 ts_floormod(ts_i64 a, ts_i64 b) {
     return remainder != 0 && ((remainder < 0) != (b < 0)) ? remainder + b : remainder;
 }
 TS_DEVICE ts_i64 ts_cdiv(ts_i64 a, ts_i64 b) { return -ts_floordiv(-a, b); }
+TS_DEVICE ts_i64 ts_iabs(ts_i64 a) { return a < 0 ? -a : a; }
 TS_DEVICE ts_i64 ts_imin(ts_i64 a, ts_i64 b) { return a < b ? a : b; }
 TS_DEVICE ts_i64 ts_imax(ts_i64 a, ts_i64 b) { return a > b ? a : b; }

@@ -4,8 +4,11 @@
 #pragma once
 #include <sys/mman.h>
 
-#if !(defined(__x86_64__) && defined(__linux__))
+// The switch is written in assembly where it can be: ucontext makes a system call for the signal mask at each one.
+#if !(defined(__x86_64__) && defined(__linux__)) && !defined(TS_TWIN_UCONTEXT)
 #define TS_TWIN_UCONTEXT 1
+#endif
+#ifdef TS_TWIN_UCONTEXT
 #include <ucontext.h>
 #endif
 

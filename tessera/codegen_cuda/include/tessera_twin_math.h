@@ -116,6 +116,8 @@ TS_DEVICE float ts_min(float a, float b) {
     if (a == b) return __builtin_signbit(a) ? a : b;
     return a < b ? a : b;
 }
+TS_DEVICE float ts_nan() { return __builtin_nanf(""); }
+TS_DEVICE float ts_infinity() { return __builtin_inff(); }
 TS_DEVICE float ts_abs(float x) { return __builtin_fabsf(x); }
 TS_DEVICE float ts_neg(float x) { return -x; }
 TS_DEVICE float ts_floor(float x) { return __builtin_floorf(x); }
@@ -135,5 +137,6 @@ TS_DEVICE ts_i64 ts_floormod(ts_i64 a, ts_i64 b) {
     return remainder != 0 && ((remainder < 0) != (b < 0)) ? remainder + b : remainder;
 }
 TS_DEVICE ts_i64 ts_cdiv(ts_i64 a, ts_i64 b) { return -ts_floordiv(-a, b); }
+TS_DEVICE ts_i64 ts_iabs(ts_i64 a) { return a < 0 ? -a : a; }
 TS_DEVICE ts_i64 ts_imin(ts_i64 a, ts_i64 b) { return a < b ? a : b; }
 TS_DEVICE ts_i64 ts_imax(ts_i64 a, ts_i64 b) { return a > b ? a : b; }

@@ -102,6 +102,7 @@ inline ts_i64 check_shared(int thread, const void* p, int bytes, int alignment, 
 inline void check_global(int thread, const void* p, int bytes, int alignment, bool write, const char* verb) {
     const ts_twin_options& options = *state.options;
     const char* address = (const char*)p;
+    const ts_twin_allocation* read_only = nullptr;
     // The last allocation hit comes first: accesses go to one array for long stretches.
     for (int i = -1; i < options.allocation_count; ++i) {
         const int index = i < 0 ? state.last_allocation : i;
@@ -112,11 +113,12 @@ inline void check_global(int thread, const void* p, int bytes, int alignment, bo
         if ((ts_u64)address % alignment)
             fail(MISALIGNED, thread, "%s %d bytes at byte %lld of argument %d, whose address is not a multiple of %d",
                  verb, bytes, (ts_i64)(address - allocation.base), allocation.argument, alignment);
-        if (write && !allocation.writable)
-            fail(READ_ONLY, thread, "%s %d bytes at byte %lld of argument %d, which is read-only", verb, bytes,
-                 (ts_i64)(address - allocation.base), allocation.argument);
-        return;
+        if (!write || allocation.writable) return;
+        read_only = &allocation;  // another argument may share this memory and be writable
     }
+    if (read_only)
+        fail(READ_ONLY, thread, "%s %d bytes at byte %lld of argument %d, which is read-only", verb, bytes,
+             (ts_i64)(address - read_only->base), read_only->argument);
     // Name the array whose border is nearest.
     const ts_twin_allocation* nearest = nullptr;
     ts_u64 best = 1ull << 40;

@@ -88,24 +88,30 @@ def _evaluate(on_floats: Callable[..., Array] | None, on_integers: Callable[...,
     return evaluate
 
 
-def _bound(on_bars: Callable[..., Bar], on_integers: Callable[..., Array] | None) -> Callable[..., Bar]:
+def _bound(on_floats: Callable[..., Array] | None, on_bars: Callable[..., Bar],
+           on_integers: Callable[..., Array] | None) -> Callable[..., Bar]:
     def bound(op: Op, *values: Bar) -> Bar:
         aligned = align(op, values)
         if computes_in_float(op):
-            with np.errstate(all="ignore"):
-                return on_bars(op, *aligned)
-        assert on_integers is not None
-        result = np.asarray(on_integers(*(x.r.astype(np.int64) for x in aligned)), np.float64)
-        return Bar(result, np.zeros_like(result))
+            aligned = [_to_f32(v.type, x) for v, x in zip(op.operands, aligned, strict=True)]
+        elif on_floats is not None and on_integers is not None and not op.result.type.dtype.is_bool:
+            return bounds.integer(on_integers, *aligned)
+        with np.errstate(all="ignore"):
+            return on_bars(op, *aligned)
 
     return bound
+
+
+def _to_f32(type_: Type, value: Bar) -> Bar:
+    """An operand of an op that computes in f32: every lane converts an integer alike."""
+    return Bar(round_to(f32, value.r).astype(np.float64), value.e) if type_.dtype.is_int else value
 
 
 def _declare(name: str, operands: str, doc: str, floats: Callable[..., Array] | None, bar: Callable[..., Bar],
              cuda: str = "", integers: Callable[..., Array] | None = None, integer_cuda: str = "",
              type_rule: Callable[[Op], tuple[Type, ...]] = _same_type, ulp: float = 0.5) -> None:
     define(name, operands, type_rule, doc, PURE, ELEMENTWISE, evaluate=_evaluate(floats, integers),
-           bound=_bound(bar, integers), lower=Lowering(expression=cuda, integer=integer_cuda), ulp=ulp)
+           bound=_bound(floats, bar, integers), lower=Lowering(expression=cuda, integer=integer_cuda), ulp=ulp)
 
 
 def _function(name: str, doc: str, function: Callable[[Array], Array], cuda: str, ulp: float) -> None:
@@ -117,12 +123,12 @@ _declare("add", "a b", "a + b", np.add, bounds.add, "{0} + {1}", numeric.checked
 _declare("sub", "a b", "a - b", np.subtract, bounds.subtract, "{0} - {1}", numeric.checked(np.subtract), "{0} - {1}")
 _declare("mul", "a b", "a * b", np.multiply, bounds.multiply, "{0} * {1}", numeric.checked(np.multiply), "{0} * {1}")
 _declare("div", "a b", "a / b, of floats", np.divide, bounds.divide, "ts_div({0}, {1})")
-_declare("floordiv", "a b", "a // b of integers, rounded down as in Python", None, bounds.divide, "",
-         lambda a, b: np.floor_divide(a, b), "ts_floordiv({0}, {1})")
-_declare("mod", "a b", "a % b of integers, with the sign of b as in Python", None, bounds.divide, "",
-         lambda a, b: np.mod(a, b), "ts_floormod({0}, {1})")
-_declare("neg", "a", "-a", np.negative, bounds.exact(np.negative), "-{0}", np.negative, "-{0}")
-_declare("abs", "a", "|a|", np.abs, bounds.exact(np.abs), "ts_abs({0})", np.abs, "ts_iabs({0})")
+_declare("floordiv", "a b", "a // b of integers, rounded down as in Python", None,
+         bounds.exact_integers(numeric.floordiv), "", numeric.floordiv, "ts_floordiv({0}, {1})")
+_declare("mod", "a b", "a % b of integers, with the sign of b as in Python", None, bounds.exact_integers(numeric.mod), "",
+         numeric.mod, "ts_floormod({0}, {1})")
+_declare("neg", "a", "-a", np.negative, bounds.exact(np.negative), "-{0}", numeric.checked(np.negative), "-{0}")
+_declare("abs", "a", "|a|", np.abs, bounds.exact(np.abs), "ts_abs({0})", numeric.checked(np.abs), "ts_iabs({0})")
 _declare("max", "a b", "the larger of a and b; NaN when either is", numeric.maximum, bounds.extremum(np.maximum),
          "ts_max({0}, {1})", np.maximum, "ts_imax({0}, {1})")
 _declare("min", "a b", "the smaller of a and b; NaN when either is", numeric.minimum, bounds.extremum(np.minimum),
@@ -145,9 +151,9 @@ for _name, _sign, _numpy in (("eq", "==", np.equal), ("ne", "!=", np.not_equal),
              f"{{0}} {_sign} {{1}}", type_rule=_bool_type)
 
 for _name, _sign, _numpy in (("and", "&&", np.logical_and), ("or", "||", np.logical_or)):
-    _declare(_name, "a b", f"a {_name} b, of bools", None, bounds.compare(_numpy), "", _numpy, f"{{0}} {_sign} {{1}}",
+    _declare(_name, "a b", f"a {_name} b, of bools", None, bounds.logical(_numpy), "", _numpy, f"{{0}} {_sign} {{1}}",
              type_rule=_bool_type)
-_declare("not", "a", "not a, of a bool", None, bounds.compare(np.not_equal), "", np.logical_not, "!{0}",
+_declare("not", "a", "not a, of a bool", None, bounds.logical(np.logical_not), "", np.logical_not, "!{0}",
          type_rule=_bool_type)
 
 

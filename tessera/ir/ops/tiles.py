@@ -43,10 +43,11 @@ def _full_type(op: Op) -> tuple[Type, ...]:
 
 def _full(op: Op, value: Any) -> Any:
     type_ = op.result.type
+    value = bounds.round_explicit(type_.dtype, value) if isinstance(value, Bar) else round_to(type_.dtype, value)
     return lift(lambda x: np.broadcast_to(x.reshape(-1, *(1,) * len(type_.shape)), (x.shape[0], *type_.shape)), value)
 
 
-define("full", "value", _full_type, "a tile with every element equal to the scalar `value`", PURE, STRUCTURAL,
+define("full", "value", _full_type, "a tile with every element equal to the scalar `value`, rounded to dtype", PURE, STRUCTURAL,
        attributes={"shape": REQUIRED, "dtype": REQUIRED, "layout": None}, evaluate=_full, lower=Lowering(template="full"))
 
 

@@ -1,0 +1,151 @@
+"""The command line. This module declares verbs and options; what a verb does is imported when it is called."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from tessera.cli.report import FAILED, OK, USAGE, error_text, exit_code, print_json
+from tessera.errors import ArgumentError, InternalError, TesseraError, to_json
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
+
+_target = click.argument("target", metavar="FILE[::NAME]")
+_dims = click.option("--dims", metavar="B=2,S=300", help="Size of every dim; without it each has a default.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+
+
+@click.group(context_settings=_SETTINGS)
+def cli() -> None:
+    """Compile, run and inspect tile kernels.
+
+    FILE is a Python file, a markdown document or textual IR (.tsir); NAME is a kernel in it.
+    """
+
+
+@cli.command()
+@_target
+@_dims
+@click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help="Value of a scalar parameter.")
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "interpret", "emulate", "cuda"]),
+    help="Where to run: the GPU, the interpreter, or the emitted CUDA on this CPU.",
+)
+@click.option("--arch", help="Architecture to compile for on the emulate lane, such as sm_80.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the inputs.")
+@_json
+def run(**options: Any) -> int:
+    """Run a kernel on made-up inputs and check every output against the reference."""
+    from tessera.cli.run import run as verb
+
+    return verb(**options)
+
+
+@cli.command()
+@_target
+@_dims
+@click.option("--stage", type=click.Choice(["tile", "target"]), help="Level to show.  [default: target]")
+@click.option("--after", metavar="PASS|all", help="Show the IR after this pass, or after every pass.")
+@click.option("--diff", is_flag=True, help="Show what each pass changed.")
+@click.option("--arch", help="Architecture to lower for, such as sm_80.")
+@click.option("--locations", is_flag=True, help="Print the source location of every op.")
+@_json
+def ir(**options: Any) -> int:
+    """Print the IR of a kernel at any point of its compilation."""
+    from tessera.cli.ir import ir as verb
+
+    return verb(**options)
+
+
+@cli.command(name="compile")
+@_target
+@_dims
+@click.option("--arch", "archs", metavar="ARCH,...", help="Architectures, such as sm_80,sm_90a.")
+@click.option("--emit", metavar="KIND,...", help="What to make: cuda, ptx, cubin, sass, resources.")
+@click.option("-o", "directory", metavar="DIR", help="Write <kernel>.<arch>.{cu,ptx,cubin,sass,json} there.")
+@click.option("--time", "timed", is_flag=True, help="Print the seconds that each stage took.")
+@_json
+def compile_(**options: Any) -> int:
+    """Compile kernels to CUDA text and machine code. Needs no GPU."""
+    from tessera.cli.compile import compile_ as verb
+
+    return verb(**options)
+
+
+@cli.command()
+@click.argument("file", metavar="FILE.tsir")
+@click.option("--pass", "passes", multiple=True, metavar="NAME", help="Pass to run; repeat for several, in order.")
+@click.option("--arch", help="Architecture for the passes that need one.")
+@click.option("-o", "output", metavar="OUT", help="Write the IR there instead of printing it.")
+@_json
+def opt(**options: Any) -> int:
+    """Run passes on textual IR and print the result."""
+    from tessera.cli.opt import opt as verb
+
+    return verb(**options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code: 0 when all is well, 1 for an error, 2 for a usage error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    # The author's module may print; with --json nothing but the object may reach stdout.
+    quiet = _printing_to_stderr() if as_json else contextlib.nullcontext()
+    try:
+        with quiet:
+            return _guarded(lambda: cli.main(arguments, "tessera", standalone_mode=False) or OK, as_json)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        sys.stderr.close()
+        return OK
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _guarded(call: Callable[[], int], as_json: bool) -> int:
+    try:
+        return call()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        if as_json:
+            _print_error(ArgumentError("TS605", error.format_message()), as_json)
+        else:
+            error.show()
+        return USAGE
+    except TesseraError as error:
+        _print_error(error, as_json)
+        return exit_code(error)
+    except (BrokenPipeError, KeyboardInterrupt, click.Abort):
+        raise
+    except Exception as error:  # nothing may end in a traceback; python -X dev shows it to whoever looks for the cause
+        if sys.flags.dev_mode:
+            raise
+        _print_error(InternalError("TS901", f"{type(error).__name__}: {error}"), as_json)
+        return FAILED
+
+
+def _print_error(error: TesseraError, as_json: bool) -> None:
+    if as_json:
+        print_json({"ok": False, "error": to_json(error)})
+    else:
+        print(error_text(error), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _printing_to_stderr() -> Any:
+    """Sends prints to stderr; `print_json` still writes to what stdout was."""
+    from tessera.cli import report
+
+    real = sys.stdout
+    report.json_stream = real
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        report.json_stream = None

@@ -1,0 +1,97 @@
+"""How the command line speaks: one strict JSON object, or short text for a person; errors with carets on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from tessera import errors
+from tessera.errors import TesseraError
+
+SCHEMA = 1
+# Mistakes in the command itself rather than in what it names.
+USAGE_CODES = frozenset({"TS103", "TS104", "TS508", "TS605"})
+OK, FAILED, USAGE = 0, 1, 2
+
+# Where `print_json` writes while everything else that is printed goes to stderr; None: sys.stdout.
+json_stream: TextIO | None = None
+
+
+def exit_code(error: TesseraError) -> int:
+    return USAGE if error.code in USAGE_CODES else FAILED
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Prints the one object of `--json`."""
+    text = json.dumps(strict({"schema": SCHEMA, **result}), allow_nan=False, indent=2)
+    print(text, file=json_stream or sys.stdout)
+
+
+def strict(value: Any) -> Any:
+    """`value` without what JSON lacks: a float that is not finite becomes null, and its object says `nonfinite: true`."""
+    if isinstance(value, dict):
+        result = {str(key): strict(item) for key, item in value.items()}
+        if any(isinstance(item, float) and not math.isfinite(item) for item in value.values()):
+            result["nonfinite"] = True
+        return result
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    if isinstance(value, float):  # np.float64 is one too, but not for every JSON encoder
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def error_text(error: TesseraError) -> str:
+    from tessera.frontend.document import read_source_line
+
+    return errors.render(error, read_source_line)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table: drawn by rich on a terminal, else aligned columns without decoration."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        drawn = Table(*headers, header_style="bold")
+        for row in rows:
+            drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        Console().print(drawn)
+        return
+    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    for row in (headers, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def code(text: str, language: str) -> None:
+    """Prints program text, coloured on a terminal."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.syntax import Syntax
+
+        Console().print(Syntax(text.rstrip("\n"), language, background_color="default", word_wrap=True))
+    else:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+_STYLES = {"ok": "green", "FAILED": "bold red"}
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration with three figures and a unit that suits it."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+def number_text(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def dims_text(dims: dict[str, int]) -> str:
+    return ",".join(f"{name}={size}" for name, size in dims.items())

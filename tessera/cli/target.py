@@ -1,0 +1,130 @@
+"""What `FILE[::NAME]` stands for: kernels of a Python file or a markdown document, or kernels in textual IR."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tessera.errors import ArgumentError, SourceError, TesseraError, did_you_mean
+from tessera.frontend.definition import FunctionDefinition, KernelDefinition
+from tessera.frontend.document import LoadedDocument, load_document
+from tessera.ir.core import Kernel, Module
+
+IR_SUFFIX = ".tsir"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kernel to work on. Exactly one of `definition`, `module` (textual IR) and `error` (it did not load) is set."""
+
+    name: str
+    definition: KernelDefinition | None = None
+    module: Module | None = None
+    error: TesseraError | None = None
+
+
+def split(text: str) -> tuple[str, str | None]:
+    """`FILE::NAME` in its two parts; NAME is None for a whole file. Raises ArgumentError TS605 for an empty part."""
+    file, separator, name = text.rpartition("::")
+    if not separator:
+        return text, None
+    if not file or not name:
+        raise ArgumentError("TS605", f"'{text}' is not FILE or FILE::NAME")
+    return file, name
+
+
+def resolve(text: str) -> list[Target]:
+    """The kernel that a target names, or every kernel of its file, with those that could not be loaded.
+
+    Raises ArgumentError TS103 for something that is no file of a known kind and TS104 for an unknown name or a file
+    without kernels, SourceError for the one kernel that is asked for and did not load, or for text that is no IR.
+    """
+    file, name = split(text)
+    if Path(file).suffix.lower() == IR_SUFFIX:
+        return _from_ir(file, name)
+    loaded = load_document(file)
+    if name is None:
+        return _all_of(loaded)
+    return [_named(loaded, name)]
+
+
+def resolve_one(text: str) -> Target:
+    """The single kernel that a target names; a file that defines only one need not name it."""
+    targets = resolve(text)
+    if len(targets) > 1:
+        names = ", ".join(target.name for target in targets)
+        raise ArgumentError("TS104", f"{text} defines several kernels; name one as {text}::NAME (it defines {names})")
+    target = targets[0]
+    if target.error is not None:
+        raise target.error
+    return target
+
+
+def read_ir(path: str) -> Module:
+    """The module in a file of textual IR. Raises ArgumentError TS103 and, for its text, SourceError TS701 to TS703."""
+    from tessera.ir.parser import parse_module
+    from tessera.ir.verify import verify
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ArgumentError("TS103", f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ArgumentError("TS103", f"{path} is not text") from None
+    module = parse_module(text, path)
+    verify(module)
+    return module
+
+
+def _from_ir(file: str, name: str | None) -> list[Target]:
+    module = read_ir(file)
+    kernels = [kernel for kernel in module.kernels if name in (None, kernel.name)]
+    if not kernels:
+        names = [kernel.name for kernel in module.kernels]
+        raise _no_such_name(file, name, names) if names else ArgumentError("TS104", f"{file} defines no kernel")
+    return [Target(kernel.name, module=_only(module, kernel)) for kernel in kernels]
+
+
+def _only(module: Module, kernel: Kernel) -> Module:
+    return Module(module.level, [kernel])
+
+
+def _all_of(loaded: LoadedDocument) -> list[Target]:
+    """Every kernel and function of a file in its order, then what failed to load."""
+    targets = []
+    for name in loaded.sources:
+        value = loaded.namespace.get(name)
+        # A second name of a kernel (`alias = kernel`, or an imported one) is not another kernel.
+        if isinstance(value, (KernelDefinition, FunctionDefinition)) and value.name == name:
+            targets.append(_target_of(name, value))
+    for failure in loaded.failures:
+        name = failure.names[0] if failure.names else str(failure.error.loc or loaded.path)
+        targets.append(Target(name, error=failure.error))
+    if not targets:
+        raise ArgumentError("TS104", f"{loaded.path} defines no kernel")
+    return targets
+
+
+def _target_of(name: str, value: KernelDefinition | FunctionDefinition) -> Target:
+    if isinstance(value, KernelDefinition):
+        return Target(name, definition=value)
+    message = f"'{name}' is a @ts.function, and functions are not compiled yet"
+    return Target(name, error=SourceError("TS102", message, value.loc))
+
+
+def _named(loaded: LoadedDocument, name: str) -> Target:
+    kernels = [target.name for target in _all_of(loaded)]
+    if name not in loaded and loaded.lost(name) is None:
+        raise _no_such_name(loaded.path, name, kernels)
+    value = loaded[name]  # raises the recorded error of a definition that failed
+    if not isinstance(value, (KernelDefinition, FunctionDefinition)):
+        raise ArgumentError("TS104", f"'{name}' of {loaded.path} is not a kernel (its kernels are {', '.join(kernels)})")
+    target = _target_of(name, value)
+    if target.error is not None:
+        raise target.error
+    return target
+
+
+def _no_such_name(path: str, name: str | None, names: list[str]) -> ArgumentError:
+    hint = did_you_mean(name or "", names)
+    return ArgumentError("TS104", f"{path} defines no kernel '{name}' (it defines {', '.join(names)}){hint}")

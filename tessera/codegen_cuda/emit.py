@@ -1,0 +1,132 @@
+"""Target IR to CUDA C++: one op becomes one statement, said by its template or its expression. Nothing is decided here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tessera.codegen_cuda import statements
+from tessera.codegen_cuda.layouts import LayoutNames
+from tessera.codegen_cuda.names import Names, dim_name, size_text
+from tessera.codegen_cuda.views import ViewNames, parameter_view
+from tessera.errors import InternalError
+from tessera.ir.core import Block, Kernel, Op, Value
+from tessera.ir.types import ScalarType, TileType, ViewType, strides
+
+TEMPLATES = Path(__file__).parent / "templates"
+BODY = "<<body>>"                                 # the line of a template where an op's region goes
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of text and the op that it says."""
+
+    text: str
+    op: Op | None = None
+
+
+@dataclass(frozen=True)
+class CudaKernel:
+    """Emitted text. `lines` maps a 1-based line of `text` to the id of its op; `sizes` are the dims passed after pointers."""
+
+    name: str
+    text: str
+    threads: int
+    shared_bytes: int
+    pointers: tuple[str, ...]
+    sizes: tuple[str, ...]
+    scalars: tuple[str, ...]
+    lines: dict[int, int] = field(default_factory=dict)
+
+
+@cache
+def _environment() -> Any:
+    import jinja2
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True, keep_trailing_newline=False, autoescape=False)
+
+
+def emit(kernel: Kernel) -> CudaKernel:
+    """The CUDA text of a placed Target kernel. Raises InternalError for an op without a template."""
+    return _Emitter(kernel).run()
+
+
+class _Emitter:
+    def __init__(self, kernel: Kernel):
+        self.kernel = kernel
+        self.names = Names()
+        self.layouts = LayoutNames()
+        self.views: dict[Value, ViewNames] = {}
+        self.threads = kernel.attributes["warps"] * 32
+        self.loops = {id(op.regions[0]): (op.operands[0], op.operands[2]) for op in kernel.body.walk() if op.name == "for"}
+
+    def run(self) -> CudaKernel:
+        kernel = self.kernel
+        self.names.taken |= {"shared_base"}
+        static = kernel.attributes.get("static", {})
+        dims = [dim for dim in kernel.attributes.get("dims", ()) if dim not in static]
+        roles = dict(kernel.attributes.get("parameters", ()))
+        pointers, scalars, signature = [], [], []
+        for value in kernel.parameters:
+            name = self.names.value(value)
+            if isinstance(value.type, ViewType):
+                view = parameter_view(name, value.type, strides(value.type.shape), roles.get(value.name, "in") == "in")
+                signature.append(f"{view.dtype}* TS_RESTRICT {name}")
+                pointers.append(value.name)
+                self.views[value] = view
+        signature += [f"ts_i64 {dim_name(dim)}" for dim in dims]
+        for value in kernel.parameters:
+            if isinstance(value.type, ScalarType):
+                signature.append(f"{value.type.dtype.cuda} {self.names.value(value)}")
+                scalars.append(value.name)
+        body = self.block(kernel.body, "    ")
+        head = ['#include "tessera_device.h"', "", *self.layouts.functions(), "",
+                f"TS_KERNEL({kernel.name}, {self.threads})({', '.join(signature)}) {{", "    TS_SHARED(shared_base);",
+                *(f"    {text}" for text in self.layouts.variables())]
+        lines = [Line(text) for text in head] + body + [Line("}"), Line("")]
+        table = {number: line.op.id for number, line in enumerate(lines, 1) if line.op is not None}
+        return CudaKernel(kernel.name, "\n".join(line.text for line in lines), self.threads,
+                          kernel.attributes.get("shared_bytes", 0), tuple(pointers), tuple(dims), tuple(scalars), table)
+
+    def block(self, block: Block, indent: str) -> list[Line]:
+        lines: list[Line] = []
+        for op in block.ops:
+            lines += self.op(op, block, indent)
+        return lines
+
+    def op(self, op: Op, block: Block, indent: str) -> list[Line]:
+        lowering = op.definition.lower
+        if lowering is None or not (lowering.template or lowering.expression or lowering.integer):
+            raise InternalError("TS901", f"op {op.name} has no CUDA text at Target level", op.loc)
+        context = statements.context(self, op)
+        if context is None:                       # says nothing: its users refer to the operand itself
+            return []
+        text = _environment().get_template(f"{lowering.template or 'elementwise'}.j2").render(context)
+        lines: list[Line] = []
+        if op.loc is not None and op.name not in statements.QUIET:
+            place = op.loc.file.replace("\\", "/").rsplit("/", 1)[-1]
+            lines.append(Line(f"{indent}// {op.name} {op.result.name if op.results else ''}".rstrip()
+                              + f"  {place}:{op.loc.line}", op))
+        regions = iter(op.regions)
+        for row in text.split("\n"):
+            if row.strip() == BODY:
+                lines += self.block(next(regions), indent + "    ")
+            elif row.strip():
+                lines.append(Line(indent + row, op))
+        return lines
+
+    # names that templates use ------------------------------------------------------------------------------------------
+
+    def name(self, value: Value) -> str:
+        return self.names.value(value)
+
+    def fresh(self, hint: str) -> str:
+        return self.names.fresh(hint)
+
+    def size(self, size: Any) -> str:
+        return size_text(size)
+
+    def is_tile(self, value: Value) -> bool:
+        return isinstance(value.type, TileType)

@@ -1,0 +1,100 @@
+"""Layouts as C: where a thread's registers lie in a tile, and where an element lies in a shared buffer.
+
+A register layout `L0` becomes, per axis `a`, a thread part `L0_t<a>` (a variable), a warp part `L0_w<a>` and a register part
+`L0_r<a>(r)` (a function that is constant once its loop is unrolled). Basis bits are disjoint, so the parts add.
+"""
+
+from __future__ import annotations
+
+from tessera.errors import InternalError
+from tessera.ir.layout import RegisterLayout, SharedLayout
+
+
+class LayoutNames:
+    """Aliases of the layouts that a kernel uses, and their definitions in C."""
+
+    def __init__(self) -> None:
+        self.register: dict[RegisterLayout, str] = {}
+        self.shared: dict[SharedLayout, str] = {}
+
+    def tile(self, layout: RegisterLayout) -> str:
+        return self.register.setdefault(layout, f"L{len(self.register)}")
+
+    def buffer(self, layout: SharedLayout) -> str:
+        return self.shared.setdefault(layout, f"S{len(self.shared)}")
+
+    def functions(self) -> list[str]:
+        lines = []
+        for layout, name in self.shared.items():
+            lines += [f"// {layout}", _shared_function(layout, name)]
+        for layout, name in self.register.items():
+            lines.append(f"// {layout}")
+            lines += [f"TS_DEVICE constexpr int {name}_r{axis}(int r) {{ return {_register_part(layout, axis)}; }}"
+                      for axis in range(len(layout.repeats))]
+        return lines
+
+    def variables(self) -> list[str]:
+        lines = []
+        for layout, name in self.register.items():
+            for axis in range(len(layout.repeats)):
+                lane, warp = (_bits(layout.block.group(group), axis, f"ts_{group}()") for group in ("lane", "warp"))
+                lines.append(f"const int {name}_w{axis} = {warp}, {name}_t{axis} = {name}_w{axis} + {lane};")
+            lines.append(f"const bool {name}_owner = {_owner(layout)};")
+        return lines
+
+
+def _bits(basis: tuple[tuple[int, ...], ...], axis: int, source: str) -> str:
+    """Sum over bits of `source` of their step along `axis`; runs of consecutive bits and steps become one shift."""
+    steps = [(bit, vector[axis]) for bit, vector in enumerate(basis) if vector[axis]]
+    if any(step & (step - 1) for _, step in steps) or len({step for _, step in steps}) != len(steps):
+        raise InternalError("TS901", f"basis {basis} is not a permutation of coordinate bits")
+    parts = []
+    while steps:
+        bit, step = steps.pop(0)
+        width = 1
+        while steps and steps[0] == (bit + width, step << width):
+            steps.pop(0)
+            width += 1
+        shifted = f"({source} >> {bit})" if bit else source
+        masked = f"({shifted} & {(1 << width) - 1})"
+        parts.append(masked if step == 1 else f"{masked} * {step}")
+    return " + ".join(parts) or "0"
+
+
+def _register_part(layout: RegisterLayout, axis: int) -> str:
+    """Coordinate along `axis` of register r: its bits in the block, then its repeat."""
+    block = layout.block_registers
+    text = _bits(layout.block.group("register"), axis, "r")
+    if layout.repeats[axis] > 1:
+        inner = block
+        for later in layout.repeats[axis + 1:]:
+            inner *= later
+        count = f"r / {inner}" if inner > 1 else "r"
+        repeat = f"({count}) % {layout.repeats[axis]} * {layout.block_shape[axis]}"
+        text = repeat if text == "0" else f"{text} + {repeat}"
+    return text
+
+
+def _owner(layout: RegisterLayout) -> str:
+    """Whether a thread is the first of those that hold the same elements: only that one stores."""
+    lanes = sum(1 << bit for bit in layout.block.broadcast_bits("lane"))
+    warps = sum(1 << bit for bit in layout.block.broadcast_bits("warp"))
+    # Warps beyond the layout's repeat those below: their higher index bits are replica bits as well.
+    beyond = ~(layout.warps - 1) & 31
+    conditions = [f"(ts_lane() & {lanes}) == 0"] if lanes else []
+    conditions.append(f"(ts_warp() & {warps | beyond}) == 0")
+    return " && ".join(conditions)
+
+
+def _shared_function(layout: SharedLayout, name: str) -> str:
+    """Byte offset of (row, col): panels of `pitch` bytes, 16-byte chunks XOR-ed with the row inside a panel."""
+    item, columns = layout.itemsize, layout.panel_columns
+    per_chunk = 16 // item
+    row, col = "(unsigned)row", "(unsigned)col"
+    panel = f"{col} / {columns} * {layout.panel_stride} + " if layout.panels > 1 else ""
+    within = f"{col} % {columns}" if layout.panels > 1 else col
+    chunk = f"{within} / {per_chunk}"
+    if layout.swizzle and layout.chunks > 1:
+        chunk = f"(({chunk}) ^ {row} / {8 // layout.chunks} % {layout.chunks})"
+    text = f"{panel}{row} * {layout.pitch} + {chunk} * 16 + {col} % {per_chunk} * {item}"
+    return f"TS_DEVICE int {name}(int row, int col) {{ return (int)({text}); }}"

@@ -1,0 +1,170 @@
+"""The driver: kernel definition -> Tile IR -> passes -> Target IR -> CUDA text -> Program, every stage kept for inspection."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tessera.codegen_cuda.emit import CudaKernel, emit
+from tessera.errors import SourceError, TesseraError, did_you_mean
+from tessera.frontend.definition import KernelDefinition
+from tessera.ir.core import Kernel, Module
+from tessera.ir.dims import Size, symbol
+from tessera.ir.opdef import TARGET, TILE
+from tessera.ir.types import ScalarType, ViewType
+from tessera.ir.verify import verify
+from tessera.passes import PIPELINE, Context, Pass
+from tessera.passes.specialise import unbound_dims
+from tessera.program import Argument, Launch, Parameter, Program
+from tessera.target.arch import ARCHS, Arch
+from tessera.target.schedule import Schedule
+
+VECTOR_DIVISOR = 16             # a dim's divisibility is worth knowing up to 16 elements: the widest vector of any dtype
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The module after a pass (`name`), how long that took, and whether the pass keeps every bit."""
+
+    name: str
+    module: Module
+    seconds: float
+    exact: bool = True
+
+
+@dataclass
+class Compilation:
+    """Everything that compiling one kernel for one architecture made."""
+
+    stages: list[Stage] = field(default_factory=list)
+    cuda: list[CudaKernel] = field(default_factory=list)
+    program: Program | None = None
+    times: dict[str, float] = field(default_factory=dict)
+    schedule: Schedule | None = None
+
+    @property
+    def tile(self) -> Module:
+        """The last Tile-level module."""
+        return [stage.module for stage in self.stages if stage.module.level == TILE][-1]
+
+    @property
+    def target(self) -> Module:
+        return self.stages[-1].module
+
+
+Hook = Callable[[Stage], None]
+
+
+def find_arch(name: str) -> Arch:
+    """Raises SourceError TS508 for an architecture that the table does not have."""
+    if name not in ARCHS:
+        raise SourceError("TS508", f"there is no architecture '{name}' (known: {', '.join(ARCHS)}){did_you_mean(name, ARCHS)}")
+    return ARCHS[name]
+
+
+def trace_kernel(definition: KernelDefinition, dims: Mapping[str, int], grid: Sequence[Size] | None = None) -> Module:
+    """Tile IR of a kernel, with its grid: the declared or inferred one, or `grid`."""
+    from tessera.frontend.evaluator import trace
+    from tessera.frontend.grid import apply_grid
+    module = trace(definition, dict(dims))
+    if grid is not None:
+        module = Module(TILE, [apply_grid(kernel, tuple(grid)) for kernel in module.kernels])
+    return module
+
+
+def compile_kernel(source: KernelDefinition | Module, dims: Mapping[str, int], arch: str = "sm_80",
+                   grid: Sequence[Size] | None = None, alignment: Mapping[str, int] | None = None,
+                   divisors: Mapping[str, int] | None = None, hooks: Sequence[Hook] = (),
+                   schedule: Schedule | None = None) -> Compilation:
+    """Compiles one kernel down to CUDA text, verifying after every pass.
+
+    `dims` gives every dim a value; only those that shapes need are compiled in, of the others only divisibility (unless
+    `divisors` says otherwise). `alignment`: bytes to which each tensor's address is aligned (default 16). A Target-level module is
+    emitted as it is. Raises SourceError with the author's location.
+    """
+    facts = find_arch(arch)
+    result = Compilation()
+
+    def keep(name: str, module: Module, seconds: float, exact: bool = True) -> None:
+        stage = Stage(name, module, seconds, exact)
+        result.stages.append(stage)
+        result.times[name] = seconds
+        for hook in hooks:
+            hook(stage)
+
+    start = time.perf_counter()
+    module = source if isinstance(source, Module) else trace_kernel(source, dims, grid)
+    verify(module)
+    keep("frontend", module, time.perf_counter() - start)
+    if module.level == TILE:
+        context = make_context(module.kernel(), facts, dims, alignment, divisors, schedule)
+        for step in PIPELINE:
+            start = time.perf_counter()
+            module = run_pass(step, module, context)
+            keep(step.name, module, time.perf_counter() - start, step.exact)
+        result.schedule = context.schedule
+    start = time.perf_counter()
+    result.cuda = [emit(kernel) for kernel in module.kernels]
+    result.times["emit"] = time.perf_counter() - start
+    result.program = make_program(module.kernel(), result.cuda, arch)
+    return result
+
+
+def make_context(kernel: Kernel, arch: Arch, dims: Mapping[str, int], alignment: Mapping[str, int] | None = None,
+                 divisors: Mapping[str, int] | None = None, schedule: Schedule | None = None) -> Context:
+    """Which dims a kernel's shapes bind, and what may be assumed of the others. Raises SourceError TS205 for a missing one."""
+    needed = unbound_dims(kernel)
+    missing = [dim for dim in needed if dim not in dims]
+    if missing:
+        raise SourceError("TS205", f"kernel '{kernel.name}' needs a value for {', '.join(missing)}, which its shapes use",
+                          kernel.loc)
+    static = {dim: dims[dim] for dim in needed}
+    if divisors is None:
+        divisors = {dim: divisibility(value) for dim, value in dims.items() if dim not in static}
+    return Context(arch, static, dict(divisors), dict(alignment or {}), schedule)
+
+
+def divisibility(value: int) -> int:
+    """The largest power of two up to 16 that divides a dim; 16 for zero."""
+    return min(value & -value, VECTOR_DIVISOR) if value else VECTOR_DIVISOR
+
+
+def run_pass(step: Pass, module: Module, context: Context) -> Module:
+    """One pass over every kernel, verified. An error without a place gets the kernel's."""
+    kernels = []
+    for kernel in module.kernels:
+        try:
+            kernels.append(step.run(kernel, context))
+        except TesseraError as error:
+            raise error.at(kernel.loc) from None
+    new = Module(step.level, kernels)
+    placed = any(kernel.attributes.get("shared_bytes") is not None for kernel in kernels)
+    verify(new, barriers=step.name == "insert_barriers", placed=placed)
+    return new
+
+
+def make_program(kernel: Kernel, texts: list[CudaKernel], arch: str) -> Program:
+    """The plain data of a compiled kernel; `cubin` is filled in by the runtime."""
+    roles = dict(kernel.attributes.get("parameters", ()))
+    alignment = kernel.attributes.get("alignment", {})
+    parameters = []
+    for value in kernel.parameters:
+        if isinstance(value.type, ViewType):
+            parameters.append(Parameter(value.name, "tensor", value.type.dtype.name, value.type.shape,
+                                        roles.get(value.name, "in"), alignment.get(value.name, 16)))
+        elif isinstance(value.type, ScalarType):
+            parameters.append(Parameter(value.name, "scalar", value.type.dtype.name))
+    launches = []
+    for text in texts:
+        arguments = [*(Argument("pointer", name) for name in text.pointers),
+                     *(Argument("size", size=symbol(dim)) for dim in text.sizes),
+                     *(Argument("scalar", name) for name in text.scalars)]
+        launches.append(Launch(text.name, tuple(kernel.attributes.get("grid", (1,))), text.threads, text.shared_bytes,
+                               tuple(arguments)))
+    return Program(kernel.name, arch, tuple(parameters), tuple(kernel.attributes.get("dims", ())),
+                   dict(kernel.attributes.get("static", {})), dict(kernel.attributes.get("divisors", {})), tuple(launches),
+                   "\n".join(text.text for text in texts), notes=tuple(kernel.attributes.get("notes", ())))
+
+
+__all__ = ["TARGET", "Compilation", "Stage", "compile_kernel", "find_arch", "make_program", "run_pass", "trace_kernel"]

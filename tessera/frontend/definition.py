@@ -1,0 +1,189 @@
+"""What the decorators make: kernels and functions as data, before anything is compiled.
+
+A definition keeps the Python function and what the decorator was told. Its source is parsed when it is first asked for, so
+a module with a kernel imports as fast as one without.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, update_wrapper
+from types import FunctionType
+from typing import Any
+
+from tessera.errors import InternalError, SourceError
+from tessera.frontend.annotations import Annotation, read_annotation
+from tessera.frontend.document import FunctionSource, function_source
+from tessera.location import Loc
+
+REQUIRED = inspect.Parameter.empty
+
+# Called as launcher(definition, grid, args, kwargs) when a kernel is called. The package sets it: the front end itself knows
+# nothing about running.
+launcher: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class ParameterDefinition:
+    """A parameter as written; `default` is `REQUIRED` where there is none."""
+
+    name: str
+    annotation: Annotation
+    default: Any = REQUIRED
+
+
+class Definition:
+    """A decorated function. `options` is what the decorator was told beside the function."""
+
+    kind = "function"
+
+    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any] | None = None) -> None:
+        if not isinstance(function, FunctionType):
+            raise SourceError("TS102", f"@ts.{self.kind} decorates a function, not {function!r}")
+        self.function = function
+        self.options: dict[str, Any] = dict(options or {})
+        # Also sets __wrapped__, through which the source of the definition is the source of its function.
+        update_wrapper(self, function)
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @cached_property
+    def source(self) -> FunctionSource:
+        """The parsed definition; raises SourceError TS107 when its text is not available."""
+        return function_source(self.function)
+
+    @cached_property
+    def loc(self) -> Loc:
+        """Where the author wrote `def name`."""
+        node = self.source.node
+        column = node.col_offset + 1
+        return Loc(self.source.file, node.lineno, column, node.lineno, column + len(f"def {self.name}"))
+
+    @cached_property
+    def parameters(self) -> tuple[ParameterDefinition, ...]:
+        """The parameters in order. Raises SourceError TS206 at an annotation that is missing or not understood."""
+        signature = inspect.signature(self.function)
+        nodes = {argument.arg: argument for argument in ast.walk(self.source.node.args) if isinstance(argument, ast.arg)}
+        annotations = self._annotations()
+        result = []
+        for name, parameter in signature.parameters.items():
+            node = nodes[name]
+            loc = self.source.loc(node.annotation or node)
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise SourceError("TS206", f"'{name}' of '{self.name}' takes any number of arguments", loc)
+            if name not in annotations:
+                raise SourceError("TS206", f"'{name}' of '{self.name}' has no annotation", loc)
+            try:
+                annotation = read_annotation(self._evaluated(annotations[name], name), name)
+            except SourceError as error:
+                raise error.at(loc) from None
+            result.append(ParameterDefinition(name, annotation, parameter.default))
+        return tuple(result)
+
+    def _annotations(self) -> dict[str, Any]:
+        try:
+            return dict(inspect.get_annotations(self.function))
+        except NameError as error:  # Python 3.14 evaluates annotations when they are asked for
+            raise SourceError("TS206", f"an annotation of '{self.name}' uses the unknown name '{error.name}'",
+                              self.loc) from None
+
+    def _evaluated(self, annotation: Any, owner: str) -> Any:
+        """An annotation that is text (`from __future__ import annotations`) evaluated where the function was defined."""
+        if not isinstance(annotation, str):
+            return annotation
+        closure = inspect.getclosurevars(self.function).nonlocals
+        try:
+            return eval(annotation, self.function.__globals__, dict(closure))
+        except SourceError:
+            raise
+        except Exception as error:  # the author's expression may raise anything
+            raise SourceError("TS206", f"the annotation '{annotation}' of '{owner}' cannot be evaluated: "
+                                       f"{type(error).__name__}: {error}") from None
+
+    def __repr__(self) -> str:
+        return f"<tessera {self.kind} {self.name}>"
+
+
+class KernelDefinition(Definition):
+    """A kernel. `grid` is a function of the dims that gives the number of programs per axis, or None to infer it.
+
+    `kernel(*arguments)` runs it on the grid of its definition, `kernel[grid](*arguments)` on the one given.
+    """
+
+    kind = "kernel"
+
+    def __init__(self, function: Callable[..., Any], grid: Callable[[Any], Any] | None = None,
+                 options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(function, options)
+        if grid is not None and not callable(grid):
+            raise SourceError("TS203", f"grid= takes a function of the dims, as in grid=lambda d: (d.B,), not {grid!r}")
+        self.grid = grid
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _launch(self, None, args, kwargs)
+
+    def __getitem__(self, grid: Any) -> LaunchOn:
+        return LaunchOn(self, grid if isinstance(grid, tuple) else (grid,))
+
+
+@dataclass(frozen=True)
+class LaunchOn:
+    """A kernel with an explicit grid, `kernel[grid]`."""
+
+    definition: KernelDefinition
+    grid: tuple[Any, ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _launch(self.definition, self.grid, args, kwargs)
+
+    def partial(self, *args: Any, **kwargs: Any) -> Any:
+        """The same call for a grid that leaves part of an output unwritten on purpose."""
+        return _launch(self.definition, self.grid, args, kwargs, partial=True)
+
+
+def _launch(definition: KernelDefinition, grid: tuple[Any, ...] | None, args: tuple[Any, ...], kwargs: dict[str, Any],
+            **options: Any) -> Any:
+    if launcher is None:
+        raise InternalError("TS901", f"'{definition.name}' was called, but nothing is there to run it")
+    return launcher(definition, grid, args, kwargs, **options)
+
+
+class FunctionDefinition(Definition):
+    """A function over tensors."""
+
+    kind = "function"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise SourceError("TS102", f"'{self.name}' is a @ts.function, and functions are not compiled yet", self.loc)
+
+
+class KernelDecorator:
+    """`@ts.kernel`, `@ts.kernel(grid=lambda d: (...))` and `@ts.kernel.autotune(space=..., key=...)`."""
+
+    def __call__(self, function: Callable[..., Any] | None = None, *, grid: Callable[[Any], Any] | None = None) -> Any:
+        if function is None:
+            return lambda decorated: KernelDefinition(decorated, grid)
+        return KernelDefinition(function, grid)
+
+    def autotune(self, *, space: Mapping[str, Any], key: Any = (), grid: Callable[[Any], Any] | None = None) -> Any:
+        """A kernel whose `ctx` constants are chosen from `space` (name -> candidates), once per value of `key`."""
+        if not isinstance(space, Mapping) or not all(isinstance(name, str) for name in space):
+            raise SourceError("TS203", "space= takes a dict from names to lists of candidates")
+        options = {"space": {name: tuple(candidates) for name, candidates in space.items()}, "key": tuple(key)}
+        return lambda decorated: KernelDefinition(decorated, grid, options)
+
+    def __repr__(self) -> str:
+        return "<tessera decorator kernel>"
+
+
+kernel = KernelDecorator()
+
+
+def function(decorated: Callable[..., Any]) -> FunctionDefinition:
+    """`@ts.function`: a function over tensors."""
+    return FunctionDefinition(decorated)

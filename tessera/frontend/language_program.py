@@ -1,0 +1,82 @@
+"""The program and its control: which program this is, the kernel's sizes, and loops."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from tessera.frontend.evaluator_arithmetic import binary
+from tessera.frontend.evaluator_emit import Emitter
+from tessera.frontend.evaluator_values import RUN_TIME, Handle, RunTimeRange, describe
+from tessera.frontend.language import intrinsic
+from tessera.ir import dims
+from tessera.ir.dims import Dim, Size
+
+GRID_AXES = 3
+
+
+@intrinsic("tile.context")
+def context(emit: Emitter) -> Any:
+    """The kernel's dims and constants as attributes: `ctx.D` is the size of the dim "D", symbolic until it is bound."""
+    return emit.context
+
+
+@intrinsic("tile.program_id")
+def program_id(emit: Emitter, axis: Any = 0) -> Handle:
+    """The index of this program along a grid axis (0, 1 or 2), a run-time integer from 0."""
+    number = emit.concrete(axis, emit.text("axis"), "the axis of tile.program_id is a compile-time constant")
+    if not 0 <= number < GRID_AXES:
+        emit.fail("TS203", f"a grid has the axes 0, 1 and 2, not {number}", "axis")
+    return emit.emit("program_id", axis=number, known=dims.symbol(f"{RUN_TIME}pid{number}"))
+
+
+@intrinsic("tile.range")
+def range_(emit: Emitter, start: Any, stop: Any = None, step: Any = 1) -> RunTimeRange:
+    """A loop that runs on the device: `for i in tile.range(stop)` or `tile.range(start, stop, step)`; the step is positive."""
+    first, last = (0, start) if stop is None else (start, stop)
+    for bound, argument in ((first, "start"), (last, "start" if stop is None else "stop"), (step, "step")):
+        if not (type(bound) is int or isinstance(bound, Dim) or isinstance(bound, Handle) and bound.is_int):
+            emit.fail("TS203", f"tile.range takes integers, but '{emit.text(argument)}' is {describe(bound)}", argument)
+    if isinstance(step, Handle):
+        emit.fail("TS205", f"the step of tile.range is a compile-time constant, but '{emit.text('step')}' is "
+                           f"{describe(step)}", "step")
+    if type(step) is int and step < 1:
+        emit.fail("TS203", f"the step of tile.range must be positive, not {step}", "step")
+    return RunTimeRange(first, last, step)
+
+
+@intrinsic("tile.static_range")
+def static_range(emit: Emitter, start: Any, stop: Any = None, step: Any = 1) -> range:
+    """A loop that is unrolled: its index is a Python int, its bounds are known at compile time."""
+    why = "tile.static_range is unrolled at compile time"
+    first, last = (0, start) if stop is None else (start, stop)
+    last_text = emit.text("start" if stop is None else "stop")
+    numbers = [emit.concrete(value, text, why) for value, text in (
+        (first, emit.text("start")), (last, last_text), (step, emit.text("step")))]
+    if numbers[2] == 0:
+        emit.fail("TS203", "the step of tile.static_range must not be 0", "step")
+    return range(*numbers)
+
+
+@intrinsic("tile.cdiv")
+def cdiv(emit: Emitter, a: Any, b: Any) -> Any:
+    """a / b of integers, rounded up: how many blocks of b cover a."""
+    if not isinstance(a, Handle) and not isinstance(b, Handle):
+        return cdiv_on_host(a, b) if not _wrong(emit, a, b) else None
+    texts = (emit.text("a"), emit.text("b"))
+    below = binary(emit, ast.Sub, b, 1, (texts[1], "1"))
+    return binary(emit, ast.FloorDiv, binary(emit, ast.Add, a, below, texts), b, texts)
+
+
+def _wrong(emit: Emitter, a: Any, b: Any) -> bool:
+    for value, argument in ((a, "a"), (b, "b")):
+        if type(value) is not int and not isinstance(value, Dim):
+            emit.fail("TS203", f"tile.cdiv takes integers, but '{emit.text(argument)}' is {describe(value)}", argument)
+    if b == 0:
+        emit.fail("TS203", "tile.cdiv divides by zero", "b")
+    return False
+
+
+@cdiv.host
+def cdiv_on_host(a: Size, b: Size) -> Size:
+    return dims.cdiv(a, b)

@@ -1,0 +1,71 @@
+"""What is known about an address: divisibility of indices and the widest aligned access that a window allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tessera.ir.core import Kernel, Value
+from tessera.ir.dims import Size, divisor
+from tessera.ir.types import ViewType, strides
+
+LIMIT = 1 << 20
+
+
+Loops = Mapping[int, tuple[Value, Value]]
+
+
+def loops_of(kernel: Kernel) -> dict[int, tuple[Value, Value]]:
+    """(lower, step) of every loop by the identity of its region's block: blocks do not know the op that holds them."""
+    return {id(op.regions[0]): (op.operands[0], op.operands[2]) for op in kernel.body.walk() if op.name == "for"}
+
+
+def divisor_of(value: Value, dims: Mapping[str, int], loops: Loops) -> int:
+    """A power of two that divides an integer scalar, given powers of two that divide the dims."""
+    op = value.defining_op
+    if op is None:                                # a loop's index is lower + i * step
+        loop = loops.get(id(value.owner)) if value.index == 0 else None
+        return min(divisor_of(loop[0], dims, loops), divisor_of(loop[1], dims, loops)) if loop else 1
+    inputs = [divisor_of(v, dims, loops) for v in op.operands] if op.name in ("add", "sub", "mul", "neg", "cast") else []
+    if op.name == "constant":
+        number = int(op.attributes["value"])
+        return min(number & -number, LIMIT) if number else LIMIT
+    if op.name == "size":
+        return divisor(op.attributes["size"], dims, LIMIT)
+    if op.name == "program_id":
+        return op.attributes["scale"] & -op.attributes["scale"]
+    if op.name == "mul":
+        return min(inputs[0] * inputs[1], LIMIT)
+    return min(inputs) if inputs else 1
+
+
+def access_bytes(view: Value, kernel: Kernel, loops: Loops) -> int:
+    """The widest access, in bytes and at most 16, that is aligned at every row of a window and at every program."""
+    dims = kernel.attributes.get("divisors", {})
+    offsets: dict[int, list[Value]] = {}
+    root, axes, extents = _resolve(view, offsets)
+    type_ = root.type
+    assert isinstance(type_, ViewType)
+    item = type_.dtype.bytes
+    if not axes or axes[-1] != len(type_.shape) - 1:
+        return item
+    aligned = kernel.attributes.get("alignment", {}).get(root.name, 16)
+    for axis, stride in enumerate(strides(type_.shape)):
+        stride_bytes = divisor(stride, dims, LIMIT) * item
+        for offset in offsets.get(axis, ()):
+            aligned = min(aligned, divisor_of(offset, dims, loops) * stride_bytes)
+        if axis in axes[:-1] and extents[axes.index(axis)] != 1:
+            aligned = min(aligned, stride_bytes)
+    return max(item, min(aligned, 16))
+
+
+def _resolve(view: Value, offsets: dict[int, list[Value]]) -> tuple[Value, list[int], list[Size]]:
+    """The parameter behind a view, which of its axes the view keeps, and the view's extents; collects offsets by axis."""
+    assert isinstance(view.type, ViewType)
+    op = view.defining_op
+    if op is None:
+        return view, list(range(len(view.type.shape))), list(view.type.shape)
+    root, axes, _ = _resolve(op.operands[0], offsets)
+    for axis, offset in zip(axes, op.operands[1:], strict=True):
+        offsets.setdefault(axis, []).append(offset)
+    kept = [axis for axis, keep in zip(axes, op.attributes["kept"], strict=True) if keep]
+    return root, kept, list(view.type.shape)

@@ -1,0 +1,222 @@
+"""Decide where every tile's elements live in registers and how every buffer lies in shared memory.
+
+Tiles that meet in an elementwise op, or are carried by a loop, form a group with one layout. Groups are anchored in this order:
+a product's accumulator fragments; a reduction, which wants its axis inside a warp; what a broadcast or a reduction ties to an
+anchored group (a slice of its layout); and else a row-major layout with wide vectors. Where two groups must meet and differ,
+the lowering converts through shared memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tessera.errors import SourceError
+from tessera.ir.core import Kernel, Op, Value
+from tessera.ir.layout import RegisterLayout, SharedLayout, blocked, row_reduction, shared_layout
+from tessera.ir.opdef import ELEMENTWISE, LOOP
+from tessera.ir.ops.tiles import negative_axis
+from tessera.ir.types import BufferType, TileType
+from tessera.target.fragments import accumulator_layout, fma_layouts, operand_a_layout, operand_b_layout
+from tessera.target.schedule import Schedule
+
+
+@dataclass
+class Layouts:
+    """`tile`: layout of a tile value; `buffer`: layout of a buffer; `product`: (a, b, accumulator) layouts of an mma's k-block."""
+
+    tile: dict[Value, RegisterLayout] = field(default_factory=dict)
+    buffer: dict[Value, SharedLayout] = field(default_factory=dict)
+    product: dict[int, tuple[RegisterLayout, RegisterLayout, RegisterLayout]] = field(default_factory=dict)
+
+
+def shape_of_tile(value: Value) -> tuple[int, ...]:
+    assert isinstance(value.type, TileType)
+    return tuple(int(size) for size in value.type.shape)  # type: ignore[arg-type]
+
+
+def warp_grid(shape: tuple[int, int], warps: int, one_warp_per_row: bool) -> tuple[int, int]:
+    """(rows, columns) of warps over a product: rows of 16 first, as square as the tile, so that operands are shared."""
+    rows = warps
+    while rows > 1 and 16 * rows > max(16, -(-shape[0] // 16) * 16):
+        rows //= 2
+    if one_warp_per_row:
+        return rows, 1                            # the spare warps of a short tile compute what another one does
+    best = (rows, warps // rows)
+    while rows > 1 and shape[1] // (warps // rows) > 2 * (shape[0] // rows) and shape[1] >= 16 * (2 * warps // rows):
+        rows //= 2
+        best = (rows, warps // rows)
+    return best
+
+
+def assign_layouts(kernel: Kernel, schedule: Schedule) -> Layouts:
+    """Raises SourceError TS501 for a tile whose registers do not fit a thread."""
+    layouts = Layouts()
+    groups = _Groups(kernel)
+    reduced = {groups.of(op.operands[0]) for op in kernel.body.walk() if op.name.startswith("reduce_")}
+    known: dict[int, RegisterLayout] = {}
+    for op in kernel.body.walk():
+        if op.name == "mma":
+            group = groups.of(op.result)
+            layouts.product[op.id] = product_layouts(op, schedule, group in reduced)
+            known.setdefault(group, layouts.product[op.id][2])
+    for op in kernel.body.walk():
+        if op.name.startswith("reduce_"):
+            group = groups.of(op.operands[0])
+            known.setdefault(group, _reduction_layout(op, schedule))
+    _spread(kernel, groups, known)
+    for value in groups.values:
+        group = groups.of(value)
+        if group not in known:
+            known[group] = coalesced(value, schedule)
+            _spread(kernel, groups, known)
+        layouts.tile[value] = known[group]
+    _assign_buffers(kernel, layouts)
+    return layouts
+
+
+class _Groups:
+    """Union-find over tile values that must share a layout. Values of different shapes are never in one group."""
+
+    def __init__(self, kernel: Kernel):
+        self.parent: dict[Value, Value] = {}
+        self.values: list[Value] = []
+        for op in kernel.body.walk():
+            for region in op.regions:
+                for value in region.arguments:
+                    self._add(value)
+            for value in op.results:
+                self._add(value)
+        for op in kernel.body.walk():
+            if op.definition.has(ELEMENTWISE):
+                self._join([*op.results, *op.operands])
+            elif op.name == "mma":
+                self._join([op.result, *op.operands[2:]])
+            elif op.definition.has(LOOP):
+                body = op.regions[0]
+                final = body.ops[-1].operands
+                for group in zip(op.results, op.operands[3:], body.arguments[1:], final, strict=True):
+                    self._join(list(group))
+            elif op.regions:
+                for group in zip(op.results, *(region.ops[-1].operands for region in op.regions), strict=True):
+                    self._join(list(group))
+
+    def _add(self, value: Value) -> None:
+        if isinstance(value.type, TileType):
+            self.parent[value] = value
+            self.values.append(value)
+
+    def _join(self, values: list[Value]) -> None:
+        tiles = [value for value in values if isinstance(value.type, TileType)]
+        for value in tiles[1:]:
+            self.parent[self._root(value)] = self._root(tiles[0])
+
+    def _root(self, value: Value) -> Value:
+        while self.parent[value] is not value:
+            self.parent[value] = self.parent[self.parent[value]]
+            value = self.parent[value]
+        return value
+
+    def of(self, value: Value) -> int:
+        return id(self._root(value))
+
+
+def product_layouts(op: Op, schedule: Schedule, rows_in_warps: bool) -> tuple[RegisterLayout, RegisterLayout, RegisterLayout]:
+    """Layouts of one k-block of a product: operand a, operand b and the accumulator."""
+    m, n = shape_of_tile(op.result)
+    grid = warp_grid((m, n), schedule.warps, rows_in_warps)
+    if op.operands[0].type.dtype.bits == 16:  # type: ignore[union-attr]
+        return operand_a_layout((m, 16), grid), operand_b_layout((16, n), grid), accumulator_layout((m, n), grid)
+    parts = fma_layouts((m, n), grid)
+    a = RegisterLayout(parts.a.block, (parts.a.repeats[0], 8))
+    b = RegisterLayout(parts.b.block, (8, parts.b.repeats[1]))
+    return a, b, parts.accumulator
+
+
+def _reduction_layout(op: Op, schedule: Schedule) -> RegisterLayout:
+    shape = shape_of_tile(op.operands[0])
+    axis = negative_axis(op, len(shape)) + len(shape)
+    return row_reduction(shape, schedule.warps, axis, _vector(op.operands[0]))
+
+
+def coalesced(value: Value, schedule: Schedule, item: int | None = None) -> RegisterLayout:
+    """Row-major with 16-byte vectors of elements of `item` bytes (the tile's own) where the last axis allows them."""
+    return blocked(shape_of_tile(value), schedule.warps, _vector(value, item))
+
+
+def _vector(value: Value, item: int | None = None) -> int:
+    assert isinstance(value.type, TileType)
+    last = shape_of_tile(value)[-1] if value.type.shape else 1
+    vector = 16 // (item or value.type.dtype.bytes)
+    while vector > 1 and last % vector:
+        vector //= 2
+    return vector
+
+
+def sliced(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, ...]) -> RegisterLayout:
+    """The layout of a tile of shape `wanted` that spreads over `shape` held in `layout`: a slice per spread axis."""
+    for axis, (small, large) in enumerate(zip(wanted, shape, strict=True)):
+        if small == 1 and large != 1:
+            layout = layout.slice(axis)
+    return layout
+
+
+def _spread(kernel: Kernel, groups: _Groups, known: dict[int, RegisterLayout]) -> None:
+    """Gives layouts to groups that reductions and broadcasts tie to groups that have one, until nothing changes."""
+    changed = True
+    while changed:
+        changed = False
+        for op in kernel.body.walk():
+            if op.name == "broadcast":
+                large, small = op.result, op.operands[0]
+            elif op.name.startswith("reduce_"):
+                large, small = op.operands[0], op.result
+            else:
+                continue
+            if groups.of(large) in known and groups.of(small) not in known:
+                known[groups.of(small)] = sliced(known[groups.of(large)], shape_of_tile(large), shape_of_tile(small))
+                changed = True
+
+
+def _assign_buffers(kernel: Kernel, layouts: Layouts) -> None:
+    """Physical shapes: at least the logical one, and all that a product reads past its edges."""
+    rows: dict[Value, int] = {}
+    cols: dict[Value, int] = {}
+    for op in kernel.body.walk():
+        for value in op.results:
+            if isinstance(value.type, BufferType):
+                shape = [int(size) for size in value.type.shape]  # type: ignore[arg-type]
+                rows[value] = shape[-2] if len(shape) > 1 else 1
+                cols[value] = shape[-1]
+    for op in kernel.body.walk():
+        if op.name == "mma":
+            for role, value in zip("ab", op.operands[:2], strict=True):
+                _require(op, role, value, layouts, rows, cols)
+    for value, row_count in rows.items():
+        type_ = value.type
+        assert isinstance(type_, BufferType)
+        if len(type_.shape) > 2:
+            raise SourceError("TS501", f"the buffer '{value.name}' has {len(type_.shape)} axes; at most two can be placed "
+                                       "so far", value.defining_op.loc if value.defining_op else None)
+        layouts.buffer[value] = shared_layout(row_count, cols[value], type_.dtype.bytes)
+
+
+def _require(op: Op, role: str, value: Value, layouts: Layouts, rows: dict[Value, int], cols: dict[Value, int]) -> None:
+    read = value.defining_op
+    assert read is not None and read.name == "read", "stage_operands ran before"
+    k_block = 16 if value.type.dtype.bits == 16 else 8  # type: ignore[union-attr]
+    flipped = op.attributes["transpose_a" if role == "a" else "transpose_b"]
+    shape = shape_of_tile(value)
+    layout = layouts.product[op.id][0 if role == "a" else 1]
+    k_axis = (0 if role == "b" else 1) ^ flipped
+    physical = [0, 0]
+    physical[k_axis] = -(-shape[k_axis] // k_block) * k_block
+    physical[1 - k_axis] = layout.shape[0 if role == "a" else 1]
+    buffer = read.operands[0]
+    start = [_constant_start(value) for value in read.operands[1:]] or [0, 0]
+    rows[buffer] = max(rows[buffer], (start[0] or 0) + physical[0])
+    cols[buffer] = max(cols[buffer], (start[1] or 0) + physical[1])
+
+
+def _constant_start(value: Value) -> int | None:
+    op = value.defining_op
+    return op.attributes["value"] if op is not None and op.name == "constant" else None

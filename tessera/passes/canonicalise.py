@@ -1,0 +1,142 @@
+"""Fold scalar constants, merge equal pure ops, drop what nothing uses. Exact: no value of any output changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like, uses
+from tessera.ir.opdef import ASYNC, BRANCH, CONSTANT, LOOP, PURE, TERMINATOR
+from tessera.ir.types import BufferType, ScalarType
+
+
+def canonicalise(kernel: Kernel) -> Kernel:
+    """One forward sweep (fold, merge) and one backward sweep (drop), which is all that straight producers need."""
+    return drop_unused(_fold_and_merge(kernel))
+
+
+def _fold_and_merge(kernel: Kernel) -> Kernel:
+    new, builder, mapping = new_kernel_like(kernel)
+    _sweep(kernel.body, builder, mapping, {})
+    return new
+
+
+def _sweep(block: Block, builder: Builder, mapping: Mapping, outer: dict[Any, Value]) -> None:
+    available = dict(outer)                       # an op seen in an enclosing block dominates this one
+    for op in block.ops:
+        builder.at(op)
+        if op.regions:
+            regions = []
+            for region in op.regions:
+                copy = Block()
+                for argument in region.arguments:
+                    mapping[argument] = copy.add_argument(argument.type, argument.name)
+                _sweep(region, builder.inner(copy), mapping, available)
+                regions.append(copy)
+            new = builder.op(op.name, [mapping[v] for v in op.operands], regions, [r.name for r in op.results],
+                             **op.attributes)
+            mapping.update(zip(op.results, new.results, strict=True))
+            continue
+        if not op.definition.has(PURE) or len(op.results) != 1:
+            clone_op(builder, op, mapping)
+            continue
+        folded = _fold(op, [mapping[v] for v in op.operands], builder)
+        if folded is None:
+            key = (op.name, tuple(map(id, (mapping[v] for v in op.operands))), repr(op.attributes))
+            if key not in available:
+                available[key] = clone_op(builder, op, mapping).result
+            folded = available[key]
+        mapping[op.result] = folded
+
+
+def _constant(value: Value) -> Any:
+    """The number of a constant scalar, or None."""
+    op = value.defining_op
+    return op.attributes["value"] if op is not None and op.definition.has(CONSTANT) else None
+
+
+def _fold(op: Op, operands: list[Value], builder: Builder) -> Value | None:
+    """A simpler value for the op, or None: integer constants are computed, x + 0 and x * 1 are x."""
+    type_ = op.result.type
+    if not isinstance(type_, ScalarType) or not type_.dtype.is_int or not operands or op.definition.has(CONSTANT):
+        return None
+    constants = [_constant(value) for value in operands]
+    if all(constant is not None for constant in constants) and op.definition.evaluate is not None:
+        try:
+            result = op.definition.evaluate(op, *(np.array([constant]) for constant in constants))
+        except (OverflowError, ZeroDivisionError, TypeError, ValueError):
+            return None                           # the run reports it at the op
+        return builder.value("constant", hint=op.result.name, value=int(result[0]), dtype=type_.dtype)
+    if len(operands) == 2:
+        neutral = {"add": 0, "sub": 0, "mul": 1, "floordiv": 1}.get(op.name)
+        if neutral is not None and constants[1] == neutral and operands[0].type == type_:
+            return operands[0]
+        if op.name in ("add", "mul") and constants[0] == neutral and operands[1].type == type_:
+            return operands[1]
+    return None
+
+
+def drop_unused(kernel: Kernel) -> Kernel:
+    """Removes ops without effect whose results are unused, and buffers that are written but never read."""
+    while True:
+        dead = _dead_ops(kernel)
+        if not dead:
+            return kernel
+        new, builder, mapping = new_kernel_like(kernel)
+        _copy_without(kernel.body, builder, mapping, dead)
+        kernel = new
+
+
+def _dead_ops(kernel: Kernel) -> set[int]:
+    used = uses(kernel.body)
+    dead: set[int] = set()
+    for op in kernel.body.walk():
+        definition = op.definition
+        unused = not any(result in used for result in op.results)
+        if not unused or definition.has(TERMINATOR):
+            continue
+        if definition.has(PURE) or (op.results and not definition.effects and not op.regions):
+            dead.add(op.id)
+        elif op.results and set(definition.effects.values()) == {"reads"}:
+            dead.add(op.id)
+        elif op.regions and (definition.has(LOOP) or definition.has(BRANCH)) and not _has_effect(op):
+            dead.add(op.id)
+    for op in kernel.body.walk():
+        for result in op.results:
+            if isinstance(result.type, BufferType) and op.id not in dead:
+                users = used.get(result, [])
+                if users and all(_only_writes(user, result) for user in users):
+                    dead |= {user.id for user in users} | {op.id}
+    # A token of a dropped copy leaves its wait by `_copy_without`.
+    return dead
+
+
+def _has_effect(op: Op) -> bool:
+    return any(inner.definition.effects or not inner.definition.has(PURE) and not inner.definition.has(TERMINATOR)
+               for region in op.regions for inner in region.walk())
+
+
+def _only_writes(op: Op, buffer: Value) -> bool:
+    effects = {effect for effect, value in op.definition.effects_of(op) if value is buffer}
+    return effects == {"writes"} and (not op.results or op.definition.has(ASYNC))
+
+
+def _copy_without(block: Block, builder: Builder, mapping: Mapping, dead: set[int]) -> None:
+    for op in block.ops:
+        if op.id in dead:
+            continue
+        builder.at(op)
+        variadic = op.definition.operands and op.definition.operands[-1].startswith("*")
+        operands = [mapping[v] for v in op.operands if v in mapping] if variadic else [mapping[v] for v in op.operands]
+        if op.name == "wait" and not operands:
+            continue
+        regions = []
+        for region in op.regions:
+            copy = Block()
+            for argument in region.arguments:
+                mapping[argument] = copy.add_argument(argument.type, argument.name)
+            _copy_without(region, builder.inner(copy), mapping, dead)
+            regions.append(copy)
+        new = builder.op(op.name, operands, regions, [r.name for r in op.results], **op.attributes)
+        mapping.update(zip(op.results, new.results, strict=True))

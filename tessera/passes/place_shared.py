@@ -1,0 +1,102 @@
+"""Give every shared buffer its bytes in the one dynamic block: buffers that are never live together may share them.
+
+A buffer lives from its first to its last use in program order; a use inside a loop that the buffer outlives counts for the
+whole loop, because another iteration may come. Largest first, each at the lowest offset that is free for its whole life.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tessera.errors import SourceError
+from tessera.ir.core import Block, Kernel, Op, Value, clone_kernel
+from tessera.target.arch import Arch
+
+ALIGNMENT = 128                 # bytes: a full row of banks
+
+
+@dataclass
+class Life:
+    """A buffer and the positions of its first and last use; `first` is 0 until it is used."""
+
+    buffer: Op
+    first: int = 0
+    last: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return self.buffer.attributes["layout"].bytes
+
+
+def place_shared(kernel: Kernel, arch: Arch) -> Kernel:
+    """Raises SourceError TS501 when the buffers do not fit the architecture's block."""
+    new, _ = clone_kernel(kernel)
+    placed: list[Life] = []
+    total = 0
+    for life in sorted(_lives(new), key=lambda x: (-x.bytes, x.first)):
+        taken = sorted((other.buffer.attributes["offset"], other.bytes) for other in placed
+                       if life.first <= other.last and other.first <= life.last)
+        offset = 0
+        for start, size in taken:
+            if offset + life.bytes <= start:
+                break
+            offset = max(offset, _align(start + size))
+        life.buffer.attributes["offset"] = offset
+        placed.append(life)
+        total = max(total, offset + life.bytes)
+    if total > arch.shared_bytes_per_block:
+        largest = max(placed, key=lambda x: x.bytes)
+        raise SourceError("TS501", f"the kernel needs {total} bytes of shared memory and {arch.name} has "
+                                   f"{arch.shared_bytes_per_block} per block; the largest buffer, "
+                                   f"'{largest.buffer.result.name}', has {largest.bytes} bytes", largest.buffer.loc)
+    new.attributes["shared_bytes"] = total
+    return new
+
+
+def share_bytes(a: Value, b: Value) -> bool:
+    """Whether two placed buffers have bytes in common (a buffer has with itself)."""
+    if a is b:
+        return True
+    first, second = (v.defining_op.attributes for v in (a, b))  # type: ignore[union-attr]
+    if first["offset"] < 0 or second["offset"] < 0:
+        return False
+    return (first["offset"] < second["offset"] + second["layout"].bytes
+            and second["offset"] < first["offset"] + first["layout"].bytes)
+
+
+def _align(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def _lives(kernel: Kernel) -> list[Life]:
+    lives: dict[Value, Life] = {}
+    position = 0
+
+    def visit(block: Block, loops: list[tuple[int, set[Value]]]) -> None:
+        nonlocal position
+        for op in block.ops:
+            position += 1
+            if op.name == "shared":
+                lives[op.result] = Life(op)
+                for _, inside in loops:
+                    inside.add(op.result)
+            for value in op.operands:
+                if value in lives:
+                    _extend(lives[value], value, position, loops)
+            if op.regions:
+                start = position
+                frame: tuple[int, set[Value]] = (start, set())
+                for region in op.regions:
+                    visit(region, [*loops, frame])
+                position += 1
+                for value, life in lives.items():
+                    if value not in frame[1] and life.last > start:
+                        life.last = position      # used inside a loop that it outlives
+    visit(kernel.body, [])
+    return [life for life in lives.values() if life.first]
+
+
+def _extend(life: Life, value: Value, position: int, loops: list[tuple[int, set[Value]]]) -> None:
+    if not life.first:
+        life.first = min([position, *(start for start, inside in loops if value not in inside)])
+    life.last = max(life.last, position)

@@ -1,0 +1,80 @@
+"""Bind the dims that shapes need: after this pass every tile and buffer has integer sizes, other dims stay symbolic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tessera.dtypes import i64
+from tessera.errors import SourceError
+from tessera.ir.core import Block, Builder, Kernel, clone_op
+from tessera.ir.core import Mapping as ValueMapping
+from tessera.ir.dims import Dim, Size, substitute, symbols
+from tessera.ir.types import BufferType, ShapedType, TileType, substitute_type
+
+
+def specialise(kernel: Kernel, static: Mapping[str, int], divisors: Mapping[str, int] | None = None,
+               alignment: Mapping[str, int] | None = None) -> Kernel:
+    """Replaces the dims in `static` by their values everywhere.
+
+    `divisors`: powers of two known to divide dynamic dims; `alignment`: bytes to which each tensor's base is aligned.
+    Both are guards of the compiled program. Raises SourceError TS205 for a shape that still holds an unbound dim.
+    """
+    values: dict[str, Size] = dict(static)
+    new = Kernel(kernel.name, Block(), _bind(dict(kernel.attributes), values), kernel.origin)
+    new.attributes["static"] = dict(static)
+    new.attributes["divisors"] = dict(divisors or {})
+    new.attributes["alignment"] = dict(alignment or {})
+    mapping: ValueMapping = {}
+    _copy_block(kernel.body, new.body, Builder(new.body, kernel.origin), values, mapping)
+    return new
+
+
+def _copy_block(old: Block, new: Block, builder: Builder, values: dict[str, Size], mapping: ValueMapping) -> None:
+    for argument in old.arguments:
+        mapping[argument] = new.add_argument(substitute_type(argument.type, values), argument.name)
+    for op in old.ops:
+        builder.at(op)
+        if op.regions:
+            regions = [Block() for _ in op.regions]
+            for region, target in zip(op.regions, regions, strict=True):
+                _copy_block(region, target, builder.inner(target), values, mapping)
+            copy = builder.op(op.name, [mapping[v] for v in op.operands], regions, [r.name for r in op.results],
+                              **_bind(op.attributes, values))
+            mapping.update(zip(op.results, copy.results, strict=True))
+        else:
+            attributes = _bind(op.attributes, values)
+            if op.name == "size" and isinstance(attributes["size"], int):
+                mapping[op.result] = builder.value("constant", hint=op.result.name, value=attributes["size"], dtype=i64)
+                continue
+            copy = clone_op(builder, op, mapping, **attributes)
+        for result in copy.results:
+            if isinstance(result.type, (TileType, BufferType)):
+                for size in result.type.shape:
+                    if isinstance(size, Dim):
+                        raise SourceError("TS205", f"the shape of '{result.name or op.name}' needs a value for "
+                                                   f"{', '.join(sorted(symbols(size)))}", op.loc)
+
+
+def _bind(value: Any, values: dict[str, Size]) -> Any:
+    """Substitutes dims in an attribute, inside tuples and dicts too."""
+    if isinstance(value, Dim):
+        return substitute(value, values)
+    if isinstance(value, tuple):
+        return tuple(_bind(item, values) for item in value)
+    if isinstance(value, dict):
+        return {key: _bind(item, values) for key, item in value.items()}
+    return value
+
+
+def unbound_dims(kernel: Kernel) -> tuple[str, ...]:
+    """Dims that shapes of tiles and buffers use: those that `specialise` must bind."""
+    found: dict[str, None] = {}
+    for op in kernel.body.walk():
+        for result in op.results:
+            if isinstance(result.type, ShapedType) and op.name != "window":
+                for size in result.type.shape:
+                    found.update(dict.fromkeys(sorted(symbols(size))))
+        for extent in op.attributes.get("extents") or ():
+            found.update(dict.fromkeys(sorted(symbols(extent))))
+    return tuple(found)

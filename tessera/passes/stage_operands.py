@@ -1,0 +1,98 @@
+"""Put the operands of matrix products into buffers: matrix instructions read shared memory.
+
+A loaded operand becomes an asynchronous copy into a buffer, waited for before its first use; a computed one is written to a
+buffer. An operand that is read from a buffer stays where it is, unless the buffer changes between the read and the product.
+Exact: values only move.
+"""
+
+from __future__ import annotations
+
+from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like, uses
+from tessera.ir.types import TileType
+
+
+def stage_operands(kernel: Kernel) -> Kernel:
+    new, builder, mapping = new_kernel_like(kernel)
+    stager = _Stager(uses(kernel.body))
+    stager.block(kernel.body, builder, mapping)
+    new.body.ops[:0] = stager.allocations
+    return new
+
+
+class _Stager:
+    def __init__(self, used: dict[Value, list[Op]]):
+        self.used = used
+        self.allocations: list[Op] = []
+
+    def block(self, block: Block, builder: Builder, mapping: Mapping) -> None:
+        pending: list[tuple[Value, Value, Value]] = []          # loaded value, its buffer, token
+        for op in block.ops:
+            if pending and (op.regions or any(value is p[0] for p in pending for value in op.operands) or op is block.ops[-1]):
+                self._land(builder.at(op), pending, mapping)
+            builder.at(op)
+            if op.name == "load" and self._feeds_product(op.results[0]):
+                buffer = self._allocate(builder, op, op.result)
+                token = builder.value("copy_async", buffer, mapping.get(op.operands[0], op.operands[0]), bypass_l1=True)
+                pending.append((op.result, buffer, token))
+            elif op.regions:
+                self._regions(op, builder, mapping)
+            elif op.name == "mma":
+                self._product(block, op, builder, mapping)
+            else:
+                clone_op(builder, op, mapping)
+
+    def _regions(self, op: Op, builder: Builder, mapping: Mapping) -> None:
+        regions = []
+        for region in op.regions:
+            copy = Block()
+            for argument in region.arguments:
+                mapping[argument] = copy.add_argument(argument.type, argument.name)
+            self.block(region, builder.inner(copy), mapping)
+            regions.append(copy)
+        new = builder.op(op.name, [mapping.get(v, v) for v in op.operands], regions, [r.name for r in op.results],
+                         **op.attributes)
+        mapping.update(zip(op.results, new.results, strict=True))
+
+    def _land(self, builder: Builder, pending: list[tuple[Value, Value, Value]], mapping: Mapping) -> None:
+        builder.op("wait", [token for _, _, token in pending])
+        for value, buffer, _ in pending:
+            mapping[value] = builder.value("read", buffer, hint=value.name)
+        pending.clear()
+
+    def _feeds_product(self, value: Value) -> bool:
+        return any(op.name == "mma" and value in op.operands[:2] for op in self.used.get(value, ()))
+
+    def _allocate(self, builder: Builder, op: Op, value: Value) -> Value:
+        """A buffer at the top of the kernel for a tile of `value`'s type."""
+        type_ = value.type
+        assert isinstance(type_, TileType)
+        top = Builder(Block(), builder.origin)
+        buffer = top.value("alloc_shared", shape=type_.shape, dtype=type_.dtype, swizzle="xor",
+                           hint=value.name or f"operand_{len(self.allocations)}")
+        self.allocations += top.block.ops
+        return buffer
+
+    def _product(self, block: Block, op: Op, builder: Builder, mapping: Mapping) -> None:
+        operands = []
+        for value in op.operands[:2]:
+            source = value.defining_op
+            if source is not None and source.name == "load" or _reads_stable_buffer(block, value, op):
+                operands.append(mapping.get(value, value))
+                continue
+            buffer = self._allocate(builder, op, value)
+            builder.op("write", [buffer, mapping.get(value, value)])
+            operands.append(builder.value("read", buffer, hint=value.name))
+        operands += [mapping.get(value, value) for value in op.operands[2:]]
+        mapping[op.result] = builder.value("mma", *operands, hint=op.result.name, **op.attributes)
+
+
+def _reads_stable_buffer(block: Block, value: Value, user: Op) -> bool:
+    """Whether `value` is read from a buffer, in this block, and nothing writes the buffer before `user`."""
+    read = value.defining_op
+    if read is None or read.name != "read" or read not in block.ops:
+        return False
+    buffer = read.operands[0]
+    between = block.ops[block.ops.index(read) + 1:block.ops.index(user)]
+    return not any(effect != "reads" and reference is buffer
+                   for op in between for inner in (op, *(o for region in op.regions for o in region.walk()))
+                   for effect, reference in inner.definition.effects_of(inner))

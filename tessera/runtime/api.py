@@ -1,0 +1,235 @@
+"""What happens when a kernel is called: arguments are checked, a lane is chosen, and what was compiled before is used again.
+
+A program is specialised for the values of the dims that shapes need, for the divisors of the dims that are innermost axes,
+and for the alignment of the arrays; a call that differs in one of these compiles another. All of them stay in memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tessera.compiler import compile_kernel
+from tessera.config import config
+from tessera.errors import ArgumentError, EnvironmentProblem, did_you_mean
+from tessera.frontend.definition import REQUIRED, KernelDefinition
+from tessera.frontend.evaluator import trace
+from tessera.frontend.grid import apply_grid, check_coverage, launch_grid
+from tessera.ir.core import Kernel
+from tessera.ir.dims import symbols
+from tessera.program import Parameter, Program
+from tessera.runtime import arrays, execute, launch
+from tessera.runtime.bind import Binding, bind
+from tessera.runtime.execute import KernelRun
+from tessera.target.arch import ARCHS, nearest_lane
+
+BASE_ARCH = "sm_80"
+# No access is wider than 16 bytes, and no element is smaller than 1.
+LARGEST_DIVISOR = 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a call did: its lane, its launches (none for empty arrays), and the compiler's notes to the author."""
+
+    lane: str
+    kernels: tuple[KernelRun, ...]
+    notes: tuple[str, ...] = ()
+
+
+def call(
+    definition: KernelDefinition,
+    grid: tuple[Any, ...] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    partial: bool = False,
+) -> Any:
+    """Runs a kernel on the caller's arrays; `grid` is that of `kernel[grid]`, None to use the kernel's own.
+
+    Outputs that are left out are allocated like the inputs and returned. Raises ArgumentError for arguments that do not
+    fit (`runtime.bind`), TS306 for a grid that leaves part of an output unwritten unless `partial`, and EnvironmentProblem
+    TS505 when the cuda lane is asked for without a GPU.
+    """
+    state = _state(definition)
+    binding = bind(definition.name, state.parameters, args, kwargs, state.defaults)
+    lane = choose_lane(config().backend, binding.device)
+    chosen = None if grid is None else _grid(definition.name, grid)
+    kernel = state.kernel(binding.dims, chosen)
+    made = binding.allocate()
+    extents = launch_grid(kernel, binding.dims)
+    notes = tuple(kernel.attributes.get("notes", ()))
+    if 0 in extents or all(0 in binding.infos[name].shape for name in binding.outputs):
+        state.last_run = Run(lane, (), notes)
+        return made
+    state.check_coverage(kernel, binding.dims, extents, partial)
+    if lane == "interpret":
+        ran = execute.interpret(kernel, _host_arguments(binding), binding.dims, extents).kernels
+    else:
+        ran = _run_program(state, binding, lane, chosen)
+    state.last_run = Run(lane, ran, notes)
+    return made
+
+
+def last_run(definition: KernelDefinition) -> Run | None:
+    """What the last call of a kernel did, in whatever thread; None before the first."""
+    return _state(definition).last_run
+
+
+class KernelState:
+    """What is known about one kernel: its parameters, and everything that was compiled for it."""
+
+    def __init__(self, definition: KernelDefinition) -> None:
+        self.definition = definition
+        self.kernel_unbound = trace(definition, {}).kernel()
+        self.parameters = parameters_of(self.kernel_unbound)
+        self.defaults = {p.name: p.default for p in definition.parameters if p.default is not REQUIRED}
+        self.last_run: Run | None = None
+        self._programs: dict[tuple[Any, ...], list[Program]] = {}
+        self._covered: set[tuple[Any, ...]] = set()
+        self._compiling = threading.Lock()
+
+    def kernel(self, dims: Mapping[str, int], grid: tuple[int, ...] | None) -> Kernel:
+        """The Tile-level kernel for these dims, on the given grid or its own."""
+        return self.kernel_unbound if grid is None else apply_grid(self.kernel_unbound, grid)
+
+    def check_coverage(self, kernel: Kernel, dims: Mapping[str, int], grid: tuple[int, ...], partial: bool) -> None:
+        key = (tuple(sorted(dims.items())), grid, partial)
+        if key not in self._covered:
+            check_coverage(kernel, dims, grid, partial)
+            self._covered.add(key)
+
+    def program(
+        self, dims: dict[str, int], arch: str, grid: tuple[int, ...] | None, alignment: dict[str, int]
+    ) -> Program:
+        """A program for these dims: one compiled before, or a new one (with its cubin only where a lane asks for it)."""
+        divisors = innermost_divisors(self.parameters, dims)
+        key = (arch, grid, tuple(divisors.items()), tuple(alignment.items()))
+        with self._compiling:
+            known = self._programs.setdefault(key, [])
+            for program in known:
+                if all(dims.get(name, value) == value for name, value in program.static.items()):
+                    return program
+            compilation = compile_kernel(self.definition, dims, arch, grid, alignment, divisors)
+            known.append(compilation.program)
+            return compilation.program
+
+    def with_cubin(self, program: Program) -> Program:
+        """The program with machine code, which replaces the one without."""
+        from tessera.runtime.nvrtc import compile_cubin
+
+        if program.cubin:
+            return program
+        compiled = replace(program, cubin=compile_cubin(program.cuda, program.arch, program.name).cubin)
+        with self._compiling:
+            for known in self._programs.values():
+                known[:] = [compiled if candidate is program else candidate for candidate in known]
+        return compiled
+
+
+_making = threading.Lock()
+
+
+def _state(definition: KernelDefinition) -> KernelState:
+    """The state of a definition, kept in it, so that what was compiled for a kernel goes when the kernel goes."""
+    found = vars(definition).get("_runtime_state")
+    if found is None:
+        with _making:
+            found = vars(definition).setdefault("_runtime_state", KernelState(definition))
+    return found
+
+
+def parameters_of(kernel: Kernel) -> tuple[Parameter, ...]:
+    """The kernel's parameters, from its own table where it has one."""
+    table = kernel.attributes.get("parameters")
+    return tuple(table) if table is not None else execute.parameters_of(kernel)
+
+
+def _run_program(
+    state: KernelState, binding: Binding, lane: str, grid: tuple[int, ...] | None
+) -> tuple[KernelRun, ...]:
+    if lane == "emulate":
+        program = state.program(binding.dims, choose_arch(None), grid, binding.alignment)
+        return execute.emulate(program, _host_arguments(binding), binding.dims).kernels
+    if binding.device is None:  # host arrays on a machine with a GPU: they travel there and back
+        program = state.program(binding.dims, device_arch(0), grid, dict.fromkeys(binding.alignment, 16))
+        return execute.cuda(state.with_cubin(program), _host_arguments(binding), binding.dims).kernels
+    program = state.program(binding.dims, device_arch(binding.device), grid, binding.alignment)
+    stream = binding.library.stream(binding.device)
+    launch.LAUNCHER.launch(state.with_cubin(program), binding, stream)
+    return tuple(KernelRun(step.kernel, size) for step, size in execute.launches_of(program, binding.dims))
+
+
+def _host_arguments(binding: Binding) -> dict[str, Any]:
+    return {**{name: arrays.host_view(array) for name, array in binding.arrays.items()}, **binding.scalars}
+
+
+def _grid(kernel: str, grid: tuple[Any, ...]) -> tuple[int, ...]:
+    if not all(isinstance(size, (int, np.integer)) and not isinstance(size, bool) for size in grid):
+        raise ArgumentError("TS203", f"{kernel}[grid] takes integers, not {grid!r}")
+    return tuple(int(size) for size in grid)
+
+
+def innermost_divisors(parameters: tuple[Parameter, ...], dims: Mapping[str, int]) -> dict[str, int]:
+    """The power of two up to 16 that divides each dim of an innermost axis: what decides how wide an access may be."""
+    names = sorted({name for p in parameters if p.shape for name in symbols(p.shape[-1])})
+    return {name: min(dims[name] & -dims[name], LARGEST_DIVISOR) or LARGEST_DIVISOR for name in names if name in dims}
+
+
+def choose_lane(backend: str | None, device: int | None = None, count: Callable[[], int] = launch.device_count) -> str:
+    """The lane for a backend (`auto`, `interpret`, `emulate`, `cuda`) and arrays on a GPU, or on the host (None).
+
+    `auto` takes CUDA when a device is there, else the interpreter. Raises EnvironmentProblem TS505 for cuda without a GPU
+    and ArgumentError TS604 for arrays on a GPU and a lane that runs on the CPU.
+    """
+    backend = backend or "auto"
+    if device is not None:
+        if backend in ("interpret", "emulate"):
+            message = f"the arrays live on GPU {device}, and the {backend} lane runs on the CPU"
+            raise ArgumentError("TS604", message)
+        return "cuda"
+    if backend == "cuda":
+        launch.require_device()
+    if backend == "auto":
+        return "cuda" if count() > 0 else "interpret"
+    return backend
+
+
+def choose_arch(name: str | None) -> str:
+    """The architecture to compile for: the given one, the configured one, that of GPU 0, else sm_80.
+
+    Raises ArgumentError TS508 for one that is not known.
+    """
+    name = name or config().arch
+    if name is None:
+        return device_arch(0) if launch.device_count() else BASE_ARCH
+    if name not in ARCHS:
+        hint = did_you_mean(name, ARCHS)
+        raise ArgumentError("TS508", f"there is no architecture '{name}' (known: {', '.join(ARCHS)}){hint}")
+    return name
+
+
+@lru_cache(maxsize=None)
+def device_arch(device: int) -> str:
+    """The architecture whose code a GPU runs. Raises EnvironmentProblem TS508 for one that none of the table fits."""
+    found = launch.compute_capability(device)
+    try:
+        facts = nearest_lane(found)
+    except ValueError as error:
+        raise EnvironmentProblem("TS508", f"GPU {device} cannot be used: {error}") from None
+    # Code runs on later chips of its generation, except that of an architecture whose name ends in a letter.
+    same = facts.compute_capability == found
+    if not same and (facts.compute_capability[0] != found[0] or not facts.name[-1].isdigit()):
+        capability = f"{found[0]}.{found[1]}"
+        raise EnvironmentProblem("TS508", f"GPU {device} has compute capability {capability}, which is not supported yet")
+    return facts.name
+
+
+__all__ = [
+    "KernelState", "Run", "call", "choose_arch", "choose_lane", "device_arch", "innermost_divisors", "last_run",
+    "parameters_of",
+]  # fmt: skip

@@ -1,0 +1,308 @@
+"""Matches the arguments of a call with a kernel's parameters: dims, dtypes, ranks, scalars, omitted outputs.
+
+Everything that a launch assumes about its arguments is checked here, once, whatever lane runs it, so that a wrong call
+is an error that names the author's parameters and never a wrong answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tessera import dtypes
+from tessera.errors import ArgumentError, did_you_mean
+from tessera.ir.dims import Dim, Size, coefficient, evaluate, substitute, symbols, to_text
+from tessera.program import Parameter
+from tessera.runtime.arrays import NUMPY, Adapter, ArrayInfo, describe
+
+
+@dataclass
+class Binding:
+    """A checked call. `arrays` and `infos` hold the tensors that were passed, `scalars` Python numbers.
+
+    `omitted` maps each output that was left out to its shape; `allocate` makes those. `device` is the CUDA ordinal on
+    which the arrays live, None for the host.
+    """
+
+    kernel: str
+    parameters: tuple[Parameter, ...]
+    arrays: dict[str, Any] = field(default_factory=dict)
+    infos: dict[str, ArrayInfo] = field(default_factory=dict)
+    scalars: dict[str, int | float] = field(default_factory=dict)
+    dims: dict[str, int] = field(default_factory=dict)
+    omitted: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def library(self) -> Adapter:
+        return next(iter(self.infos.values())).adapter if self.infos else NUMPY
+
+    @property
+    def device(self) -> int | None:
+        return next(iter(self.infos.values())).device if self.infos else None
+
+    @property
+    def alignment(self) -> dict[str, int]:
+        """Bytes, of 16, 8, 4, 2 and 1, that divide the address of each tensor; 16 for one still to be allocated."""
+        return {
+            p.name: self.infos[p.name].alignment if p.name in self.infos else 16
+            for p in self.parameters
+            if p.kind == "tensor"
+        }
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors that the kernel writes."""
+        return tuple(p.name for p in self.parameters if p.role in ("out", "inout"))
+
+    def allocate(self) -> Any:
+        """Makes the outputs that were left out, in the caller's library and on its device, and adds them to `arrays`.
+
+        Returns what the call returns: None, one array, or a tuple in the order of the parameters.
+        """
+        for parameter in self.parameters:
+            if parameter.name in self.omitted:
+                made = self.library.empty(self.omitted[parameter.name], dtypes.parse(parameter.dtype), self.device)
+                info = describe(made)
+                assert info is not None
+                self.arrays[parameter.name], self.infos[parameter.name] = made, info
+        made = tuple(self.arrays[name] for name in self.omitted)
+        return None if not made else made[0] if len(made) == 1 else made
+
+
+def bind(
+    kernel: str,
+    parameters: Sequence[Parameter],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> Binding:
+    """Checks a call of `kernel`; `defaults` holds the values of scalars that have one in the signature.
+
+    Raises ArgumentError: TS601 missing or unexpected argument, TS203 wrong kind, TS204 dtype, TS304 rank, TS301 and
+    TS302 sizes, TS602 an output that shares memory, TS603 not contiguous, TS604 unusable array or mixed devices.
+    """
+    binding = Binding(kernel, tuple(parameters))
+    given = _match(kernel, parameters, args, kwargs)
+    for parameter in parameters:
+        name = parameter.name
+        if name in given:
+            _take(binding, parameter, given[name])
+        elif parameter.kind == "scalar" and defaults is not None and name in defaults:
+            _take(binding, parameter, defaults[name])
+        elif parameter.role != "out":
+            needed = ", ".join(p.name for p in parameters if p.role != "out")
+            raise ArgumentError("TS601", f"{kernel} needs the argument '{name}' (it takes {needed})")
+    _check_devices(binding)
+    binding.dims = unify(parameters, {name: info.shape for name, info in binding.infos.items()})
+    for parameter in parameters:
+        if parameter.kind == "tensor" and parameter.name not in binding.infos:
+            binding.omitted[parameter.name] = _shape_of_omitted(kernel, parameter, binding.dims)
+    _check_aliases(binding)
+    return binding
+
+
+def _match(
+    kernel: str, parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments by parameter name. Positional ones fill all parameters, or exactly those that are no outputs."""
+    names = [p.name for p in parameters]
+    for name in kwargs:
+        if name not in names:
+            raise ArgumentError(
+                "TS601", f"{kernel} has no parameter '{name}' (it has {', '.join(names)}){did_you_mean(name, names)}"
+            )
+    inputs = [p.name for p in parameters if p.role != "out"]
+    only_inputs = len(args) == len([name for name in inputs if name not in kwargs])
+    order = inputs if only_inputs and not any(name in kwargs for name in inputs[: len(args)]) else names
+    if len(args) > len(order):
+        raise ArgumentError(
+            "TS601", f"{kernel} takes {len(names)} arguments ({', '.join(names)}) but {len(args)} were given"
+        )
+    given = dict(zip(order, args, strict=False))
+    for name in given:
+        if name in kwargs:
+            raise ArgumentError("TS601", f"{kernel} got the argument '{name}' twice, by position and by name")
+    return {**given, **kwargs}
+
+
+def _take(binding: Binding, parameter: Parameter, value: Any) -> None:
+    if parameter.kind == "scalar":
+        binding.scalars[parameter.name] = scalar(parameter, value)
+        return
+    info = describe(value)
+    if info is None:
+        if isinstance(value, (bool, int, float, np.generic)):
+            raise ArgumentError(
+                "TS203", f"'{parameter.name}' is a tensor of {parameter.dtype}, but the number {value} was passed"
+            )
+        raise ArgumentError(
+            "TS604", f"'{parameter.name}' must be an array of NumPy, CuPy or torch, not {type(value).__name__}"
+        )
+    _check_array(parameter, info)
+    binding.arrays[parameter.name], binding.infos[parameter.name] = value, info
+
+
+def scalar(parameter: Parameter, value: Any) -> int | float:
+    """The value of a scalar parameter as a Python number; raises ArgumentError TS203, or TS401 beyond 64 bits."""
+    wants_int = dtypes.parse(parameter.dtype).is_int
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        if not -(2**63) <= int(value) < 2**63:
+            raise ArgumentError("TS401", f"'{parameter.name}' is {value}, which does not fit 64 bits")
+        return int(value) if wants_int else float(value)
+    if isinstance(value, (float, np.floating)) and not wants_int:
+        return float(value)
+    kind = "an int" if wants_int else "a number"
+    shown = f" {value!r}" if isinstance(value, (bool, int, float, str)) else f" {value}" if np.isscalar(value) else ""
+    raise ArgumentError("TS203", f"'{parameter.name}' takes {kind}, but the {type(value).__name__}{shown} was passed")
+
+
+def _check_array(parameter: Parameter, info: ArrayInfo) -> None:
+    name, wanted = parameter.name, dtypes.parse(parameter.dtype)
+    if info.dtype != wanted:
+        raise ArgumentError(
+            "TS204",
+            f"'{name}' must have dtype {wanted.name}, but the array that was passed has "
+            f"{info.dtype.name if info.dtype else info.dtype_text}",
+        )
+    if len(info.shape) != len(parameter.shape):
+        declared = ", ".join(_axis_text(parameter, axis) for axis in range(len(parameter.shape)))
+        raise ArgumentError(
+            "TS304",
+            f"'{name}' has {len(parameter.shape)} axes [{declared}], but an array of "
+            f"{len(info.shape)} axes was passed, {list(info.shape)}",
+        )
+    if not info.contiguous:
+        raise ArgumentError("TS603", f"'{name}' is not contiguous: its elements must lie row by row without gaps")
+    if 0 not in info.shape and info.pointer % wanted.bytes:
+        raise ArgumentError(
+            "TS604",
+            f"'{name}' starts at an address that is not a multiple of its {wanted.bytes}-byte element; pass a copy",
+        )
+    if parameter.role != "in" and not info.writable:
+        raise ArgumentError("TS604", f"'{name}' is written by the kernel, but the array that was passed is read-only")
+
+
+def _axis_text(parameter: Parameter, axis: int) -> str:
+    text = to_text(parameter.shape[axis])
+    return "?" if text.startswith(f"{parameter.name}.") else text  # an undeclared dim has a name of our making
+
+
+def _check_devices(binding: Binding) -> None:
+    first: tuple[str, ArrayInfo] | None = None
+    for name, info in binding.infos.items():
+        if first is None:
+            first = name, info
+        elif info.device != first[1].device:
+            raise ArgumentError(
+                "TS604",
+                f"'{first[0]}' is {_place(first[1])} but '{name}' is {_place(info)}; all "
+                "arrays of a call must live in one place",
+            )
+
+
+def _place(info: ArrayInfo) -> str:
+    return "on the host" if info.device is None else f"on GPU {info.device}"
+
+
+def unify(parameters: Sequence[Parameter], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The value of every dim from the shapes of the tensors in `shapes`, which have the right ranks.
+
+    A dim that stands alone on an axis takes that axis's size; one that occurs only in an expression such as `2*D` is
+    solved for; then every expression is checked. Raises ArgumentError TS302 where a dim would have two values or none
+    and TS301 where an axis must have a constant size and has another.
+    """
+    dims: dict[str, int] = {}
+    source: dict[str, str] = {}
+    axes = [
+        (p, axis, size, shapes[p.name][axis])
+        for p in parameters
+        if p.name in shapes
+        for axis, size in enumerate(p.shape)
+    ]
+    rest: list[tuple[Parameter, int, Size, int]] = []
+    for parameter, axis, size, actual in axes:
+        name = _plain_symbol(size)
+        if name is None:
+            rest.append((parameter, axis, size, actual))
+        elif name not in dims:
+            dims[name], source[name] = actual, f"on axis {axis} of '{parameter.name}'"
+        elif dims[name] != actual:
+            raise ArgumentError(
+                "TS302",
+                f"the dim {name} is {dims[name]} {source[name]} but {actual} on axis {axis} of '{parameter.name}'",
+            )
+    for parameter, axis, size, actual in rest:
+        _solve(parameter, axis, size, actual, dims, source)
+    for parameter, axis, size, actual in rest:
+        if unknown := sorted(symbols(size) - dims.keys()):
+            raise ArgumentError(
+                "TS302",
+                f"axis {axis} of '{parameter.name}' is {to_text(size)}, where the dim {unknown[0]} "
+                "is known from no argument",
+            )
+        if (expected := evaluate(size, dims)) != actual:
+            if isinstance(size, int):
+                raise ArgumentError(
+                    "TS301", f"axis {axis} of '{parameter.name}' must have size {size} but has {actual}"
+                )
+            known = ", ".join(f"{name} is {dims[name]} {source[name]}" for name in sorted(symbols(size)))
+            raise ArgumentError(
+                "TS302",
+                f"axis {axis} of '{parameter.name}' has size {actual}, but {to_text(size)} is "
+                f"{expected} because {known}",
+            )
+    return dims
+
+
+def _plain_symbol(size: Size) -> str | None:
+    names = symbols(size)
+    if len(names) != 1:
+        return None
+    name = next(iter(names))
+    return name if coefficient(size, name) == (1, 0) else None
+
+
+def _solve(
+    parameter: Parameter, axis: int, size: Size, actual: int, dims: dict[str, int], source: dict[str, str]
+) -> None:
+    """Binds the one unknown dim of an affine expression where that is possible."""
+    known = substitute(size, dims)
+    names = symbols(known)
+    if not isinstance(known, Dim) or len(names) != 1:
+        return
+    name = next(iter(names))
+    affine = coefficient(known, name)
+    if affine is None or not isinstance(affine[0], int) or not isinstance(affine[1], int) or affine[0] == 0:
+        return
+    value, remainder = divmod(actual - affine[1], affine[0])
+    if remainder or value < 0:
+        raise ArgumentError(
+            "TS302",
+            f"axis {axis} of '{parameter.name}' has size {actual}, which {to_text(size)} is for no integer {name}",
+        )
+    dims[name], source[name] = value, f"by {to_text(size)} on axis {axis} of '{parameter.name}'"
+
+
+def _shape_of_omitted(kernel: str, parameter: Parameter, dims: Mapping[str, int]) -> tuple[int, ...]:
+    try:
+        return tuple(evaluate(size, dims) for size in parameter.shape)
+    except KeyError as error:
+        raise ArgumentError(
+            "TS601",
+            f"{kernel} needs the argument '{parameter.name}': it is an output, but its dim "
+            f"{error.args[0]} is known from no other argument",
+        ) from None
+
+
+def _check_aliases(binding: Binding) -> None:
+    for name in binding.outputs:
+        if name not in binding.infos:
+            continue
+        for other, info in binding.infos.items():
+            if other != name and info.overlaps(binding.infos[name]):
+                raise ArgumentError(
+                    "TS602", f"'{name}' is written by {binding.kernel} and shares memory with '{other}'"
+                )

@@ -1,0 +1,160 @@
+"""Runs a kernel on one lane, on NumPy arrays, and says whether what came out is right.
+
+The lanes: `interpret` walks the IR of either level, `emulate` runs the emitted CUDA on this CPU, `cuda` on a GPU. Arguments
+are NumPy arrays and Python numbers by parameter name; arrays that the kernel writes are changed in place, on every lane.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tessera.errors import InternalError
+from tessera.ir.core import Kernel
+from tessera.ir.dims import evaluate
+from tessera.ir.types import ScalarType, ViewType
+from tessera.program import Launch, Parameter, Program
+from tessera.runtime.compare import Comparison, check
+
+LANES = ("interpret", "emulate", "cuda")
+
+
+@dataclass(frozen=True)
+class KernelRun:
+    """One launch: the kernel's name and its grid."""
+
+    name: str
+    grid: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a lane did: its launches, wall time in seconds without compilation, and the arrays that were written.
+
+    On the `cuda` lane the time is that of the launches alone, between two events on the stream.
+    """
+
+    lane: str
+    kernels: tuple[KernelRun, ...]
+    seconds: float
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def parameters_of(kernel: Kernel) -> tuple[Parameter, ...]:
+    """The kernel's parameters as data; one that is written is an output, one that is also read is in-out."""
+    from tessera.runtime.interpreter_setup import accessed
+
+    reads, writes = accessed(kernel)
+    alignment = kernel.attributes.get("alignment") or {}
+    result = []
+    for value in kernel.parameters:
+        type_ = value.type
+        if isinstance(type_, ScalarType):
+            result.append(Parameter(value.name, "scalar", type_.dtype.name))
+        elif isinstance(type_, ViewType):
+            role = "in" if value not in writes else "inout" if value in reads else "out"
+            aligned = alignment.get(value.name, 16)
+            result.append(Parameter(value.name, "tensor", type_.dtype.name, type_.shape, role, aligned))
+        else:
+            raise InternalError("TS901", f"the parameter '{value.name}' is neither a tensor nor a scalar", kernel.loc)
+    return tuple(result)
+
+
+def interpret(
+    kernel: Kernel,
+    arguments: Mapping[str, Any],
+    dims: Mapping[str, int],
+    grid: tuple[int, ...] | None = None,
+    level: str = "tile",
+) -> Outcome:
+    """Runs the IR of a kernel, at the level that it is at."""
+    from tessera.runtime.interpreter import interpret as run
+
+    start = time.perf_counter()
+    result = run(kernel, arguments, dims, grid, level)
+    seconds = time.perf_counter() - start
+    return Outcome("interpret", (KernelRun(kernel.name, result.grid),), seconds, dict(result.outputs))
+
+
+def emulate(program: Program, arguments: Mapping[str, Any], dims: Mapping[str, int], seed: int = 0) -> Outcome:
+    """Runs the CUDA text of a program on this CPU; a `seed` other than 0 runs blocks and warps in random order.
+
+    Raises EnvironmentProblem TS507 without a C++ compiler, and InternalError TS901 for what the emulator finds illegal
+    in the emitted text: a race, a missing wait, an access outside of an array.
+    """
+    from tessera.runtime import emulator
+
+    library = emulator.build(program.cuda, [step.kernel for step in program.launches])
+    roles = {parameter.name: parameter.role for parameter in program.parameters}
+    start = time.perf_counter()
+    done = []
+    for step in program.launches:
+        grid = tuple(evaluate(size, dims) for size in step.grid)
+        if 0 in grid:
+            continue
+        packed = [_emulated(argument, arguments, dims, roles) for argument in step.arguments]
+        try:
+            library.launch(step.kernel, grid, step.threads, step.shared_bytes, packed, seed)
+        except emulator.EmulatorFault as fault:
+            notes = [f"{found.kind}: {found.message}" for found in fault.faults[1:]]
+            raise InternalError("TS901", f"the emitted CUDA is wrong: {fault}", notes=notes) from fault
+        done.append(KernelRun(step.kernel, grid))
+    return Outcome("emulate", tuple(done), time.perf_counter() - start, _written(program, arguments))
+
+
+def _emulated(argument: Any, arguments: Mapping[str, Any], dims: Mapping[str, int], roles: Mapping[str, str]) -> Any:
+    if argument.kind == "size":
+        return evaluate(argument.size, dims)
+    value = arguments[argument.name]
+    if argument.kind == "pointer" and roles[argument.name] == "in":
+        value = value.view()
+        value.flags.writeable = False  # a store to it is then a fault
+    return value
+
+
+def cuda(program: Program, arguments: Mapping[str, Any], dims: Mapping[str, int], repeats: int = 0) -> Outcome:
+    """Copies the arrays to the current GPU, runs the program, and copies what it wrote back.
+
+    With `repeats` the time is the median of that many more runs, each with a cold L2 cache, as a caller with a large
+    model finds it; without, that of the one run. Raises EnvironmentProblem TS505 without a GPU.
+    """
+    from tessera.runtime import gpu
+
+    seconds, done = gpu.run(program, arguments, dims, repeats)
+    return Outcome("cuda", tuple(KernelRun(*item) for item in done), seconds, _written(program, arguments))
+
+
+def _written(program: Program, arguments: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {p.name: arguments[p.name] for p in program.parameters if p.role in ("out", "inout")}
+
+
+def launches_of(program: Program, dims: Mapping[str, int]) -> list[tuple[Launch, tuple[int, ...]]]:
+    """Each launch with its grid in numbers."""
+    return [(step, tuple(evaluate(size, dims) for size in step.grid)) for step in program.launches]
+
+
+def verify_outputs(
+    kernel: Kernel,
+    arguments: Mapping[str, Any],
+    dims: Mapping[str, int],
+    outputs: Mapping[str, np.ndarray],
+    grid: tuple[int, ...] | None = None,
+    level: str = "tile",
+) -> dict[str, Comparison]:
+    """Compares `outputs` with the reference bars of the kernel on the same `arguments`, as they were before the run.
+
+    The reference starts from zeros where a run starts from NaN: an element that no program writes is then wrong, and not
+    two NaN that agree.
+    """
+    from tessera.runtime.reference import reference
+
+    clean = dict(arguments)
+    for parameter in parameters_of(kernel):
+        if parameter.role == "out":
+            clean[parameter.name] = np.zeros_like(arguments[parameter.name])
+    bars = reference(kernel, clean, dims, grid, level)
+    return {name: check(outputs[name], bar) for name, bar in bars.items()}

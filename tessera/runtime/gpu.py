@@ -1,0 +1,57 @@
+"""Runs programs on host arrays through a GPU: copies in, launches, copies out, and times the launches.
+
+The time is what a roofline compares with: the launches alone, with a cold L2 cache.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tessera.program import Program
+from tessera.runtime.bind import bind
+from tessera.runtime.launch import LAUNCHER, grid_of, require_device
+
+# Larger than the L2 cache of any GPU so far (50 MB on an H100, 126 MB on a B200).
+FLUSH_BYTES = 256 << 20
+
+
+def run(
+    program: Program, arguments: Mapping[str, Any], dims: Mapping[str, int], repeats: int = 0
+) -> tuple[float, list[tuple[str, tuple[int, ...]]]]:
+    """Runs `program` once on copies of the arrays, writes the results into them, and returns seconds and launches.
+
+    With `repeats` the seconds are the median of that many further runs. Raises EnvironmentProblem TS505 without a GPU.
+    """
+    require_device()
+    import cupy
+
+    moved = {name: cupy.asarray(value) if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
+    binding = bind(program.name, program.parameters, (), moved)
+    stream = cupy.cuda.get_current_stream()
+    seconds = _timed(cupy, stream, lambda: LAUNCHER.launch(program, binding, stream.ptr))
+    for parameter in program.parameters:
+        if parameter.role in ("out", "inout"):
+            arguments[parameter.name][...] = moved[parameter.name].get()
+    if repeats:
+        flush = cupy.empty(FLUSH_BYTES, cupy.uint8)
+        samples = []
+        for _ in range(repeats):
+            flush.fill(0)
+            samples.append(_timed(cupy, stream, lambda: LAUNCHER.launch(program, binding, stream.ptr)))
+        seconds = statistics.median(samples)
+    grids = [(step.kernel, grid_of(step, binding.dims)) for step in program.launches]
+    return seconds, [(kernel, grid) for kernel, grid in grids if 0 not in grid]
+
+
+def _timed(cupy: Any, stream: Any, launch: Any) -> float:
+    """Seconds between two events around the work that `launch` queues on the stream."""
+    start, end = cupy.cuda.Event(), cupy.cuda.Event()
+    start.record(stream)
+    launch()
+    end.record(stream)
+    end.synchronize()
+    return cupy.cuda.get_elapsed_time(start, end) / 1e3

@@ -1,0 +1,163 @@
+"""What an interpreter does before it runs a kernel: dims become numbers, arguments are checked, batches are sized.
+
+The op table's `evaluate` functions see plain integers only: `concrete` copies a kernel with every size of its types and
+attributes evaluated, and keeps op ids and source locations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tessera.errors import ArgumentError, SourceError
+from tessera.ir.core import Block, Kernel, Op, Value
+from tessera.ir.dims import Dim, evaluate, to_text
+from tessera.ir.types import BufferType, ScalarType, TileType, Type, ViewType, dtype_of, substitute_type
+
+# Values of one batch of programs together. Temporaries of an op come on top, and small batches stay near the caches.
+BATCH_BYTES = 32 << 20
+
+
+def bind_dims(kernel: Kernel, dims: Mapping[str, int]) -> dict[str, int]:
+    """`dims` and the kernel's static dims. Raises ArgumentError TS302 where they disagree."""
+    bound = dict(kernel.attributes.get("static") or {})
+    for name, value in dims.items():
+        if bound.setdefault(name, value) != value:
+            raise ArgumentError("TS302", f"the dim {name} is {value}, but '{kernel.name}' was specialised for {name} = "
+                                         f"{bound[name]}", kernel.loc)
+    return bound
+
+
+class _Sizes:
+    """Evaluates sizes under the dims of one launch."""
+
+    def __init__(self, kernel: Kernel, dims: dict[str, int]):
+        self.kernel, self.dims = kernel, dims
+
+    def number(self, size: Any) -> int:
+        try:
+            return evaluate(size, self.dims)
+        except KeyError as error:
+            raise ArgumentError("TS601", f"the dim {error.args[0]} of '{self.kernel.name}' has no value", self.kernel.loc
+                                ) from None
+        except ZeroDivisionError:
+            raise ArgumentError("TS302", f"the size {to_text(size)} of '{self.kernel.name}' divides by zero",
+                                self.kernel.loc) from None
+
+    def attribute(self, value: Any) -> Any:
+        if isinstance(value, Dim):
+            return self.number(value)
+        if isinstance(value, (tuple, list)):
+            return type(value)(self.attribute(item) for item in value)
+        return value
+
+    def type(self, type_: Type) -> Type:
+        for size in getattr(type_, "shape", ()):
+            self.number(size)
+        return substitute_type(type_, self.dims)  # type: ignore[arg-type]
+
+
+def concrete(kernel: Kernel, dims: dict[str, int]) -> Kernel:
+    """A copy of `kernel` without symbols. Raises ArgumentError TS601 for a dim that has no value."""
+    sizes = _Sizes(kernel, dims)
+    mapping: dict[Value, Value] = {}
+
+    def copy_block(block: Block) -> Block:
+        new = Block()
+        for argument in block.arguments:
+            mapping[argument] = new.add_argument(sizes.type(argument.type), argument.name)
+        for op in block.ops:
+            new.ops.append(copy_op(op))
+        return new
+
+    def copy_op(op: Op) -> Op:
+        regions = [copy_block(region) for region in op.regions]
+        attributes = {name: sizes.attribute(value) for name, value in op.attributes.items()}
+        new = Op(op.name, [mapping[value] for value in op.operands], attributes, [], regions, op.origin, op.id)
+        for result in op.results:
+            mapping[result] = Value(sizes.type(result.type), result.name, new, result.index)
+            new.results.append(mapping[result])
+        return new
+
+    return Kernel(kernel.name, copy_block(kernel.body), dict(kernel.attributes), kernel.origin)
+
+
+def grid_of(kernel: Kernel, dims: dict[str, int], grid: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The launch grid: the given one, else the kernel's own. Raises SourceError TS305 when there is none."""
+    sizes = grid if grid is not None else kernel.attributes.get("grid")
+    if sizes is None:
+        raise SourceError("TS305", f"'{kernel.name}' has no grid and none was given", kernel.loc)
+    return tuple(_Sizes(kernel, dims).number(size) for size in sizes)
+
+
+def check_arguments(kernel: Kernel, arguments: Mapping[str, Any]) -> None:
+    """Checks names, kinds, dtypes and shapes against the parameters of a concrete kernel."""
+    known = {parameter.name for parameter in kernel.parameters}
+    for name in arguments:
+        if name not in known:
+            raise ArgumentError("TS601", f"'{kernel.name}' has no parameter '{name}'", kernel.loc)
+    for parameter in kernel.parameters:
+        name, type_ = parameter.name, parameter.type
+        if name not in arguments:
+            raise ArgumentError("TS601", f"'{kernel.name}' needs the argument '{name}'", kernel.loc)
+        value = arguments[name]
+        if isinstance(type_, ScalarType):
+            if not isinstance(value, (bool, int, float, np.generic)):
+                raise ArgumentError("TS604", f"'{name}' must be a number, not a {type(value).__name__}", kernel.loc)
+            continue
+        if not isinstance(value, np.ndarray) or value.dtype != dtype_of(type_).numpy:
+            given = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+            raise ArgumentError("TS604", f"'{name}' must be an array of {dtype_of(type_).name}, not of {given}", kernel.loc)
+        assert isinstance(type_, ViewType)
+        if value.shape != tuple(type_.shape):
+            raise ArgumentError("TS302", f"'{name}' has the shape {list(value.shape)}, but its dims give "
+                                         f"{list(type_.shape)}", kernel.loc)
+
+
+def accessed(kernel: Kernel) -> tuple[set[Value], set[Value]]:
+    """The tensor parameters that the kernel reads and those that it writes.
+
+    A view that cannot be followed to a parameter counts as every parameter.
+    """
+    tensors = {parameter for parameter in kernel.parameters if isinstance(parameter.type, ViewType)}
+    reads: set[Value] = set()
+    writes: set[Value] = set()
+    for op in kernel.body.walk():
+        for effect, value in op.definition.effects_of(op):
+            if not isinstance(value.type, ViewType):
+                continue
+            root = _root(value)
+            roots = {root} if root is not None and root in tensors else tensors
+            if effect != "writes":
+                reads |= roots
+            if effect != "reads":
+                writes |= roots
+    return reads, writes
+
+
+def _root(view: Value) -> Value | None:
+    """The block argument that a chain of view ops starts from."""
+    while (op := view.defining_op) is not None:
+        if not isinstance(op.operands[0].type, ViewType):
+            return None
+        view = op.operands[0]
+    return view
+
+
+def must_be_sequential(kernel: Kernel, arguments: Mapping[str, Any]) -> bool:
+    """Whether a program may read what another one writes, directly or because two arguments share memory."""
+    reads, writes = accessed(kernel)
+    return any(read is written or np.may_share_memory(arguments[read.name], arguments[written.name])
+               for written in writes for read in reads)
+
+
+def programs_per_batch(kernel: Kernel, bytes_per_element: int) -> int:
+    """How many programs fit `BATCH_BYTES` with all of their tiles and buffers alive at once; at least 1."""
+    total = 0
+    for op in kernel.body.walk():
+        for value in op.results:
+            if isinstance(value.type, (TileType, BufferType)):
+                total += int(np.prod(value.type.shape, dtype=np.int64)) * bytes_per_element
+    return max(1, BATCH_BYTES // max(total, 1))

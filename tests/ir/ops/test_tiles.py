@@ -1,0 +1,114 @@
+"""Ops that make, move, reduce and multiply tiles."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from op_harness import bar, bound, evaluate, make
+
+from tessera.dtypes import bf16, f32, i64
+from tessera.errors import SourceError
+from tessera.ir.types import ScalarType, TileType
+
+pytestmark = pytest.mark.filterwarnings("error")
+RNG = np.random.default_rng(5)
+
+
+def bfloat(*shape):
+    return RNG.standard_normal(shape).astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def test_constant_is_a_number_of_its_dtype():
+    assert evaluate(make("constant", value=0.1)).tolist() == [float(np.float32(0.1))]
+    assert evaluate(make("constant", value=0.1, dtype=bf16)).tolist() == [0.10009765625]
+    assert evaluate(make("constant", value=2**40, dtype=i64)).tolist() == [2**40]
+    assert evaluate(make("constant", value=-float("inf"))).tolist() == [-np.inf]
+
+
+def test_full_rounds_to_its_dtype():
+    op = make("full", ScalarType(f32), shape=(2, 3), dtype=bf16)
+    result = evaluate(op, np.array([0.1, 2.0], np.float32))
+    assert result.shape == (2, 2, 3)
+    np.testing.assert_array_equal(result[0], np.full((2, 3), np.float32(ml_dtypes.bfloat16(0.1))))
+    np.testing.assert_array_equal(evaluate(op, bar([0.1])).r, np.full((1, 2, 3), 0.10009765625))
+    integers = evaluate(make("full", ScalarType(i64), shape=(2,), dtype=f32), np.array([3]))
+    assert integers.dtype == np.float32
+
+
+def test_movement():
+    x = bfloat(2, 4, 6)
+    np.testing.assert_array_equal(evaluate(make("reshape", TileType((4, 6), bf16), shape=(3, 8)), x), x.reshape(2, 3, 8))
+    np.testing.assert_array_equal(evaluate(make("transpose", TileType((4, 6), bf16)), x), x.transpose(0, 2, 1))
+    row = bfloat(2, 1, 6)
+    op = make("broadcast", TileType((1, 6), bf16), shape=(4, 6))
+    np.testing.assert_array_equal(evaluate(op, row), np.repeat(row, 4, axis=1))
+    moved = evaluate(op, bar(row, 0.5))
+    assert moved.r.shape == moved.e.shape == (2, 4, 6) and (moved.e == 0.5).all()
+    with pytest.raises(SourceError, match="TS301"):
+        make("reshape", TileType((4, 6), bf16), shape=(5, 5))
+    with pytest.raises(SourceError, match="TS301"):
+        make("broadcast", TileType((2, 6), bf16), shape=(4, 6))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+@pytest.mark.parametrize("dtype", [bf16, f32])
+def test_reductions(axis, dtype):
+    x = bfloat(2, 5, 70)
+    kept = 1 if axis in (0, -2) else 2
+    for name, model in (("reduce_max", np.max), ("reduce_min", np.min)):
+        op = make(name, TileType((5, 70), dtype), axis=axis)
+        np.testing.assert_array_equal(evaluate(op, x), model(x, axis=kept, keepdims=True))
+        assert op.result.type.shape == ((1, 70) if kept == 1 else (5, 1))
+    op = make("reduce_sum", TileType((5, 70), dtype), axis=axis)
+    exact = x.astype(np.float64).sum(axis=kept, keepdims=True)
+    result = evaluate(op, x)
+    half_ulp = np.abs(exact) * 2.0**-8 if dtype == bf16 else 0
+    allowed = half_ulp + 2.0**-24 * 8 * np.abs(x).astype(np.float64).sum(axis=kept, keepdims=True)
+    assert (np.abs(result - exact) <= allowed).all()
+    if dtype == bf16:
+        np.testing.assert_array_equal(result, result.astype(ml_dtypes.bfloat16).astype(np.float32))
+    summed = bound(op, bar(x))
+    assert (np.abs(evaluate(make("reduce_sum", TileType((5, 70), f32), axis=axis), x) - summed.r) <= summed.e).all()
+    with pytest.raises(SourceError, match="TS304"):
+        make("reduce_sum", TileType((5, 70), dtype), axis=2)
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("dtype", [bf16, f32])
+def test_mma(transpose_a, transpose_b, dtype):
+    m, n, k = 6, 10, 50
+    a, b, acc = bfloat(2, m, k), bfloat(1, k, n), bfloat(2, m, n)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    held_a, held_b = (np.swapaxes(x, 1, 2) if t else x for x, t in ((a, transpose_a), (b, transpose_b)))
+    types = TileType(held_a.shape[1:], dtype), TileType(held_b.shape[1:], dtype)
+    op = make("mma", *types, transpose_a=transpose_a, transpose_b=transpose_b)
+    assert op.result.type == TileType((m, n), f32)
+    rounding = 2.0**-24 * 8 * (np.abs(a).astype(np.float64) @ np.abs(b))
+    assert (np.abs(evaluate(op, held_a, held_b) - exact) <= rounding).all()
+    added = make("mma", *types, TileType((m, n), f32), transpose_a=transpose_a, transpose_b=transpose_b)
+    result = evaluate(added, held_a, held_b, acc)
+    assert result.dtype == np.float32
+    assert (np.abs(result - (exact + acc)) <= rounding + 2.0**-21 * np.abs(acc)).all()
+    allowed = bound(added, bar(held_a), bar(held_b), bar(acc))
+    assert (np.abs(result - allowed.r) <= allowed.e).all()
+    np.testing.assert_allclose(allowed.r, exact + acc, rtol=0, atol=1e-13)
+
+
+def test_mma_error_follows_the_stated_formula():
+    k = 32
+    a, b = bar(np.ones((1, 1, k)), 0.25), bar(np.full((1, k, 1), 2.0), 0.125)
+    result = bound(make("mma", TileType((1, k), bf16), TileType((k, 1), bf16)), a, b)
+    moved = k * (1 * 0.125 + 0.25 * 2 + 0.25 * 0.125)
+    assert result.r.item() == 64
+    assert result.e.item() == pytest.approx(moved + (k / 16 + 4 * k**0.5) * 2.0**-23 * 64, rel=1e-12)
+
+
+def test_mma_operands_are_checked():
+    with pytest.raises(SourceError, match="inner sizes 8 and 9"):
+        make("mma", TileType((4, 8), bf16), TileType((9, 4), bf16))
+    with pytest.raises(SourceError, match="TS204"):
+        make("mma", TileType((4, 8), bf16), TileType((8, 4), f32))
+    with pytest.raises(SourceError, match="accumulator"):
+        make("mma", TileType((4, 8), bf16), TileType((8, 4), bf16), TileType((4, 5), f32))

@@ -1,0 +1,42 @@
+"""Settings come from the environment once, and a misspelt one is an error rather than silence."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from tessera.config import PREFIX, Config, read_config
+from tessera.errors import ArgumentError
+
+
+def test_defaults():
+    assert read_config({}) == read_config({"PATH": "/bin", "TESSERA_DUMP": ""}) == Config()
+
+
+def test_every_setting():
+    environment = {
+        "TESSERA_CACHE_DIR": "~/c",
+        "TESSERA_BACKEND": "interpret",
+        "TESSERA_ARCH": "sm_80",
+        "TESSERA_DUMP": "tile, cuda",
+        "TESSERA_CXX": "clang++",
+    }
+    assert set(environment) == {PREFIX + field.name.upper() for field in fields(Config)}
+    assert len(environment) <= 10
+    assert read_config(environment) == Config(
+        Path.home() / "c", "interpret", "sm_80", frozenset({"tile", "cuda"}), "clang++"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("TESSERA_BACKEND", "gpu", "TESSERA_BACKEND is 'gpu' and must be one of auto, interpret, emulate, cuda"),
+        ("TESSERA_DUMP", "tile,ptx", "TESSERA_DUMP is 'ptx' and must be one of graph, tile, target, cuda"),
+        ("TESSERA_BAKCEND", "auto", "there is no variable TESSERA_BAKCEND .*did you mean 'TESSERA_BACKEND'"),
+    ],
+)
+def test_unknown_values_list_the_allowed_ones(variable, value, message):
+    with pytest.raises(ArgumentError, match=message) as caught:
+        read_config({variable: value})
+    assert caught.value.code == "TS801"
