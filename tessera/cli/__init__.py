@@ -50,7 +50,7 @@ def run(**options: Any) -> int:
 @cli.command()
 @_target
 @_dims
-@click.option("--stage", type=click.Choice(["tile", "target"]), help="Level to show.  [default: target]")
+@click.option("--stage", type=click.Choice(["tile", "target"]), help="Level to show; without it, the last.")
 @click.option("--after", metavar="PASS|all", help="Show the IR after this pass, or after every pass.")
 @click.option("--diff", is_flag=True, help="Show what each pass changed.")
 @click.option("--arch", help="Architecture to lower for, such as sm_80.")
@@ -81,11 +81,12 @@ def compile_(**options: Any) -> int:
 @cli.command()
 @click.argument("file", metavar="FILE.tsir")
 @click.option("--pass", "passes", multiple=True, metavar="NAME", help="Pass to run; repeat for several, in order.")
+@_dims
 @click.option("--arch", help="Architecture for the passes that need one.")
 @click.option("-o", "output", metavar="OUT", help="Write the IR there instead of printing it.")
 @_json
 def opt(**options: Any) -> int:
-    """Run passes on textual IR and print the result."""
+    """Run passes on textual IR and print the result; without a pass, the IR as it is read."""
     from tessera.cli.opt import opt as verb
 
     return verb(**options)
@@ -121,7 +122,9 @@ def _guarded(call: Callable[[], int], as_json: bool) -> int:
     except TesseraError as error:
         _print_error(error, as_json)
         return exit_code(error)
-    except (BrokenPipeError, KeyboardInterrupt, click.Abort):
+    except click.Abort:
+        return _INTERRUPTED
+    except BrokenPipeError:
         raise
     except Exception as error:  # nothing may end in a traceback; python -X dev shows it to whoever looks for the cause
         if sys.flags.dev_mode:

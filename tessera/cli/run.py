@@ -116,7 +116,7 @@ def load(target: Target) -> Subject:
     assert target.module is not None
     module = target.module
     kernel = module.kernel(target.name)
-    parameters = api.parameters_of(kernel)
+    parameters = execute.parameters_of(kernel)
 
     def emitted(dims: dict[str, int], arch: str, alignment: dict[str, int]) -> Program:
         from tessera.compiler import compile_kernel

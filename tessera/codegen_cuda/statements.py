@@ -87,6 +87,11 @@ def _broadcast(emitter: _Emitter, op: Op) -> dict[str, Any]:
     return {"out": _tile(emitter, op.result), "source": emitter.name(source), "index": index}
 
 
+def _reshape(emitter: _Emitter, op: Op) -> None:
+    """The same registers: the result is another name of the operand."""
+    emitter.names.of_value[op.result] = emitter.name(op.operands[0])
+
+
 def _window(emitter: _Emitter, op: Op) -> None | dict[str, Any]:
     source = emitter.views[op.operands[0]]
     name = emitter.fresh(op.result.name or "window")
@@ -390,6 +395,7 @@ def _nothing(emitter: _Emitter, op: Op) -> dict[str, Any]:
 
 _FAMILIES: dict[str, Callable[[Any, Op], dict[str, Any] | None]] = {
     "constant": _constant, "size": _size, "program_id": _program_id, "full": _full, "broadcast": _broadcast,
+    "reshape": _reshape,
     "window": _window, "ld_global": _ld_global, "st_global": _st_global, "shared": _shared, "cp_async": _cp_async,
     "async_commit": _nothing, "async_wait": _async_wait, "barrier": _nothing, "ld_shared": _ld_shared,
     "st_shared": _st_shared, "ldmatrix": _ldmatrix, "ld_operand": _ld_operand, "mma_sync": _mma_sync,

@@ -57,7 +57,7 @@ class Frame:
         if name in self.locals:
             value = self.locals[name]
             if isinstance(value, Lost):
-                raise SourceError("TS201", f"'{name}' {value.reason}", self.loc(node))
+                raise SourceError(value.code, f"'{name}' {value.reason}", self.loc(node))
             return value
         if name in self.local_names:
             raise SourceError("TS201", f"'{name}' is used before it is assigned", self.loc(node))

@@ -99,9 +99,10 @@ class RunTimeRange:
 
 @dataclass(frozen=True)
 class Lost:
-    """In place of a variable's value: reading it is an error, and `reason` says why."""
+    """In place of a variable's value: reading it is an error of `code`, and `reason` completes the sentence "'name' ..."."""
 
     reason: str
+    code: str = "TS201"
 
 
 class Context:

@@ -61,20 +61,14 @@ def static_range(emit: Emitter, start: Any, stop: Any = None, step: Any = 1) -> 
 @intrinsic("tile.cdiv")
 def cdiv(emit: Emitter, a: Any, b: Any) -> Any:
     """a / b of integers, rounded up: how many blocks of b cover a."""
+    for value, argument in ((a, "a"), (b, "b")):
+        if not (type(value) is int or isinstance(value, Dim) or isinstance(value, Handle) and value.is_int):
+            emit.fail("TS203", f"tile.cdiv takes integers, but '{emit.text(argument)}' is {describe(value)}", argument)
     if not isinstance(a, Handle) and not isinstance(b, Handle):
-        return cdiv_on_host(a, b) if not _wrong(emit, a, b) else None
+        return dims.cdiv(a, b)
     texts = (emit.text("a"), emit.text("b"))
     below = binary(emit, ast.Sub, b, 1, (texts[1], "1"))
     return binary(emit, ast.FloorDiv, binary(emit, ast.Add, a, below, texts), b, texts)
-
-
-def _wrong(emit: Emitter, a: Any, b: Any) -> bool:
-    for value, argument in ((a, "a"), (b, "b")):
-        if type(value) is not int and not isinstance(value, Dim):
-            emit.fail("TS203", f"tile.cdiv takes integers, but '{emit.text(argument)}' is {describe(value)}", argument)
-    if b == 0:
-        emit.fail("TS203", "tile.cdiv divides by zero", "b")
-    return False
 
 
 @cdiv.host

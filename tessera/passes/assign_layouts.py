@@ -8,11 +8,12 @@ the lowering converts through shared memory.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from tessera.errors import SourceError
 from tessera.ir.core import Kernel, Op, Value
-from tessera.ir.layout import RegisterLayout, SharedLayout, blocked, row_reduction, shared_layout
+from tessera.ir.layout import LinearLayout, RegisterLayout, SharedLayout, blocked, row_reduction, shared_layout
 from tessera.ir.opdef import ELEMENTWISE, LOOP
 from tessera.ir.ops.tiles import negative_axis
 from tessera.ir.types import BufferType, TileType
@@ -160,12 +161,29 @@ def sliced(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, ..
     return layout
 
 
+def reshaped(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, ...]) -> RegisterLayout | None:
+    """The same registers under a shape that has axes of size 1 more or fewer; None for any other reshape."""
+    if [size for size in shape if size != 1] != [size for size in wanted if size != 1]:
+        return None
+    source = iter([axis for axis, size in enumerate(shape) if size != 1])
+    axes = [next(source) if size != 1 else None for size in wanted]
+    bases = {name: [tuple(0 if axis is None else vector[axis] for axis in axes) for vector in group]
+             for name, group in layout.block.bases}
+    repeats = tuple(1 if axis is None else layout.repeats[axis] for axis in axes)
+    if math.prod(repeats) != math.prod(layout.repeats):
+        return None                               # padding repeats along an axis of size 1
+    return RegisterLayout(LinearLayout.of(len(wanted), **bases), repeats)
+
+
 def _spread(kernel: Kernel, groups: _Groups, known: dict[int, RegisterLayout]) -> None:
     """Gives layouts to groups that reductions and broadcasts tie to groups that have one, until nothing changes."""
     changed = True
     while changed:
         changed = False
         for op in kernel.body.walk():
+            if op.name == "reshape":
+                changed |= _spread_reshape(op, groups, known)
+                continue
             if op.name == "broadcast":
                 large, small = op.result, op.operands[0]
             elif op.name.startswith("reduce_"):
@@ -175,6 +193,17 @@ def _spread(kernel: Kernel, groups: _Groups, known: dict[int, RegisterLayout]) -
             if groups.of(large) in known and groups.of(small) not in known:
                 known[groups.of(small)] = sliced(known[groups.of(large)], shape_of_tile(large), shape_of_tile(small))
                 changed = True
+
+
+def _spread_reshape(op: Op, groups: _Groups, known: dict[int, RegisterLayout]) -> bool:
+    """A reshape that only adds or drops axes of size 1 keeps registers where they are, in both directions."""
+    for source, target in ((op.operands[0], op.result), (op.result, op.operands[0])):
+        if groups.of(source) in known and groups.of(target) not in known:
+            layout = reshaped(known[groups.of(source)], shape_of_tile(source), shape_of_tile(target))
+            if layout is not None:
+                known[groups.of(target)] = layout
+                return True
+    return False
 
 
 def _assign_buffers(kernel: Kernel, layouts: Layouts) -> None:

@@ -12,7 +12,7 @@ from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op
 from tessera.ir.layout import RegisterLayout, shared_layout
 from tessera.ir.types import BufferType, TileType, shape_text
 from tessera.passes.access import access_bytes, divisor_of, loops_of
-from tessera.passes.assign_layouts import Layouts, assign_layouts, coalesced, shape_of_tile, sliced
+from tessera.passes.assign_layouts import Layouts, assign_layouts, coalesced, reshaped, shape_of_tile, sliced
 from tessera.target.schedule import Schedule, elements
 
 MMA_LIMIT = 128                 # mma.sync in one straight-line region: ptxas time explodes beyond
@@ -217,9 +217,14 @@ class _Lowering:
     _reduce_max = _reduce_min = _reduce_sum
 
     def _reshape(self, op: Op, builder: Builder) -> None:
-        raise SourceError("TS102", f"a reshape of {shape_text(op.operands[0].type.shape)} to "  # type: ignore[union-attr]
-                                   f"{shape_text(op.attributes['shape'])} has no lowering yet; keep reduced axes with "
-                                   "keepdims=True", op.loc)
+        source = self.mapping[op.operands[0]]
+        shapes = shape_of_tile(op.operands[0]), shape_of_tile(op.result)
+        layout = reshaped(source.type.layout, *shapes)  # type: ignore[union-attr, arg-type]
+        if layout is None:
+            raise SourceError("TS102", f"a reshape of {shape_text(shapes[0])} to {shape_text(shapes[1])} moves elements between "
+                                       "threads, which has no lowering yet; only axes of size 1 can be added or dropped", op.loc)
+        value = builder.value("reshape", source, shape=shapes[1], layout=layout, hint=op.result.name)
+        self.define(op.result, value, builder)
 
     def _transpose(self, op: Op, builder: Builder) -> None:
         raise SourceError("TS102", "a transpose outside a product has no lowering yet; use transpose_a or transpose_b of mma",

@@ -86,7 +86,7 @@ class KernelState:
     def __init__(self, definition: KernelDefinition) -> None:
         self.definition = definition
         self.kernel_unbound = trace(definition, {}).kernel()
-        self.parameters = parameters_of(self.kernel_unbound)
+        self.parameters = execute.parameters_of(self.kernel_unbound)
         self.defaults = {p.name: p.default for p in definition.parameters if p.default is not REQUIRED}
         self.last_run: Run | None = None
         self._programs: dict[tuple[Any, ...], list[Program]] = {}
@@ -104,31 +104,25 @@ class KernelState:
             self._covered.add(key)
 
     def program(
-        self, dims: dict[str, int], arch: str, grid: tuple[int, ...] | None, alignment: dict[str, int]
+        self,
+        dims: dict[str, int],
+        arch: str,
+        grid: tuple[int, ...] | None,
+        alignment: dict[str, int],
+        machine_code: bool = False,
     ) -> Program:
-        """A program for these dims: one compiled before, or a new one (with its cubin only where a lane asks for it)."""
+        """A program for these dims, compiled now or before; with its cubin where `machine_code` asks for it."""
         divisors = innermost_divisors(self.parameters, dims)
-        key = (arch, grid, tuple(divisors.items()), tuple(alignment.items()))
+        key = (arch, grid, machine_code, tuple(divisors.items()), tuple(alignment.items()))
         with self._compiling:
             known = self._programs.setdefault(key, [])
             for program in known:
                 if all(dims.get(name, value) == value for name, value in program.static.items()):
                     return program
-            compilation = compile_kernel(self.definition, dims, arch, grid, alignment, divisors)
-            known.append(compilation.program)
-            return compilation.program
-
-    def with_cubin(self, program: Program) -> Program:
-        """The program with machine code, which replaces the one without."""
-        from tessera.runtime.nvrtc import compile_cubin
-
-        if program.cubin:
-            return program
-        compiled = replace(program, cubin=compile_cubin(program.cuda, program.arch, program.name).cubin)
-        with self._compiling:
-            for known in self._programs.values():
-                known[:] = [compiled if candidate is program else candidate for candidate in known]
-        return compiled
+            program = compile_kernel(self.definition, dims, arch, grid, alignment, divisors).program
+            assert program is not None
+            known.append(with_cubin(program) if machine_code else program)
+            return known[-1]
 
 
 _making = threading.Lock()
@@ -143,10 +137,11 @@ def _state(definition: KernelDefinition) -> KernelState:
     return found
 
 
-def parameters_of(kernel: Kernel) -> tuple[Parameter, ...]:
-    """The kernel's parameters, from its own table where it has one."""
-    table = kernel.attributes.get("parameters")
-    return tuple(table) if table is not None else execute.parameters_of(kernel)
+def with_cubin(program: Program) -> Program:
+    """The program with machine code. Raises EnvironmentProblem TS506 where NVRTC is missing."""
+    from tessera.runtime.nvrtc import compile_cubin
+
+    return replace(program, cubin=compile_cubin(program.cuda, program.arch, program.name).cubin)
 
 
 def _run_program(
@@ -156,11 +151,11 @@ def _run_program(
         program = state.program(binding.dims, choose_arch(None), grid, binding.alignment)
         return execute.emulate(program, _host_arguments(binding), binding.dims).kernels
     if binding.device is None:  # host arrays on a machine with a GPU: they travel there and back
-        program = state.program(binding.dims, device_arch(0), grid, dict.fromkeys(binding.alignment, 16))
-        return execute.cuda(state.with_cubin(program), _host_arguments(binding), binding.dims).kernels
-    program = state.program(binding.dims, device_arch(binding.device), grid, binding.alignment)
+        program = state.program(binding.dims, device_arch(0), grid, dict.fromkeys(binding.alignment, 16), True)
+        return execute.cuda(program, _host_arguments(binding), binding.dims).kernels
+    program = state.program(binding.dims, device_arch(binding.device), grid, binding.alignment, True)
     stream = binding.library.stream(binding.device)
-    launch.LAUNCHER.launch(state.with_cubin(program), binding, stream)
+    launch.LAUNCHER.launch(program, binding, stream)
     return tuple(KernelRun(step.kernel, size) for step, size in execute.launches_of(program, binding.dims))
 
 
@@ -231,5 +226,5 @@ def device_arch(device: int) -> str:
 
 __all__ = [
     "KernelState", "Run", "call", "choose_arch", "choose_lane", "device_arch", "innermost_divisors", "last_run",
-    "parameters_of",
+    "with_cubin",
 ]  # fmt: skip

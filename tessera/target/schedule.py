@@ -14,6 +14,7 @@ from tessera.ir.types import BufferType, TileType
 from tessera.target.arch import Arch
 
 REGISTER_TILE_LIMIT = 128       # f32 registers of one tile per thread: half of the 255 that a thread can have
+SUBTILE_COLUMNS = 128           # columns of a product that are computed at a time when not all fit
 BLOCK_K = 64                    # K extent of a streamed matrix operand: 128-byte rows of bf16
 
 
@@ -80,31 +81,45 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
     for type_ in stored:
         assert isinstance(type_, TileType)
         if elements(type_.shape) > REGISTER_TILE_LIMIT * 32 * warps:
-            subtile = 128 if products else max(32, REGISTER_TILE_LIMIT * 32 * warps // 4 // elements(type_.shape[:-1]))
-    if streamed and not subtile and products:
-        subtile = 128
+            subtile = SUBTILE_COLUMNS if products else max(32, REGISTER_TILE_LIMIT * 32 * warps // 4 // elements(type_.shape[:-1]))
+    if streamed and products:
+        subtile = SUBTILE_COLUMNS
     return Schedule(warps, streamed, subtile)
+
+
+def _staging_bytes(kernel: Kernel) -> int:
+    """Shared memory that streaming needs beside the resident buffers: the K and N tiles of a product and its staged store."""
+    most = 0
+    for op in kernel.body.walk():
+        if op.name == "mma":
+            type_ = op.operands[0].type
+            assert isinstance(type_, TileType)
+            rows = elements(type_.shape) // max(1, elements((type_.shape[0 if op.attributes["transpose_a"] else 1],)))
+            most = max(most, (rows * BLOCK_K + BLOCK_K * SUBTILE_COLUMNS + rows * SUBTILE_COLUMNS) * type_.dtype.bytes)
+    return most
 
 
 def _streamed(kernel: Kernel, arch: Arch) -> tuple[str, ...]:
     """Which buffers to stream so that the others fit: the largest plain copies first."""
     buffers = {op.result: op for op in kernel.body.walk() if op.name == "alloc_shared"}
-    total = sum(buffer_bytes(value.type) for value in buffers)  # type: ignore[arg-type]
-    limit = arch.shared_bytes_per_block
-    copies = plain_copies(kernel)
-    streamed: list[str] = []
-    for value in sorted(copies, key=lambda v: -buffer_bytes(v.type)):  # type: ignore[arg-type]
+    sizes = {value: buffer_bytes(value.type) for value in buffers if isinstance(value.type, BufferType)}
+    total, limit = sum(sizes.values()), arch.shared_bytes_per_block
+    if total <= limit:
+        return ()
+    limit -= _staging_bytes(kernel)
+    streamed: list[Value] = []
+    for value in sorted(plain_copies(kernel), key=lambda v: -sizes[v]):
         if total <= limit:
             break
-        total -= buffer_bytes(value.type)  # type: ignore[arg-type]
-        streamed.append(value.name)
+        total -= sizes[value]
+        streamed.append(value)
     if total > limit:
-        value = max((v for v in buffers if v.name not in streamed), key=lambda v: buffer_bytes(v.type))  # type: ignore[arg-type]
-        rest = total - buffer_bytes(value.type)  # type: ignore[arg-type]
+        value = max((v for v in sizes if v not in streamed), key=lambda v: sizes[v])
         type_ = value.type
         assert isinstance(type_, BufferType)
-        row = buffer_bytes(type_) // max(1, type_.shape[0] if isinstance(type_.shape[0], int) else 1)
-        raise SourceError("TS501", f"the shared buffers need {total} bytes, {arch.name} has {limit} per block; with the "
-                                   f"others as they are, '{value.name}' fits up to {max(0, limit - rest) // row} rows of its "
-                                   f"{type_.shape[0]}", buffers[value].loc)
-    return tuple(streamed)
+        rows = max(1, elements(type_.shape[:1]))
+        fit = max(0, limit - (total - sizes[value])) // (sizes[value] // rows)
+        raise SourceError("TS501", f"the shared buffers need {total} bytes and {arch.name} has {limit} per block; with the "
+                                   f"others as they are, '{value.name}' fits up to {fit} of its {rows} rows",
+                          buffers[value].loc)
+    return tuple(value.name for value in streamed)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tessera.dtypes import bf16, f32, i64
+from tessera.dtypes import f32, i64
 from tessera.ir.affine import PROGRAM_IDS
 from tessera.ir.core import Block, Builder, Kernel, Op, Value
 from tessera.ir.dims import symbol
@@ -254,7 +254,6 @@ def test_a_buffer_written_after_it_is_read_in_a_loop(d):
     body.add_argument(ScalarType(i64), "k")
     inner = Builder(body)
     store = d.store(inner.value("read", s), builder=inner)
-    assert d.check_after(lambda: d.loop_done(inner, body), store).local if hasattr(d, "check_after") else True
     inner.op("write", [s, fixed])
     inner.op("yield")
     d.loop(body)
@@ -311,4 +310,3 @@ def test_two_ids(d):
     swapped = d.b.op("store", [d.b.value("window", d.out, q, d.p, extents=(W, 8), kept=(True, True)),
                                d.b.value("load", view)])
     assert not d.check(swapped, axes=(0, 1)).local
-    assert bf16.name == "bf16"

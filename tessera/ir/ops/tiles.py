@@ -67,21 +67,21 @@ define("broadcast", "a", _broadcast_type, "a with its axes of size 1 repeated to
 
 def _reshape_type(op: Op) -> tuple[Type, ...]:
     source, shape = expect_tile(op, "a"), tuple(op.attributes["shape"])
-    count: Any = 1
-    for size in source.shape:
-        count = count * size
-    for size in shape:
-        count = count // size if isinstance(count, int) and isinstance(size, int) and size and count % size == 0 else (
-            count - size if count == size else count)
-    if isinstance(count, int) and count not in (0, 1):
+    counts: list[Any] = []
+    for sizes in (source.shape, shape):
+        count: Any = 1
+        for size in sizes:
+            count = count * size
+        counts.append(count)
+    if counts[0] != counts[1]:
         raise SourceError("TS301", f"a tile {shape_text(source.shape)} cannot be reshaped to {shape_text(shape)}")
-    return (TileType(shape, source.dtype),)
+    return (TileType(shape, source.dtype, op.attributes["layout"]),)
 
 
-define("reshape", "a", _reshape_type, "the elements of a in row-major order under another shape", PURE, STRUCTURAL,
-       attributes={"shape": REQUIRED}, levels=frozenset((TILE,)),
+define("reshape", "a", _reshape_type, "the elements of a in row-major order under another shape; at Target level the same "
+       "registers under another name", PURE, STRUCTURAL, attributes={"shape": REQUIRED, "layout": None},
        evaluate=lambda op, a: lift(lambda x: x.reshape(x.shape[0], *op.result.type.shape), a),
-       lower=Lowering(decomposed_by="lower_to_target"))
+       lower=Lowering(template="reshape"))
 
 
 def _transpose_type(op: Op) -> tuple[Type, ...]:

@@ -113,7 +113,7 @@ def write(buffer, tile, *offsets):
 
 def test_buffer_windows_per_program():
     buffer = Buffer.new(2, (4, 6), bf16, reference=False)
-    whole = np.arange(48, dtype=np.float32).reshape(2, 4, 6) + 0.001
+    whole = np.arange(48, dtype=np.float32).reshape(2, 4, 6) * 1.0001
     write(buffer, whole)
     np.testing.assert_array_equal(read(buffer), np.arange(48).reshape(2, 4, 6))
     write(buffer, np.full((1, 2, 2), -1.0, np.float32), [0, 2], [4])
