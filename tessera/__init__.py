@@ -20,7 +20,18 @@ from tessera.frontend.namespace import ops, tile
 
 __version__ = "0.1.0"
 __all__ = [
-    "Tensor", "TesseraError", "accum", "bf16", "cast", "f32", "function", "i32", "i64", "kernel", "ops", "tile",
+    "Tensor",
+    "TesseraError",
+    "accum",
+    "bf16",
+    "cast",
+    "f32",
+    "function",
+    "i32",
+    "i64",
+    "kernel",
+    "ops",
+    "tile",
 ]
 
 

@@ -52,7 +52,7 @@ def compile_target(target: Target, given: dict[str, int] | None, arch: str) -> t
     """Compiles a kernel for the dims that were given, or their defaults; also returns those."""
     if target.definition is not None:
         state = api.KernelState(target.definition)
-        dims = inputs.choose_dims(target.name, inputs.dims_of(state.parameters), given)
+        dims = inputs.choose_dims(target.name, inputs.dims_of(state.signature), given)
         return compile_kernel(target.definition, dims, arch), dims
     assert target.module is not None
     parameters = execute.parameters_of(target.module.kernel(target.name))

@@ -57,7 +57,9 @@ def _run(module: Module, passes: Sequence[str], dims: str | None, arch: str) -> 
         place = next(index for index, step in enumerate(PIPELINE) if step.name == name)
         wanted = PIPELINE[place - 1].level if place else TILE
         if module.level != wanted:
-            message = f"the pass {name} takes {wanted}-level IR, and '{kernel.name}' is at the {module.level} level there"
+            message = (
+                f"the pass {name} takes {wanted}-level IR, and '{kernel.name}' is at the {module.level} level there"
+            )
             raise ArgumentError("TS605", message)
         module = run_pass(PIPELINE[place], module, context)
     return module

@@ -31,7 +31,7 @@ def print_json(result: dict[str, Any]) -> None:
 
 
 def strict(value: Any) -> Any:
-    """`value` without what JSON lacks: a float that is not finite becomes null, and its object says `nonfinite: true`."""
+    """`value` for strict JSON: a float that is not finite becomes null, and its object says `nonfinite: true`."""
     if isinstance(value, dict):
         result = {str(key): strict(item) for key, item in value.items()}
         if any(isinstance(item, float) and not math.isfinite(item) for item in value.values()):

@@ -12,7 +12,6 @@ from tessera.cli import report
 from tessera.cli.target import Target, resolve, split
 from tessera.config import config
 from tessera.errors import ArgumentError, TesseraError, did_you_mean, to_json
-from tessera.frontend.definition import REQUIRED
 from tessera.frontend.grid import check_coverage, launch_grid
 from tessera.ir.core import Kernel
 from tessera.ir.opdef import TILE
@@ -57,13 +56,16 @@ class Result:
 
 @dataclass
 class Subject:
-    """A kernel with its ways to run: `kernel` is IR of `level`, `program` compiles it for an architecture."""
+    """A kernel with its ways to run: `kernel` gives its IR of `level` for dims, `program` compiles it.
+
+    `signature` holds the parameters, with roles that only the IR knows for certain.
+    """
 
     name: str
-    kernel: Kernel
     level: str
-    parameters: tuple[Parameter, ...]
+    signature: tuple[Parameter, ...]
     defaults: Mapping[str, Any]
+    kernel: Callable[[dict[str, int]], Kernel]
     program: Callable[[dict[str, int], str, dict[str, int]], Program]
 
 
@@ -107,12 +109,11 @@ def load(target: Target) -> Subject:
     """The kernel behind a target, ready to run."""
     if target.definition is not None:
         state = api.KernelState(target.definition)
-        defaults = {p.name: p.default for p in target.definition.parameters if p.default is not REQUIRED}
 
         def compiled(dims: dict[str, int], arch: str, alignment: dict[str, int]) -> Program:
             return state.program(dims, arch, None, alignment)
 
-        return Subject(target.name, state.kernel_unbound, TILE, state.parameters, defaults, compiled)
+        return Subject(target.name, TILE, state.signature, state.defaults, state.kernel, compiled)
     assert target.module is not None
     module = target.module
     kernel = module.kernel(target.name)
@@ -121,15 +122,19 @@ def load(target: Target) -> Subject:
     def emitted(dims: dict[str, int], arch: str, alignment: dict[str, int]) -> Program:
         from tessera.compiler import compile_kernel
 
-        return compile_kernel(module, dims, arch, None, alignment, api.innermost_divisors(parameters, dims)).program
+        divisors = api.innermost_divisors(parameters, dims)
+        program = compile_kernel(module, dims, arch, None, alignment, divisors).program
+        assert program is not None
+        return program
 
-    return Subject(target.name, kernel, module.level, parameters, {}, emitted)
+    return Subject(target.name, module.level, parameters, {}, lambda dims: kernel, emitted)
 
 
 def run_subject(subject: Subject, options: Options) -> Result:
-    parameters, kernel = subject.parameters, subject.kernel
-    dims = inputs.choose_dims(subject.name, inputs.dims_of(parameters), options.dims)
-    scalars = inputs.choose_scalars(subject.name, parameters, options.args, subject.defaults)
+    dims = inputs.choose_dims(subject.name, inputs.dims_of(subject.signature), options.dims)
+    scalars = inputs.choose_scalars(subject.name, subject.signature, options.args, subject.defaults)
+    kernel = subject.kernel(dims)
+    parameters = execute.parameters_of(kernel)
     _check_divisors(kernel, dims)
     extents = launch_grid(kernel, dims)
     if subject.level == TILE:
@@ -146,7 +151,7 @@ def run_subject(subject: Subject, options: Options) -> Result:
     outputs = result.outcome.outputs
     result.comparisons = execute.verify_outputs(kernel, {**original, **scalars}, dims, outputs, extents, subject.level)
     if lane == "cuda" and subject.level == TILE:
-        result.roofline = _roofline(subject, result, extents)
+        result.roofline = _roofline(kernel, result, extents)
     return result
 
 
@@ -168,12 +173,12 @@ def _run_program(subject: Subject, lane: str, result: Result, arguments: dict[st
     return execute.cuda(api.with_cubin(program), arguments, result.dims, TIMED_REPEATS)
 
 
-def _roofline(subject: Subject, result: Result, extents: tuple[int, ...]) -> float | None:
+def _roofline(kernel: Kernel, result: Result, extents: tuple[int, ...]) -> float | None:
     from tessera.runtime.roofline import roofline_seconds
     from tessera.target.arch import ARCHS
 
     assert result.outcome is not None and result.arch is not None
-    least = roofline_seconds(subject.kernel, subject.parameters, result.dims, extents, ARCHS[result.arch])
+    least = roofline_seconds(kernel, execute.parameters_of(kernel), result.dims, extents, ARCHS[result.arch])
     return least / result.outcome.seconds if result.outcome.seconds > 0 else None
 
 
@@ -203,8 +208,8 @@ def _load_all(targets: list[Target]) -> list[Subject | Result]:
 
 def _check_names(target: str, subjects: list[Subject], options: Options) -> None:
     """Raises ArgumentError TS605 for a dim or a scalar that no kernel of the file has."""
-    dims = list(dict.fromkeys(name for subject in subjects for name in inputs.dims_of(subject.parameters)))
-    scalars = list(dict.fromkeys(p.name for subject in subjects for p in subject.parameters if p.kind == "scalar"))
+    dims = list(dict.fromkeys(name for subject in subjects for name in inputs.dims_of(subject.signature)))
+    scalars = list(dict.fromkeys(p.name for subject in subjects for p in subject.signature if p.kind == "scalar"))
     for kind, given, known in (("dim", options.dims or {}, dims), ("scalar parameter", options.args, scalars)):
         for name in given:
             if name not in known:
@@ -216,8 +221,8 @@ def _check_names(target: str, subjects: list[Subject], options: Options) -> None
 def _run_row(subject: Subject | Result, options: Options) -> Result:
     if isinstance(subject, Result):
         return subject
-    dims = inputs.dims_of(subject.parameters)
-    scalars = {p.name for p in subject.parameters if p.kind == "scalar"}
+    dims = inputs.dims_of(subject.signature)
+    scalars = {p.name for p in subject.signature if p.kind == "scalar"}
     own = Options(
         None if options.dims is None else {name: size for name, size in options.dims.items() if name in dims},
         {name: value for name, value in options.args.items() if name in scalars},

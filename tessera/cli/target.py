@@ -15,7 +15,7 @@ IR_SUFFIX = ".tsir"
 
 @dataclass(frozen=True)
 class Target:
-    """One kernel to work on. Exactly one of `definition`, `module` (textual IR) and `error` (it did not load) is set."""
+    """One kernel to work on: one of `definition`, `module` (textual IR) and `error` (it did not load) is set."""
 
     name: str
     definition: KernelDefinition | None = None
@@ -90,19 +90,42 @@ def _only(module: Module, kernel: Kernel) -> Module:
 
 
 def _all_of(loaded: LoadedDocument) -> list[Target]:
-    """Every kernel and function of a file in its order, then what failed to load."""
+    """Every kernel and function of a file in the order in which they are written, those that failed to load too."""
+    lines = _function_lines(loaded)
     targets = []
     for name in loaded.sources:
         value = loaded.namespace.get(name)
         # A second name of a kernel (`alias = kernel`, or an imported one) is not another kernel.
-        if isinstance(value, (KernelDefinition, FunctionDefinition)) and value.name == name:
+        if isinstance(value, (KernelDefinition, FunctionDefinition)) and name in lines:
             targets.append(_target_of(name, value))
     for failure in loaded.failures:
-        name = failure.names[0] if failure.names else str(failure.error.loc or loaded.path)
-        targets.append(Target(name, error=failure.error))
+        targets += [Target(name, error=failure.error) for name in failure.names if name in lines]
     if not targets:
-        raise ArgumentError("TS104", f"{loaded.path} defines no kernel")
-    return targets
+        raise loaded.failures[0].error if loaded.failures else _nothing(loaded.path)
+    return sorted(targets, key=lambda target: lines[target.name])
+
+
+def _function_lines(loaded: LoadedDocument) -> dict[str, int]:
+    """The line of each function of the file; of those in a block that Python cannot read, the line that it stops at."""
+    lines: dict[str, int] = {}
+    for block in loaded.document.blocks:
+        try:
+            lines |= {node.name: node.lineno for node in block.tree.body if isinstance(node, ast.FunctionDef)}
+        except SourceError as error:
+            lines |= dict.fromkeys(block.defines, error.loc.line if error.loc else block.first_line)
+    return lines
+
+
+def other_failures(path: str, targets: Iterable[Target]) -> list[TesseraError]:
+    """Errors of statements that define no function, such as an import: they lose nothing that can be run by name."""
+    if Path(path).suffix.lower() == IR_SUFFIX:
+        return []
+    known = {id(target.error) for target in targets}
+    return [failure.error for failure in load_document(path).failures if id(failure.error) not in known]
+
+
+def _nothing(path: str) -> ArgumentError:
+    return ArgumentError("TS104", f"{path} defines no kernel")
 
 
 def _target_of(name: str, value: KernelDefinition | FunctionDefinition) -> Target:
@@ -118,7 +141,9 @@ def _named(loaded: LoadedDocument, name: str) -> Target:
         raise _no_such_name(loaded.path, name, kernels)
     value = loaded[name]  # raises the recorded error of a definition that failed
     if not isinstance(value, (KernelDefinition, FunctionDefinition)):
-        raise ArgumentError("TS104", f"'{name}' of {loaded.path} is not a kernel (its kernels are {', '.join(kernels)})")
+        raise ArgumentError(
+            "TS104", f"'{name}' of {loaded.path} is not a kernel (its kernels are {', '.join(kernels)})"
+        )
     target = _target_of(name, value)
     if target.error is not None:
         raise target.error

@@ -1,14 +1,15 @@
 """Annotations of parameters: ordinary Python objects, so that a module that holds kernels executes natively.
 
-`Tensor["B", "S", 2, ts.bf16 @ ts.accum(ts.f32)]` names the size of each axis and ends with the dtype. A string is the name of
-a dim (the same name is the same size everywhere in the signature) or an expression over names, an int is a fixed size.
+`Tensor["B", "S", 2, ts.bf16 @ ts.accum(ts.f32)]` names the size of each axis and ends with the dtype. A string is the
+name of a dim (the same name is the same size everywhere in the signature) or an expression over names, an int is a
+fixed size.
 """
 
 from __future__ import annotations
 
 import types
 from dataclasses import dataclass
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from tessera.dtypes import DType, NumericType, f32, i64
 from tessera.errors import SourceError
@@ -17,7 +18,7 @@ from tessera.ir.dims import Size, parse, symbols, to_text
 
 @dataclass(frozen=True)
 class TensorAnnotation:
-    """A tensor in global memory. `shape` and `dtype` are None where the author leaves them open, as in bare `Tensor`."""
+    """A global tensor; `shape` and `dtype` are None where the author leaves them open, as in bare `Tensor`."""
 
     shape: tuple[Size, ...] | None = None
     dtype: DType | None = None
@@ -53,7 +54,7 @@ class ScalarAnnotation:
         return "int" if self.dtype.is_int else "float"
 
 
-Annotation = Union[TensorAnnotation, ListAnnotation, ScalarAnnotation]
+Annotation = TensorAnnotation | ListAnnotation | ScalarAnnotation
 
 
 class Tensor:

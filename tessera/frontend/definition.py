@@ -1,7 +1,7 @@
 """What the decorators make: kernels and functions as data, before anything is compiled.
 
-A definition keeps the Python function and what the decorator was told. Its source is parsed when it is first asked for, so
-a module with a kernel imports as fast as one without.
+A definition keeps the Python function and what the decorator was told. Its source is parsed when it is first asked
+for, so a module with a kernel imports as fast as one without.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, update_wrapper
 from types import FunctionType
-from typing import Any
+from typing import Any, overload
 
 from tessera.errors import InternalError, SourceError
 from tessera.frontend.annotations import Annotation, read_annotation
@@ -21,8 +21,8 @@ from tessera.location import Loc
 
 REQUIRED = inspect.Parameter.empty
 
-# Called as launcher(definition, grid, args, kwargs) when a kernel is called. The package sets it: the front end itself knows
-# nothing about running.
+# Called as launcher(definition, grid, args, kwargs) when a kernel is called. The package sets it: the front end
+# itself knows nothing about running.
 launcher: Callable[..., Any] | None = None
 
 
@@ -40,17 +40,18 @@ class Definition:
 
     kind = "function"
 
-    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, function: Callable[..., Any], options: Mapping[str, Any] | None = None, name: str | None = None
+    ) -> None:
         if not isinstance(function, FunctionType):
             raise SourceError("TS102", f"@ts.{self.kind} decorates a function, not {function!r}")
+        if name is not None and not (isinstance(name, str) and name.isascii() and name.isidentifier()):
+            raise SourceError("TS203", f"name= takes an identifier, not {name!r}")
         self.function = function
+        self.name: str = name or function.__name__
         self.options: dict[str, Any] = dict(options or {})
         # Also sets __wrapped__, through which the source of the definition is the source of its function.
-        update_wrapper(self, function)
-
-    @property
-    def name(self) -> str:
-        return self.function.__name__
+        update_wrapper(self, function)  # type: ignore[arg-type]
 
     @cached_property
     def source(self) -> FunctionSource:
@@ -62,13 +63,15 @@ class Definition:
         """Where the author wrote `def name`."""
         node = self.source.node
         column = node.col_offset + 1
-        return Loc(self.source.file, node.lineno, column, node.lineno, column + len(f"def {self.name}"))
+        return Loc(self.source.file, node.lineno, column, node.lineno, column + len(f"def {node.name}"))
 
     @cached_property
     def parameters(self) -> tuple[ParameterDefinition, ...]:
         """The parameters in order. Raises SourceError TS206 at an annotation that is missing or not understood."""
         signature = inspect.signature(self.function)
-        nodes = {argument.arg: argument for argument in ast.walk(self.source.node.args) if isinstance(argument, ast.arg)}
+        nodes = {
+            argument.arg: argument for argument in ast.walk(self.source.node.args) if isinstance(argument, ast.arg)
+        }
         annotations = self._annotations()
         result = []
         for name, parameter in signature.parameters.items():
@@ -89,11 +92,12 @@ class Definition:
         try:
             return dict(inspect.get_annotations(self.function))
         except NameError as error:  # Python 3.14 evaluates annotations when they are asked for
-            raise SourceError("TS206", f"an annotation of '{self.name}' uses the unknown name '{error.name}'",
-                              self.loc) from None
+            raise SourceError(
+                "TS206", f"an annotation of '{self.name}' uses the unknown name '{error.name}'", self.loc
+            ) from None
 
     def _evaluated(self, annotation: Any, owner: str) -> Any:
-        """An annotation that is text (`from __future__ import annotations`) evaluated where the function was defined."""
+        """An annotation that is text (`from __future__ import annotations`), evaluated in the place of its function."""
         if not isinstance(annotation, str):
             return annotation
         closure = inspect.getclosurevars(self.function).nonlocals
@@ -102,8 +106,10 @@ class Definition:
         except SourceError:
             raise
         except Exception as error:  # the author's expression may raise anything
-            raise SourceError("TS206", f"the annotation '{annotation}' of '{owner}' cannot be evaluated: "
-                                       f"{type(error).__name__}: {error}") from None
+            raise SourceError(
+                "TS206",
+                f"the annotation '{annotation}' of '{owner}' cannot be evaluated: {type(error).__name__}: {error}",
+            ) from None
 
     def __repr__(self) -> str:
         return f"<tessera {self.kind} {self.name}>"
@@ -117,9 +123,14 @@ class KernelDefinition(Definition):
 
     kind = "kernel"
 
-    def __init__(self, function: Callable[..., Any], grid: Callable[[Any], Any] | None = None,
-                 options: Mapping[str, Any] | None = None) -> None:
-        super().__init__(function, options)
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        grid: Callable[[Any], Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(function, options, name)
         if grid is not None and not callable(grid):
             raise SourceError("TS203", f"grid= takes a function of the dims, as in grid=lambda d: (d.B,), not {grid!r}")
         self.grid = grid
@@ -146,8 +157,13 @@ class LaunchOn:
         return _launch(self.definition, self.grid, args, kwargs, partial=True)
 
 
-def _launch(definition: KernelDefinition, grid: tuple[Any, ...] | None, args: tuple[Any, ...], kwargs: dict[str, Any],
-            **options: Any) -> Any:
+def _launch(
+    definition: KernelDefinition,
+    grid: tuple[Any, ...] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    **options: Any,
+) -> Any:
     if launcher is None:
         raise InternalError("TS901", f"'{definition.name}' was called, but nothing is there to run it")
     return launcher(definition, grid, args, kwargs, **options)
@@ -162,15 +178,29 @@ class FunctionDefinition(Definition):
         raise SourceError("TS102", f"'{self.name}' is a @ts.function, and functions are not compiled yet", self.loc)
 
 
+Grid = Callable[[Any], Any]
+
+
 class KernelDecorator:
-    """`@ts.kernel`, `@ts.kernel(grid=lambda d: (...))` and `@ts.kernel.autotune(space=..., key=...)`."""
+    """`@ts.kernel`, `@ts.kernel(grid=lambda d: (...), name="...")` and `@ts.kernel.autotune(space=..., key=...)`."""
 
-    def __call__(self, function: Callable[..., Any] | None = None, *, grid: Callable[[Any], Any] | None = None) -> Any:
+    @overload
+    def __call__(self, function: Callable[..., Any]) -> KernelDefinition: ...
+
+    @overload
+    def __call__(
+        self, function: None = None, *, grid: Grid | None = None, name: str | None = None
+    ) -> Callable[[Callable[..., Any]], KernelDefinition]: ...
+
+    def __call__(
+        self, function: Callable[..., Any] | None = None, *, grid: Grid | None = None, name: str | None = None
+    ) -> Any:
+        """`name` replaces the function's own name: for kernels that one factory makes."""
         if function is None:
-            return lambda decorated: KernelDefinition(decorated, grid)
-        return KernelDefinition(function, grid)
+            return lambda decorated: KernelDefinition(decorated, grid, name=name)
+        return KernelDefinition(function, grid, name=name)
 
-    def autotune(self, *, space: Mapping[str, Any], key: Any = (), grid: Callable[[Any], Any] | None = None) -> Any:
+    def autotune(self, *, space: Mapping[str, Any], key: Any = (), grid: Grid | None = None) -> Any:
         """A kernel whose `ctx` constants are chosen from `space` (name -> candidates), once per value of `key`."""
         if not isinstance(space, Mapping) or not all(isinstance(name, str) for name in space):
             raise SourceError("TS203", "space= takes a dict from names to lists of candidates")

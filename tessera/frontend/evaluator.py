@@ -1,8 +1,8 @@
 """From a kernel's definition to Tile IR: an abstract interpreter of its Python syntax tree.
 
-What is known at compile time (Python numbers, lists, closures, calls of ordinary functions) is computed as Python computes
-it; what is known only at run time becomes ops. The parts: `evaluator_statements` on `evaluator_expressions` on
-`evaluator_calls`, all of them building through `evaluator_emit`.
+What is known at compile time (Python numbers, lists, closures, calls of ordinary functions) is computed as Python
+computes it; what is known only at run time becomes ops. The parts: `evaluator_statements` on `evaluator_expressions`
+on `evaluator_calls`, all of them building through `evaluator_emit`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tessera.frontend.evaluator_emit import Emitter
 from tessera.frontend.evaluator_frames import open_function
 from tessera.frontend.evaluator_statements import Statements
 from tessera.frontend.evaluator_values import Context
-from tessera.frontend.grid import apply_grid, infer_grid
+from tessera.frontend.grid import infer_grid
 from tessera.ir import dims
 from tessera.ir.core import Block, Kernel, Module, Value
 from tessera.ir.dims import Size
@@ -26,16 +26,19 @@ from tessera.ir.types import BufferType, ScalarType, TileType, Type, ViewType
 from tessera.location import Loc
 
 
-def trace(definition: KernelDefinition, static: dict[str, int] | None = None,
-          grid: Callable[[Any], Any] | tuple[Any, ...] | None = None) -> Module:
+def trace(
+    definition: KernelDefinition,
+    static: dict[str, int] | None = None,
+    grid: Callable[[Any], Any] | tuple[Any, ...] | None = None,
+) -> Module:
     """The Tile IR of a kernel, its dims symbolic.
 
-    `static` gives dims the values that decisions at compile time may use (a Python `if`, `range`); a decision on a dim that
-    has none raises SourceError TS205. `grid`, or that of the definition, replaces the inferred one: a tuple of sizes, or a
-    function of the dims.
+    `static` gives dims the values that decisions at compile time may use (a Python `if`, `range`); a decision on a
+    dim that has none raises SourceError TS205. `grid`, or that of the definition, is declared instead of inferred: a
+    tuple of sizes, or a function of the dims.
 
     Attributes of the kernel: `parameters` ((name, "in" | "out" | "inout"), ...), `dims` (names in order of appearance),
-    `shape_dims` (those that must be static for lowering), and `grid` where it could be inferred.
+    `shape_dims` (those that must be static for lowering), `grid` and `notes` (see `grid.infer_grid`).
     """
     if "space" in definition.options:
         raise SourceError("TS102", f"'{definition.name}' is autotuned, which is not supported yet", definition.loc)
@@ -58,10 +61,7 @@ def trace(definition: KernelDefinition, static: dict[str, int] | None = None,
     needed = _dims_of(_placed_types(body)) + tuple(emit.decided)
     kernel.attributes["shape_dims"] = tuple(name for name in names if name in needed)
     chosen = grid if grid is not None else definition.grid
-    if chosen is None:
-        infer_grid(kernel)
-    else:
-        apply_grid(kernel, _grid_sizes(chosen, emit.context, definition.loc))
+    infer_grid(kernel, None if chosen is None else _grid_sizes(chosen, emit.context, definition.loc))
     return Module("tile", [kernel])
 
 
@@ -74,8 +74,11 @@ def _parameter_type(definition: KernelDefinition, parameter: ParameterDefinition
         raise SourceError("TS102", f"'{parameter.name}' is a list of tensors; kernels do not take lists yet", loc)
     assert isinstance(annotation, TensorAnnotation)
     if annotation.shape is None:
-        raise SourceError("TS206", f"'{parameter.name}' has the annotation {annotation}; a kernel must know the axes of its "
-                                   "tensors", loc)
+        raise SourceError(
+            "TS206",
+            f"'{parameter.name}' has the annotation {annotation}; a kernel must know the axes of its tensors",
+            loc,
+        )
     if annotation.dtype is None:
         raise SourceError("TS206", f"the annotation {annotation} of '{parameter.name}' has no dtype", loc)
     return ViewType(annotation.shape, annotation.dtype)
@@ -149,7 +152,7 @@ def _grid_sizes(grid: Any, context: Context, loc: Loc) -> tuple[Size, ...]:
         try:
             grid = grid(context)
         except TesseraError as error:
-            raise error.at(loc)
+            raise error.at(loc) from None
         except Exception as error:  # the author's function may raise anything
             raise SourceError("TS105", f"the grid function raised {type(error).__name__}: {error}", loc) from None
     sizes = grid if isinstance(grid, (tuple, list)) else (grid,)

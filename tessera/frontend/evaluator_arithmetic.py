@@ -1,4 +1,4 @@
-"""Elementwise operations: Python's operators and the named functions, on any mix of tiles, scalars, sizes and numbers."""
+"""Elementwise operations: Python's operators and the named functions, on tiles, scalars, sizes and numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tessera.dtypes import DType, f32
+from tessera.dtypes import f32
 from tessera.errors import SourceError
 from tessera.frontend.evaluator_emit import Emitter
 from tessera.frontend.evaluator_values import Handle, describe, is_number
@@ -80,13 +80,15 @@ def _check_kinds(emit: Emitter, op: str, operands: Sequence[Handle], texts: Sequ
         return
     for operand, text in zip(operands, texts, strict=True):
         if op in _BOOLS_ONLY and not operand.dtype.is_bool:
-            raise SourceError("TS204", f"'{op}' takes bools, but '{text}' is {describe(operand)}; compare it first",
-                              emit.place)
+            raise SourceError(
+                "TS204", f"'{op}' takes bools, but '{text}' is {describe(operand)}; compare it first", emit.place
+            )
         if op in _INTEGERS_ONLY and not operand.dtype.is_int:
             raise SourceError("TS204", f"'{op}' takes integers, but '{text}' is {describe(operand)}", emit.place)
         if op not in _BOOLS_ONLY and operand.dtype.is_bool:
-            raise SourceError("TS204", f"'{op}' takes numbers, but '{text}' is {describe(operand)}; use tile.where",
-                              emit.place)
+            raise SourceError(
+                "TS204", f"'{op}' takes numbers, but '{text}' is {describe(operand)}; use tile.where", emit.place
+            )
 
 
 def _known(emit: Emitter, op: str, operands: Sequence[Handle]) -> Size | None:
@@ -109,11 +111,14 @@ def binary(emit: Emitter, kind: type[ast.operator], left: Any, right: Any, texts
     if not symbolic and (isinstance(left, Dim) or isinstance(right, Dim)):
         if name in _SIZES and _is_size(left) and _is_size(right):
             return _native(emit, native, left, right)
-        symbolic = name in ("add", "sub", "mul", "div") and all(is_number(v) or isinstance(v, Dim) for v in (left, right))
+        symbolic = name in ("add", "sub", "mul", "div") and all(
+            is_number(v) or isinstance(v, Dim) for v in (left, right)
+        )
         if not symbolic:
             why = f"'{sign}' is computed at compile time here"
-            left, right = (emit.concrete(v, t, why) if isinstance(v, Dim) else v
-                           for v, t in zip((left, right), texts, strict=True))
+            left, right = (
+                emit.concrete(v, t, why) if isinstance(v, Dim) else v for v, t in zip((left, right), texts, strict=True)
+            )
     if not symbolic:
         return _native(emit, native, left, right)
     if not name:
@@ -163,7 +168,9 @@ def compare(emit: Emitter, kind: type[ast.cmpop], left: Any, right: Any, texts: 
         if isinstance(difference, int):
             return native(difference, 0)
     why = "this comparison decides at compile time"
-    left, right = (emit.concrete(v, t, why) if isinstance(v, Dim) else v for v, t in zip((left, right), texts, strict=True))
+    left, right = (
+        emit.concrete(v, t, why) if isinstance(v, Dim) else v for v, t in zip((left, right), texts, strict=True)
+    )
     return _native(emit, native, left, right)
 
 
@@ -214,7 +221,20 @@ def _rsqrt(x: float) -> float:
 
 # What the named functions mean for Python numbers: calls on them are computed at compile time.
 FOLDS: dict[str, Callable[..., Any]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "neg": operator.neg,
-    "abs": abs, "max": max, "min": min, "exp": _exp, "exp2": _exp2, "log": _log, "log2": _log2, "sqrt": _sqrt,
-    "rsqrt": _rsqrt, "tanh": math.tanh, "sigmoid": _sigmoid,
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "neg": operator.neg,
+    "abs": abs,
+    "max": max,
+    "min": min,
+    "exp": _exp,
+    "exp2": _exp2,
+    "log": _log,
+    "log2": _log2,
+    "sqrt": _sqrt,
+    "rsqrt": _rsqrt,
+    "tanh": math.tanh,
+    "sigmoid": _sigmoid,
 }

@@ -1,4 +1,4 @@
-"""Calls inside a kernel: intrinsics build IR, Python functions run now, and helpers that touch run-time values are inlined."""
+"""Calls inside a kernel: intrinsics build IR, Python functions run now, helpers on run-time values are inlined."""
 
 from __future__ import annotations
 
@@ -24,13 +24,32 @@ from tessera.ir.dims import Dim, maximum, minimum
 INLINE_LIMIT = 64
 
 # Builtins that only look at containers, not at what they hold: run-time values may pass through them.
-_CONTAINERS = frozenset({list, tuple, dict, set, frozenset, zip, enumerate, reversed, isinstance, type, id, iter, next, slice})
-_MUTATING = frozenset({"append", "extend", "insert", "pop", "remove", "clear", "update", "setdefault", "popitem", "add",
-                       "discard", "sort", "reverse", "__setitem__", "__delitem__"})
+_CONTAINERS = frozenset(
+    {list, tuple, dict, set, frozenset, zip, enumerate, reversed, isinstance, type, id, iter, next, slice}
+)
+_MUTATING = frozenset(
+    {
+        "append",
+        "extend",
+        "insert",
+        "pop",
+        "remove",
+        "clear",
+        "update",
+        "setdefault",
+        "popitem",
+        "add",
+        "discard",
+        "sort",
+        "reverse",
+        "__setitem__",
+        "__delitem__",
+    }
+)
 
 
 class Calls:
-    """Evaluates call expressions. `frames` is the stack of functions being evaluated, the kernel's own at the bottom."""
+    """Evaluates calls. `frames` is the stack of functions being evaluated, the kernel's own at the bottom."""
 
     def __init__(self, emit: Emitter) -> None:
         self.emit = emit
@@ -59,15 +78,19 @@ class Calls:
         """
         known = self._made_in.get(id(container))
         if self.emit.depth and (known is None or known[1] is not self.emit.block):
-            raise SourceError("TS102", f"'{text}' changes inside a run-time loop or branch, but a Python container changes "
-                                       "only at compile time", self.emit.place)
+            raise SourceError(
+                "TS102",
+                f"'{text}' changes inside a run-time loop or branch, but a Python container changes "
+                "only at compile time",
+                self.emit.place,
+            )
 
     def native(self, node: ast.AST, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Runs Python code now; what it raises becomes TS105 at `node`."""
         try:
             return function(*args, **kwargs)
         except TesseraError as error:
-            raise error.at(self.frame.loc(node))
+            raise error.at(self.frame.loc(node)) from None
         except Exception as error:  # the author's code may raise anything
             raise SourceError("TS105", f"{type(error).__name__}: {error}", self.frame.loc(node)) from None
 
@@ -96,16 +119,27 @@ class Calls:
         if isinstance(callee, Intrinsic):
             return self._call_intrinsic(node, callee, args, kwargs, nodes, named)
         if isinstance(callee, Definition):
-            raise SourceError("TS102", f"'{callee.name}' is a @ts.{callee.kind}; a kernel cannot call it yet", self.emit.place)
+            raise SourceError(
+                "TS102", f"'{callee.name}' is a @ts.{callee.kind}; a kernel cannot call it yet", self.emit.place
+            )
         if isinstance(callee, (Handle, Namespace, Dim, ModuleType)) or not callable(callee):
             shown = repr(callee) if isinstance(callee, (Namespace, ModuleType)) else describe(callee)
-            raise SourceError("TS203", f"'{self.frame.text(node.func)}' is {shown} and cannot be called", self.emit.place)
+            raise SourceError(
+                "TS203", f"'{self.frame.text(node.func)}' is {shown} and cannot be called", self.emit.place
+            )
         return self._call_python(node, callee, args, kwargs, nodes)
 
     # -- intrinsics
 
-    def _call_intrinsic(self, node: ast.Call, callee: Intrinsic, args: list[Any], kwargs: dict[str, Any],
-                        nodes: list[ast.expr | None], named: dict[str, ast.expr]) -> Any:
+    def _call_intrinsic(
+        self,
+        node: ast.Call,
+        callee: Intrinsic,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        nodes: list[ast.expr | None],
+        named: dict[str, ast.expr],
+    ) -> Any:
         bound = callee.bind(args, kwargs)
         written = dict(named)
         for parameter, argument in zip(callee.signature.parameters, nodes, strict=False):
@@ -114,8 +148,12 @@ class Calls:
         given = [bound[name] for name in bound if name in written]
         if callee.host_function is not None and given and all(is_number(value) for value in given):
             return self.native(node, callee.host_function, **bound)
-        self.emit.site = Site(callee.name, self.emit.place, {name: self.frame.text(n) for name, n in written.items()},
-                              {name: self.frame.loc(n) for name, n in written.items()})
+        self.emit.site = Site(
+            callee.name,
+            self.emit.place,
+            {name: self.frame.text(n) for name, n in written.items()},
+            {name: self.frame.loc(n) for name, n in written.items()},
+        )
         try:
             return build_call(self.emit, callee, bound)
         finally:
@@ -123,8 +161,9 @@ class Calls:
 
     # -- Python
 
-    def _call_python(self, node: ast.Call, callee: Any, args: list[Any], kwargs: dict[str, Any],
-                     nodes: list[ast.expr | None]) -> Any:
+    def _call_python(
+        self, node: ast.Call, callee: Any, args: list[Any], kwargs: dict[str, Any], nodes: list[ast.expr | None]
+    ) -> Any:
         function = callee
         if isinstance(callee, MethodType) and isinstance(callee.__func__, FunctionType):
             function, args, nodes = callee.__func__, [callee.__self__, *args], [None, *nodes]
@@ -145,8 +184,9 @@ class Calls:
         result = self.native(node, callee, *args, **kwargs)
         return self.made(result) if isinstance(result, (list, dict, set)) else result
 
-    def _as_numbers(self, node: ast.Call, args: list[Any], kwargs: dict[str, Any],
-                    nodes: list[ast.expr | None]) -> tuple[list[Any], dict[str, Any]]:
+    def _as_numbers(
+        self, node: ast.Call, args: list[Any], kwargs: dict[str, Any], nodes: list[ast.expr | None]
+    ) -> tuple[list[Any], dict[str, Any]]:
         """Arguments for native code: sizes as numbers; a run-time value is an error."""
         callee = self.frame.text(node.func)
         why = f"'{callee}' is Python code that runs at compile time"
@@ -161,25 +201,34 @@ class Calls:
             return value
 
         texts = [self.frame.text(argument) if argument is not None else "argument" for argument in nodes]
-        return ([number(value, text) for value, text in zip(args, texts, strict=True)],
-                {name: number(value, name) for name, value in kwargs.items()})
+        return (
+            [number(value, text) for value, text in zip(args, texts, strict=True)],
+            {name: number(value, name) for name, value in kwargs.items()},
+        )
 
     def _inline(self, function: FunctionType, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Evaluates a helper's body in place of the call."""
         call_site = self.emit.place
         if len(self.frames) > INLINE_LIMIT:
-            raise SourceError("TS102", f"'{function.__name__}' is inlined more than {INLINE_LIMIT} calls deep; a helper "
-                                       "cannot call itself with run-time values", call_site)
+            raise SourceError(
+                "TS102",
+                f"'{function.__name__}' is inlined more than {INLINE_LIMIT} calls deep; a helper "
+                "cannot call itself with run-time values",
+                call_site,
+            )
         try:
             bound = inspect.signature(function).bind(*args, **kwargs)
         except TypeError as error:
-            raise SourceError("TS202", f"{function.__name__}(): {error}; it is "
-                                       f"{function.__name__}{inspect.signature(function)}", call_site) from None
+            raise SourceError(
+                "TS202",
+                f"{function.__name__}(): {error}; it is {function.__name__}{inspect.signature(function)}",
+                call_site,
+            ) from None
         bound.apply_defaults()
         try:
             frame = open_function(function, dict(bound.arguments), self.emit.block, call_site)
         except TesseraError as error:
-            raise error.at(call_site)
+            raise error.at(call_site) from None
         self.frames.append(frame)
         try:
             return self.run_body(frame.source.node.body)
@@ -213,8 +262,13 @@ class Calls:
         self.at(node)
         result = args[1] if len(args) > 1 else None
         for position, item in enumerate(items):
-            result = item if result is None else binary(self.emit, ast.Add, result, item, (
-                f"the sum of {position} items", f"item {position} of {texts[0]}"))
+            result = (
+                item
+                if result is None
+                else binary(
+                    self.emit, ast.Add, result, item, (f"the sum of {position} items", f"item {position} of {texts[0]}")
+                )
+            )
         return 0 if result is None else result
 
     def _abs(self, node: ast.Call, args: list[Any], texts: list[str]) -> Any:
@@ -231,7 +285,9 @@ class Calls:
             return args[0]
         operand = self.emit.operand(args[0], texts[0])
         if not operand.is_scalar:
-            raise SourceError("TS203", f"'{texts[0]}' is {describe(operand)}; convert a tile with tile.cast", self.emit.place)
+            raise SourceError(
+                "TS203", f"'{texts[0]}' is {describe(operand)}; convert a tile with tile.cast", self.emit.place
+            )
         return self.emit.cast(operand, f32 if to_float else i64)
 
     def _len(self, node: ast.Call, args: list[Any], texts: list[str]) -> Any:

@@ -1,7 +1,7 @@
 """Copy groups: which asynchronous copies are in flight at each point of a kernel.
 
-A copy joins the open group, `cp_commit_group` closes it, `cp_wait_group(n)` waits for all closed groups but the n newest. The
-front end follows this at compile time, so that a wait names the tokens that it completes.
+A copy joins the open group, `cp_commit_group` closes it, `cp_wait_group(n)` waits for all closed groups but the n
+newest. The front end follows this at compile time, so that a wait names the tokens that it completes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CopyGroups:
         return CopyGroups((*self.committed, self.open))
 
     def wait(self, newest: int) -> tuple[tuple[Copy, ...], CopyGroups]:
-        """The copies to wait for so that at most the `newest` committed groups stay in flight, and what is then left."""
+        """The copies to wait for so that only the `newest` committed groups stay in flight, and what is then left."""
         split = max(len(self.committed) - newest, 0)
         done = tuple(copy for group in self.committed[:split] for copy in group)
         return done, CopyGroups(self.committed[split:], self.open)

@@ -1,7 +1,8 @@
 """The emitter: turns operands of any kind into IR values, and makes ops at the author's location.
 
-Language functions and the evaluator build all IR through it. It holds what is known of a kernel while it is traced: the dims,
-the open regions, the copies in flight, and the call being built, from which messages take the author's words.
+Language functions and the evaluator build all IR through it. It holds what is known of a kernel while it is traced:
+the dims, the open regions, the copies in flight, and the call being built, from which messages take the author's
+words.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from tessera.location import Loc
 class Emitter:
     """Builds the IR of one kernel. `static` gives dims the values that decisions at compile time may use."""
 
-    def __init__(self, body: Block, dim_names: tuple[str, ...], static: dict[str, int], constants: dict[str, Any],
-                 place: Loc) -> None:
+    def __init__(
+        self, body: Block, dim_names: tuple[str, ...], static: dict[str, int], constants: dict[str, Any], place: Loc
+    ) -> None:
         self.context = Context(dim_names, constants)
         self.dim_names = dim_names
         self.static = static
@@ -105,8 +107,11 @@ class Emitter:
         """The IR value, after checking that it exists here."""
         if all(handle.block is not builder.block for builder in self.builders):
             name = f"'{handle.value.name}'" if handle.value.name else "this value"
-            raise SourceError("TS201", f"{name} was computed inside a run-time loop or branch and does not exist outside it",
-                              self.place)
+            raise SourceError(
+                "TS201",
+                f"{name} was computed inside a run-time loop or branch and does not exist outside it",
+                self.place,
+            )
         return handle.value
 
     # -- scalars and sizes
@@ -150,8 +155,11 @@ class Emitter:
         if isinstance(value, NumericType):
             value = value.dtype
         if not isinstance(value, DType):
-            self.fail("TS203", f"'{argument}' takes a dtype such as ts.bf16, but '{self.text(argument)}' is "
-                               f"{describe(value)}", argument)
+            self.fail(
+                "TS203",
+                f"'{argument}' takes a dtype such as ts.bf16, but '{self.text(argument)}' is {describe(value)}",
+                argument,
+            )
         if value.name not in ("bf16", "f32", "i32", "i64", "bool"):
             self.fail("TS204", f"kernels do not compute in {value.name}", argument)
         return value
@@ -161,7 +169,9 @@ class Emitter:
         sizes = value if isinstance(value, (list, tuple)) else [value]
         for size in sizes:
             if isinstance(size, Handle):
-                self.fail("TS205", f"a size in '{self.text(argument)}' is {describe(size)}, known only at run time", argument)
+                self.fail(
+                    "TS205", f"a size in '{self.text(argument)}' is {describe(size)}, known only at run time", argument
+                )
             if type(size) is not int and not isinstance(size, Dim):
                 self.fail("TS203", f"a size in '{self.text(argument)}' is {describe(size)}, not an integer", argument)
             if isinstance(size, int) and size < 1:
@@ -187,8 +197,11 @@ class Emitter:
         copy = self.copies.into(buffer.value)
         if copy is not None:
             name = buffer.value.name or "this buffer"
-            raise SourceError("TS502", f"'{name}' is used here, but the copy into it on line {copy.loc.line} has not been "
-                                       "waited for", self.place)
+            raise SourceError(
+                "TS502",
+                f"'{name}' is used here, but the copy into it on line {copy.loc.line} has not been waited for",
+                self.place,
+            )
 
     def operand(self, value: Any, text: str) -> Handle:
         """Anything that may take part in arithmetic, as a tile or a scalar: views are loaded, buffers are read."""
@@ -213,7 +226,8 @@ class Emitter:
 
     def full(self, shape: Shape, value: Any, dtype: DType, text: str) -> Handle:
         """A tile filled with a number or a scalar."""
-        if is_number(value):
+        scalar: Handle
+        if isinstance(value, (int, float)):
             scalar = self.number(int(value) if dtype.is_int and float(value).is_integer() else value, dtype)
         else:
             scalar = self.operand(value, text)
@@ -245,9 +259,13 @@ class Emitter:
                     common[axis] = size
                 elif size not in (1, common[axis]):
                     (left, left_text), (right, right_text) = _differing(tiles, axis - rank)
-                    raise SourceError("TS301", f"'{left_text}' is {shape_text(left.shape)} and '{right_text}' is "
-                                               f"{shape_text(right.shape)}: axis {axis} is {left.shape[axis - rank]} in one "
-                                               f"and {right.shape[axis - rank]} in the other", self.place)
+                    raise SourceError(
+                        "TS301",
+                        f"'{left_text}' is {shape_text(left.shape)} and '{right_text}' is "
+                        f"{shape_text(right.shape)}: axis {axis} is {left.shape[axis - rank]} in one "
+                        f"and {right.shape[axis - rank]} in the other",
+                        self.place,
+                    )
         return [self.spread(value, tuple(common)) if value.is_tile else value for value in values]
 
     def spread(self, tile: Handle, shape: Shape) -> Handle:
@@ -268,6 +286,10 @@ def _differing(tiles: list[tuple[Handle, str]], axis: int) -> list[tuple[Handle,
     """The first two tiles whose sizes along `axis` (from the last) differ and are not 1."""
     chosen: list[tuple[Handle, str]] = []
     for tile, text in tiles:
-        if len(tile.shape) >= -axis and tile.shape[axis] != 1 and all(t.shape[axis] != tile.shape[axis] for t, _ in chosen):
+        if (
+            len(tile.shape) >= -axis
+            and tile.shape[axis] != 1
+            and all(t.shape[axis] != tile.shape[axis] for t, _ in chosen)
+        ):
             chosen.append((tile, text))
     return chosen[:2]

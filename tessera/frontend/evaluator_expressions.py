@@ -20,17 +20,34 @@ from tessera.location import Loc
 UNROLL_LIMIT = 10_000  # iterations of one Python loop: beyond this a mistake is likelier than a wish
 
 _CONSTRUCTS = {
-    "Lambda": "a lambda", "Await": "await", "Yield": "yield", "YieldFrom": "yield from", "NamedExpr": "':='",
-    "While": "a while loop", "With": "a with block", "AsyncWith": "async with", "AsyncFor": "async for", "Try": "try",
-    "TryStar": "try", "Raise": "raise", "ClassDef": "a class", "FunctionDef": "a function defined",
-    "AsyncFunctionDef": "a function defined", "Import": "import", "ImportFrom": "import", "Global": "global",
-    "Nonlocal": "nonlocal", "Delete": "del", "Match": "match", "TypeAlias": "a type alias",
+    "Lambda": "a lambda",
+    "Await": "await",
+    "Yield": "yield",
+    "YieldFrom": "yield from",
+    "NamedExpr": "':='",
+    "While": "a while loop",
+    "With": "a with block",
+    "AsyncWith": "async with",
+    "AsyncFor": "async for",
+    "Try": "try",
+    "TryStar": "try",
+    "Raise": "raise",
+    "ClassDef": "a class",
+    "FunctionDef": "a function defined",
+    "AsyncFunctionDef": "a function defined",
+    "Import": "import",
+    "ImportFrom": "import",
+    "Global": "global",
+    "Nonlocal": "nonlocal",
+    "Delete": "del",
+    "Match": "match",
+    "TypeAlias": "a type alias",
 }
 _HANDLE_ATTRIBUTES = ("shape", "dtype", "T")
 
 
 class Expressions(Calls):
-    """Evaluates expressions of the frame on top. Every error leaves with the place of the innermost node it concerns."""
+    """Evaluates expressions of the frame on top. Every error leaves with the place of the node that it concerns."""
 
     def evaluate(self, node: ast.expr) -> Any:
         method: Callable[[Any], Any] | None = getattr(self, f"_{type(node).__name__}", None)
@@ -39,7 +56,7 @@ class Expressions(Calls):
         try:
             return method(node)
         except TesseraError as error:
-            raise error.at(self.frame.loc(node))
+            raise error.at(self.frame.loc(node)) from None
 
     def unsupported(self, node: ast.AST) -> NoReturn:
         name = type(node).__name__
@@ -95,8 +112,12 @@ class Expressions(Calls):
     def _FormattedValue(self, node: ast.FormattedValue) -> str:
         value = self.evaluate(node.value)
         if isinstance(value, Handle):
-            raise SourceError("TS205", f"'{self.frame.text(node.value)}' is {describe(value)}, known only at run time, and "
-                                       "text is made at compile time", self.frame.loc(node.value))
+            raise SourceError(
+                "TS205",
+                f"'{self.frame.text(node.value)}' is {describe(value)}, known only at run time, and "
+                "text is made at compile time",
+                self.frame.loc(node.value),
+            )
         value = {ord("r"): repr, ord("s"): str, ord("a"): ascii}.get(node.conversion, lambda same: same)(value)
         specification = self.evaluate(node.format_spec) if node.format_spec else ""
         return self.native(node, format, str(value) if isinstance(value, Dim) else value, specification)
@@ -153,10 +174,16 @@ class Expressions(Calls):
         condition = self.evaluate(node.test)
         text = self.frame.text(node.test)
         if isinstance(condition, Handle):
-            raise SourceError("TS102", f"'{text}' is known only at run time, and 'a if c else b' decides at compile time; use "
-                                       "tile.where or an if statement", self.frame.loc(node))
+            raise SourceError(
+                "TS102",
+                f"'{text}' is known only at run time, and 'a if c else b' decides at compile time; use "
+                "tile.where or an if statement",
+                self.frame.loc(node),
+            )
         self.at(node)
-        return self.evaluate(node.body if truth(self.emit, condition, text, "this decides at compile time") else node.orelse)
+        return self.evaluate(
+            node.body if truth(self.emit, condition, text, "this decides at compile time") else node.orelse
+        )
 
     # -- attributes and subscripts
 
@@ -173,7 +200,7 @@ class Expressions(Calls):
                 message += did_you_mean(name, dir(owner))
             raise SourceError("TS201", message, self._attribute_loc(node)) from None
         except TesseraError as error:
-            raise error.at(self._attribute_loc(node))
+            raise error.at(self._attribute_loc(node)) from None
         except Exception as error:  # a property of the author's class may raise anything
             raise SourceError("TS105", f"{type(error).__name__}: {error}", self.frame.loc(node)) from None
 
@@ -208,14 +235,20 @@ class Expressions(Calls):
             if owner.is_buffer:
                 return subscript_buffer(self.emit, owner, text, items)
             what = "slicing a tile" if owner.is_tile else f"a subscript of {describe(owner)}"
-            raise SourceError("TS102", f"'{text}' is {describe(owner)}: {what} is not supported; slice the tensor or "
-                                       "buffer that it comes from", self.emit.place)
+            raise SourceError(
+                "TS102",
+                f"'{text}' is {describe(owner)}: {what} is not supported; slice the tensor or "
+                "buffer that it comes from",
+                self.emit.place,
+            )
         return self.native(node, lambda: owner[self.container_index(node.slice)])
 
     def container_index(self, node: ast.expr) -> Any:
         """The subscript of a Python container; sizes become numbers, run-time values are an error."""
         if isinstance(node, ast.Slice):
-            return slice(*(None if part is None else self.container_index(part) for part in (node.lower, node.upper, node.step)))
+            return slice(
+                *(None if part is None else self.container_index(part) for part in (node.lower, node.upper, node.step))
+            )
         value = self.evaluate(node)
         if isinstance(value, (Handle, Dim)):
             self.at(node)
@@ -231,8 +264,9 @@ class Expressions(Calls):
             return self.evaluate(node)
         step = None if node.step is None else self.evaluate(node.step)
         if step not in (None, 1):
-            raise SourceError("TS102", f"the slice '{self.frame.text(node)}' has a step; windows have none",
-                              self.frame.loc(node))
+            raise SourceError(
+                "TS102", f"the slice '{self.frame.text(node)}' has a step; windows have none", self.frame.loc(node)
+            )
         return Slice(*(None if part is None else self.evaluate(part) for part in (node.lower, node.upper)))
 
     # -- comprehensions and iteration
@@ -247,7 +281,9 @@ class Expressions(Calls):
         return self.made({self.evaluate(node.elt) for _ in self._generated(node, node.generators)})
 
     def _DictComp(self, node: ast.DictComp) -> dict[Any, Any]:
-        return self.made({self.evaluate(node.key): self.evaluate(node.value) for _ in self._generated(node, node.generators)})
+        return self.made(
+            {self.evaluate(node.key): self.evaluate(node.value) for _ in self._generated(node, node.generators)}
+        )
 
     def _generated(self, node: ast.expr, generators: list[ast.comprehension]) -> Iterator[None]:
         with self._own_scope():
@@ -283,15 +319,24 @@ class Expressions(Calls):
         text = self.frame.text(node)
         self.at(node)
         if isinstance(iterable, RunTimeRange):
-            raise SourceError("TS102", "tile.range is a loop statement: write for i in tile.range(...)", self.frame.loc(node))
+            raise SourceError(
+                "TS102", "tile.range is a loop statement: write for i in tile.range(...)", self.frame.loc(node)
+            )
         if isinstance(iterable, (Handle, Dim)):
-            raise SourceError("TS203", f"'{text}' is {describe(iterable)}; a loop runs over tile.range(...), "
-                                       "tile.static_range(...) or a Python sequence", self.frame.loc(node))
+            raise SourceError(
+                "TS203",
+                f"'{text}' is {describe(iterable)}; a loop runs over tile.range(...), "
+                "tile.static_range(...) or a Python sequence",
+                self.frame.loc(node),
+            )
         items: list[Any] = []
         for item in self.native(node, iter, iterable):
             if len(items) == UNROLL_LIMIT:
-                raise SourceError("TS102", f"'{text}' would be unrolled more than {UNROLL_LIMIT} times; use tile.range",
-                                  self.frame.loc(node))
+                raise SourceError(
+                    "TS102",
+                    f"'{text}' would be unrolled more than {UNROLL_LIMIT} times; use tile.range",
+                    self.frame.loc(node),
+                )
             items.append(item)
         return items
 

@@ -21,8 +21,14 @@ _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 class Frame:
     """A function under evaluation. `call_site` is where it was called from, None for the kernel itself."""
 
-    def __init__(self, function: FunctionType, source: FunctionSource, arguments: dict[str, Any], block: Block,
-                 call_site: Loc | None = None) -> None:
+    def __init__(
+        self,
+        function: FunctionType,
+        source: FunctionSource,
+        arguments: dict[str, Any],
+        block: Block,
+        call_site: Loc | None = None,
+    ) -> None:
         self.function = function
         self.source = source
         self.call_site = call_site
@@ -46,9 +52,9 @@ class Frame:
         first, last = getattr(node, "lineno", 0), getattr(node, "end_lineno", 0)
         if not first:
             return ""
-        lines = self._lines[first - 1:last]
-        lines[-1] = lines[-1][:getattr(node, "end_col_offset", None)]
-        lines[0] = lines[0][getattr(node, "col_offset", 0):]
+        lines = self._lines[first - 1 : last]
+        lines[-1] = lines[-1][: getattr(node, "end_col_offset", None)]
+        lines[0] = lines[0][getattr(node, "col_offset", 0) :]
         return " ".join(line.strip() for line in lines).strip()
 
     def lookup(self, node: ast.Name) -> Any:
@@ -68,7 +74,9 @@ class Frame:
         raise SourceError("TS201", f"there is no '{name}' here{did_you_mean(name, known)}", self.loc(node))
 
 
-def open_function(function: FunctionType, arguments: dict[str, Any], block: Block, call_site: Loc | None = None) -> Frame:
+def open_function(
+    function: FunctionType, arguments: dict[str, Any], block: Block, call_site: Loc | None = None
+) -> Frame:
     return Frame(function, function_source(function), arguments, block, call_site)
 
 

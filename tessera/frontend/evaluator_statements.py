@@ -1,4 +1,4 @@
-"""Statements of a kernel: Python's control flow where it is decided at compile time, loops and branches of the IR where not."""
+"""Statements of a kernel: control flow that is decided at compile time is followed, the rest becomes regions."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ class Statements(Expressions):
             raise SourceError("TS102", "return inside a run-time loop or branch is not supported", self.frame.loc(node))
         value = None if node.value is None else self.evaluate(node.value)
         if value is not None and len(self.frames) == 1:
-            raise SourceError("TS102", "a kernel returns nothing; store results in its output tensors", self.frame.loc(node))
+            raise SourceError(
+                "TS102", "a kernel returns nothing; store results in its output tensors", self.frame.loc(node)
+            )
         return Returned(value)
 
     def _Break(self, node: ast.Break) -> _Jump:
@@ -100,8 +102,9 @@ class Statements(Expressions):
 
     def _jump(self, node: ast.stmt, jump: _Jump) -> _Jump:
         if not self._unrolled or self._unrolled[-1] is not self.emit.block:
-            raise SourceError("TS102", f"{jump.keyword} that depends on run-time values is not supported",
-                              self.frame.loc(node))
+            raise SourceError(
+                "TS102", f"{jump.keyword} that depends on run-time values is not supported", self.frame.loc(node)
+            )
         return jump
 
     # -- assignment
@@ -126,15 +129,21 @@ class Statements(Expressions):
             raise SourceError("TS102", f"'{text}' cannot be assigned inside a kernel", self.frame.loc(target))
         if isinstance(before, Handle) and (before.is_buffer or before.is_view):
             remedy = f"tile.fill, or an operation with dst={text}" if before.is_buffer else f"tile.store(..., {text})"
-            raise SourceError("TS102", f"'{text}' is {describe(before)} and is not changed by an assignment; use {remedy}",
-                              self.frame.loc(node))
+            raise SourceError(
+                "TS102",
+                f"'{text}' is {describe(before)} and is not changed by an assignment; use {remedy}",
+                self.frame.loc(node),
+            )
         value = self.evaluate(node.value)
         self.at(node)
         if isinstance(before, (list, set, dict)):
             self.check_mutation(before, self.frame.text(node))
             function = {ast.Add: operator.iadd, ast.BitOr: operator.ior, ast.Mult: operator.imul}.get(type(node.op))
-            result = self.native(node, function, before, value) if function else self.combine(
-                node, type(node.op), before, value, (text, self.frame.text(node.value)))
+            result = (
+                self.native(node, function, before, value)
+                if function
+                else self.combine(node, type(node.op), before, value, (text, self.frame.text(node.value)))
+            )
         else:
             result = self.combine(node, type(node.op), before, value, (text, self.frame.text(node.value)))
         self.assign(target, result)
@@ -142,7 +151,9 @@ class Statements(Expressions):
     def assign(self, target: ast.expr, value: Any) -> None:
         if isinstance(target, ast.Name):
             if isinstance(value, RunTimeRange):
-                raise SourceError("TS102", "tile.range is a loop statement: write for i in tile.range(...)", self.emit.place)
+                raise SourceError(
+                    "TS102", "tile.range is a loop statement: write for i in tile.range(...)", self.emit.place
+                )
             self.frame.locals[target.id] = value
             self.frame.assigned_at[target.id] = self.frame.loc(target)
             if isinstance(value, Handle) and not value.value.name:
@@ -152,21 +163,25 @@ class Statements(Expressions):
         elif isinstance(target, ast.Subscript):
             self._assign_item(target, value)
         else:
-            raise SourceError("TS102", f"'{self.frame.text(target)}' cannot be assigned inside a kernel",
-                              self.frame.loc(target))
+            raise SourceError(
+                "TS102", f"'{self.frame.text(target)}' cannot be assigned inside a kernel", self.frame.loc(target)
+            )
 
     def _unpack(self, target: ast.Tuple | ast.List, value: Any) -> None:
         items = self.iterate(value, target)
         stars = [position for position, part in enumerate(target.elts) if isinstance(part, ast.Starred)]
         fixed = len(target.elts) - len(stars)
         if len(items) != fixed if not stars else len(items) < fixed:
-            raise SourceError("TS105", f"ValueError: {len(items)} values for the {fixed} names in "
-                                       f"'{self.frame.text(target)}'", self.frame.loc(target))
+            raise SourceError(
+                "TS105",
+                f"ValueError: {len(items)} values for the {fixed} names in '{self.frame.text(target)}'",
+                self.frame.loc(target),
+            )
         for position, part in enumerate(target.elts):
             if isinstance(part, ast.Starred):
                 rest = len(items) - fixed
-                self.assign(part.value, self.made(items[position:position + rest]))
-                items = items[:position] + [None] + items[position + rest:]
+                self.assign(part.value, self.made(items[position : position + rest]))
+                items = items[:position] + [None] + items[position + rest :]
             else:
                 self.assign(part, items[position])
 
@@ -174,8 +189,11 @@ class Statements(Expressions):
         owner, text = self.evaluate(target.value), self.frame.text(target)
         if isinstance(owner, Handle):
             remedy = f"tile.store(value, {text})" if owner.is_view else "an operation with dst="
-            raise SourceError("TS102", f"'{text}' cannot be assigned: '{self.frame.text(target.value)}' is "
-                                       f"{describe(owner)}; use {remedy}", self.frame.loc(target))
+            raise SourceError(
+                "TS102",
+                f"'{text}' cannot be assigned: '{self.frame.text(target.value)}' is {describe(owner)}; use {remedy}",
+                self.frame.loc(target),
+            )
         index = self.container_index(target.slice)
         self.at(target)
         self.check_mutation(owner, text)
@@ -242,8 +260,10 @@ class Statements(Expressions):
                 handles.append(handle)
         if len(handles) == 2 and handles[0].type == handles[1].type:
             return handles
-        return Lost(f"is {describe(then)} in one branch of the if on line {line} and {describe(otherwise)} in the other",
-                    "TS301")
+        return Lost(
+            f"is {describe(then)} in one branch of the if on line {line} and {describe(otherwise)} in the other",
+            "TS301",
+        )
 
     def _as_value(self, value: Any, dtype: DType | None) -> Handle | None:
         """A value that a region may hand on: a tile or a scalar; a Python number becomes a scalar of `dtype`."""
@@ -259,8 +279,12 @@ class Statements(Expressions):
         """Copies that a region starts must be waited for in it; after it, the copies in flight are those before it."""
         copy = self.emit.copies.started_since(before)
         if copy is not None:
-            raise SourceError("TS102", f"this copy is not waited for in the {what} that starts it; copies carried across "
-                                       "iterations or out of a branch are not supported yet", copy.loc)
+            raise SourceError(
+                "TS102",
+                f"this copy is not waited for in the {what} that starts it; copies carried across "
+                "iterations or out of a branch are not supported yet",
+                copy.loc,
+            )
         self.emit.copies = before
 
     # -- loops
@@ -285,9 +309,13 @@ class Statements(Expressions):
         if node.orelse:
             raise SourceError("TS102", "else after a run-time loop is not supported", self.frame.loc(node.orelse[0]))
         if not isinstance(node.target, ast.Name):
-            raise SourceError("TS102", "tile.range gives one index, so its loop has one variable", self.frame.loc(node.target))
+            raise SourceError(
+                "TS102", "tile.range gives one index, so its loop has one variable", self.frame.loc(node.target)
+            )
         place = self.emit.place = self._first_line(node)
-        operands = [self.emit.index(bound, "a bound of tile.range") for bound in (bounds.start, bounds.stop, bounds.step)]
+        operands = [
+            self.emit.index(bound, "a bound of tile.range") for bound in (bounds.start, bounds.stop, bounds.step)
+        ]
         body, line = Block(), node.lineno
         index = Handle(body.add_argument(INDEX, node.target.id), body, self.emit.fresh())
         before, copies = self.frame.locals, self.emit.copies
@@ -301,8 +329,9 @@ class Statements(Expressions):
             after = self.frame.locals
             self.frame.locals = dict(before)
             for name in [*assigned, node.target.id]:
-                self.frame.locals[name] = Lost(f"is assigned inside the loop on line {line} and does not exist after it; "
-                                               "assign it before the loop")
+                self.frame.locals[name] = Lost(
+                    f"is assigned inside the loop on line {line} and does not exist after it; assign it before the loop"
+                )
             carried, values = self._leave_loop(carried, after, body, line)
             self.emit.place = place
             self.emit.make("yield", *values)
@@ -321,16 +350,19 @@ class Statements(Expressions):
                 continue
             initial = self._as_value(value, _number_dtype(value) if is_number(value) else None)
             if initial is None:
-                self.frame.locals[name] = Lost(f"is {describe(value)} before the loop on line {line} and is assigned inside "
-                                               "it; only tiles and numbers pass from one iteration to the next")
+                self.frame.locals[name] = Lost(
+                    f"is {describe(value)} before the loop on line {line} and is assigned inside "
+                    "it; only tiles and numbers pass from one iteration to the next"
+                )
                 continue
             argument = body.add_argument(initial.type, name)
             carried.append(_Carried(name, value, initial, argument))
             self.frame.locals[name] = Handle(argument, body, self.emit.fresh() if initial.is_int else None)
         return carried
 
-    def _leave_loop(self, carried: list[_Carried], after: dict[str, Any], body: Block,
-                    line: int) -> tuple[list[_Carried], list[Handle]]:
+    def _leave_loop(
+        self, carried: list[_Carried], after: dict[str, Any], body: Block, line: int
+    ) -> tuple[list[_Carried], list[Handle]]:
         """The variables that are really carried, with their values at the end of an iteration. Raises TS301."""
         used = {id(value) for op in body.walk() for value in op.operands}
         used |= {id(value.value) for value in after.values() if isinstance(value, Handle)}
@@ -346,11 +378,16 @@ class Statements(Expressions):
                 kept.append(variable)
                 values.append(value)
                 continue
-            change = (f"{describe_type(variable.argument.type)} before the loop on line {line} and {_outcome(final)} after "
-                      "an iteration")
+            change = (
+                f"{describe_type(variable.argument.type)} before the loop on line {line} and {_outcome(final)} after "
+                "an iteration"
+            )
             if read:
-                raise SourceError("TS301", f"'{variable.name}' is {change}; it must keep its type",
-                                  self.frame.assigned_at.get(variable.name, self.emit.place))
+                raise SourceError(
+                    "TS301",
+                    f"'{variable.name}' is {change}; it must keep its type",
+                    self.frame.assigned_at.get(variable.name, self.emit.place),
+                )
             self.frame.locals[variable.name] = Lost(f"is {change}", "TS301")
         body.arguments[1:] = [variable.argument for variable in kept]
         for position, argument in enumerate(body.arguments):

@@ -1,7 +1,7 @@
 """What expressions of a kernel evaluate to: plain Python values, sizes (`Dim`), and handles on IR values.
 
-A handle wraps one SSA value together with what only the front end knows of it: the region in which it exists, its value as a
-symbolic size when it is an integer, and for a view the window of the parameter that it is.
+A handle wraps one SSA value together with what only the front end knows of it: the region in which it exists, its
+value as a symbolic size when it is an integer, and for a view the window of the parameter that it is.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class RunTimeRange:
 
 @dataclass(frozen=True)
 class Lost:
-    """In place of a variable's value: reading it is an error of `code`, and `reason` completes the sentence "'name' ..."."""
+    """In place of a variable's value: reading it is an error; `reason` completes the sentence "'name' ..."."""
 
     reason: str
     code: str = "TS201"

@@ -43,16 +43,19 @@ class Axis:
 
 
 def choose_axes(emit: Emitter, handle: Handle, text: str, items: list[Subscript]) -> list[Axis]:
-    """Each axis of `handle` with what the subscript chooses; axes without an item are whole. Raises TS303, TS304, TS203."""
+    """What the subscript chooses on each axis; axes without an item are whole. Raises TS203, TS303, TS304 or TS504."""
     shape = handle.shape
     gaps = [position for position, item in enumerate(items) if item.value is Ellipsis]
     written = len(items) - len(gaps)
     if len(gaps) > 1 or written > len(shape):
-        raise SourceError("TS304", f"'{text}' has {len(shape)} axes {shape_text(shape)}, but {written} indices are given",
-                          items[-1].loc)
+        raise SourceError(
+            "TS304",
+            f"'{text}' has {len(shape)} axes {shape_text(shape)}, but {written} indices are given",
+            items[-1].loc,
+        )
     whole = Subscript(Slice(None, None), ":", emit.place)
     position = gaps[0] if gaps else len(items)
-    items = items[:position] + [whole] * (len(shape) - written) + items[position + 1:]
+    items = items[:position] + [whole] * (len(shape) - written) + items[position + 1 :]
     return [_axis(emit, size, item, text, axis) for axis, (size, item) in enumerate(zip(shape, items, strict=True))]
 
 
@@ -60,16 +63,24 @@ def _axis(emit: Emitter, size: Size, item: Subscript, text: str, axis: int) -> A
     if not isinstance(item.value, Slice):
         offset = _bound(emit, item.value, size, item)
         if isinstance(offset, int) and isinstance(size, int) and not 0 <= offset < size:
-            raise SourceError("TS504", f"index {item.text} is outside axis {axis} of '{text}', whose size is {size}", item.loc)
+            raise SourceError(
+                "TS504", f"index {item.text} is outside axis {axis} of '{text}', whose size is {size}", item.loc
+            )
         return Axis(offset, 1, False)
     start = 0 if item.value.start is None else _bound(emit, item.value.start, size, item)
     stop = size if item.value.stop is None else _bound(emit, item.value.stop, size, item)
     extent = _known(stop) - _known(start)
     if any(name.startswith(RUN_TIME) for name in dims.symbols(extent)):
-        raise SourceError("TS303", f"the extent of '{item.text}' on axis {axis} of '{text}' is stop - start = "
-                                   f"{_readable(extent, start, stop)}, which is known only at run time", item.loc)
+        raise SourceError(
+            "TS303",
+            f"the extent of '{item.text}' on axis {axis} of '{text}' is stop - start = "
+            f"{_readable(extent, start, stop)}, which is known only at run time",
+            item.loc,
+        )
     if isinstance(extent, int) and extent <= 0:
-        raise SourceError("TS303", f"the window '{item.text}' on axis {axis} of '{text}' has the extent {extent}", item.loc)
+        raise SourceError(
+            "TS303", f"the window '{item.text}' on axis {axis} of '{text}' has the extent {extent}", item.loc
+        )
     return Axis(start, extent, True)
 
 
@@ -135,7 +146,9 @@ def subscript_buffer(emit: Emitter, buffer: Handle, text: str, items: list[Subsc
         if (isinstance(room, int) and room < 0) or (isinstance(start, int) and start < 0):
             place = item.loc if item else emit.place
             shown = item.text if item else ":"
-            raise SourceError("TS504", f"the window '{shown}' leaves axis {number} of '{text}', whose size is {size}", place)
+            raise SourceError(
+                "TS504", f"the window '{shown}' leaves axis {number} of '{text}', whose size is {size}", place
+            )
     emit.check_landed(buffer)
     offsets = [emit.index(axis.offset, f"an offset in '{text}'") for axis in axes]
     tile = emit.emit("read", buffer, *offsets, extents=tuple(axis.extent for axis in axes))

@@ -27,14 +27,16 @@ INTRINSICS: dict[str, Intrinsic] = {}
 class Intrinsic:
     """A function of the language. Inside a kernel the evaluator calls `build`; elsewhere only `host` can answer."""
 
-    def __init__(self, name: str, build: Callable[..., Any], host: Callable[..., Any] | None = None,
-                 doc: str | None = None) -> None:
+    def __init__(
+        self, name: str, build: Callable[..., Any], host: Callable[..., Any] | None = None, doc: str | None = None
+    ) -> None:
         self.name = name
         self.build = build
         self.host_function = host
         signature = inspect.signature(build)
-        self.signature = signature.replace(parameters=list(signature.parameters.values())[1:],
-                                           return_annotation=inspect.Signature.empty)
+        self.signature = signature.replace(
+            parameters=list(signature.parameters.values())[1:], return_annotation=inspect.Signature.empty
+        )
         self.__name__ = name.rsplit(".", 1)[-1]
         self.__doc__ = doc or build.__doc__
         INTRINSICS[name] = self

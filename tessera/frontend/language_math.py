@@ -17,8 +17,18 @@ from tessera.ir.types import shape_text
 
 # Named functions by the op that they build.
 BINARY = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "maximum": "max", "minimum": "min"}
-UNARY = {"negative": "neg", "abs": "abs", "exp": "exp", "exp2": "exp2", "log": "log", "log2": "log2", "sqrt": "sqrt",
-         "rsqrt": "rsqrt", "tanh": "tanh", "sigmoid": "sigmoid"}
+UNARY = {
+    "negative": "neg",
+    "abs": "abs",
+    "exp": "exp",
+    "exp2": "exp2",
+    "log": "log",
+    "log2": "log2",
+    "sqrt": "sqrt",
+    "rsqrt": "rsqrt",
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+}
 
 
 def to_destination(emit: Emitter, result: Any, dst: Any) -> Any:
@@ -29,7 +39,11 @@ def to_destination(emit: Emitter, result: Any, dst: Any) -> Any:
         emit.fail("TS203", f"the destination is a shared buffer, but '{emit.text('dst')}' is {describe(dst)}", "dst")
     tile = emit.full(dst.shape, result, dst.dtype, "the result") if result.is_scalar else result
     if tile.shape != dst.shape:
-        emit.fail("TS301", f"the result is {shape_text(tile.shape)}, but '{emit.text('dst')}' is {shape_text(dst.shape)}", "dst")
+        emit.fail(
+            "TS301",
+            f"the result is {shape_text(tile.shape)}, but '{emit.text('dst')}' is {shape_text(dst.shape)}",
+            "dst",
+        )
     emit.write(dst, tile)
     return result
 
@@ -70,7 +84,9 @@ def where(emit: Emitter, condition: Any, a: Any, b: Any) -> Handle:
     texts = [emit.text(name) for name in ("condition", "a", "b")]
     chosen = emit.operand(condition, texts[0])
     if not chosen.dtype.is_bool:
-        emit.fail("TS204", f"the condition of tile.where must be bool, but '{texts[0]}' is {describe(chosen)}", "condition")
+        emit.fail(
+            "TS204", f"the condition of tile.where must be bool, but '{texts[0]}' is {describe(chosen)}", "condition"
+        )
     return elementwise(emit, "where", (chosen, a, b), texts)
 
 
@@ -101,11 +117,14 @@ def broadcast_to(emit: Emitter, x: Any, shape: Any) -> Handle:
     operand = emit.operand(x, emit.text("x"))
     if operand.is_scalar:
         return emit.full(sizes, operand, operand.dtype, emit.text("x"))
-    tail = sizes[len(sizes) - len(operand.shape):]
+    tail = sizes[len(sizes) - len(operand.shape) :]
     fits = len(operand.shape) <= len(sizes) and all(s in (1, t) for s, t in zip(operand.shape, tail, strict=True))
     if not fits:
-        emit.fail("TS301", f"'{emit.text('x')}' is {shape_text(operand.shape)}, which does not broadcast to "
-                           f"{shape_text(sizes)}", "x")
+        emit.fail(
+            "TS301",
+            f"'{emit.text('x')}' is {shape_text(operand.shape)}, which does not broadcast to {shape_text(sizes)}",
+            "x",
+        )
     return emit.spread(operand, sizes)
 
 
@@ -135,12 +154,14 @@ def _reduction(op: str) -> Callable[..., Any]:
             emit.fail("TS202", f"'{text}' has {rank} axes {shape_text(tile.shape)}: say which one, as in axis=-1")
         number = emit.concrete(-1 if axis is None else axis, emit.text("axis"), "axis= is a compile-time constant")
         if not -rank <= number < rank:
-            emit.fail("TS304", f"'{text}' has {rank} axes {shape_text(tile.shape)}, so there is no axis {number}", "axis")
+            emit.fail(
+                "TS304", f"'{text}' has {rank} axes {shape_text(tile.shape)}, so there is no axis {number}", "axis"
+            )
         if not tile.dtype.is_float:
             emit.fail("TS204", f"'{text}' is {describe(tile)}; reductions take floats", "x")
         number %= rank
         reduced = emit.emit(op, tile, axis=number - rank)
-        shape: tuple[Size, ...] = (*tile.shape[:number], *tile.shape[number + 1:])
+        shape: tuple[Size, ...] = (*tile.shape[:number], *tile.shape[number + 1 :])
         return reduced if keepdims else emit.reshape(reduced, shape)
 
     build.__doc__ = f"{table()[op].doc.partition(',')[0]}; the axis is dropped unless `keepdims`"
@@ -151,8 +172,16 @@ reductions = {name: Intrinsic(f"tile.{name}", _reduction(f"reduce_{name}")) for 
 
 
 @intrinsic("tile.mma")
-def mma(emit: Emitter, a: Any, b: Any, acc: Any = None, accumulator_type: Any = f32, precision_policy: Any = None,
-        transpose_a: Any = False, transpose_b: Any = False) -> Handle:
+def mma(
+    emit: Emitter,
+    a: Any,
+    b: Any,
+    acc: Any = None,
+    accumulator_type: Any = f32,
+    precision_policy: Any = None,
+    transpose_a: Any = False,
+    transpose_b: Any = False,
+) -> Handle:
     """acc + a @ b on the matrix unit, an f32 tile: a is [M, K] (or [K, M] with `transpose_a`), b is [K, N] (or [N, K]).
 
     `precision_policy` is None or "mixed_<input>_<accumulator>", which must agree with the operands' dtypes.
@@ -160,20 +189,29 @@ def mma(emit: Emitter, a: Any, b: Any, acc: Any = None, accumulator_type: Any = 
     left, right = emit.tile(a, "a"), emit.tile(b, "b")
     for tile, argument in ((left, "a"), (right, "b")):
         if len(tile.shape) != 2:
-            emit.fail("TS304", f"tile.mma takes tiles of two axes, but '{emit.text(argument)}' is {shape_text(tile.shape)}",
-                      argument)
+            emit.fail(
+                "TS304",
+                f"tile.mma takes tiles of two axes, but '{emit.text(argument)}' is {shape_text(tile.shape)}",
+                argument,
+            )
     for flag, argument in ((transpose_a, "transpose_a"), (transpose_b, "transpose_b")):
         if type(flag) is not bool:
             emit.fail("TS203", f"{argument}= is True or False, not {describe(flag)}", argument)
     if left.dtype != right.dtype or left.dtype not in (bf16, f32):
-        emit.fail("TS204", f"tile.mma takes two tiles of bf16 or two of f32, but '{emit.text('a')}' is {left.dtype.name} and "
-                           f"'{emit.text('b')}' is {right.dtype.name}")
+        emit.fail(
+            "TS204",
+            f"tile.mma takes two tiles of bf16 or two of f32, but '{emit.text('a')}' is {left.dtype.name} and "
+            f"'{emit.text('b')}' is {right.dtype.name}",
+        )
     _check_policy(emit, left, accumulator_type, precision_policy)
     m, k = reversed(left.shape) if transpose_a else left.shape
     inner, n = reversed(right.shape) if transpose_b else right.shape
     if k != inner:
-        emit.fail("TS301", f"the inner sizes of '{emit.text('a')}' {shape_text(left.shape)} and '{emit.text('b')}' "
-                           f"{shape_text(right.shape)} are {k} and {inner}")
+        emit.fail(
+            "TS301",
+            f"the inner sizes of '{emit.text('a')}' {shape_text(left.shape)} and '{emit.text('b')}' "
+            f"{shape_text(right.shape)} are {k} and {inner}",
+        )
     operands = [left, right]
     if acc is not None:
         operands.append(_accumulator(emit, acc, (m, n)))
@@ -183,8 +221,11 @@ def mma(emit: Emitter, a: Any, b: Any, acc: Any = None, accumulator_type: Any = 
 def _accumulator(emit: Emitter, acc: Any, shape: tuple[Size, Size]) -> Handle:
     tile = emit.tile(acc, "acc")
     if tile.shape != shape:
-        emit.fail("TS301", f"the accumulator '{emit.text('acc')}' is {shape_text(tile.shape)}, but the product is "
-                           f"{shape_text(shape)}", "acc")
+        emit.fail(
+            "TS301",
+            f"the accumulator '{emit.text('acc')}' is {shape_text(tile.shape)}, but the product is {shape_text(shape)}",
+            "acc",
+        )
     if tile.dtype != f32:
         emit.fail("TS204", f"the accumulator '{emit.text('acc')}' is {tile.dtype.name}; it must be f32", "acc")
     return tile
@@ -193,16 +234,27 @@ def _accumulator(emit: Emitter, acc: Any, shape: tuple[Size, Size]) -> Handle:
 def _check_policy(emit: Emitter, operand: Handle, accumulator_type: Any, policy: Any) -> None:
     accumulator = emit.dtype(accumulator_type, "accumulator_type")
     if accumulator != f32:
-        emit.fail("TS402", f"products of {operand.dtype.name} are accumulated in f32, not in {accumulator.name}",
-                  "accumulator_type")
+        emit.fail(
+            "TS402",
+            f"products of {operand.dtype.name} are accumulated in f32, not in {accumulator.name}",
+            "accumulator_type",
+        )
     if policy is None:
         return
     parts = policy.split("_") if isinstance(policy, str) else []
     if len(parts) != 3 or parts[0] != "mixed":
-        emit.fail("TS402", f"{policy!r} is no precision policy; the form is mixed_<input>_<accumulator>", "precision_policy")
+        emit.fail(
+            "TS402", f"{policy!r} is no precision policy; the form is mixed_<input>_<accumulator>", "precision_policy"
+        )
     if parts[1] != operand.dtype.name:
-        emit.fail("TS402", f"{policy!r} asks for {parts[1]} operands, but '{emit.text('a')}' is {operand.dtype.name}",
-                  "precision_policy")
+        emit.fail(
+            "TS402",
+            f"{policy!r} asks for {parts[1]} operands, but '{emit.text('a')}' is {operand.dtype.name}",
+            "precision_policy",
+        )
     if parts[2] != accumulator.name:
-        emit.fail("TS402", f"{policy!r} accumulates in {parts[2]}, but accumulator_type is {accumulator.name}",
-                  "precision_policy")
+        emit.fail(
+            "TS402",
+            f"{policy!r} accumulates in {parts[2]}, but accumulator_type is {accumulator.name}",
+            "precision_policy",
+        )

@@ -1,7 +1,7 @@
 """Memory: shared buffers, copies into them, and loads and stores of windows of global tensors.
 
-The order of arguments follows each operation's own habit (a copy names its destination first, a store its value first), so
-the kinds of the arguments are checked: a swap is an error, never a wrong program.
+The order of arguments follows each operation's own habit (a copy names its destination first, a store its value
+first), so the kinds of the arguments are checked: a swap is an error, never a wrong program.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def is_buffer(value: Any) -> bool:
 
 @intrinsic("tile.alloc_shared")
 def alloc_shared(emit: Emitter, shape: Any, dtype: Any, swizzle: Any = "none") -> Handle:
-    """A buffer of the program, undefined until it is written. Where it lives is the compiler's choice; `swizzle` is a hint."""
+    """A buffer of the program, undefined until written. Where it lives is the compiler's choice; swizzle is a hint."""
     sizes, kind = emit.shape(shape), emit.dtype(dtype)
     if swizzle not in SWIZZLES:
         emit.fail("TS203", f"swizzle= is {' or '.join(repr(s) for s in SWIZZLES)}, not {swizzle!r}", "swizzle")
@@ -37,21 +37,37 @@ def alloc_shared(emit: Emitter, shape: Any, dtype: Any, swizzle: Any = "none") -
 
 def _copy(emit: Emitter, name: str, dst: Any, src: Any, bypass_l1: Any) -> None:
     if is_view(dst) and is_buffer(src):
-        emit.fail("TS203", f"{name} takes the destination first: '{emit.text('dst')}' is {describe(dst)} and "
-                           f"'{emit.text('src')}' is {describe(src)}", "dst")
+        emit.fail(
+            "TS203",
+            f"{name} takes the destination first: '{emit.text('dst')}' is {describe(dst)} and "
+            f"'{emit.text('src')}' is {describe(src)}",
+            "dst",
+        )
     if not is_buffer(dst):
-        emit.fail("TS203", f"the destination of {name} is a shared buffer, but '{emit.text('dst')}' is {describe(dst)}", "dst")
+        emit.fail(
+            "TS203", f"the destination of {name} is a shared buffer, but '{emit.text('dst')}' is {describe(dst)}", "dst"
+        )
     if not is_view(src):
-        emit.fail("TS203", f"the source of {name} is a window of a global tensor, but '{emit.text('src')}' is "
-                           f"{describe(src)}", "src")
+        emit.fail(
+            "TS203",
+            f"the source of {name} is a window of a global tensor, but '{emit.text('src')}' is {describe(src)}",
+            "src",
+        )
     if type(bypass_l1) is not bool:
         emit.fail("TS203", f"bypass_l1= is True or False, not {describe(bypass_l1)}", "bypass_l1")
     if dst.shape != src.shape:
-        emit.fail("TS301", f"'{emit.text('dst')}' is {shape_text(dst.shape)}, but '{emit.text('src')}' is "
-                           f"{shape_text(src.shape)}", "src")
+        emit.fail(
+            "TS301",
+            f"'{emit.text('dst')}' is {shape_text(dst.shape)}, but '{emit.text('src')}' is {shape_text(src.shape)}",
+            "src",
+        )
     if dst.dtype != src.dtype:
-        emit.fail("TS204", f"'{emit.text('dst')}' holds {dst.dtype.name}, but '{emit.text('src')}' is {src.dtype.name}; an "
-                           "asynchronous copy does not convert", "src")
+        emit.fail(
+            "TS204",
+            f"'{emit.text('dst')}' holds {dst.dtype.name}, but '{emit.text('src')}' is {src.dtype.name}; an "
+            "asynchronous copy does not convert",
+            "src",
+        )
     emit.check_landed(dst)
     (token,) = emit.make("copy_async", dst, src, bypass_l1=bypass_l1)
     emit.copies = emit.copies.issue(Copy(token, dst.value, emit.place))
@@ -88,7 +104,7 @@ def cp_wait_group(emit: Emitter, n: Any = 0) -> None:
 
 @intrinsic("tile.barrier")
 def barrier(emit: Emitter) -> None:
-    """Waits for every thread of the block. Never needed for a right result: tile operations take effect in program order."""
+    """Waits for every thread of the block. A right result never needs it: operations take effect in program order."""
     emit.make("barrier")
 
 
@@ -109,16 +125,24 @@ load_global = Intrinsic("tile.load_global", _load)
 def load_scalar(emit: Emitter, ref: Any) -> Handle:
     """One element of a tensor, as in `tile.load_scalar(weights[i, -1])`: an f32 scalar, or i64 of an integer tensor."""
     if not is_view(ref) or ref.shape:
-        emit.fail("TS203", f"tile.load_scalar takes one element of a tensor, but '{emit.text('ref')}' is {describe(ref)}", "ref")
+        emit.fail(
+            "TS203",
+            f"tile.load_scalar takes one element of a tensor, but '{emit.text('ref')}' is {describe(ref)}",
+            "ref",
+        )
     element = emit.load(ref)
     return emit.cast(element, f32) if element.dtype.is_float else element
 
 
 def _store(emit: Emitter, value: Any, ref: Any, coalesce: Any = False) -> None:
-    """Rounds a tile to the tensor's dtype and writes the part of the window that lies inside it. `coalesce` is a hint."""
+    """Rounds a tile to the tensor's dtype and writes what lies inside the tensor. `coalesce` is a hint."""
     if not is_view(ref):
         swapped = f"; the value comes first, and '{emit.text('value')}' is {describe(value)}" if is_view(value) else ""
-        emit.fail("TS203", f"a store goes to a window of a tensor, but '{emit.text('ref')}' is {describe(ref)}{swapped}", "ref")
+        emit.fail(
+            "TS203",
+            f"a store goes to a window of a tensor, but '{emit.text('ref')}' is {describe(ref)}{swapped}",
+            "ref",
+        )
     if type(coalesce) is not bool:
         emit.fail("TS203", f"coalesce= is True or False, not {describe(coalesce)}", "coalesce")
     tile = emit.operand(value, emit.text("value"))
@@ -127,8 +151,12 @@ def _store(emit: Emitter, value: Any, ref: Any, coalesce: Any = False) -> None:
     if tile.dtype.is_bool:
         emit.fail("TS204", f"'{emit.text('value')}' is {describe(tile)}; choose numbers with tile.where first", "value")
     if tile.shape != ref.shape:
-        emit.fail("TS301", f"'{emit.text('value')}' is {shape_text(tile.shape)}, but the window '{emit.text('ref')}' is "
-                           f"{shape_text(ref.shape)}", "value")
+        emit.fail(
+            "TS301",
+            f"'{emit.text('value')}' is {shape_text(tile.shape)}, but the window '{emit.text('ref')}' is "
+            f"{shape_text(ref.shape)}",
+            "value",
+        )
     emit.make("store", ref, tile)
 
 
@@ -144,5 +172,9 @@ store_global = Intrinsic("tile.store_global", _store)
 def fill(emit: Emitter, buffer: Any, value: Any) -> None:
     """Writes one number to every element of a buffer."""
     if not is_buffer(buffer):
-        emit.fail("TS203", f"tile.fill takes a shared buffer first, but '{emit.text('buffer')}' is {describe(buffer)}", "buffer")
+        emit.fail(
+            "TS203",
+            f"tile.fill takes a shared buffer first, but '{emit.text('buffer')}' is {describe(buffer)}",
+            "buffer",
+        )
     emit.write(buffer, emit.full(buffer.shape, value, buffer.dtype, emit.text("value")))

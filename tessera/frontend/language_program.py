@@ -32,14 +32,17 @@ def program_id(emit: Emitter, axis: Any = 0) -> Handle:
 
 @intrinsic("tile.range")
 def range_(emit: Emitter, start: Any, stop: Any = None, step: Any = 1) -> RunTimeRange:
-    """A loop that runs on the device: `for i in tile.range(stop)` or `tile.range(start, stop, step)`; the step is positive."""
+    """A loop on the device: `for i in tile.range(stop)` or `tile.range(start, stop, step)` with a positive step."""
     first, last = (0, start) if stop is None else (start, stop)
     for bound, argument in ((first, "start"), (last, "start" if stop is None else "stop"), (step, "step")):
         if not (type(bound) is int or isinstance(bound, Dim) or isinstance(bound, Handle) and bound.is_int):
             emit.fail("TS203", f"tile.range takes integers, but '{emit.text(argument)}' is {describe(bound)}", argument)
     if isinstance(step, Handle):
-        emit.fail("TS205", f"the step of tile.range is a compile-time constant, but '{emit.text('step')}' is "
-                           f"{describe(step)}", "step")
+        emit.fail(
+            "TS205",
+            f"the step of tile.range is a compile-time constant, but '{emit.text('step')}' is {describe(step)}",
+            "step",
+        )
     if type(step) is int and step < 1:
         emit.fail("TS203", f"the step of tile.range must be positive, not {step}", "step")
     return RunTimeRange(first, last, step)
@@ -51,8 +54,10 @@ def static_range(emit: Emitter, start: Any, stop: Any = None, step: Any = 1) -> 
     why = "tile.static_range is unrolled at compile time"
     first, last = (0, start) if stop is None else (start, stop)
     last_text = emit.text("start" if stop is None else "stop")
-    numbers = [emit.concrete(value, text, why) for value, text in (
-        (first, emit.text("start")), (last, last_text), (step, emit.text("step")))]
+    numbers = [
+        emit.concrete(value, text, why)
+        for value, text in ((first, emit.text("start")), (last, last_text), (step, emit.text("step")))
+    ]
     if numbers[2] == 0:
         emit.fail("TS203", "the step of tile.static_range must not be 0", "step")
     return range(*numbers)

@@ -1,7 +1,7 @@
 """`tile` and `ts.ops` as Python objects, so that a module that uses them executes natively.
 
-Built from the declared intrinsics: `tile.cp_async.shared.global` is reached through nested namespaces, its last name with the
-underscore that the source rewriting gives to keywords.
+Built from the declared intrinsics: `tile.cp_async.shared.global` is reached through nested namespaces, its last name
+with the underscore that the source rewriting gives to keywords.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class Namespace:
             raise AttributeError(name)
         shown = name[:-1] if keyword.iskeyword(name[:-1]) else name
         known = [item for item in self.__dict__ if not item.startswith("_")]
-        raise AttributeError(f"{self.__dict__['__name__']} has no '{shown}'{did_you_mean(name, known)}", name=name, obj=self)
+        raise AttributeError(
+            f"{self.__dict__['__name__']} has no '{shown}'{did_you_mean(name, known)}", name=name, obj=self
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{self.__dict__['__name__']} is part of the language: '{name}' cannot be set")
@@ -45,7 +47,7 @@ def build(root: str, extra: dict[str, Any] | None = None) -> Namespace:
     for full_name, callee in INTRINSICS.items():
         if not full_name.startswith(f"{root}."):
             continue
-        *path, last = full_name[len(root) + 1:].split(".")
+        *path, last = full_name[len(root) + 1 :].split(".")
         place = top
         for part in path:
             place = place.__dict__.setdefault(part, Namespace(f"{place.__dict__['__name__']}.{part}"))

@@ -95,11 +95,9 @@ def _combine(value: Value, found: Cache) -> Size:
             return op.attributes["size"]
         return dims.symbol(PROGRAM_IDS[op.attributes["axis"]]) * op.attributes["scale"]
     parts = _parts(value)
-    if op is not None and parts:
-        try:
-            return _ARITHMETIC[op.name](*(found[part] for part in parts))
-        except ZeroDivisionError:
-            pass  # an error of the run, if the op is ever reached
+    # A division by zero is an error of the run, if the op is ever reached.
+    if op is not None and parts and not (op.name in ("floordiv", "mod") and found[parts[1]] == 0):
+        return _ARITHMETIC[op.name](*(found[part] for part in parts))
     return dims.symbol(opaque_symbol(value))
 
 

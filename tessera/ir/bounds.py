@@ -1,7 +1,7 @@
 """Reference mode: values with error bars, and how each kind of op moves them (the numerics rule of the design).
 
-A `Bar` is a float64 value `r` and an elementwise bound `e` on the distance of any correct answer from it. `Bound` functions
-take the op and its operands as bars and return the result's bar before the rounding to the result dtype, which
+A `Bar` is a float64 value `r` and an elementwise bound `e` on the distance of any correct answer from it. `Bound`
+functions take the op and its operands as bars and return the result's bar before the rounding to the result dtype, which
 `round_explicit` (casts, stores) or `round_implicit` (results of other ops) adds.
 """
 
@@ -51,7 +51,7 @@ def widen(r: Array, e: Array, rounding: Array | float = 0.0) -> Bar:
 
 
 def half_ulp(r: Array) -> Array:
-    """The error of one rounding to f32: 2^-24 |r|, and half the smallest subnormal where that is more; none of an exact 0."""
+    """The error of one rounding to f32: 2^-24 |r|, half the smallest subnormal where that is more, none for a 0."""
     return np.where(r == 0, 0.0, np.maximum(HALF_ULP_F32 * np.abs(r), 2.0**-150))
 
 
@@ -96,7 +96,7 @@ def exact(function: Callable[..., Array]) -> Callable[..., Bar]:
 
 
 def _hull(r: Array, *ends: Array) -> Array:
-    """The largest distance of the ends from r; unbounded where a finite r has an end that is no number (sqrt below 0)."""
+    """The largest distance of the ends from r; unbounded where a finite r has a NaN end (a square root below 0)."""
     with np.errstate(all="ignore"):
         distances = [np.where(end == r, 0.0, np.abs(end - r)) for end in ends]
     e = distances[0]
@@ -184,7 +184,10 @@ def reduce_extremum(function: Callable[..., Array]) -> Callable[..., Bar]:
 
 
 def matmul(a: Bar, b: Bar, acc: Bar | None, k_block: int) -> Bar:
-    """sum(|a| e_b + e_a |b| + e_a e_b) + (K/k + 4 sqrt K) 2^-23 sum|a||b| (tensor cores truncate), plus the accumulator."""
+    """sum(|a| e_b + e_a |b| + e_a e_b) + (K/k + 4 sqrt K) 2^-23 sum|a||b|, plus the accumulator.
+
+    2^-23 and not 2^-24, because tensor cores truncate.
+    """
     depth = a.r.shape[-1]
     with np.errstate(all="ignore"):
         r, magnitude = a.r @ b.r, np.abs(a.r) @ np.abs(b.r)
@@ -233,7 +236,7 @@ def round_explicit(dtype: DType, value: Bar) -> Bar:
 
 
 def _ends(dtype: DType, value: Bar) -> tuple[Array, Array]:
-    """The bar's ends in `dtype`; an integer's unbounded end stays infinite, and a bool may be both where its bar holds 0."""
+    """The bar's ends in `dtype`; an integer's may stay infinite, and a bool may be both where its bar holds 0."""
     low, high = value.r - value.e, value.r + value.e
     if dtype.is_bool:
         holds_zero = (low <= 0) & (high >= 0)
@@ -253,7 +256,8 @@ def round_implicit(dtype: DType, value: Bar) -> Bar:
     rounded = round_explicit(dtype, value)
     if dtype.bits >= 32:
         overflows = np.isinf(rounded.r)
-        return Bar(np.where(overflows, rounded.r, value.r), np.where(np.isinf(rounded.e) | overflows, rounded.e, value.e))
+        unbounded = overflows | np.isinf(rounded.e)
+        return Bar(np.where(overflows, rounded.r, value.r), np.where(unbounded, rounded.e, value.e))
     with np.errstate(all="ignore"):
         skipped = np.maximum(rounded.e, value.e + 0.5 * ulp(dtype, value.r))
     changes = np.isfinite(rounded.r) & ((value.e > 0) | (rounded.r != value.r))

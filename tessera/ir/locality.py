@@ -1,9 +1,10 @@
 """Row-local stores: is what lands in tensor row R the same whichever program stores it?
 
 A grid may leave out programs, or let windows overlap, exactly where this holds. The analysis follows a chosen set of
-program ids forward through the kernel and describes each value by its axes. A value that is not `Varying` is a function
-of its element's index alone, where along an `Aligned` axis the index counts as `part + index`, and `part` is the share of
-the window's offset that the ids make up. Rows of two programs with the same `part + index` are then the same rows.
+program ids forward through the kernel and describes each value by its axes. A value that is not `Varying` is a
+function of its element's index alone, where along an `Aligned` axis the index counts as `part + index`, and `part` is
+the share of the window's offset that the ids make up. Rows of two programs with the same `part + index` are then the
+same rows.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 The interpreter at every level and the CPU twin of the device header compute by these rules, so they agree bit for bit:
 
-- a smooth function is the correctly rounded f32 of its f64 value (a value near a rounding boundary is taken again in long double);
-- a matrix product adds one k-block after the other, acc = f32(acc + s), where s is the f64 sum of the block in ascending k
-  (k-block 16 for 16-bit operands, 8 for f32);
-- a sum takes ascending blocks of 32 (the last one padded with zeros), pairs neighbours inside a block, and adds the blocks in
-  order, every addition rounded to f32;
+- a smooth function is the correctly rounded f32 of its f64 value (a value near a rounding boundary is taken again in
+  long double);
+- a matrix product adds one k-block after the other, acc = f32(acc + s), where s is the f64 sum of the block in
+  ascending k (k-block 16 for 16-bit operands, 8 for f32);
+- a sum takes ascending blocks of 32 (the last one padded with zeros), pairs neighbours inside a block, and adds the
+  blocks in order, every addition rounded to f32;
 - a maximum or minimum is NaN when any element is, and +0 is above -0.
 """
 
@@ -84,14 +85,14 @@ def reduce_min(x: Array, axis: int) -> Array:
 
 
 def matmul(a: Array, b: Array, acc: Array, k_block: int) -> Array:
-    """acc + a @ b over the last two axes by the k-block rule. a: [..., M, K], b: [..., K, N], acc: [..., M, N], all f32."""
+    """acc + a @ b over the last two axes by the k-block rule; a: [..., M, K], b: [..., K, N], acc: [..., M, N], f32."""
     depth = -(-a.shape[-1] // k_block) * k_block               # the last block is filled up with zero products
     a64 = np.zeros((*a.shape[:-1], depth))
     a64[..., :a.shape[-1]] = a
     b64 = np.zeros((*b.shape[:-2], depth, b.shape[-1]))
     b64[..., :b.shape[-2], :] = b
-    acc = np.broadcast_to(acc, np.broadcast_shapes(acc.shape, (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]),
-                                                               a.shape[-2], b.shape[-1])))
+    product_shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    acc = np.broadcast_to(acc, np.broadcast_shapes(acc.shape, product_shape))
     with np.errstate(all="ignore"):
         for start in range(0, depth, k_block):
             acc = _add_block(a64[..., start:start + k_block], b64[..., start:start + k_block, :], acc)

@@ -46,7 +46,10 @@ class Tensor:
 
 @dataclass(eq=False)
 class View:
-    """A window of a tensor: per tensor axis an offset per program (int64, [P]) and an extent; dropped axes are not in tiles."""
+    """A window of a tensor: per tensor axis an offset per program (int64, [P]) and an extent.
+
+    An axis that is not kept has extent 1 and does not show in tiles.
+    """
 
     tensor: Tensor
     offsets: tuple[Array, ...]
@@ -88,8 +91,9 @@ class View:
             position = (offset[:, None] + np.arange(extent)).reshape(shape)
             if not self.kept[axis] and not np.all((position >= 0) & (position < limit)):
                 outside = position[(position < 0) | (position >= limit)]
-                raise SourceError("TS504", f"the index {int(outside.flat[0])} is outside axis {axis} of the tensor, whose "
-                                           f"size is {limit}")
+                raise SourceError(
+                    "TS504", f"the index {int(outside.flat[0])} is outside axis {axis} of the tensor, whose size is {limit}"
+                )
             inside = inside & (position >= 0) & (position < limit)
             index.append(position)
         return tuple(index), inside

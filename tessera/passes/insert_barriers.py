@@ -70,8 +70,24 @@ def _flow(block: Block, state: State, needed: set[int]) -> None:
         else:
             state.dirty |= writes
         if op.name == "async_wait":
-            state.dirty |= state.flying
-            state.flying.clear()
+            known, landed = _landed(op.operands)
+            state.dirty |= landed if known else state.flying
+            state.flying -= landed
+
+
+def _landed(tokens: list[Value]) -> tuple[bool, set[Value]]:
+    """The buffers that the copies behind `tokens` wrote, and whether those are all: a token from a loop hides its copy."""
+    known, buffers = True, set()
+    for token in tokens:
+        op = token.defining_op
+        if op is None or op.regions:
+            known = False
+        elif op.definition.has(ASYNC):
+            buffers |= _buffers(op, "writes")
+        else:
+            inner_known, inner = _landed(op.operands)
+            known, buffers = known and inner_known, buffers | inner
+    return known, buffers
 
 
 def _meet(buffers: set[Value], others: set[Value]) -> bool:

@@ -1,7 +1,7 @@
-"""What happens when a kernel is called: arguments are checked, a lane is chosen, and what was compiled before is used again.
+"""What happens when a kernel is called: arguments are checked, a lane is chosen, and what was compiled is used again.
 
-A program is specialised for the values of the dims that shapes need, for the divisors of the dims that are innermost axes,
-and for the alignment of the arrays; a call that differs in one of these compiles another. All of them stay in memory.
+A program is specialised for the values of the dims that shapes need, for the divisors of the dims that are innermost
+axes, and for the alignment of the arrays; a call that differs in one of these compiles another. All stay in memory.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
 from tessera.compiler import compile_kernel
 from tessera.config import config
-from tessera.errors import ArgumentError, EnvironmentProblem, did_you_mean
+from tessera.errors import ArgumentError, EnvironmentProblem, SourceError, did_you_mean
+from tessera.frontend.annotations import ScalarAnnotation, TensorAnnotation
 from tessera.frontend.definition import REQUIRED, KernelDefinition
 from tessera.frontend.evaluator import trace
 from tessera.frontend.grid import apply_grid, check_coverage, launch_grid
@@ -24,7 +25,7 @@ from tessera.ir.core import Kernel
 from tessera.ir.dims import symbols
 from tessera.program import Parameter, Program
 from tessera.runtime import arrays, execute, launch
-from tessera.runtime.bind import Binding, bind
+from tessera.runtime.bind import Binding, bind, unify
 from tessera.runtime.execute import KernelRun
 from tessera.target.arch import ARCHS, nearest_lane
 
@@ -52,17 +53,16 @@ def call(
     """Runs a kernel on the caller's arrays; `grid` is that of `kernel[grid]`, None to use the kernel's own.
 
     Outputs that are left out are allocated like the inputs and returned. Raises ArgumentError for arguments that do not
-    fit (`runtime.bind`), TS306 for a grid that leaves part of an output unwritten unless `partial`, and EnvironmentProblem
-    TS505 when the cuda lane is asked for without a GPU.
+    fit (`runtime.bind`), TS306 for a grid that leaves part of an output unwritten unless `partial`, and
+    EnvironmentProblem TS505 when the cuda lane is asked for without a GPU.
     """
     state = _state(definition)
-    binding = bind(definition.name, state.parameters, args, kwargs, state.defaults)
-    lane = choose_lane(config().backend, binding.device)
     chosen = None if grid is None else _grid(definition.name, grid)
-    kernel = state.kernel(binding.dims, chosen)
-    made = binding.allocate()
+    binding, kernel = _bind(state, chosen, args, kwargs)
+    lane = choose_lane(config().backend, binding.device)
     extents = launch_grid(kernel, binding.dims)
     notes = tuple(kernel.attributes.get("notes", ()))
+    made = binding.allocate()
     if 0 in extents or all(0 in binding.infos[name].shape for name in binding.outputs):
         state.last_run = Run(lane, (), notes)
         return made
@@ -75,27 +75,95 @@ def call(
     return made
 
 
+def _bind(
+    state: KernelState, grid: tuple[int, ...] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Binding, Kernel]:
+    """The checked arguments, and the Tile-level kernel for their dims."""
+    name = state.definition.name
+    parameters = state.parameters_for(args, kwargs)
+    binding = bind(name, parameters, args, kwargs, state.defaults)
+    kernel = state.kernel(binding.dims, grid)
+    actual = execute.parameters_of(kernel)
+    if actual != parameters:  # the dims decided which tensors are written
+        binding = bind(name, actual, args, kwargs, state.defaults)
+    return binding, kernel
+
+
 def last_run(definition: KernelDefinition) -> Run | None:
     """What the last call of a kernel did, in whatever thread; None before the first."""
     return _state(definition).last_run
 
 
 class KernelState:
-    """What is known about one kernel: its parameters, and everything that was compiled for it."""
+    """What is known about one kernel, and everything that was compiled for it."""
 
     def __init__(self, definition: KernelDefinition) -> None:
         self.definition = definition
-        self.kernel_unbound = trace(definition, {}).kernel()
-        self.parameters = execute.parameters_of(self.kernel_unbound)
         self.defaults = {p.name: p.default for p in definition.parameters if p.default is not REQUIRED}
         self.last_run: Run | None = None
-        self._programs: dict[tuple[Any, ...], list[Program]] = {}
+        self._kernels: list[tuple[dict[str, int], Kernel]] = []
+        self._gridded: dict[tuple[int, tuple[int, ...]], Kernel] = {}
+        self._programs: dict[tuple[Any, ...], list[tuple[dict[str, int], Program]]] = {}
         self._covered: set[tuple[Any, ...]] = set()
-        self._compiling = threading.Lock()
+        self._compiling = threading.RLock()
 
-    def kernel(self, dims: Mapping[str, int], grid: tuple[int, ...] | None) -> Kernel:
+    @cached_property
+    def symbolic(self) -> Kernel | None:
+        """The Tile-level kernel with every dim symbolic; None where the author's code decides by the value of a dim."""
+        try:
+            return trace(self.definition, {}).kernel()
+        except SourceError as error:
+            if error.code != "TS205":
+                raise
+            return None
+
+    @cached_property
+    def signature(self) -> tuple[Parameter, ...]:
+        """The parameters as they are annotated, every tensor as an input: its role is known only after a trace."""
+        result = []
+        for parameter in self.definition.parameters:
+            annotation = parameter.annotation
+            if isinstance(annotation, ScalarAnnotation):
+                result.append(Parameter(parameter.name, "scalar", annotation.dtype.name))
+            elif isinstance(annotation, TensorAnnotation) and annotation.shape is not None and annotation.dtype:
+                result.append(Parameter(parameter.name, "tensor", annotation.dtype.name, annotation.shape))
+            else:
+                trace(self.definition, {})  # says what is wrong with it
+                raise SourceError("TS206", f"the annotation {annotation} of '{parameter.name}' is not supported")
+        return tuple(result)
+
+    def parameters_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Parameter, ...]:
+        """The parameters with their roles, for a call with these arguments."""
+        if self.symbolic is not None:
+            return execute.parameters_of(self.symbolic)
+        shapes = {}
+        for parameter, value in [
+            *zip(self.signature, args, strict=False),
+            *((p, kwargs[p.name]) for p in self.signature if p.name in kwargs),
+        ]:
+            info = arrays.describe(value)
+            if info is not None and len(info.shape) == len(parameter.shape):
+                shapes[parameter.name] = info.shape
+        return execute.parameters_of(self.kernel(unify(self.signature, shapes)))
+
+    def kernel(self, dims: Mapping[str, int], grid: tuple[int, ...] | None = None) -> Kernel:
         """The Tile-level kernel for these dims, on the given grid or its own."""
-        return self.kernel_unbound if grid is None else apply_grid(self.kernel_unbound, grid)
+        kernel = self.symbolic or self._traced(dims)
+        if grid is None:
+            return kernel
+        key = (id(kernel), grid)  # a kernel lives as long as this state
+        if key not in self._gridded:
+            self._gridded[key] = apply_grid(kernel, grid)
+        return self._gridded[key]
+
+    def _traced(self, dims: Mapping[str, int]) -> Kernel:
+        with self._compiling:
+            for decided, kernel in self._kernels:
+                if all(dims.get(name) == value for name, value in decided.items()):
+                    return kernel
+            kernel = trace(self.definition, dict(dims)).kernel()
+            self._kernels.append((_decided(kernel, dims), kernel))
+            return kernel
 
     def check_coverage(self, kernel: Kernel, dims: Mapping[str, int], grid: tuple[int, ...], partial: bool) -> None:
         key = (tuple(sorted(dims.items())), grid, partial)
@@ -112,17 +180,23 @@ class KernelState:
         machine_code: bool = False,
     ) -> Program:
         """A program for these dims, compiled now or before; with its cubin where `machine_code` asks for it."""
-        divisors = innermost_divisors(self.parameters, dims)
+        divisors = innermost_divisors(self.signature, dims)
         key = (arch, grid, machine_code, tuple(divisors.items()), tuple(alignment.items()))
         with self._compiling:
             known = self._programs.setdefault(key, [])
-            for program in known:
-                if all(dims.get(name, value) == value for name, value in program.static.items()):
+            for decided, program in known:
+                if all(dims.get(name) == value for name, value in decided.items()):
                     return program
-            program = compile_kernel(self.definition, dims, arch, grid, alignment, divisors).program
-            assert program is not None
-            known.append(with_cubin(program) if machine_code else program)
-            return known[-1]
+            compilation = compile_kernel(self.definition, dims, arch, grid, alignment, divisors)
+            assert compilation.program is not None
+            program = with_cubin(compilation.program) if machine_code else compilation.program
+            known.append((_decided(compilation.stages[0].module.kernel(), dims), program))
+            return program
+
+
+def _decided(kernel: Kernel, dims: Mapping[str, int]) -> dict[str, int]:
+    """The dims whose values went into a kernel: those of shapes, and those that the author's code decided by."""
+    return {name: dims[name] for name in kernel.attributes["shape_dims"] if name in dims}
 
 
 _making = threading.Lock()
@@ -178,8 +252,8 @@ def innermost_divisors(parameters: tuple[Parameter, ...], dims: Mapping[str, int
 def choose_lane(backend: str | None, device: int | None = None, count: Callable[[], int] = launch.device_count) -> str:
     """The lane for a backend (`auto`, `interpret`, `emulate`, `cuda`) and arrays on a GPU, or on the host (None).
 
-    `auto` takes CUDA when a device is there, else the interpreter. Raises EnvironmentProblem TS505 for cuda without a GPU
-    and ArgumentError TS604 for arrays on a GPU and a lane that runs on the CPU.
+    `auto` takes CUDA when a device is there, else the interpreter. Raises EnvironmentProblem TS505 for cuda without a
+    GPU and ArgumentError TS604 for arrays on a GPU and a lane that runs on the CPU.
     """
     backend = backend or "auto"
     if device is not None:
@@ -208,7 +282,7 @@ def choose_arch(name: str | None) -> str:
     return name
 
 
-@lru_cache(maxsize=None)
+@cache
 def device_arch(device: int) -> str:
     """The architecture whose code a GPU runs. Raises EnvironmentProblem TS508 for one that none of the table fits."""
     found = launch.compute_capability(device)
@@ -220,7 +294,9 @@ def device_arch(device: int) -> str:
     same = facts.compute_capability == found
     if not same and (facts.compute_capability[0] != found[0] or not facts.name[-1].isdigit()):
         capability = f"{found[0]}.{found[1]}"
-        raise EnvironmentProblem("TS508", f"GPU {device} has compute capability {capability}, which is not supported yet")
+        raise EnvironmentProblem(
+            "TS508", f"GPU {device} has compute capability {capability}, which is not supported yet"
+        )
     return facts.name
 
 

@@ -1,7 +1,8 @@
 """Runs a kernel on one lane, on NumPy arrays, and says whether what came out is right.
 
-The lanes: `interpret` walks the IR of either level, `emulate` runs the emitted CUDA on this CPU, `cuda` on a GPU. Arguments
-are NumPy arrays and Python numbers by parameter name; arrays that the kernel writes are changed in place, on every lane.
+The lanes: `interpret` walks the IR of either level, `emulate` runs the emitted CUDA on this CPU, `cuda` on a GPU.
+Arguments are NumPy arrays and Python numbers by parameter name; arrays that the kernel writes are changed in place, on
+every lane.
 """
 
 from __future__ import annotations
@@ -147,8 +148,8 @@ def verify_outputs(
 ) -> dict[str, Comparison]:
     """Compares `outputs` with the reference bars of the kernel on the same `arguments`, as they were before the run.
 
-    The reference starts from zeros where a run starts from NaN: an element that no program writes is then wrong, and not
-    two NaN that agree.
+    The reference starts from zeros where a run starts from NaN: an element that no program writes is then wrong, not a
+    NaN that agrees with another.
     """
     from tessera.runtime.reference import reference
 

@@ -38,7 +38,9 @@ def parse_assignments(text: str, option: str) -> dict[str, str]:
     for item in text.split(","):
         name, equals, value = (part.strip() for part in item.partition("="))
         if not (name and equals and value):
-            raise ArgumentError("TS605", f"{option} takes NAME=VALUE pairs separated by commas, and '{item}' is not one")
+            raise ArgumentError(
+                "TS605", f"{option} takes NAME=VALUE pairs separated by commas, and '{item}' is not one"
+            )
         if name in result:
             raise ArgumentError("TS605", f"{option} gives {name} twice")
         result[name] = value
@@ -69,9 +71,13 @@ def choose_dims(kernel: str, names: Sequence[str], given: Mapping[str, int] | No
     listed = ", ".join(names) or "none"
     for name in given:
         if name not in names:
-            raise ArgumentError("TS605", f"{kernel} has no dim {name}; its dims are {listed}{did_you_mean(name, names)}")
+            raise ArgumentError(
+                "TS605", f"{kernel} has no dim {name}; its dims are {listed}{did_you_mean(name, names)}"
+            )
     if missing := [name for name in names if name not in given]:
-        raise ArgumentError("TS605", f"--dims gives no size for {', '.join(missing)}; the dims of {kernel} are {listed}")
+        raise ArgumentError(
+            "TS605", f"--dims gives no size for {', '.join(missing)}; the dims of {kernel} are {listed}"
+        )
     return {name: given[name] for name in names}
 
 
@@ -121,7 +127,9 @@ def make_arrays(parameters: Sequence[Parameter], dims: Mapping[str, int], seed: 
     }  # fmt: skip
     total = sum(_count(shape) for shape in shapes.values())
     if total > MAX_ELEMENTS:
-        raise ArgumentError("TS605", f"these dims ask for {total} elements, more than {MAX_ELEMENTS}; choose smaller ones")
+        raise ArgumentError(
+            "TS605", f"these dims ask for {total} elements, more than {MAX_ELEMENTS}; choose smaller ones"
+        )
     arrays: dict[str, np.ndarray] = {}
     for index, parameter in enumerate(parameters):
         if parameter.kind != "tensor":

@@ -1,13 +1,13 @@
-"""Runs a Tile-level or Target-level kernel on NumPy arrays: the meaning of a kernel, and the oracle of every later stage.
+"""Runs a Tile-level or Target-level kernel on NumPy arrays: the meaning of a kernel, the oracle of every later stage.
 
 The op table's `evaluate` functions do the work; this file walks regions. Every array has a leading axis that counts the
-programs of a batch (1 when all share the value), so a grid costs a few passes instead of one per program. Program n of a
-grid (g0, g1, ...) has the ids n % g0, n // g0 % g1, ...: axis 0 is the fastest, as on a GPU.
+programs of a batch (1 when all share the value), so a grid costs a few passes instead of one per program. Program n of
+a grid (g0, g1, ...) has the ids n % g0, n // g0 % g1, ...: axis 0 is the fastest, as on a GPU.
 
-Where programs of a batch want different trip counts or branches, the batch is split by what they want and each part starts
-again from its beginning. That is sound because programs are batched only when none reads what the launch writes: what a
-part had stored already, it stores again. Of programs of one part that store the same element, the last one stays; between
-parts the order is that of the parts.
+Where programs of a batch want different trip counts or branches, the batch is split by what they want and each part
+starts again from its beginning. That is sound because programs are batched only when none reads what the launch writes:
+what a part had stored already, it stores again. Of programs of one part that store the same element, the last one
+stays; between parts the order is that of the parts.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tessera.runtime.interpreter_setup import (
     concrete,
     grid_of,
     must_be_sequential,
+    numbers,
     programs_per_batch,
 )
 
@@ -58,8 +59,9 @@ def interpret(kernel: Kernel, arguments: Mapping[str, Any], dims: Mapping[str, i
               grid: tuple[int, ...] | None = None, level: str = "tile") -> InterpretResult:
     """Runs `kernel`; tensor arguments are arrays of the storage dtype and are written in place.
 
-    `dims` binds every dim symbol (static dims of the kernel are known already); `grid` overrides the kernel's own. Raises
-    ArgumentError for arguments that do not fit and SourceError, at the op's location, for what a program does wrong.
+    `dims` binds every dim symbol (static dims of the kernel are known already); `grid` overrides the kernel's own.
+    Raises ArgumentError for arguments that do not fit and SourceError, at the op's location, for what a program does
+    wrong.
     """
     return launch(Machine, kernel, arguments, dims, grid, level)[1]
 
@@ -177,8 +179,7 @@ class Machine:
     def allocate(self, op: Op) -> list[Any]:
         type_ = op.result.type
         assert isinstance(type_, BufferType)
-        shape = physical_shape(type_) if type_.layout is not None else type_.shape
-        return [self.buffer(tuple(int(size) for size in shape), type_)]
+        return [self.buffer(physical_shape(type_) if type_.layout is not None else numbers(type_.shape), type_)]
 
     def loop(self, op: Op) -> list[Any]:
         lower, upper, step = (self.integers(value) for value in self.read(op.operands[:3]))

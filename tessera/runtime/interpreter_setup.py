@@ -6,6 +6,7 @@ attributes evaluated, and keeps op ids and source locations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from tessera.errors import ArgumentError, SourceError
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.dims import Dim, evaluate, to_text
-from tessera.ir.types import BufferType, ScalarType, TileType, Type, ViewType, dtype_of, substitute_type
+from tessera.ir.types import BufferType, ScalarType, Shape, TileType, Type, ViewType, dtype_of, substitute_type
 
 # Values of one batch of programs together. Temporaries of an op come on top, and small batches stay near the caches.
 BATCH_BYTES = 32 << 20
@@ -40,8 +41,8 @@ class _Sizes:
         try:
             return evaluate(size, self.dims)
         except KeyError as error:
-            raise ArgumentError("TS601", f"the dim {error.args[0]} of '{self.kernel.name}' has no value", self.kernel.loc
-                                ) from None
+            message = f"the dim {error.args[0]} of '{self.kernel.name}' has no value"
+            raise ArgumentError("TS601", message, self.kernel.loc) from None
         except ZeroDivisionError:
             raise ArgumentError("TS302", f"the size {to_text(size)} of '{self.kernel.name}' divides by zero",
                                 self.kernel.loc) from None
@@ -84,6 +85,11 @@ def concrete(kernel: Kernel, dims: dict[str, int]) -> Kernel:
     return Kernel(kernel.name, copy_block(kernel.body), dict(kernel.attributes), kernel.origin)
 
 
+def numbers(shape: Shape) -> tuple[int, ...]:
+    """The shape of a type of a concrete kernel."""
+    return tuple(evaluate(size, {}) for size in shape)
+
+
 def grid_of(kernel: Kernel, dims: dict[str, int], grid: tuple[int, ...] | None) -> tuple[int, ...]:
     """The launch grid: the given one, else the kernel's own. Raises SourceError TS305 when there is none."""
     sizes = grid if grid is not None else kernel.attributes.get("grid")
@@ -109,7 +115,8 @@ def check_arguments(kernel: Kernel, arguments: Mapping[str, Any]) -> None:
             continue
         if not isinstance(value, np.ndarray) or value.dtype != dtype_of(type_).numpy:
             given = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-            raise ArgumentError("TS604", f"'{name}' must be an array of {dtype_of(type_).name}, not of {given}", kernel.loc)
+            message = f"'{name}' must be an array of {dtype_of(type_).name}, not of {given}"
+            raise ArgumentError("TS604", message, kernel.loc)
         assert isinstance(type_, ViewType)
         if value.shape != tuple(type_.shape):
             raise ArgumentError("TS302", f"'{name}' has the shape {list(value.shape)}, but its dims give "
@@ -159,5 +166,5 @@ def programs_per_batch(kernel: Kernel, bytes_per_element: int) -> int:
     for op in kernel.body.walk():
         for value in op.results:
             if isinstance(value.type, (TileType, BufferType)):
-                total += int(np.prod(value.type.shape, dtype=np.int64)) * bytes_per_element
+                total += math.prod(numbers(value.type.shape)) * bytes_per_element
     return max(1, BATCH_BYTES // max(total, 1))

@@ -1,8 +1,8 @@
 """Reference mode: the same walk over a second number system, float64 values with error bars.
 
-What comes out says which answers are right (`runtime.compare`): a value per element and how far a correct implementation
-may be from it. Control flow and offsets follow the values; a float comparison that its bars leave open still decides an
-`if` by its value, so a branch on one should lead to equal results on both sides.
+What comes out says which answers are right (`runtime.compare`): a value per element and how far a correct
+implementation may be from it. Control flow and offsets follow the values; a float comparison that its bars leave open
+still decides an `if` by its value, so a branch on one should lead to equal results on both sides.
 """
 
 from __future__ import annotations

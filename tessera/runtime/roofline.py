@@ -1,6 +1,6 @@
 """The least time that a kernel could take: its tensors moved once, or its matrix products done, whichever is slower.
 
-The rates are those of a common board of the architecture (`target.arch`), so a percentage is a guide and not a measurement.
+The rates are those of a common board of the architecture (`target.arch`); a percentage is a guide.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Grids inferred for the shapes of kernel that people write, refused where ids do not decide one, checked by brute force."""
+"""Grids: inferred for the kernels that people write, refused where ids decide none, checked by brute force."""
 
 import itertools
 from collections.abc import Callable
@@ -27,7 +27,9 @@ class Draft:
     def __init__(self, **parameters: tuple[Size, ...]) -> None:
         self.kernel = Kernel("k", Block(), {}, (HERE,))
         self.b = Builder(self.kernel.body, (HERE,))
-        self.of = {name: self.kernel.body.add_argument(ViewType(shape, bf16), name) for name, shape in parameters.items()}
+        self.of = {
+            name: self.kernel.body.add_argument(ViewType(shape, bf16), name) for name, shape in parameters.items()
+        }
 
     def number(self, value: Value | int, b: Builder) -> Value:
         return b.value("constant", value=value, dtype=i64) if isinstance(value, int) else value
@@ -45,8 +47,13 @@ class Draft:
         """`index` per axis: `(start, extent)` for a slice, a bare offset for an axis that is dropped."""
         b = b or self.b
         pairs = [entry if isinstance(entry, tuple) else (entry, 1) for entry in index]
-        return b.value("window", self.of[name], *(self.number(start, b) for start, _ in pairs),
-                       extents=tuple(extent for _, extent in pairs), kept=tuple(isinstance(e, tuple) for e in index))
+        return b.value(
+            "window",
+            self.of[name],
+            *(self.number(start, b) for start, _ in pairs),
+            extents=tuple(extent for _, extent in pairs),
+            kept=tuple(isinstance(e, tuple) for e in index),
+        )
 
     def load(self, name: str, *index, b: Builder | None = None) -> Value:
         return (b or self.b).value("load", self.window(name, *index, b=b))
@@ -66,12 +73,14 @@ class Draft:
 
 
 def gating(reduce_rows: bool = False) -> Draft:
-    """The document's gating kernel: rows `p : p + 128` of a bare id through two shared buffers, an mma and a sigmoid."""
+    """The document's gating kernel: rows `p : p + 128` of a bare id through buffers, mma and sigmoid."""
     d = Draft(delta=(B, S, D), params=(D, D), output=(B, S, D))
     batch, row = d.pid(0), d.pid(1)
     tile, weights = (d.b.value("alloc_shared", shape=shape, dtype=bf16) for shape in ((128, D), (D, D)))
-    copies = [d.b.value("copy_async", tile, d.window("delta", batch, (row, 128), (0, D))),
-              d.b.value("copy_async", weights, d.of["params"])]
+    copies = [
+        d.b.value("copy_async", tile, d.window("delta", batch, (row, 128), (0, D))),
+        d.b.value("copy_async", weights, d.of["params"]),
+    ]
     d.b.op("wait", copies)
     d.b.op("barrier")
     x = d.b.value("read", tile)
@@ -155,7 +164,9 @@ def test_gating_with_explicit_grids():
     with pytest.raises(ArgumentError) as caught:
         check_coverage(short, values, (2, 3))
     assert caught.value.code == "TS306"
-    assert caught.value.message == ("rows 130..299 of 'output' (axis 1, dim S = 300) are never written by the grid (2, 3)")
+    assert caught.value.message == (
+        "rows 130..299 of 'output' (axis 1, dim S = 300) are never written by the grid (2, 3)"
+    )
     check_coverage(short, values, (2, 3), partial=True)
     with pytest.raises(ArgumentError, match=r"row 299 of 'output' \(axis 1, dim S = 300\) is never"):
         check_coverage(short, values, (2, 172))
@@ -234,9 +245,18 @@ def test_halves_of_a_block():
 def test_a_loop_fills_the_block():
     d = Draft(x=(S, D), out=(S, D))
     start = d.mul(d.pid(0), 256)
-    d.loop(0, 4, 1, lambda b, k: d.store(
-        d.load("x", (row := b.value("add", start, b.value("mul", k, d.number(64, b))), 64), (0, D), b=b), "out", (row, 64),
-        (0, D), b=b))
+    d.loop(
+        0,
+        4,
+        1,
+        lambda b, k: d.store(
+            d.load("x", (row := b.value("add", start, b.value("mul", k, d.number(64, b))), 64), (0, D), b=b),
+            "out",
+            (row, 64),
+            (0, D),
+            b=b,
+        ),
+    )
     assert inferred(d) == (cdiv(S, 256),)
     check_coverage(d.kernel, {"S": 600, "D": 4}, (3,))
     with pytest.raises(ArgumentError, match=r"rows 512\.\.599 "):
@@ -246,7 +266,12 @@ def test_a_loop_fills_the_block():
 def test_a_loop_that_starts_at_the_id():
     d = Draft(x=(S, D), out=(S, D))
     start = d.mul(d.pid(0), 64)
-    d.loop(start, d.add(start, 64), 16, lambda b, k: d.store(d.load("x", (k, 16), (0, D), b=b), "out", (k, 16), (0, D), b=b))
+    d.loop(
+        start,
+        d.add(start, 64),
+        16,
+        lambda b, k: d.store(d.load("x", (k, 16), (0, D), b=b), "out", (k, 16), (0, D), b=b),
+    )
     assert inferred(d) == (cdiv(S, 64),)
 
 
@@ -333,8 +358,12 @@ def test_a_start_known_only_at_run_time():
 
 def test_a_persistent_loop():
     d = Draft(x=(S, D), out=(S, D))
-    d.loop(d.mul(d.pid(0), 64), d.b.value("size", size=S), 640,
-           lambda b, k: d.store(d.load("x", (k, 64), (0, D), b=b), "out", (k, 64), (0, D), b=b))
+    d.loop(
+        d.mul(d.pid(0), 64),
+        d.b.value("size", size=S),
+        640,
+        lambda b, k: d.store(d.load("x", (k, 64), (0, D), b=b), "out", (k, 64), (0, D), b=b),
+    )
     assert "do not follow it at a fixed step" in refused(d)
 
 
@@ -395,11 +424,15 @@ def test_roles_decide_what_must_be_covered():
     d = Draft(x=(S, D), out=(S, D))
     d.copy("x", "out", (d.mul(d.pid(0), 8), 8), (0, D))
     values, shape = {"S": 20, "D": 4}, (S, D)
-    d.kernel.attributes["parameters"] = (Parameter("x", "tensor", "bf16", shape),
-                                         Parameter("out", "tensor", "bf16", shape, role="inout"))
+    d.kernel.attributes["parameters"] = (
+        Parameter("x", "tensor", "bf16", shape),
+        Parameter("out", "tensor", "bf16", shape, role="inout"),
+    )
     check_coverage(d.kernel, values, (1,))
-    d.kernel.attributes["parameters"] = (Parameter("x", "tensor", "bf16", shape),
-                                         Parameter("out", "tensor", "bf16", shape, role="out"))
+    d.kernel.attributes["parameters"] = (
+        Parameter("x", "tensor", "bf16", shape),
+        Parameter("out", "tensor", "bf16", shape, role="out"),
+    )
     with pytest.raises(ArgumentError, match=r"rows 8\.\.19"):
         check_coverage(d.kernel, values, (1,))
 
@@ -418,7 +451,9 @@ def test_blocks_that_leave_a_corner():
     d = Draft(x=(16, 16), out=(16, 16))
     for corner in (0, 8):
         d.copy("x", "out", (corner, 8), (corner, 8))
-    with pytest.raises(ArgumentError, match=r"elements \[0\.\.7, 8\.\.15\] of 'out' are never written by the grid \(1,\)"):
+    with pytest.raises(
+        ArgumentError, match=r"elements \[0\.\.7, 8\.\.15\] of 'out' are never written by the grid \(1,\)"
+    ):
         check_coverage(d.kernel, {}, (1,))
 
 
@@ -426,8 +461,13 @@ windows = st.tuples(st.integers(-2, 3), st.integers(-2, 4), st.integers(0, 2), s
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.lists(st.tuples(windows, windows), min_size=1, max_size=3), st.integers(1, 3), st.integers(1, 3),
-       st.integers(1, 7), st.integers(1, 6))
+@given(
+    st.lists(st.tuples(windows, windows), min_size=1, max_size=3),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 7),
+    st.integers(1, 6),
+)
 def test_coverage_by_brute_force(stores, p, q, rows, columns):
     """Each axis has an id of its own, so what the check shows is exact."""
     d = Draft(x=(M, N), out=(M, N))

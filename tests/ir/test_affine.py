@@ -54,8 +54,9 @@ def test_expression_of_arithmetic(builder):
 
 def test_what_is_not_understood_is_a_symbol_of_its_own(builder):
     n, x = builder.block.add_argument(ScalarType(i64), "n"), builder.block.add_argument(ViewType((S,), f32), "x")
-    rounded = builder.value("cast", builder.value("load", builder.op(
-        "window", [x, n], extents=(1,), kept=(False,)).result), dtype=i64)
+    rounded = builder.value(
+        "cast", builder.value("load", builder.op("window", [x, n], extents=(1,), kept=(False,)).result), dtype=i64
+    )
     assert expression(rounded) == symbol(opaque_symbol(rounded)) != symbol(opaque_symbol(n))
     both = builder.value("add", builder.value("mul", n, const(builder, 2)), rounded)
     assert expression(both) == symbol(opaque_symbol(n)) * 2 + symbol(opaque_symbol(rounded))
@@ -108,18 +109,25 @@ def test_loop_progression(builder):
 
 
 ranges_of_symbols = st.tuples(st.integers(-3, 3), st.integers(1, 4), st.integers(0, 4)).map(
-    lambda r: range(r[0], r[0] + r[1] * r[2], r[1]))
+    lambda r: range(r[0], r[0] + r[1] * r[2], r[1])
+)
 
 
 @settings(deadline=None)
-@given(st.integers(-5, 12), st.lists(st.tuples(st.integers(-9, 9), ranges_of_symbols), max_size=3), st.integers(1, 6),
-       st.integers(0, 25))
+@given(
+    st.integers(-5, 12),
+    st.lists(st.tuples(st.integers(-9, 9), ranges_of_symbols), max_size=3),
+    st.integers(1, 6),
+    st.integers(0, 25),
+)
 def test_cover_by_brute_force(start, moves, extent, size):
     names = [f"n{i}" for i in range(len(moves))]
     offset = start + sum(((factor * symbol(name)) for name, (factor, _) in zip(names, moves, strict=True)), 0)
-    touched = {row for values in itertools.product(*(values for factor, values in moves if factor))
-               for row in range(base := start + sum(f * v for f, v in zip([f for f, _ in moves if f], values, strict=True)),
-                                base + extent)}
+    factors, values = [f for f, _ in moves], [r for _, r in moves]
+    # A symbol whose factor is zero drops out of the expression, and its range with it.
+    values = [r if f else range(1) for f, r in zip(factors, values, strict=True)]
+    starts = {start + sum(f * v for f, v in zip(factors, at, strict=True)) for at in itertools.product(*values)}
+    touched = {row for first in starts for row in range(first, first + extent)}
     found = cover(offset, extent, size, {name: values for name, (_, values) in zip(names, moves, strict=True)})
     rows = [row for low, high in found for row in range(low, high)]
     assert rows == sorted(touched & set(range(size)))
@@ -135,12 +143,18 @@ def test_cover_gives_up():
 
 
 atoms = st.sampled_from(["a", "b", "c"]).map(symbol)
-sizes = st.recursive(st.integers(-6, 6) | atoms, lambda inner: st.one_of(
-    st.tuples(inner, inner).map(lambda t: t[0] + t[1]),
-    st.tuples(inner, inner).map(lambda t: t[0] * t[1]),
-    st.tuples(st.sampled_from(["floordiv", "mod", "cdiv"]), inner, st.integers(1, 5)).map(
-        lambda t: dims.FUNCTIONS[t[0]](t[1], t[2])),
-    st.tuples(st.sampled_from(["min", "max"]), inner, inner).map(lambda t: dims.FUNCTIONS[t[0]](t[1], t[2]))), max_leaves=5)
+sizes = st.recursive(
+    st.integers(-6, 6) | atoms,
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map(lambda t: t[0] + t[1]),
+        st.tuples(inner, inner).map(lambda t: t[0] * t[1]),
+        st.tuples(st.sampled_from(["floordiv", "mod", "cdiv"]), inner, st.integers(1, 5)).map(
+            lambda t: dims.FUNCTIONS[t[0]](t[1], t[2])
+        ),
+        st.tuples(st.sampled_from(["min", "max"]), inner, inner).map(lambda t: dims.FUNCTIONS[t[0]](t[1], t[2])),
+    ),
+    max_leaves=5,
+)
 limits = st.tuples(st.integers(-4, 4), st.integers(0, 3)).map(lambda t: (t[0], t[0] + t[1]))
 
 
@@ -148,8 +162,10 @@ limits = st.tuples(st.integers(-4, 4), st.integers(0, 3)).map(lambda t: (t[0], t
 @given(sizes, limits, limits, limits, st.sets(st.sampled_from(["a0", "a1", "b0", "b1", "c0", "c1"])))
 def test_bounds_hold_for_every_value(size, a, b, c, without):
     named = {"a": a, "b": b, "c": c}
-    ranges = {name: tuple(None if f"{name}{side}" in without else limit[side] for side in (0, 1))
-              for name, limit in named.items()}
+    ranges = {
+        name: tuple(None if f"{name}{side}" in without else limit[side] for side in (0, 1))
+        for name, limit in named.items()
+    }
     low, high = bounds(size, ranges)
     for values in itertools.product(*(range(limit[0], limit[1] + 1) for limit in named.values())):
         number = dims.evaluate(size, dict(zip(named, values, strict=True)))

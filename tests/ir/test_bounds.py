@@ -39,8 +39,18 @@ def sample(value: Bar):
 
 
 BINARY = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum, "min": np.minimum}
-UNARY = {"neg": np.negative, "abs": np.abs, "exp": np.exp, "exp2": np.exp2, "tanh": np.tanh, "sigmoid": numeric.sigmoid,
-         "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "log": np.log, "log2": np.log2}
+UNARY = {
+    "neg": np.negative,
+    "abs": np.abs,
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "tanh": np.tanh,
+    "sigmoid": numeric.sigmoid,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "log": np.log,
+    "log2": np.log2,
+}
 
 
 def operand(positive=False):
@@ -202,6 +212,8 @@ def test_integer_bars():
 
 def test_comparisons_flip_where_bars_touch():
     op = lookup("lt")
-    result = op.bound(make("lt", 2, (5,)), bar([[1.0, 1, 1, 1, INF]], [[0, 0.5, 0.5, 0, 0]]), bar([[1.0, 1.4, 2, 2, INF]]))
+    result = op.bound(
+        make("lt", 2, (5,)), bar([[1.0, 1, 1, 1, INF]], [[0, 0.5, 0.5, 0, 0]]), bar([[1.0, 1.4, 2, 2, INF]])
+    )
     np.testing.assert_array_equal(result.r, [[0, 1, 1, 1, 0]])
     np.testing.assert_array_equal(result.e, [[0, 1, 0, 0, 0]])

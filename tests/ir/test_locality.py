@@ -37,8 +37,9 @@ class Draft:
         return self.b.value("mul", a, self.const(b) if isinstance(b, int) else b)
 
     def window(self, view: Value, start: Value | None = None, rows=W, builder: Builder | None = None) -> Value:
-        return (builder or self.b).value("window", view, self.p if start is None else start, self.zero, extents=(rows, D),
-                                         kept=(True, True))
+        return (builder or self.b).value(
+            "window", view, self.p if start is None else start, self.zero, extents=(rows, D), kept=(True, True)
+        )
 
     def rows(self, view: Value, start: Value | None = None, rows=W) -> Value:
         return self.b.value("load", self.window(view, start, rows))
@@ -110,6 +111,8 @@ def test_a_reduction_along_rows_does_not(d, axis):
 def test_a_reduction_of_a_fixed_window_does_no_harm(d):
     total = d.b.value("broadcast", d.b.value("reduce_sum", d.rows(d.y, d.zero), axis=0), shape=(W, D))
     assert d.check(d.store(d.b.value("add", d.rows(d.x), total))).local
+    one_row = d.check(d.store(d.b.value("reduce_sum", d.rows(d.y, d.zero), axis=0)))
+    assert one_row.local and one_row.axes == (SAME, FREE)
 
 
 def test_mma_with_the_window_as_inner_axis(d):
@@ -122,15 +125,22 @@ def test_mma_with_the_window_as_inner_axis(d):
 def test_mma_transposes(d):
     x, w = d.rows(d.x), d.b.value("load", d.w)
     turned = d.b.value("transpose", x)
-    for value in (d.b.value("mma", x, w, transpose_b=True), d.b.value("mma", turned, w, transpose_a=True),
-                  d.b.value("transpose", d.b.value("mma", w, x, transpose_b=True))):
+    for value in (
+        d.b.value("mma", x, w, transpose_b=True),
+        d.b.value("mma", turned, w, transpose_a=True),
+        d.b.value("transpose", d.b.value("mma", w, x, transpose_b=True)),
+    ):
         found = d.check(d.store(value))
         assert found.local and found.axes == (Aligned(PID), FREE)
     # x @ x^T: along both axes the element depends on the id, and both are stored at p : p + W only where out is [S, S].
     square = d.b.value("mma", x, x, transpose_b=True)
-    found = d.check(d.b.op("store", [d.b.value("window", d.out, d.p, d.zero, extents=(W, W), kept=(True, True)), square]))
+    found = d.check(
+        d.b.op("store", [d.b.value("window", d.out, d.p, d.zero, extents=(W, W), kept=(True, True)), square])
+    )
     assert not found.local and found.axes == (Aligned(PID), Aligned(PID))
-    assert d.check(d.b.op("store", [d.b.value("window", d.out, d.p, d.p, extents=(W, W), kept=(True, True)), square])).local
+    assert d.check(
+        d.b.op("store", [d.b.value("window", d.out, d.p, d.p, extents=(W, W), kept=(True, True)), square])
+    ).local
 
 
 def test_accumulator_of_mma_counts(d):
@@ -217,6 +227,15 @@ def test_a_buffer_written_in_parts(d):
     assert not found.local and "in parts" in found.reason
 
 
+def test_constants_written_in_parts_differ_between_the_parts(d):
+    s = d.buffer()
+    for start in (0, W // 2):
+        half = d.b.value("full", d.const(start), shape=(W // 2, D), dtype=f32)
+        d.b.op("write", [s, half, d.const(start), d.zero])
+    found = d.check(d.store(d.b.value("read", s)))
+    assert not found.local and found.axes == (FREE, SAME)
+
+
 def test_columns_of_a_buffer_written_in_parts(d):
     s = d.b.value("alloc_shared", shape=(W, 8), dtype=f32)
     for start in (0, 4):
@@ -238,13 +257,13 @@ def test_loop_carries_rows(d):
 
 
 def test_what_the_last_iteration_left_reaches_the_first_read(d):
-    """The carried pair is swapped in every iteration, so after two the fixed rows have reached both."""
+    """Three carried values rotate, so after two iterations the fixed rows have reached the first."""
     body = Block()
     body.add_argument(ScalarType(i64), "k")
     x, fixed = d.rows(d.x), d.rows(d.y, d.zero)
-    a, b = body.add_argument(x.type, "a"), body.add_argument(x.type, "b")
-    Builder(body).op("yield", [b, a])
-    assert not d.check(d.store(d.loop(body, x, fixed).results[0])).local
+    a, b, c = (body.add_argument(x.type, name) for name in "abc")
+    Builder(body).op("yield", [b, c, a])
+    assert not d.check(d.store(d.loop(body, x, x, fixed).results[0])).local
 
 
 def test_a_buffer_written_after_it_is_read_in_a_loop(d):
@@ -263,7 +282,7 @@ def test_a_buffer_written_after_it_is_read_in_a_loop(d):
 def test_a_stride_that_changes_between_iterations(d):
     body = Block()
     k = body.add_argument(ScalarType(i64), "k")
-    first = d.rows(d.x, d.zero)
+    first = d.b.value("full", d.const(0), shape=(W, D), dtype=f32)
     carried = body.add_argument(first.type, "last")
     inner = Builder(body)
     start = inner.value("mul", d.p, k)
@@ -307,6 +326,7 @@ def test_two_ids(d):
     store = d.b.op("store", [target, d.b.value("load", view)])
     found = d.check(store, axes=(0, 1))
     assert found.local and found.axes == (Aligned(symbol(PROGRAM_IDS[0])), Aligned(symbol(PROGRAM_IDS[1])))
-    swapped = d.b.op("store", [d.b.value("window", d.out, q, d.p, extents=(W, 8), kept=(True, True)),
-                               d.b.value("load", view)])
+    swapped = d.b.op(
+        "store", [d.b.value("window", d.out, q, d.p, extents=(W, 8), kept=(True, True)), d.b.value("load", view)]
+    )
     assert not d.check(swapped, axes=(0, 1)).local

@@ -8,10 +8,10 @@ from decimal import Decimal, localcontext
 import numpy as np
 import pytest
 
-from tessera.ir import numeric
-from tessera.ir.opdef import lookup
-from tessera.ir.core import Block, Builder
 from tessera.dtypes import f32
+from tessera.ir import numeric
+from tessera.ir.core import Block, Builder
+from tessera.ir.opdef import lookup
 from tessera.ir.types import TileType
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -46,8 +46,10 @@ def round_decimal(value: Decimal) -> np.float32:
         return np.float32(math.copysign(math.inf, value))
     guess = np.float32(min(float(value), float(np.finfo(np.float32).max)))
     candidates = [np.nextafter(guess, np.float32(-np.inf)), guess, np.nextafter(guess, np.float32(np.inf))]
-    return min((c for c in candidates if np.isfinite(c)),
-               key=lambda c: (abs(Decimal(float(c)) - value), int(c.view(np.uint32)) & 1))
+    return min(
+        (c for c in candidates if np.isfinite(c)),
+        key=lambda c: (abs(Decimal(float(c)) - value), int(c.view(np.uint32)) & 1),
+    )
 
 
 def evaluate(name, x):
@@ -80,7 +82,11 @@ def test_a_value_near_a_rounding_boundary_is_taken_again():
     boundary = 1.0 + 2.0**-24  # halfway between two floats
 
     def nearly(x):  # float64 sees the tie, long double what lies behind it
-        return np.full(x.shape, boundary) if x.dtype == np.float64 else x.dtype.type(boundary) + x * 0 + x.dtype.type(2.0**-60)
+        return (
+            np.full(x.shape, boundary)
+            if x.dtype == np.float64
+            else x.dtype.type(boundary) + x * 0 + x.dtype.type(2.0**-60)
+        )
 
     if np.finfo(np.longdouble).nmant < 60:
         pytest.skip("long double is no wider than float64 here")
@@ -157,7 +163,7 @@ def literal_sum(values):
     values = [np.float32(v) for v in values]
     total = None
     for start in range(0, len(values), 32):
-        block = values[start:start + 32]
+        block = values[start : start + 32]
         block += [np.float32(0)] * (32 - len(block))
         while len(block) > 1:
             block = [block[i] + block[i + 1] for i in range(0, len(block), 2)]
@@ -201,8 +207,10 @@ def test_integer_reductions():
 INTEGERS = [0, 1, -1, 7, -7, 2**31, -(2**31), 2**62, -(2**62), 2**62 + 1, 2**63 - 1, -(2**63), 3037000500, -3037000499]
 
 
-@pytest.mark.parametrize(("function", "exact"), [(np.add, lambda a, b: a + b), (np.subtract, lambda a, b: a - b),
-                                                 (np.multiply, lambda a, b: a * b)])
+@pytest.mark.parametrize(
+    ("function", "exact"),
+    [(np.add, lambda a, b: a + b), (np.subtract, lambda a, b: a - b), (np.multiply, lambda a, b: a * b)],
+)
 def test_integers_raise_exactly_where_python_leaves_64_bits(function, exact):
     run = numeric.checked(function)
     for a in INTEGERS:

@@ -8,8 +8,10 @@ import numpy as np
 from tessera.dtypes import bf16, f32, i64
 from tessera.ir.core import Block, Builder, Kernel
 from tessera.ir.dims import cdiv, symbol
+from tessera.ir.layout_shared import shared_layout
 from tessera.ir.types import ScalarType, TokenType, ViewType
 from tessera.location import Loc
+from tessera.target.fragments import accumulator_layout, operand_a_layout, operand_b_layout
 
 BF16 = ml_dtypes.bfloat16
 B, S, D, N, M, K = (symbol(name) for name in "BSDNMK")
@@ -85,16 +87,22 @@ def softmax():
     x = k("cast", k("load", k.window(k["x"], row, (1, N))), dtype=f32)
     shifted = k("sub", x, k("broadcast", k("reduce_max", x, axis=1), shape=(1, N)))
     e = k("exp", shifted)
-    k.op("store", k.window(k["out"], row, (1, N)),
-         k("div", e, k("broadcast", k("reduce_sum", e, axis=1), shape=(1, N))))
+    k.op(
+        "store", k.window(k["out"], row, (1, N)), k("div", e, k("broadcast", k("reduce_sum", e, axis=1), shape=(1, N)))
+    )
     k.kernel.attributes["grid"] = (M,)
     return k.kernel
 
 
 def gating(block=128, coarse=True, wait=True):
     """output = delta * sigmoid(exp(-0.1 distance) * (delta @ params)), staged through buffers by asynchronous copies."""
-    k = Author("gating", delta=ViewType((B, S, D), bf16), params=ViewType((D, D), bf16), distance=ScalarType(i64),
-               output=ViewType((B, S, D), bf16))
+    k = Author(
+        "gating",
+        delta=ViewType((B, S, D), bf16),
+        params=ViewType((D, D), bf16),
+        distance=ScalarType(i64),
+        output=ViewType((B, S, D), bf16),
+    )
     batch, seq = k("program_id", axis=0), k("program_id", axis=1, scale=block if coarse else 1)
     origin, extents, kept = [batch, seq, k.index(0)], (1, block, D), (False, True, True)
     left = k("alloc_shared", hint="smem_delta", shape=(block, D), dtype=bf16)
@@ -132,6 +140,62 @@ def matmul(bm=32, bn=32, bk=32, dtype=bf16, static=None):
     k.op("wait", last)
     k.op("store", k.window(k["c"], [row, column], (bm, bn)), acc)
     k.kernel.attributes.update(grid=(cdiv(M, bm), cdiv(N, bn)), static=static or {})
+    return k.kernel
+
+
+def target_gating(d, block=128, wait=True):
+    """`gating` at Target level for D = d: padded shared buffers, fragments, one mma per k-block."""
+    k = Author(
+        "target_gating",
+        delta=ViewType((B, S, d), bf16),
+        params=ViewType((d, d), bf16),
+        distance=ScalarType(i64),
+        output=ViewType((B, S, d), bf16),
+    )
+    batch, seq = k("program_id", axis=0), k("program_id", axis=1, scale=block)
+    origin, extents, kept = [batch, seq, k.index(0)], (1, block, d), (False, True, True)
+    left = k("shared", hint="smem_delta", shape=(block, d), dtype=bf16, layout=shared_layout(block, d, 2, 16, 16))
+    right = k("shared", hint="smem_params", shape=(d, d), dtype=bf16, layout=shared_layout(d, d, 2, 16, 8))
+    copies = [
+        k("cp_async", left, k.window(k["delta"], origin, extents, kept), vector=16),
+        k("cp_async", right, k["params"], vector=16),
+    ]
+    group = k("async_commit", *copies)
+    if wait:
+        k.op("async_wait", group)
+    k.op("barrier")
+    warps = (4, 1)
+    acc_layout, zero = accumulator_layout((block, d), warps), k.index(0)
+    zeros = k("full", k.number(0.0), shape=(block, d), dtype=f32, layout=acc_layout)
+
+    def step(index, acc):
+        a = k(
+            "ldmatrix",
+            left,
+            zero,
+            index,
+            shape=(block, 16),
+            layout=operand_a_layout((block, 16), warps),
+            role="a",
+            transposed=False,
+        )
+        b = k(
+            "ldmatrix",
+            right,
+            index,
+            zero,
+            shape=(16, d),
+            layout=operand_b_layout((16, d), warps),
+            role="b",
+            transposed=False,
+        )
+        return [k("mma_sync", a, b, acc)]
+
+    product = k.loop(zero, k.index(d), k.index(16), [zeros], step)[0]
+    gate = k("sigmoid", k("mul", product, k("exp", k("mul", k.number(-0.1), k["distance"]))))
+    delta = k("ld_shared", left, zero, zero, shape=(block, d), layout=acc_layout, vector=4)
+    k.op("st_global", k.window(k["output"], origin, extents, kept), k("mul", delta, gate), vector=4)
+    k.kernel.attributes["grid"] = (B, cdiv(S, block))
     return k.kernel
 
 

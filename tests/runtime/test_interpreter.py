@@ -6,13 +6,27 @@ import time
 
 import numpy as np
 import pytest
-from interpreter_kernels import BF16, Author, B, D, K, M, N, S, gating, matmul, normal, softmax, unwritten, vector_add
+from interpreter_kernels import (
+    BF16,
+    Author,
+    B,
+    D,
+    N,
+    S,
+    gating,
+    matmul,
+    normal,
+    softmax,
+    target_gating,
+    unwritten,
+    vector_add,
+)
 
 from tessera.dtypes import bf16, boolean, f32, i64
 from tessera.errors import ArgumentError, SourceError
 from tessera.ir.dims import cdiv, symbol
 from tessera.ir.types import ScalarType, ViewType
-from tessera.runtime import interpreter, interpreter_setup
+from tessera.runtime import interpreter_setup
 from tessera.runtime.interpreter import interpret
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -46,7 +60,9 @@ def gating_model(delta, params, distance):
 
 
 def gating_arguments(b, s, d):
-    return dict(delta=normal(b, s, d), params=normal(d, d, scale=d**-0.5, seed=1), distance=2, output=unwritten(b, s, d))
+    return dict(
+        delta=normal(b, s, d), params=normal(d, d, scale=d**-0.5, seed=1), distance=2, output=unwritten(b, s, d)
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 16), (2, 128, 24), (3, 150, 64)])
@@ -80,6 +96,20 @@ def test_batches_do_not_change_the_result(monkeypatch):
     np.testing.assert_array_equal(whole["output"].view(np.uint16), cut["output"].view(np.uint16))
 
 
+@pytest.mark.parametrize("d", [16, 24, 64])
+def test_a_target_kernel_gives_the_bits_of_its_tile_kernel(d):
+    tile, target = gating_arguments(2, 150, d), gating_arguments(2, 150, d)
+    interpret(gating(), tile, dict(B=2, S=150, D=d))
+    interpret(target_gating(d), target, dict(B=2, S=150), level="target")
+    assert np.isfinite(f64(tile["output"])).all()
+    np.testing.assert_array_equal(tile["output"].view(np.uint16), target["output"].view(np.uint16))
+
+
+def test_a_target_kernel_that_does_not_wait_is_an_error():
+    with pytest.raises(SourceError, match="TS502.*'smem_delta'"):
+        interpret(target_gating(16, wait=False), gating_arguments(1, 128, 16), dict(B=1, S=128), level="target")
+
+
 def test_a_read_before_the_wait_is_an_error_at_its_line():
     with pytest.raises(SourceError, match="kernel.py:.*TS502.*'smem_delta'") as error:
         interpret(gating(wait=False), gating_arguments(1, 128, 16), dict(B=1, S=128, D=16))
@@ -90,8 +120,11 @@ def test_a_read_before_the_wait_is_an_error_at_its_line():
 @pytest.mark.parametrize("dtype", [bf16, f32])
 def test_matmul_loop(shape, dtype):
     m, n, k = shape
-    arguments = dict(a=normal(m, k, dtype=dtype.numpy), b=normal(k, n, dtype=dtype.numpy, seed=1),
-                     c=unwritten(m, n, dtype=np.float32))
+    arguments = dict(
+        a=normal(m, k, dtype=dtype.numpy),
+        b=normal(k, n, dtype=dtype.numpy, seed=1),
+        c=unwritten(m, n, dtype=np.float32),
+    )
     interpret(matmul(dtype=dtype), arguments, dict(M=m, N=n, K=k))
     model = f64(arguments["a"]) @ f64(arguments["b"])
     allowed = 2.0**-23 * (k / 8 + 1) * (np.abs(f64(arguments["a"])) @ np.abs(f64(arguments["b"])))
@@ -116,6 +149,7 @@ def scalars(name="scalars", **parameters):
     def finish(value):
         k.op("store", k.window(k["out"], [k("program_id", axis=0)], (1,)), k("full", value, shape=(1,), dtype=f32))
         return k.kernel
+
     return k, finish
 
 
@@ -141,6 +175,7 @@ def test_loops_of_equal_length_run_together_and_others_apart():
 
     def add_index(index, total):
         return [k("add", total, index)]
+
     together = k.loop(pid, k("add", pid, k.index(3)), k.index(1), [k("mul", k.index(1), k.index(0))], add_index)[0]
     out, result = run_scalars(finish(together))
     np.testing.assert_array_equal(out, [3 * p + 3 for p in range(10)])
@@ -238,6 +273,7 @@ def test_a_buffer_of_a_loop_body_starts_undefined_each_time():
         k.branch(first, lambda: k.op("write", buffer, k("load", k["out"])).results, lambda: [])
         k.op("store", k["out"], k("read", buffer))
         return []
+
     k.loop(k.index(0), k.index(2), k.index(1), [], body)
     with pytest.raises(SourceError, match="TS503"):
         interpret(k.kernel, {"out": np.zeros(4, np.float32)}, {"N": 4}, grid=(1,))
@@ -250,6 +286,7 @@ def test_arguments_are_checked():
     def fails(code, error=ArgumentError, dims=None, **changed):
         with pytest.raises(error, match=code):
             interpret(kernel, {k: v for k, v in {**good, **changed}.items() if v is not None}, dims or {"N": 5})
+
     fails("TS601.*'x'", x=None)
     fails("TS601.*'z'", z=1)
     fails("TS601.*dim N", dims={"M": 1})
@@ -288,7 +325,6 @@ def test_speed():
 
 def test_programs_per_batch_counts_tiles_and_buffers():
     small = interpreter_setup.concrete(gating(), dict(B=1, S=128, D=64))
-    elements = 2 * 128 * 64 + 64 * 64  # two buffers; their reads, the product, its scaling, the gate, the output
-    elements += 2 * 128 * 64 + 64 * 64 + 4 * 128 * 64
-    assert interpreter_setup.programs_per_batch(small, 4) == interpreter_setup.BATCH_BYTES // (4 * (elements - 128 * 64))
-    assert {M, K, D, S} and interpreter.Machine.bytes_per_element == 4
+    # smem_delta, its two reads, product, scaling, gate and output; smem_params and its read.
+    elements = 7 * 128 * 64 + 2 * 64 * 64
+    assert interpreter_setup.programs_per_batch(small, 4) == interpreter_setup.BATCH_BYTES // (4 * elements)

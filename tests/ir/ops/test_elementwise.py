@@ -29,8 +29,15 @@ def rounded(dtype, x64):
 
 
 BINARY = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum, "min": np.minimum}
-UNARY = {"neg": np.negative, "abs": np.abs, "exp": np.exp, "exp2": np.exp2, "sqrt": lambda x: np.sqrt(np.abs(x)),
-         "tanh": np.tanh, "sigmoid": lambda x: 1 / (1 + np.exp(-x))}
+UNARY = {
+    "neg": np.negative,
+    "abs": np.abs,
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "sqrt": lambda x: np.sqrt(np.abs(x)),
+    "tanh": np.tanh,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+}
 
 
 @pytest.mark.parametrize("name", BINARY)
@@ -69,7 +76,9 @@ def test_a_scalar_is_spread_over_the_tile_and_a_literal_is_weak():
 def test_an_integer_with_a_float_computes_in_f32():
     op = make("mul", ScalarType(f32, weak=True), ScalarType(i64))
     assert op.result.type == ScalarType(f32)
-    np.testing.assert_array_equal(evaluate(op, np.array([-0.1], np.float32), np.array([3])), np.float32(-0.1) * np.float32(3))
+    np.testing.assert_array_equal(
+        evaluate(op, np.array([-0.1], np.float32), np.array([3])), np.float32(-0.1) * np.float32(3)
+    )
     wide = make("add", ScalarType(i64), ScalarType(i64, weak=True))
     assert wide.result.type == ScalarType(i64)
     assert evaluate(wide, np.array([2**40]), np.array([1])).tolist() == [2**40 + 1]
@@ -78,8 +87,14 @@ def test_an_integer_with_a_float_computes_in_f32():
 def test_comparisons_where_and_logic():
     a, b = values(f32), values(f32)
     b[0] = a[0]
-    for name, model in (("eq", np.equal), ("ne", np.not_equal), ("lt", np.less), ("le", np.less_equal),
-                        ("gt", np.greater), ("ge", np.greater_equal)):
+    for name, model in (
+        ("eq", np.equal),
+        ("ne", np.not_equal),
+        ("lt", np.less),
+        ("le", np.less_equal),
+        ("gt", np.greater),
+        ("ge", np.greater_equal),
+    ):
         op = make(name, TileType(SHAPE, f32), TileType(SHAPE, f32))
         assert op.result.type == TileType(SHAPE, boolean)
         np.testing.assert_array_equal(evaluate(op, a, b), model(a, b))
@@ -101,8 +116,17 @@ def test_cast_rounds_once():
         evaluate(make("cast", ScalarType(f32), dtype=i32), np.float32([3e9]))
 
 
-@pytest.mark.parametrize(("name", "a", "b", "wanted"), [("floordiv", -7, 2, -4), ("mod", -7, 2, 1), ("mod", 7, -2, -1),
-                                                        ("max", -7, 2, 2), ("min", -7, 2, -7), ("sub", 3, 5, -2)])
+@pytest.mark.parametrize(
+    ("name", "a", "b", "wanted"),
+    [
+        ("floordiv", -7, 2, -4),
+        ("mod", -7, 2, 1),
+        ("mod", 7, -2, -1),
+        ("max", -7, 2, 2),
+        ("min", -7, 2, -7),
+        ("sub", 3, 5, -2),
+    ],
+)
 def test_integers(name, a, b, wanted):
     op = make(name, ScalarType(i64), ScalarType(i64))
     assert evaluate(op, np.array([a]), np.array([b])).tolist() == [wanted]

@@ -102,8 +102,11 @@ BUFFER = BufferType((4, 6), bf16)
 
 
 def read(buffer, *offsets, extents=None):
-    return evaluate(make("read", BUFFER, *[INDEX] * len(offsets), extents=extents), buffer,
-                    *(np.asarray(o, np.int64) for o in offsets))
+    return evaluate(
+        make("read", BUFFER, *[INDEX] * len(offsets), extents=extents),
+        buffer,
+        *(np.asarray(o, np.int64) for o in offsets),
+    )
 
 
 def write(buffer, tile, *offsets):

@@ -38,7 +38,9 @@ def test_full_rounds_to_its_dtype():
 
 def test_movement():
     x = bfloat(2, 4, 6)
-    np.testing.assert_array_equal(evaluate(make("reshape", TileType((4, 6), bf16), shape=(3, 8)), x), x.reshape(2, 3, 8))
+    np.testing.assert_array_equal(
+        evaluate(make("reshape", TileType((4, 6), bf16), shape=(3, 8)), x), x.reshape(2, 3, 8)
+    )
     np.testing.assert_array_equal(evaluate(make("transpose", TileType((4, 6), bf16)), x), x.transpose(0, 2, 1))
     row = bfloat(2, 1, 6)
     op = make("broadcast", TileType((1, 6), bf16), shape=(4, 6))
