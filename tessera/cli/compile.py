@@ -52,7 +52,9 @@ def compile_(
     built: list[Built] = []
     failures: list[tuple[str, TesseraError]] = []
     single = split(target)[1] is not None
-    for item in resolve(target):
+    targets = resolve(target)
+    failures += [("", error) for error in targets.failures]
+    for item in targets.items:
         try:
             built += [build(item, given, arch, kinds) for arch in dict.fromkeys(names)]
         except TesseraError as error:
@@ -159,7 +161,7 @@ def _show(
     if timed:
         _show_times(built)
     for name, error in failures:
-        print(f"\n{name}: {report.error_text(error)}")
+        print(f"\n{name}: {report.error_text(error)}" if name else f"\n{report.error_text(error)}")
 
 
 def _row(entry: dict[str, Any]) -> list[str]:
@@ -195,7 +197,7 @@ def _show_json(target: str, built: list[Built], failures: list[tuple[str, Tesser
         "kernels": kernels,
     }
     if failures:
-        body["functions"] = [{"name": name, "ok": False, "error": to_json(error)} for name, error in failures]
+        body["functions"] = [{"name": n or None, "ok": False, "error": to_json(error)} for n, error in failures]
     report.print_json(body)
 
 

@@ -36,7 +36,8 @@ def ir(
         for item in stages:
             entry = {"name": item.name, "level": item.module.level, "seconds": item.seconds, "text": texts[id(item)]}
             entries.append(entry | ({"diff": changes[id(item)]} if diff else {}))
-        report.print_json({"ok": True, "target": target, "arch": arch, "dims": chosen, "stages": entries})
+        body = {"ok": True, "target": target, "lane": None, "arch": arch, "dims": chosen}
+        report.print_json(body | {"stages": entries})
         return report.OK
     for item in stages:
         if len(stages) > 1 or diff:

@@ -24,14 +24,16 @@ def opt(
         raise ArgumentError("TS103", f"{file} is not textual IR ({IR_SUFFIX})")
     _check_passes(passes)
     arch = api.choose_arch(arch)
+    given = None if dims is None else inputs.parse_dims(dims)
     module = read_ir(file)
-    modules = [_run(Module(module.level, [kernel]), passes, dims, arch) for kernel in module.kernels]
+    modules = [_run(Module(module.level, [kernel]), passes, given, arch) for kernel in module.kernels]
     level = modules[0].level if modules else module.level
     text = print_module(Module(level, [kernel for done in modules for kernel in done.kernels]))
     if output is not None:
         write(Path(output), text)
     if as_json:
-        result: dict[str, Any] = {"ok": True, "target": file, "arch": arch, "passes": list(passes), "level": level}
+        result: dict[str, Any] = {"ok": True, "target": file, "lane": None, "arch": arch, "dims": given or {}}
+        result |= {"passes": list(passes), "level": level}
         report.print_json(result | ({"file": output} if output else {"text": text}))
     elif output is None:
         report.code(text, "text")
@@ -46,11 +48,11 @@ def _check_passes(passes: Sequence[str]) -> None:
             raise ArgumentError("TS605", f"there is no pass '{name}' (there are {', '.join(names)}){hint}")
 
 
-def _run(module: Module, passes: Sequence[str], dims: str | None, arch: str) -> Module:
+def _run(module: Module, passes: Sequence[str], given: dict[str, int] | None, arch: str) -> Module:
     """The passes in the given order on a module of one kernel. Dims are chosen as `tessera run` chooses them."""
     kernel = module.kernel()
     names = inputs.dims_of(execute.parameters_of(kernel))
-    sizes = inputs.choose_dims(kernel.name, names, None if dims is None else inputs.parse_dims(dims))
+    sizes = inputs.choose_dims(kernel.name, names, given)
     attributes = kernel.attributes
     context = make_context(kernel, find_arch(arch), sizes, attributes.get("alignment"), attributes.get("divisors"))
     for name in passes:

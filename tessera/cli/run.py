@@ -88,14 +88,15 @@ def run(
     targets = resolve(target)
     api.choose_lane(options.backend)  # a GPU that is asked for and absent is one error, not one per kernel
     if split(target)[1] is not None:
-        result = run_one(targets[0], options)
+        result = run_one(targets.items[0], options)
         _show_one(result, target, as_json)
         return report.OK if result.ok else report.FAILED
-    subjects = _load_all(targets)
+    subjects = _load_all(targets.items)
     _check_names(target, [subject for subject in subjects if isinstance(subject, Subject)], options)
     results = [_run_row(subject, options) for subject in subjects]
-    _show_all(results, target, as_json)
-    return report.OK if all(result.ok for result in results) else report.FAILED
+    ok = all(result.ok for result in results) and not targets.failures
+    _show_all(results, targets.failures, ok, target, options.dims, as_json)
+    return report.OK if ok else report.FAILED
 
 
 def run_one(target: Target, options: Options) -> Result:
@@ -264,10 +265,20 @@ def _show_one(result: Result, target: str, as_json: bool) -> None:
     print(f"time {report.seconds_text(outcome.seconds)}{share}")
 
 
-def _show_all(results: list[Result], target: str, as_json: bool) -> None:
+def _show_all(
+    results: list[Result],
+    failures: list[TesseraError],
+    ok: bool,
+    target: str,
+    given: dict[str, int] | None,
+    as_json: bool,
+) -> None:
     if as_json:
-        ok = all(result.ok for result in results)
-        report.print_json({"ok": ok, "target": target, "functions": [_as_json(result) for result in results]})
+        ran = [result.outcome.lane for result in results if result.outcome]
+        archs = [result.arch for result in results if result.arch]
+        body: dict[str, Any] = {"ok": ok, "target": target, "lane": next(iter(ran), None)}
+        body |= {"arch": next(iter(archs), None), "dims": given or {}, "functions": [_as_json(r) for r in results]}
+        report.print_json(body | ({"errors": [to_json(error) for error in failures]} if failures else {}))
         return
     rows = []
     for result in results:
@@ -284,6 +295,8 @@ def _show_all(results: list[Result], target: str, as_json: bool) -> None:
     for result in results:
         if result.error is not None:
             print(f"\n{result.name}: {report.error_text(result.error)}")
+    for error in failures:
+        print(f"\n{report.error_text(error)}")
 
 
 def _as_json(result: Result) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ast
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tessera.errors import ArgumentError, SourceError, TesseraError, did_you_mean
@@ -23,6 +24,14 @@ class Target:
     error: TesseraError | None = None
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What a target stands for. `failures`: errors of statements that define no function, such as an import."""
+
+    items: list[Target]
+    failures: list[TesseraError] = field(default_factory=list)
+
+
 def split(text: str) -> tuple[str, str | None]:
     """`FILE::NAME` in its two parts; NAME is None for a whole file. Raises ArgumentError TS605 for an empty part."""
     file, separator, name = text.rpartition("::")
@@ -33,7 +42,7 @@ def split(text: str) -> tuple[str, str | None]:
     return file, name
 
 
-def resolve(text: str) -> list[Target]:
+def resolve(text: str) -> Targets:
     """The kernel that a target names, or every kernel of its file, with those that could not be loaded.
 
     Raises ArgumentError TS103 for something that is no file of a known kind and TS104 for an unknown name or a file
@@ -45,12 +54,12 @@ def resolve(text: str) -> list[Target]:
     loaded = load_document(file)
     if name is None:
         return _all_of(loaded)
-    return [_named(loaded, name)]
+    return Targets([_named(loaded, name)])
 
 
 def resolve_one(text: str) -> Target:
     """The single kernel that a target names; a file that defines only one need not name it."""
-    targets = resolve(text)
+    targets = resolve(text).items
     if len(targets) > 1:
         names = ", ".join(target.name for target in targets)
         raise ArgumentError("TS104", f"{text} defines several kernels; name one as {text}::NAME (it defines {names})")
@@ -76,20 +85,20 @@ def read_ir(path: str) -> Module:
     return module
 
 
-def _from_ir(file: str, name: str | None) -> list[Target]:
+def _from_ir(file: str, name: str | None) -> Targets:
     module = read_ir(file)
     kernels = [kernel for kernel in module.kernels if name in (None, kernel.name)]
     if not kernels:
         names = [kernel.name for kernel in module.kernels]
-        raise _no_such_name(file, name, names) if names else ArgumentError("TS104", f"{file} defines no kernel")
-    return [Target(kernel.name, module=_only(module, kernel)) for kernel in kernels]
+        raise _no_such_name(file, name, names) if names else _nothing(file)
+    return Targets([Target(kernel.name, module=_only(module, kernel)) for kernel in kernels])
 
 
 def _only(module: Module, kernel: Kernel) -> Module:
     return Module(module.level, [kernel])
 
 
-def _all_of(loaded: LoadedDocument) -> list[Target]:
+def _all_of(loaded: LoadedDocument) -> Targets:
     """Every kernel and function of a file in the order in which they are written, those that failed to load too."""
     lines = _function_lines(loaded)
     targets = []
@@ -102,7 +111,9 @@ def _all_of(loaded: LoadedDocument) -> list[Target]:
         targets += [Target(name, error=failure.error) for name in failure.names if name in lines]
     if not targets:
         raise loaded.failures[0].error if loaded.failures else _nothing(loaded.path)
-    return sorted(targets, key=lambda target: lines[target.name])
+    targets.sort(key=lambda target: lines[target.name])
+    others = [failure.error for failure in loaded.failures if not lines.keys() & failure.names]
+    return Targets(targets, others)
 
 
 def _function_lines(loaded: LoadedDocument) -> dict[str, int]:
@@ -114,14 +125,6 @@ def _function_lines(loaded: LoadedDocument) -> dict[str, int]:
         except SourceError as error:
             lines |= dict.fromkeys(block.defines, error.loc.line if error.loc else block.first_line)
     return lines
-
-
-def other_failures(path: str, targets: Iterable[Target]) -> list[TesseraError]:
-    """Errors of statements that define no function, such as an import: they lose nothing that can be run by name."""
-    if Path(path).suffix.lower() == IR_SUFFIX:
-        return []
-    known = {id(target.error) for target in targets}
-    return [failure.error for failure in load_document(path).failures if id(failure.error) not in known]
 
 
 def _nothing(path: str) -> ArgumentError:
@@ -136,7 +139,7 @@ def _target_of(name: str, value: KernelDefinition | FunctionDefinition) -> Targe
 
 
 def _named(loaded: LoadedDocument, name: str) -> Target:
-    kernels = [target.name for target in _all_of(loaded)]
+    kernels = [target.name for target in _all_of(loaded).items]
     if name not in loaded and loaded.lost(name) is None:
         raise _no_such_name(loaded.path, name, kernels)
     value = loaded[name]  # raises the recorded error of a definition that failed

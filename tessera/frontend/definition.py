@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, update_wrapper
 from types import FunctionType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from tessera.errors import InternalError, SourceError
 from tessera.frontend.annotations import Annotation, read_annotation
-from tessera.frontend.document import FunctionSource, function_source
 from tessera.location import Loc
+
+if TYPE_CHECKING:
+    from tessera.frontend.document import FunctionSource
 
 REQUIRED = inspect.Parameter.empty
 
@@ -56,6 +58,8 @@ class Definition:
     @cached_property
     def source(self) -> FunctionSource:
         """The parsed definition; raises SourceError TS107 when its text is not available."""
+        from tessera.frontend.document import function_source  # here, so that importing the package stays light
+
         return function_source(self.function)
 
     @cached_property

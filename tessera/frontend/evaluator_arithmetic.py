@@ -14,7 +14,6 @@ from tessera.frontend.evaluator_emit import Emitter
 from tessera.frontend.evaluator_values import Handle, describe, is_number
 from tessera.ir import dims
 from tessera.ir.dims import Dim, Size
-from tessera.ir.ops.elementwise import result_dtype
 
 # What an op does to run-time integers, as symbolic sizes.
 _SIZES: dict[str, Callable[..., Size]] = {
@@ -69,6 +68,8 @@ def elementwise(emit: Emitter, op: str, values: Sequence[Any], texts: Sequence[s
         same = next((i for i in range(position) if values[i] is value and isinstance(value, Handle)), None)
         operands.append(emit.operand(value, texts[position]) if same is None else operands[same])
     _check_kinds(emit, op, operands, texts)
+    from tessera.ir.ops.elementwise import result_dtype  # here, so that importing the package stays light
+
     if op in _FLOATS_ONLY and not result_dtype([operand.type for operand in operands]).is_float:
         operands = [emit.cast(operand, f32) for operand in operands]
     operands = emit.broadcast(operands, texts)

@@ -216,7 +216,7 @@ class Emitter:
             return self.number(value)
         if isinstance(value, Dim):
             return self.emit("size", size=value, known=value)
-        raise SourceError("TS203", f"'{text}' is {describe(value)}, where a tile or a number is needed", self.place)
+        raise SourceError("TS203", f"{quoted(text)} is {describe(value)}, where a tile or a number is needed", self.place)
 
     def tile(self, value: Any, argument: str) -> Handle:
         """An argument of the call being built as a tile."""

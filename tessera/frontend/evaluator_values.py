@@ -7,7 +7,7 @@ value as a symbolic size when it is an integer, and for a view the window of the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from tessera.dtypes import DType
 from tessera.errors import SourceError, did_you_mean
@@ -135,7 +135,7 @@ class Site:
     places: dict[str, Loc]
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float | bool]:
     """A compile-time int, float or bool; Python's own types only, so that NumPy scalars do not slip into a shape."""
     return type(value) in (int, float, bool)
 
@@ -152,6 +152,11 @@ def holds_symbolic(value: Any) -> bool:
     if isinstance(value, dict):
         return any(holds_symbolic(item) for item in value.values())
     return is_symbolic(value) or isinstance(value, Context)
+
+
+def quoted(text: str) -> str:
+    """The author's words in quotes; text that has quotes of its own gets no more."""
+    return text if text[:1] in "'\"" else f"'{text}'"
 
 
 def describe_type(type_: Type) -> str:

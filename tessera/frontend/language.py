@@ -28,18 +28,29 @@ class Intrinsic:
     """A function of the language. Inside a kernel the evaluator calls `build`; elsewhere only `host` can answer."""
 
     def __init__(
-        self, name: str, build: Callable[..., Any], host: Callable[..., Any] | None = None, doc: str | None = None
+        self, name: str, build: Callable[..., Any], host: Callable[..., Any] | None = None, op: str | None = None
     ) -> None:
         self.name = name
         self.build = build
         self.host_function = host
+        self.op = op  # the op that it stands for, where it is just that
         signature = inspect.signature(build)
         self.signature = signature.replace(
             parameters=list(signature.parameters.values())[1:], return_annotation=inspect.Signature.empty
         )
         self.__name__ = name.rsplit(".", 1)[-1]
-        self.__doc__ = doc or build.__doc__
+        self.__doc__ = build.__doc__
         INTRINSICS[name] = self
+
+    @property
+    def documentation(self) -> str:
+        """What it does, in a sentence or two: its docstring, after the sentence of the op table."""
+        parts = []
+        if self.op is not None:
+            from tessera.ir.opdef import lookup  # only a reference page needs the op table
+
+            parts.append(lookup(self.op).doc)
+        return "; ".join([*parts, *filter(None, [inspect.getdoc(self)])])
 
     @property
     def spelling(self) -> str:

@@ -12,7 +12,6 @@ from tessera.frontend.evaluator_values import Handle, describe
 from tessera.frontend.language import Intrinsic, intrinsic
 from tessera.frontend.language_memory import is_buffer
 from tessera.ir.dims import Size
-from tessera.ir.opdef import table
 from tessera.ir.types import shape_text
 
 # Named functions by the op that they build.
@@ -50,6 +49,7 @@ def to_destination(emit: Emitter, result: Any, dst: Any) -> Any:
 
 def _binary(op: str) -> Callable[..., Any]:
     def build(emit: Emitter, a: Any, b: Any, dst: Any = None) -> Any:
+        """with `dst`, a shared buffer, the result is also written there, rounded to its dtype"""
         return to_destination(emit, elementwise(emit, op, (a, b), (emit.text("a"), emit.text("b"))), dst)
 
     return build
@@ -57,25 +57,23 @@ def _binary(op: str) -> Callable[..., Any]:
 
 def _unary(op: str) -> Callable[..., Any]:
     def build(emit: Emitter, a: Any, dst: Any = None) -> Any:
+        """with `dst`, a shared buffer, the result is also written there, rounded to its dtype"""
         return to_destination(emit, elementwise(emit, op, (a,), (emit.text("a"),)), dst)
 
     return build
 
 
-def _folded(op: str) -> Callable[..., Any]:
+def _on_numbers(op: str) -> Callable[..., Any]:
     def host(a: Any, b: Any = None, dst: Any = None) -> Any:
-        return FOLDS[op](a) if op in UNARY.values() else FOLDS[op](a, b)
+        return FOLDS[op](a) if b is None else FOLDS[op](a, b)
 
     return host
 
 
-def _declare(name: str, op: str, build: Callable[..., Any]) -> Intrinsic:
-    doc = f"{table()[op].doc}; with `dst`, a shared buffer, the result is also written there, rounded to its dtype"
-    return Intrinsic(f"tile.{name}", build, _folded(op), doc)
-
-
-elementwise_functions = {name: _declare(name, op, _binary(op)) for name, op in BINARY.items()}
-elementwise_functions |= {name: _declare(name, op, _unary(op)) for name, op in UNARY.items()}
+for _name, _op in BINARY.items():
+    Intrinsic(f"tile.{_name}", _binary(_op), _on_numbers(_op), _op)
+for _name, _op in UNARY.items():
+    Intrinsic(f"tile.{_name}", _unary(_op), _on_numbers(_op), _op)
 
 
 @intrinsic("tile.where")
@@ -148,6 +146,7 @@ def transposed(emit: Emitter, tile: Handle, text: str) -> Handle:
 
 def _reduction(op: str) -> Callable[..., Any]:
     def build(emit: Emitter, x: Any, axis: Any = None, keepdims: Any = False) -> Handle:
+        """the axis is dropped unless `keepdims`"""
         tile = emit.tile(x, "x")
         rank, text = len(tile.shape), emit.text("x")
         if axis is None and rank != 1:
@@ -164,11 +163,11 @@ def _reduction(op: str) -> Callable[..., Any]:
         shape: tuple[Size, ...] = (*tile.shape[:number], *tile.shape[number + 1 :])
         return reduced if keepdims else emit.reshape(reduced, shape)
 
-    build.__doc__ = f"{table()[op].doc.partition(',')[0]}; the axis is dropped unless `keepdims`"
     return build
 
 
-reductions = {name: Intrinsic(f"tile.{name}", _reduction(f"reduce_{name}")) for name in ("sum", "max", "min")}
+for _name in ("sum", "max", "min"):
+    Intrinsic(f"tile.{_name}", _reduction(f"reduce_{_name}"), op=f"reduce_{_name}")
 
 
 @intrinsic("tile.mma")

@@ -1,8 +1,8 @@
 """Reference mode: values with error bars, and how each kind of op moves them (the numerics rule of the design).
 
 A `Bar` is a float64 value `r` and an elementwise bound `e` on the distance of any correct answer from it. `Bound`
-functions take the op and its operands as bars and return the result's bar before the rounding to the result dtype, which
-`round_explicit` (casts, stores) or `round_implicit` (results of other ops) adds.
+functions take the op and its operands as bars and return the result's bar before the rounding to the result dtype,
+which `round_explicit` (casts, stores) or `round_implicit` (results of other ops) adds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Structural comparison of IR: the test of `parse(print(m)) == m`, of clones, and of passes that should change nothing."""
+"""Structural comparison of IR: the test of `parse(print(m)) == m`, and of passes that should change nothing."""
 
 from __future__ import annotations
 

@@ -103,7 +103,8 @@ def _add_block(a: Array, b: Array, acc: Array) -> Array:
     """f32(acc + s), s the float64 sum of one k-block in ascending k.
 
     BLAS sums in an order of its own, at most `margin` away from that; where the rounding to f32 does not tell the two
-    apart, its sum serves, and the few other elements (near a rounding boundary, or zeros of either sign) are taken again.
+    apart, its sum serves, and the few other elements (near a rounding boundary, or zeros of either sign) are taken
+    again.
     """
     count = a.shape[-1]
     total = acc.astype(np.float64)

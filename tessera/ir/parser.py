@@ -134,7 +134,7 @@ def _check_nesting(text: str) -> None:
             depth -= 1
 
 
-# The light tree ---------------------------------------------------------------------------------------------------------
+# The light tree -------------------------------------------------------------------------------------------------------
 
 
 class _Item(NamedTuple):
@@ -302,10 +302,9 @@ class _TreeMethods:
     def call(self, name: Token, left: _Item, right: _Item) -> _Item:
         if name not in FUNCTIONS:
             raise _Fault("TS703", f"'{name[:40]}' is not a function of sizes{did_you_mean(name[:40], FUNCTIONS)}", name)
-        try:
-            return _Item(FUNCTIONS[name](_size(left), _size(right)), name)
-        except ZeroDivisionError:
-            raise _Fault("TS703", f"{name} by zero", name) from None
+        if _size(right) == 0 and name not in ("min", "max"):
+            raise _Fault("TS703", f"{name} by zero", name)
+        return _Item(FUNCTIONS[name](_size(left), _size(right)), name)
 
     def negative(self, item: _Item) -> _Item:
         return _Item(-item.value if isinstance(item.value, float) else -_size(item), item.token)
@@ -360,7 +359,7 @@ def _limit(item: _Item, count: int) -> None:
         raise _Fault("TS703", f"a size has more than {MAX_TERMS} terms or factors", item.token)
 
 
-# From the tree to IR ----------------------------------------------------------------------------------------------------
+# From the tree to IR --------------------------------------------------------------------------------------------------
 
 
 class _ModuleBuilder:

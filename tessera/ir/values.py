@@ -1,7 +1,7 @@
 """Run-time values of the interpreters: tensors, views, buffers and tokens. Tiles and scalars are plain arrays.
 
-Every array has a leading axis that counts programs of the grid (size 1 when all programs share the value). In reference mode
-an array is a `Bar` instead; the classes here hold either.
+Every array has a leading axis that counts programs of the grid (size 1 when all programs share the value). In reference
+mode an array is a `Bar` instead; the classes here hold either.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = np.ndarray
 
 @dataclass(eq=False)
 class Tensor:
-    """Global memory behind a parameter: an array of the storage dtype, or a `Bar` of the same shape in reference mode."""
+    """Global memory behind a parameter: an array of the storage dtype, or in reference mode a `Bar`."""
 
     data: Any
     dtype: DType
@@ -91,9 +91,8 @@ class View:
             position = (offset[:, None] + np.arange(extent)).reshape(shape)
             if not self.kept[axis] and not np.all((position >= 0) & (position < limit)):
                 outside = position[(position < 0) | (position >= limit)]
-                raise SourceError(
-                    "TS504", f"the index {int(outside.flat[0])} is outside axis {axis} of the tensor, whose size is {limit}"
-                )
+                where = f"axis {axis} of the tensor, whose size is {limit}"
+                raise SourceError("TS504", f"the index {int(outside.flat[0])} is outside {where}")
             inside = inside & (position >= 0) & (position < limit)
             index.append(position)
         return tuple(index), inside
@@ -104,8 +103,9 @@ class View:
         programs = max(len(offset) for offset in self.offsets) if self.offsets else 1
         tile_shape = (programs, *self.shape)
         if 0 in self.tensor.shape:
-            zeros = np.zeros(tile_shape, self.dtype.carrier)
-            return Bar(zeros.astype(np.float64), zeros.astype(np.float64)) if isinstance(self.tensor.data, Bar) else zeros
+            if isinstance(self.tensor.data, Bar):
+                return Bar(np.zeros(tile_shape), np.zeros(tile_shape))
+            return np.zeros(tile_shape, self.dtype.carrier)
         clipped = tuple(np.clip(i, 0, limit - 1) for i, limit in zip(index, self.tensor.shape, strict=True))
         full = (programs, *self.extents)
 
@@ -134,7 +134,7 @@ class View:
 
 @dataclass(eq=False)
 class Buffer:
-    """A per-program buffer [P, *shape]. `defined` marks written elements; `in_flight` holds copies not yet waited for."""
+    """A per-program buffer [P, *shape]. `defined` marks written elements, `in_flight` holds copies not waited for."""
 
     dtype: DType
     data: Any
@@ -157,7 +157,9 @@ class Buffer:
         index = [programs]
         for axis, (offset, extent) in enumerate(zip(offsets, extents, strict=True)):
             if np.any(offset < 0) or np.any(offset + extent > self.defined.shape[axis + 1]):
-                raise IndexError(f"axis {axis}: offset {int(offset.max())} + {extent} of {self.defined.shape[axis + 1]}")
+                limit = self.defined.shape[axis + 1]
+                wrong = offset[(offset < 0) | (offset + extent > limit)]
+                raise IndexError(f"axis {axis}: offset {int(wrong[0])} + {extent} of {limit}")
             shape = [1] * (rank + 1)
             shape[0], shape[axis + 1] = len(offset), extent
             index.append((offset[:, None] + np.arange(extent)).reshape(shape))

@@ -1,9 +1,9 @@
 """What legal IR is, checked after every pass: structure first, then the order of copies, waits, barriers, reads and writes.
 
 The order is checked by walking the program as it would run: both branches of a condition; a loop not at all, once and
-twice, so that what one iteration leaves open meets the start of the next. Where paths meet, a copy is in flight if it is on
-any path, and a buffer is written if it is on any path: the first makes every read safe, the second reports only reads that
-are certainly of undefined elements (the interpreter finds the rest).
+twice, so that what one iteration leaves open meets the start of the next. Where paths meet, a copy is in flight if it
+is on any path, and a buffer is written if it is on any path: the first makes every read safe, the second reports only
+reads that are certainly of undefined elements (the interpreter finds the rest).
 """
 
 from __future__ import annotations
@@ -23,15 +23,20 @@ from tessera.ir.types import BufferType, TileType, TokenType, type_text
 from tessera.location import Loc
 
 # What a type rule raises when operands or attributes are of a kind that it did not expect.
-RULE_FAULTS = (AttributeError, IndexError, KeyError, TypeError, ValueError, AssertionError, ArithmeticError, RecursionError)
+RULE_FAULTS = (
+    AttributeError, LookupError, TypeError, ValueError, AssertionError, ArithmeticError, RecursionError,
+)
+
+# The walk of `_Order` runs a body twice for each loop around it, so this bounds its time.
+MAX_LOOPS = 10
 
 
 def verify(module: Module | Kernel, level: str | None = None, barriers: bool = False, placed: bool = False) -> None:
     """Raises SourceError unless the IR is legal.
 
     `level` is needed only for a kernel alone; without it a kernel with an op that Tile level lacks is of Target level.
-    `barriers`: at Target level, also demand a barrier between a write of a shared buffer and a read of it, and the other
-    way round. `placed`: also demand that buffers have offsets and that those alive at one time do not overlap.
+    `barriers`: at Target level, also demand a barrier between a write of a shared buffer and a read of it, and the
+    other way round. `placed`: also demand that buffers have offsets and that those alive at one time do not overlap.
 
     TS703: the IR breaks a rule. TS502: a buffer is used, or the kernel ends, while a copy into it may be in flight.
     TS503: a buffer is read that nothing has written. The location is that of the op.
@@ -55,7 +60,7 @@ def _level_of(kernel: Kernel) -> str:
     return TARGET if any(d is not None and TILE not in d.levels for d in definitions) else TILE
 
 
-# Attributes -------------------------------------------------------------------------------------------------------------
+# Attributes -----------------------------------------------------------------------------------------------------------
 
 
 def _is_int(value: Any) -> bool:
@@ -139,7 +144,7 @@ def kernel_attribute_problem(kernel: Kernel) -> str | None:
     return None
 
 
-# Structure --------------------------------------------------------------------------------------------------------------
+# Structure ------------------------------------------------------------------------------------------------------------
 
 
 def _invalid(message: str, loc: Loc | None) -> SourceError:
@@ -157,6 +162,7 @@ class _Structure:
         self.level = level
         self.visible: set[Value] = set()
         self.defined: set[Value] = set()
+        self.loops = 0
 
     def kernel(self, kernel: Kernel) -> None:
         problem = kernel_attribute_problem(kernel)
@@ -165,7 +171,7 @@ class _Structure:
         seen: set[str] = set()
         for parameter in kernel.parameters:
             if parameter.name in seen or not parameter.name:
-                raise _invalid(f"the parameters of kernel {kernel.name} need a name each: {_name(parameter)}", kernel.loc)
+                raise _invalid(f"the parameters of {kernel.name} need a name each, not {_name(parameter)}", kernel.loc)
             seen.add(parameter.name)
         self._block(kernel.body, None, kernel.loc)
 
@@ -211,10 +217,14 @@ class _Structure:
             if value not in self.visible:
                 why = "outside the region that defines it" if value in self.defined else "before it is defined"
                 raise _invalid(f"op {op.name} uses {_name(value)} {why}", op.loc)
+        self.loops += definition.has(LOOP)
+        if self.loops > MAX_LOOPS:
+            raise _invalid(f"loops nest more than {MAX_LOOPS} deep", op.loc)
         for region in op.regions:
             outer = set(self.visible)
             self._block(region, op, op.loc)
             self.visible = outer
+        self.loops -= definition.has(LOOP)
         self._types(op)
         for index, value in enumerate(op.results):
             self._define(value, op, index, op.loc)
@@ -225,7 +235,8 @@ class _Structure:
         except TesseraError as error:
             raise _invalid(error.message, op.loc) from None
         except RULE_FAULTS as error:
-            raise _invalid(f"the operands and attributes of {op.name} do not fit each other ({error})", op.loc) from error
+            message = f"the operands and attributes of {op.name} do not fit each other ({error})"
+            raise _invalid(message, op.loc) from error
         if len(types) != len(op.results):
             raise _invalid(f"op {op.name} has {len(op.results)} results where its rule gives {len(types)}", op.loc)
         for value, type_ in zip(op.results, types, strict=True):
@@ -240,7 +251,7 @@ def layout_problem(value: Value) -> str | None:
     if not isinstance(type_, (TileType, BufferType)):
         return None
     kind = "tile" if isinstance(type_, TileType) else "buffer"
-    shape = [size for size in type_.shape if _is_int(size)]
+    shape = [size for size in type_.shape if isinstance(size, int)]
     if len(shape) != len(type_.shape):
         return f"the {kind} {_name(value)} has no static shape: {type_text(type_)}"
     if type_.layout is None:
@@ -248,14 +259,14 @@ def layout_problem(value: Value) -> str | None:
     if isinstance(type_.layout, SharedLayout):
         covers = type_.layout.rows >= math.prod(shape[-2:-1]) and type_.layout.cols >= math.prod(shape[-1:])
         if type_.layout.itemsize != type_.dtype.bytes:
-            return f"the layout of buffer {_name(value)} is for elements of {type_.layout.itemsize} bytes, not {type_.dtype}"
+            return f"the layout of {_name(value)} is for elements of {type_.layout.itemsize} bytes, not {type_.dtype}"
     else:
         extents = type_.layout.shape
         covers = len(extents) == len(shape) and all(e >= s for e, s in zip(extents, shape, strict=True))
     return None if covers else f"the layout of {kind} {_name(value)} does not cover its shape: {type_text(type_)}"
 
 
-# Order ------------------------------------------------------------------------------------------------------------------
+# Order ----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -307,7 +318,8 @@ class _Order:
         for copies in self.state.flying.values():
             for copy in copies:
                 if not copy.waited:
-                    raise SourceError("TS502", f"nothing waits for the copy into {_name(copy.op.operands[0])}", copy.op.loc)
+                    buffers = ", ".join(map(_name, copy.buffers))
+                    raise SourceError("TS502", f"nothing waits for the copy into {buffers}", copy.op.loc)
 
     def _block(self, block: Block) -> None:
         for op in block.ops:
@@ -383,7 +395,8 @@ class _Order:
 
     def _copy(self, op: Op) -> None:
         self._access(op, lands=False)
-        buffers = frozenset(b for effect, v in op.definition.effects_of(op) if effect == "writes" for b in self._means(v))
+        written = [value for effect, value in op.definition.effects_of(op) if effect == "writes"]
+        buffers = frozenset(buffer for value in written for buffer in self._means(value))
         copy = _Copy(op, buffers)
         for buffer in buffers:
             self.state.flying[buffer] = self.state.flying.get(buffer, frozenset()) | {copy}
@@ -403,12 +416,12 @@ class _Order:
             self.state.newer_groups[op.results[0]] = 0
             return
         pending = op.get("pending")
-        for token in op.operands if pending is not None else ():
+        for token in op.operands if isinstance(pending, int) else ():
             if any(not copy.committed for copy in self._means(token)):
                 raise _invalid(f"{op.name} is given {_name(token)}, a copy that no group holds", op.loc)
-            if self.state.newer_groups.get(token, 0) < pending:
-                raise SourceError("TS502", f"{op.name} leaves {pending} groups in flight, and {_name(token)}, which it must "
-                                           "complete, may be one of them", op.loc)
+            if self.state.newer_groups.get(token, 0) < int(pending):
+                raise SourceError("TS502", f"{op.name} leaves {pending} groups in flight, and {_name(token)}, which it "
+                                           "must complete, may be one of them", op.loc)
         for copy in copies:
             copy.waited = True
             for buffer in copy.buffers:
@@ -426,8 +439,8 @@ class _Order:
             for buffer in self._means(value):
                 if self.state.flying.get(buffer):
                     verb = "read" if effect == "reads" else "written"
-                    raise SourceError("TS502", f"{_name(buffer)} is {verb} while an asynchronous copy into it may be in "
-                                               "flight: no wait for the copy comes before on every path", op.loc)
+                    raise SourceError("TS502", f"{_name(buffer)} is {verb} while an asynchronous copy into it may be "
+                                               "in flight: no wait for the copy comes before on every path", op.loc)
                 if effect != "writes":
                     self._read(op, buffer)
                 if effect != "reads":
@@ -437,24 +450,27 @@ class _Order:
         if buffer not in self.state.written:
             raise SourceError("TS503", f"{_name(buffer)} is read before anything is written to it", op.loc)
         if self.barriers and buffer in self.state.unread:
-            raise _invalid(f"no barrier lies between the {self.state.unread[buffer].name} that writes {_name(buffer)} and "
-                           f"this {op.name} that reads it", op.loc)
+            writer = self.state.unread[buffer].name
+            raise _invalid(f"no barrier lies between the {writer} that writes {_name(buffer)} and this {op.name} that "
+                           "reads it", op.loc)
         self.state.unwritten.setdefault(buffer, op)
 
     def _write(self, op: Op, buffer: Value, lands: bool) -> None:
         for other in self.overlapping.get(buffer, frozenset((buffer,))) if self.barriers else ():
             if other in self.state.unwritten:
-                raise _invalid(f"no barrier lies between the {self.state.unwritten[other].name} that reads {_name(other)} "
-                               f"and this {op.name} that writes {_name(buffer)} over it", op.loc)
+                reader = self.state.unwritten[other].name
+                raise _invalid(f"no barrier lies between the {reader} that reads {_name(other)} and this {op.name} that "
+                               f"writes {_name(buffer)} over it", op.loc)
             if other is not buffer and other in self.state.unread:
-                raise _invalid(f"no barrier lies between the {self.state.unread[other].name} that writes {_name(other)} "
-                               f"and this {op.name} that writes {_name(buffer)} in the same place", op.loc)
+                writer = self.state.unread[other].name
+                raise _invalid(f"no barrier lies between the {writer} that writes {_name(other)} and this {op.name} that "
+                               f"writes {_name(buffer)} in the same place", op.loc)
         if lands:
             self.state.written.add(buffer)
             self.state.unread[buffer] = op
 
 
-# Placement --------------------------------------------------------------------------------------------------------------
+# Placement ------------------------------------------------------------------------------------------------------------
 
 
 def _buffer_bytes(type_: BufferType) -> int:
@@ -498,7 +514,7 @@ def _check_placement(kernel: Kernel) -> None:
         for b, other_begin, other_end in placed[:number]:
             apart = end <= other_begin or other_end <= begin or live[a][1] < live[b][0] or live[b][1] < live[a][0]
             if not apart:
-                raise _invalid(f"the buffers {_name(b)} and {_name(a)} share bytes of shared memory while both are in use",
+                raise _invalid(f"the buffers {_name(b)} and {_name(a)} share bytes while both are in use",
                                a.defining_op.loc if a.defining_op else None)
 
 

@@ -48,15 +48,13 @@ def parse_assignments(text: str, option: str) -> dict[str, str]:
 
 
 def parse_dims(text: str) -> dict[str, int]:
-    """`B=2,S=300` as numbers. Raises ArgumentError TS605 for a size that is not a positive integer."""
+    """`B=2,S=300` as numbers. Raises ArgumentError TS605 for a size that is not an integer."""
     result: dict[str, int] = {}
     for name, value in parse_assignments(text, "--dims").items():
         try:
             size = int(value)
         except ValueError:
             raise ArgumentError("TS605", f"the dim {name} must be a positive integer, not '{value}'") from None
-        if size < 1:
-            raise ArgumentError("TS605", f"the dim {name} must be positive, not {size}")
         result[name] = size
     return result
 
@@ -64,7 +62,7 @@ def parse_dims(text: str) -> dict[str, int]:
 def choose_dims(kernel: str, names: Sequence[str], given: Mapping[str, int] | None) -> dict[str, int]:
     """A size per dim of the kernel: all defaults when `given` is None, else exactly what is given.
 
-    Raises ArgumentError TS605 that lists the dims, for one that is missing or unknown.
+    Raises ArgumentError TS605 that lists the dims, for one that is missing, unknown or not positive.
     """
     if given is None:
         return {name: DEFAULT_DIMS.get(name, OTHER_DIMS) for name in names}
@@ -78,6 +76,9 @@ def choose_dims(kernel: str, names: Sequence[str], given: Mapping[str, int] | No
         raise ArgumentError(
             "TS605", f"--dims gives no size for {', '.join(missing)}; the dims of {kernel} are {listed}"
         )
+    if wrong := [name for name in names if given[name] < 1]:
+        message = f"the dim {wrong[0]} must be positive, not {given[wrong[0]]}; the dims of {kernel} are {listed}"
+        raise ArgumentError("TS605", message)
     return {name: given[name] for name in names}
 
 

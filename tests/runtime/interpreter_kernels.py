@@ -95,7 +95,7 @@ def softmax():
 
 
 def gating(block=128, coarse=True, wait=True):
-    """output = delta * sigmoid(exp(-0.1 distance) * (delta @ params)), staged through buffers by asynchronous copies."""
+    """output = delta * sigmoid(exp(-0.1 distance) * (delta @ params)), staged by asynchronous copies."""
     k = Author(
         "gating",
         delta=ViewType((B, S, D), bf16),

@@ -1,0 +1,49 @@
+"""The kernels that every lane is tested on, with the shapes at which the issue that introduced them names them."""
+
+import itertools
+
+from tessera.frontend.document import load_document
+
+DOCUMENT = "examples/gdn/gdn_part1.md"
+MATMULS = [f"matmul_{case}_{dtype}" for dtype in ("bf16", "f32") for case in ("nn", "nt", "tn", "tt")]
+
+
+def load(name):
+    """A kernel of the examples or of the document by name."""
+    for path in (DOCUMENT, "examples/vector_add.py", "examples/softmax.py", "examples/matmul.py"):
+        loaded = load_document(path)
+        if name in loaded.namespace:
+            return loaded[name]
+    raise KeyError(name)
+
+
+def pairs(*axes):
+    """Few tuples that hold every pair of values of every two axes (greedy all-pairs)."""
+    missing = {((i, a), (j, b)) for i, j in itertools.combinations(range(len(axes)), 2) for a in axes[i] for b in axes[j]}
+    chosen = []
+    while missing:
+        best = max(itertools.product(*axes), key=lambda t: len(missing & _pairs_of(t)))
+        chosen.append(best)
+        missing -= _pairs_of(best)
+    return chosen
+
+
+def _pairs_of(values):
+    return {((i, values[i]), (j, values[j])) for i, j in itertools.combinations(range(len(values)), 2)}
+
+
+GATING = [("gating_function_kernel", {"B": b, "S": s, "D": d})
+          for b, s, d in pairs((1, 3), (1, 127, 129, 150), (16, 60, 64, 100, 128, 192))]
+OTHERS = [
+    *(("vector_add", {"N": n}) for n in (1, 1000, 1024, 4097)),
+    *(("vector_add_bf16", {"N": n}) for n in (7, 1024, 3001)),
+    *(("softmax", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (16, 256), (5, 1000))),
+    *(("softmax_bf16", {"M": m, "N": n}) for m, n in ((17, 25), (40, 64), (3, 2048))),
+    *((name, {"M": m, "N": n, "K": k}) for name in MATMULS for m, n, k in ((64, 64, 64), (33, 100, 129), (70, 9, 40))),
+]
+SUITE = GATING + OTHERS
+
+
+def identify(case):
+    name, dims = case
+    return f"{name}-{'x'.join(map(str, dims.values()))}"
