@@ -20,7 +20,7 @@ from tessera.program import Argument, Launch, Parameter, Program
 from tessera.target.arch import ARCHS, Arch
 from tessera.target.schedule import Schedule
 
-VECTOR_DIVISOR = 16             # a dim's divisibility is worth knowing up to 16 elements: the widest vector of any dtype
+VECTOR_DIVISOR = 16  # a dim's divisibility is worth knowing up to 16 elements: the widest vector of any dtype
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ Hook = Callable[[Stage], None]
 def find_arch(name: str) -> Arch:
     """Raises SourceError TS508 for an architecture that the table does not have."""
     if name not in ARCHS:
-        raise SourceError("TS508", f"there is no architecture '{name}' (known: {', '.join(ARCHS)}){did_you_mean(name, ARCHS)}")
+        raise SourceError(
+            "TS508", f"there is no architecture '{name}' (known: {', '.join(ARCHS)}){did_you_mean(name, ARCHS)}"
+        )
     return ARCHS[name]
 
 
@@ -67,16 +69,23 @@ def trace_kernel(definition: KernelDefinition, dims: Mapping[str, int], grid: Se
     """Tile IR of a kernel, with its grid: the declared or inferred one, or `grid`."""
     from tessera.frontend.evaluator import trace
     from tessera.frontend.grid import apply_grid
+
     module = trace(definition, dict(dims))
     if grid is not None:
         module = Module(TILE, [apply_grid(kernel, tuple(grid)) for kernel in module.kernels])
     return module
 
 
-def compile_kernel(source: KernelDefinition | Module, dims: Mapping[str, int], arch: str = "sm_80",
-                   grid: Sequence[Size] | None = None, alignment: Mapping[str, int] | None = None,
-                   divisors: Mapping[str, int] | None = None, hooks: Sequence[Hook] = (),
-                   schedule: Schedule | None = None) -> Compilation:
+def compile_kernel(
+    source: KernelDefinition | Module,
+    dims: Mapping[str, int],
+    arch: str = "sm_80",
+    grid: Sequence[Size] | None = None,
+    alignment: Mapping[str, int] | None = None,
+    divisors: Mapping[str, int] | None = None,
+    hooks: Sequence[Hook] = (),
+    schedule: Schedule | None = None,
+) -> Compilation:
     """Compiles one kernel down to CUDA text, verifying after every pass.
 
     `dims` gives every dim a value; only those that shapes need are compiled in, of the others only divisibility (unless
@@ -111,14 +120,21 @@ def compile_kernel(source: KernelDefinition | Module, dims: Mapping[str, int], a
     return result
 
 
-def make_context(kernel: Kernel, arch: Arch, dims: Mapping[str, int], alignment: Mapping[str, int] | None = None,
-                 divisors: Mapping[str, int] | None = None, schedule: Schedule | None = None) -> Context:
+def make_context(
+    kernel: Kernel,
+    arch: Arch,
+    dims: Mapping[str, int],
+    alignment: Mapping[str, int] | None = None,
+    divisors: Mapping[str, int] | None = None,
+    schedule: Schedule | None = None,
+) -> Context:
     """Which dims a kernel's shapes bind, and what may be assumed of the others. Raises SourceError TS205 for a missing one."""
     needed = unbound_dims(kernel)
     missing = [dim for dim in needed if dim not in dims]
     if missing:
-        raise SourceError("TS205", f"kernel '{kernel.name}' needs a value for {', '.join(missing)}, which its shapes use",
-                          kernel.loc)
+        raise SourceError(
+            "TS205", f"kernel '{kernel.name}' needs a value for {', '.join(missing)}, which its shapes use", kernel.loc
+        )
     static = {dim: dims[dim] for dim in needed}
     if divisors is None:
         divisors = {dim: divisibility(value) for dim, value in dims.items() if dim not in static}
@@ -151,20 +167,41 @@ def make_program(kernel: Kernel, texts: list[CudaKernel], arch: str) -> Program:
     parameters = []
     for value in kernel.parameters:
         if isinstance(value.type, ViewType):
-            parameters.append(Parameter(value.name, "tensor", value.type.dtype.name, value.type.shape,
-                                        roles.get(value.name, "in"), alignment.get(value.name, 16)))
+            parameters.append(
+                Parameter(
+                    value.name,
+                    "tensor",
+                    value.type.dtype.name,
+                    value.type.shape,
+                    roles.get(value.name, "in"),
+                    alignment.get(value.name, 16),
+                )
+            )
         elif isinstance(value.type, ScalarType):
             parameters.append(Parameter(value.name, "scalar", value.type.dtype.name))
     launches = []
     for text in texts:
-        arguments = [*(Argument("pointer", name) for name in text.pointers),
-                     *(Argument("size", size=symbol(dim)) for dim in text.sizes),
-                     *(Argument("scalar", name) for name in text.scalars)]
-        launches.append(Launch(text.name, tuple(kernel.attributes.get("grid", (1,))), text.threads, text.shared_bytes,
-                               tuple(arguments)))
-    return Program(kernel.name, arch, tuple(parameters), tuple(kernel.attributes.get("dims", ())),
-                   dict(kernel.attributes.get("static", {})), dict(kernel.attributes.get("divisors", {})), tuple(launches),
-                   "\n".join(text.text for text in texts), notes=tuple(kernel.attributes.get("notes", ())))
+        arguments = [
+            *(Argument("pointer", name) for name in text.pointers),
+            *(Argument("size", size=symbol(dim)) for dim in text.sizes),
+            *(Argument("scalar", name) for name in text.scalars),
+        ]
+        launches.append(
+            Launch(
+                text.name, tuple(kernel.attributes.get("grid", (1,))), text.threads, text.shared_bytes, tuple(arguments)
+            )
+        )
+    return Program(
+        kernel.name,
+        arch,
+        tuple(parameters),
+        tuple(kernel.attributes.get("dims", ())),
+        dict(kernel.attributes.get("static", {})),
+        dict(kernel.attributes.get("divisors", {})),
+        tuple(launches),
+        "\n".join(text.text for text in texts),
+        notes=tuple(kernel.attributes.get("notes", ())),
+    )
 
 
 __all__ = ["TARGET", "Compilation", "Stage", "compile_kernel", "find_arch", "make_program", "run_pass", "trace_kernel"]

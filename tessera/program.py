@@ -71,9 +71,14 @@ class Program:
         data["schema"] = SCHEMA
         data["cubin"] = base64.b64encode(self.cubin).decode()
         data["parameters"] = [{**vars(p), "shape": [to_text(s) for s in p.shape]} for p in self.parameters]
-        data["launches"] = [{**vars(x), "grid": [to_text(s) for s in x.grid],
-                             "arguments": [{**vars(a), "size": to_text(a.size)} for a in x.arguments]}
-                            for x in self.launches]
+        data["launches"] = [
+            {
+                **vars(x),
+                "grid": [to_text(s) for s in x.grid],
+                "arguments": [{**vars(a), "size": to_text(a.size)} for a in x.arguments],
+            }
+            for x in self.launches
+        ]
         return json.dumps(data, sort_keys=True)
 
     @staticmethod
@@ -83,17 +88,27 @@ class Program:
             data = json.loads(text)
             if data.pop("schema") != SCHEMA:
                 raise ValueError("another schema")
-            launches = tuple(Launch(x["kernel"], _sizes(x["grid"]), x["threads"], x["shared_bytes"],
-                                    tuple(Argument(a["kind"], a["name"], parse(str(a["size"]))) for a in x["arguments"]))
-                             for x in data.pop("launches"))
+            launches = tuple(
+                Launch(
+                    x["kernel"],
+                    _sizes(x["grid"]),
+                    x["threads"],
+                    x["shared_bytes"],
+                    tuple(Argument(a["kind"], a["name"], parse(str(a["size"]))) for a in x["arguments"]),
+                )
+                for x in data.pop("launches")
+            )
             parameters = tuple(Parameter(**{**p, "shape": _sizes(p["shape"])}) for p in data.pop("parameters"))
             cubin = base64.b64decode(data.pop("cubin"))
-            return Program(**{**data, "dims": tuple(data["dims"]), "notes": tuple(data["notes"])}, parameters=parameters,
-                           launches=launches, cubin=cubin)
+            return Program(
+                **{**data, "dims": tuple(data["dims"]), "notes": tuple(data["notes"])},
+                parameters=parameters,
+                launches=launches,
+                cubin=cubin,
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SourceError("TS702", f"this is not a Tessera program of schema {SCHEMA}: {error}") from None
 
 
 def _sizes(texts: list[Any]) -> tuple[Size, ...]:
     return tuple(parse(str(text)) for text in texts)
-

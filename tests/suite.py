@@ -19,7 +19,9 @@ def load(name):
 
 def pairs(*axes):
     """Few tuples that hold every pair of values of every two axes (greedy all-pairs)."""
-    missing = {((i, a), (j, b)) for i, j in itertools.combinations(range(len(axes)), 2) for a in axes[i] for b in axes[j]}
+    missing = {
+        ((i, a), (j, b)) for i, j in itertools.combinations(range(len(axes)), 2) for a in axes[i] for b in axes[j]
+    }
     chosen = []
     while missing:
         best = max(itertools.product(*axes), key=lambda t: len(missing & _pairs_of(t)))
@@ -32,8 +34,10 @@ def _pairs_of(values):
     return {((i, values[i]), (j, values[j])) for i, j in itertools.combinations(range(len(values)), 2)}
 
 
-GATING = [("gating_function_kernel", {"B": b, "S": s, "D": d})
-          for b, s, d in pairs((1, 3), (1, 127, 129, 150), (16, 60, 64, 100, 128, 192))]
+GATING = [
+    ("gating_function_kernel", {"B": b, "S": s, "D": d})
+    for b, s, d in pairs((1, 3), (1, 127, 129, 150), (16, 60, 64, 100, 128, 192))
+]
 OTHERS = [
     *(("vector_add", {"N": n}) for n in (1, 1000, 1024, 4097)),
     *(("vector_add_bf16", {"N": n}) for n in (7, 1024, 3001)),

@@ -30,9 +30,18 @@ def test_interpreter_and_emulated_cuda_agree_and_are_right(case):
         assert result.ok and not result.rms_rule, (output, result)
 
 
-@pytest.mark.parametrize("case", [GATING[0], GATING[-1], SUITE[-1], ("softmax_bf16", {"M": 17, "N": 25}),
-                                  ("vector_add", {"N": 1000}), ("matmul_tn_bf16", {"M": 33, "N": 100, "K": 129})],
-                         ids=identify)
+@pytest.mark.parametrize(
+    "case",
+    [
+        GATING[0],
+        GATING[-1],
+        SUITE[-1],
+        ("softmax_bf16", {"M": 17, "N": 25}),
+        ("vector_add", {"N": 1000}),
+        ("matmul_tn_bf16", {"M": 33, "N": 100, "K": 129}),
+    ],
+    ids=identify,
+)
 def test_every_pass_keeps_every_bit_and_the_text_law(case):
     name, dims = case
     compilation = compile_kernel(load(name), dims)
@@ -44,7 +53,9 @@ def test_every_pass_keeps_every_bit_and_the_text_law(case):
         assert_same_bits(expected, outputs_of(stage.module.kernel(), dims, stage.module.level), stage.name)
 
 
-@pytest.mark.parametrize("dims", [{"B": 1, "S": 150, "D": 64}, {"B": 3, "S": 127, "D": 60}, {"B": 2, "S": 129, "D": 100}], ids=str)
+@pytest.mark.parametrize(
+    "dims", [{"B": 1, "S": 150, "D": 64}, {"B": 3, "S": 127, "D": 60}, {"B": 2, "S": 129, "D": 100}], ids=str
+)
 def test_all_ids_and_strided_ids_give_the_same_bits(dims):
     """The document's windows overlap when every id runs; the inferred grid runs every 128th."""
     definition = load("gating_function_kernel")

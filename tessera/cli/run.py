@@ -143,16 +143,17 @@ def run_subject(subject: Subject, options: Options) -> Result:
     original = inputs.make_arrays(parameters, dims, options.seed)
     result = Result(subject.name, dims, scalars, notes=tuple(kernel.attributes.get("notes", ())))
     lane = _lane(subject, options)
+    bound = {**(kernel.attributes.get("static") or {}), **dims}  # textual IR may have dims bound already
     arguments = {**{name: array.copy() for name, array in original.items()}, **scalars}
     if lane == "interpret":
-        result.outcome = execute.interpret(kernel, arguments, dims, extents, subject.level)
+        result.outcome = execute.interpret(kernel, arguments, bound, extents, subject.level)
     else:
         result.arch = api.device_arch(0) if lane == "cuda" else api.choose_arch(options.arch)
-        result.outcome = _run_program(subject, lane, result, arguments)
+        result.outcome = _run_program(subject, lane, result.arch, bound, arguments)
     outputs = result.outcome.outputs
-    result.comparisons = execute.verify_outputs(kernel, {**original, **scalars}, dims, outputs, extents, subject.level)
+    result.comparisons = execute.verify_outputs(kernel, {**original, **scalars}, bound, outputs, extents, subject.level)
     if lane == "cuda" and subject.level == TILE:
-        result.roofline = _roofline(kernel, result, extents)
+        result.roofline = _roofline(kernel, result, bound, extents)
     return result
 
 
@@ -162,24 +163,23 @@ def _lane(subject: Subject, options: Options) -> str:
     return "emulate" if subject.level != TILE and options.backend == "auto" and lane == "interpret" else lane
 
 
-def _run_program(subject: Subject, lane: str, result: Result, arguments: dict[str, Any]) -> Outcome:
-    assert result.arch is not None
+def _run_program(subject: Subject, lane: str, arch: str, dims: dict[str, int], arguments: dict[str, Any]) -> Outcome:
     on_host = {
         name: alignment_class(value.ctypes.data) for name, value in arguments.items() if isinstance(value, np.ndarray)
     }
     alignment = on_host if lane == "emulate" else dict.fromkeys(on_host, 16)
-    program = subject.program(result.dims, result.arch, alignment)
+    program = subject.program(dims, arch, alignment)
     if lane == "emulate":
-        return execute.emulate(program, arguments, result.dims)
-    return execute.cuda(api.with_cubin(program), arguments, result.dims, TIMED_REPEATS)
+        return execute.emulate(program, arguments, dims)
+    return execute.cuda(api.with_cubin(program), arguments, dims, TIMED_REPEATS)
 
 
-def _roofline(kernel: Kernel, result: Result, extents: tuple[int, ...]) -> float | None:
+def _roofline(kernel: Kernel, result: Result, dims: dict[str, int], extents: tuple[int, ...]) -> float | None:
     from tessera.runtime.roofline import roofline_seconds
     from tessera.target.arch import ARCHS
 
     assert result.outcome is not None and result.arch is not None
-    least = roofline_seconds(kernel, execute.parameters_of(kernel), result.dims, extents, ARCHS[result.arch])
+    least = roofline_seconds(kernel, execute.parameters_of(kernel), dims, extents, ARCHS[result.arch])
     return least / result.outcome.seconds if result.outcome.seconds > 0 else None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tessera.errors import ArgumentError, SourceError, TesseraError, did_you_mean
 from tessera.frontend.definition import FunctionDefinition, KernelDefinition
-from tessera.frontend.document import LoadedDocument, load_document
+from tessera.frontend.document import LoadedDocument, bound_names, load_document
 from tessera.ir.core import Kernel, Module
 
 IR_SUFFIX = ".tsir"
@@ -100,31 +100,41 @@ def _only(module: Module, kernel: Kernel) -> Module:
 
 def _all_of(loaded: LoadedDocument) -> Targets:
     """Every kernel and function of a file in the order in which they are written, those that failed to load too."""
-    lines = _function_lines(loaded)
-    targets = []
-    for name in loaded.sources:
-        value = loaded.namespace.get(name)
-        # A second name of a kernel (`alias = kernel`, or an imported one) is not another kernel.
-        if isinstance(value, (KernelDefinition, FunctionDefinition)) and name in lines:
+    names = _names(loaded)
+    targets: list[Target] = []
+    seen: set[int] = set()
+    for name, (_, is_import, _) in names.items():
+        value = loaded.namespace.get(name) if name in loaded.sources else None
+        # An imported kernel belongs to another file, and a second name of a kernel is not another kernel.
+        if isinstance(value, (KernelDefinition, FunctionDefinition)) and not is_import and id(value) not in seen:
+            seen.add(id(value))
             targets.append(_target_of(name, value))
+    others = []
     for failure in loaded.failures:
-        targets += [Target(name, error=failure.error) for name in failure.names if name in lines]
+        lost = [name for name in failure.names if name in names and names[name][2]]
+        targets += [Target(name, error=failure.error) for name in lost]
+        others += [] if lost else [failure.error]
     if not targets:
-        raise loaded.failures[0].error if loaded.failures else _nothing(loaded.path)
-    targets.sort(key=lambda target: lines[target.name])
-    others = [failure.error for failure in loaded.failures if not lines.keys() & failure.names]
-    return Targets(targets, others)
+        raise others[0] if others else _nothing(loaded.path)
+    return Targets(sorted(targets, key=lambda target: names[target.name][0]), others)
 
 
-def _function_lines(loaded: LoadedDocument) -> dict[str, int]:
-    """The line of each function of the file; of those in a block that Python cannot read, the line that it stops at."""
-    lines: dict[str, int] = {}
+def _names(loaded: LoadedDocument) -> dict[str, tuple[int, bool, bool]]:
+    """By name that the file binds: its line, whether an import binds it, and whether a `def` does.
+
+    A block that Python cannot read counts as the functions that it seems to define.
+    """
+    names: dict[str, tuple[int, bool, bool]] = {}
     for block in loaded.document.blocks:
         try:
-            lines |= {node.name: node.lineno for node in block.tree.body if isinstance(node, ast.FunctionDef)}
+            body = block.tree.body
         except SourceError as error:
-            lines |= dict.fromkeys(block.defines, error.loc.line if error.loc else block.first_line)
-    return lines
+            names |= dict.fromkeys(block.defines, (error.loc.line if error.loc else block.first_line, False, True))
+            continue
+        for node in body:
+            kind = isinstance(node, (ast.Import, ast.ImportFrom)), isinstance(node, ast.FunctionDef)
+            names |= dict.fromkeys(bound_names(node), (node.lineno, *kind))
+    return names
 
 
 def _nothing(path: str) -> ArgumentError:

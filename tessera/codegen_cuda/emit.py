@@ -16,7 +16,7 @@ from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.types import ScalarType, TileType, ViewType, strides
 
 TEMPLATES = Path(__file__).parent / "templates"
-BODY = "<<body>>"                                 # the line of a template where an op's region goes
+BODY = "<<body>>"  # the line of a template where an op's region goes
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,15 @@ class CudaKernel:
 @cache
 def _environment() -> Any:
     import jinja2
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True, keep_trailing_newline=False, autoescape=False)
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=False,
+        autoescape=False,
+    )
 
 
 def emit(kernel: Kernel) -> CudaKernel:
@@ -60,7 +67,9 @@ class _Emitter:
         self.layouts = LayoutNames()
         self.views: dict[Value, ViewNames] = {}
         self.threads = kernel.attributes["warps"] * 32
-        self.loops = {id(op.regions[0]): (op.operands[0], op.operands[2]) for op in kernel.body.walk() if op.name == "for"}
+        self.loops = {
+            id(op.regions[0]): (op.operands[0], op.operands[2]) for op in kernel.body.walk() if op.name == "for"
+        }
 
     def run(self) -> CudaKernel:
         kernel = self.kernel
@@ -82,13 +91,27 @@ class _Emitter:
                 signature.append(f"{value.type.dtype.cuda} {self.names.value(value)}")
                 scalars.append(value.name)
         body = self.block(kernel.body, "    ")
-        head = ['#include "tessera_device.h"', "", *self.layouts.functions(), "",
-                f"TS_KERNEL({kernel.name}, {self.threads})({', '.join(signature)}) {{", "    TS_SHARED(shared_base);",
-                *(f"    {text}" for text in self.layouts.variables())]
+        head = [
+            '#include "tessera_device.h"',
+            "",
+            *self.layouts.functions(),
+            "",
+            f"TS_KERNEL({kernel.name}, {self.threads})({', '.join(signature)}) {{",
+            "    TS_SHARED(shared_base);",
+            *(f"    {text}" for text in self.layouts.variables()),
+        ]
         lines = [Line(text) for text in head] + body + [Line("}"), Line("")]
         table = {number: line.op.id for number, line in enumerate(lines, 1) if line.op is not None}
-        return CudaKernel(kernel.name, "\n".join(line.text for line in lines), self.threads,
-                          kernel.attributes.get("shared_bytes", 0), tuple(pointers), tuple(dims), tuple(scalars), table)
+        return CudaKernel(
+            kernel.name,
+            "\n".join(line.text for line in lines),
+            self.threads,
+            kernel.attributes.get("shared_bytes", 0),
+            tuple(pointers),
+            tuple(dims),
+            tuple(scalars),
+            table,
+        )
 
     def block(self, block: Block, indent: str) -> list[Line]:
         lines: list[Line] = []
@@ -101,14 +124,19 @@ class _Emitter:
         if lowering is None or not (lowering.template or lowering.expression or lowering.integer):
             raise InternalError("TS901", f"op {op.name} has no CUDA text at Target level", op.loc)
         context = statements.context(self, op)
-        if context is None:                       # says nothing: its users refer to the operand itself
+        if context is None:  # says nothing: its users refer to the operand itself
             return []
         text = _environment().get_template(f"{lowering.template or 'elementwise'}.j2").render(context)
         lines: list[Line] = []
         if op.loc is not None and op.name not in statements.QUIET:
             place = op.loc.file.replace("\\", "/").rsplit("/", 1)[-1]
-            lines.append(Line(f"{indent}// {op.name} {op.result.name if op.results else ''}".rstrip()
-                              + f"  {place}:{op.loc.line}", op))
+            lines.append(
+                Line(
+                    f"{indent}// {op.name} {op.result.name if op.results else ''}".rstrip()
+                    + f"  {place}:{op.loc.line}",
+                    op,
+                )
+            )
         regions = iter(op.regions)
         for row in text.split("\n"):
             if row.strip() == BODY:

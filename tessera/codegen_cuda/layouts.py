@@ -29,8 +29,10 @@ class LayoutNames:
             lines += [f"// {layout}", _shared_function(layout, name)]
         for layout, name in self.register.items():
             lines.append(f"// {layout}")
-            lines += [f"TS_DEVICE constexpr int {name}_r{axis}(int r) {{ return {_register_part(layout, axis)}; }}"
-                      for axis in range(len(layout.repeats))]
+            lines += [
+                f"TS_DEVICE constexpr int {name}_r{axis}(int r) {{ return {_register_part(layout, axis)}; }}"
+                for axis in range(len(layout.repeats))
+            ]
         return lines
 
     def variables(self) -> list[str]:
@@ -67,7 +69,7 @@ def _register_part(layout: RegisterLayout, axis: int) -> str:
     text = _bits(layout.block.group("register"), axis, "r")
     if layout.repeats[axis] > 1:
         inner = block
-        for later in layout.repeats[axis + 1:]:
+        for later in layout.repeats[axis + 1 :]:
             inner *= later
         count = f"r / {inner}" if inner > 1 else "r"
         repeat = f"({count}) % {layout.repeats[axis]} * {layout.block_shape[axis]}"

@@ -11,9 +11,11 @@ from tessera.ir.core import Value
 from tessera.ir.dims import Atom, Dim, Size
 
 _CALLS = {"floordiv": "ts_floordiv", "mod": "ts_floormod", "cdiv": "ts_cdiv", "min": "ts_imin", "max": "ts_imax"}
-_KEYWORDS = frozenset("auto bool break case char class const continue default delete do double else enum extern false float for "
-                      "goto if inline int long new operator private public register return short signed sizeof static struct "
-                      "switch template this true typedef union unsigned using virtual void volatile while".split())
+_KEYWORDS = frozenset(
+    "auto bool break case char class const continue default delete do double else enum extern false float for "
+    "goto if inline int long new operator private public register return short signed sizeof static struct "
+    "switch template this true typedef union unsigned using virtual void volatile while".split()
+)
 
 
 def identifier(hint: str) -> str:
@@ -77,7 +79,9 @@ def literal(value: Any, dtype: DType) -> str:
     if dtype.is_bool:
         return "true" if value else "false"
     if dtype.is_int:
-        return f"{int(value)}LL" if abs(int(value)) < 1 << 63 and value != -(1 << 63) else "(-9223372036854775807LL - 1)"
+        return (
+            f"{int(value)}LL" if abs(int(value)) < 1 << 63 and value != -(1 << 63) else "(-9223372036854775807LL - 1)"
+        )
     number = float(value)
     if math.isnan(number):
         return "ts_nan()"

@@ -10,7 +10,7 @@ from tessera.ir.layout import RegisterLayout
 
 _COMBINE = {"reduce_sum": "{0} + {1}", "reduce_max": "ts_max({0}, {1})", "reduce_min": "ts_min({0}, {1})"}
 _IDENTITY = {"reduce_sum": "0.0f", "reduce_max": "(-ts_infinity())", "reduce_min": "ts_infinity()"}
-PAIR_BITS = 5                   # log2 of the block of 32
+PAIR_BITS = 5  # log2 of the block of 32
 
 
 def reduction_lines(name: str, layout: RegisterLayout, axis: int, size: int, source: str, alias: str) -> list[str]:
@@ -22,13 +22,27 @@ def reduction_lines(name: str, layout: RegisterLayout, axis: int, size: int, sou
         groups.setdefault(result, {})[layout.coordinates(register, 0, 0)[axis]] = register
     lines = []
     for result, members in sorted(groups.items()):
-        lines += ["{", *("    " + text for text in _one(name, members, lane_bits, layout.shape[axis], size, source,
-                                                       f"{alias}_t{axis}", result)), "}"]
+        lines += [
+            "{",
+            *(
+                "    " + text
+                for text in _one(name, members, lane_bits, layout.shape[axis], size, source, f"{alias}_t{axis}", result)
+            ),
+            "}",
+        ]
     return lines
 
 
-def _one(name: str, members: dict[int, int], lane_bits: dict[int, int], physical: int, size: int, source: str, thread: str,
-         result: int) -> list[str]:
+def _one(
+    name: str,
+    members: dict[int, int],
+    lane_bits: dict[int, int],
+    physical: int,
+    size: int,
+    source: str,
+    thread: str,
+    result: int,
+) -> list[str]:
     lines, values = [], {}
     for place, register in sorted(members.items()):
         text = f"ts_to_f32({source}[{register}])"
@@ -47,7 +61,9 @@ def _pair(name: str, values: dict[int, str], lane_bits: dict[int, int]) -> list[
     for place in range(PAIR_BITS):
         step = 1 << place
         if place in lane_bits:
-            lines += [f"{x} = {_COMBINE[name].format(x, f'ts_shfl_xor({x}, {lane_bits[place]})')};" for x in values.values()]
+            lines += [
+                f"{x} = {_COMBINE[name].format(x, f'ts_shfl_xor({x}, {lane_bits[place]})')};" for x in values.values()
+            ]
             continue
         for low in sorted(values):
             if not low & step and any(v & step for v in values):

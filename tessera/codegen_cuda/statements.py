@@ -37,8 +37,14 @@ def _tile(emitter: _Emitter, value: Value) -> dict[str, Any]:
     """A register tile as templates see it."""
     type_ = tile_type(value)
     assert type_.layout is not None
-    return {"name": emitter.name(value), "ctype": type_.dtype.cuda, "count": type_.layout.registers_per_thread,
-            "layout": emitter.layouts.tile(type_.layout), "shape": type_.shape, "physical": type_.layout.shape}
+    return {
+        "name": emitter.name(value),
+        "ctype": type_.dtype.cuda,
+        "count": type_.layout.registers_per_thread,
+        "layout": emitter.layouts.tile(type_.layout),
+        "shape": type_.shape,
+        "physical": type_.layout.shape,
+    }
 
 
 def _elementwise(emitter: _Emitter, op: Op) -> dict[str, Any]:
@@ -52,8 +58,12 @@ def _elementwise(emitter: _Emitter, op: Op) -> dict[str, Any]:
     text = (lower.expression if in_float or op.name == "cast" else lower.integer).format(*terms)
     result = op.result
     ctype = result.type.dtype.cuda  # type: ignore[union-attr]
-    return {"out": emitter.name(result), "ctype": ctype, "expression": f"ts_cast<{ctype}>({text})",
-            "count": _tile(emitter, result)["count"] if emitter.is_tile(result) else 0}
+    return {
+        "out": emitter.name(result),
+        "ctype": ctype,
+        "expression": f"ts_cast<{ctype}>({text})",
+        "count": _tile(emitter, result)["count"] if emitter.is_tile(result) else 0,
+    }
 
 
 def _constant(emitter: _Emitter, op: Op) -> dict[str, Any]:
@@ -97,8 +107,16 @@ def _window(emitter: _Emitter, op: Op) -> None | dict[str, Any]:
     name = emitter.fresh(op.result.name or "window")
     lines, terms, conditions = [], [], [source.inside] if source.inside else []
     kept: list[tuple[Any, ...]] = []
-    axes = zip(op.operands[1:], op.attributes["extents"], op.attributes["kept"], source.remaining, source.first,
-               source.strides, source.valid, strict=True)
+    axes = zip(
+        op.operands[1:],
+        op.attributes["extents"],
+        op.attributes["kept"],
+        source.remaining,
+        source.first,
+        source.strides,
+        source.valid,
+        strict=True,
+    )
     for axis, (offset, extent, keep, remaining, first, stride, _) in enumerate(axes):
         number = _known(offset)
         text = str(number) if number is not None else emitter.name(offset)
@@ -141,9 +159,16 @@ def _window(emitter: _Emitter, op: Op) -> None | dict[str, Any]:
             count = f"{inside} ? {count} : 0"
         valid.append(f"{name}_valid{axis}")
         lines.append(f"const int {valid[-1]} = {count};")
-    emitter.views[op.result] = ViewNames(name, source.dtype, tuple(k[1] for k in kept), tuple(valid),
-                                         tuple(k[2] for k in kept), tuple(k[3] for k in kept), tuple(k[4] for k in kept),
-                                         inside if not kept else "")
+    emitter.views[op.result] = ViewNames(
+        name,
+        source.dtype,
+        tuple(k[1] for k in kept),
+        tuple(valid),
+        tuple(k[2] for k in kept),
+        tuple(k[3] for k in kept),
+        tuple(k[4] for k in kept),
+        inside if not kept else "",
+    )
     return {"lines": lines}
 
 
@@ -168,10 +193,18 @@ def _global_access(emitter: _Emitter, op: Op, tile: Value) -> dict[str, Any]:
     valid = f"{view.valid[-1]} - {last}"
     if view.first[-1] != 0:
         condition = " && ".join(filter(None, (condition, f"{last} >= {view.first[-1]}")))
-    return {"tile": info, "vector": max(1, op.attributes["vector"] // type_.dtype.bytes), "names": names,
-            "coordinates": _coordinates(info["layout"], len(names), "r"), "pointer": view.pointer,
-            "offset": view.offset(names), "ctype": type_.dtype.cuda, "condition": condition, "whole": whole,
-            "valid": valid if not condition else f"({condition}) ? {valid} : 0"}
+    return {
+        "tile": info,
+        "vector": max(1, op.attributes["vector"] // type_.dtype.bytes),
+        "names": names,
+        "coordinates": _coordinates(info["layout"], len(names), "r"),
+        "pointer": view.pointer,
+        "offset": view.offset(names),
+        "ctype": type_.dtype.cuda,
+        "condition": condition,
+        "whole": whole,
+        "valid": valid if not condition else f"({condition}) ? {valid} : 0",
+    }
 
 
 def _ld_global(emitter: _Emitter, op: Op) -> dict[str, Any]:
@@ -179,8 +212,13 @@ def _ld_global(emitter: _Emitter, op: Op) -> dict[str, Any]:
         return {"scalar": False, **_global_access(emitter, op, op.result)}
     view = emitter.views[op.operands[0]]
     dtype = op.result.type.dtype  # type: ignore[union-attr]
-    return {"scalar": True, "out": emitter.name(op.result), "ctype": dtype.cuda, "pointer": view.pointer,
-            "inside": view.inside}
+    return {
+        "scalar": True,
+        "out": emitter.name(op.result),
+        "ctype": dtype.cuda,
+        "pointer": view.pointer,
+        "inside": view.inside,
+    }
 
 
 def _st_global(emitter: _Emitter, op: Op) -> dict[str, Any]:
@@ -207,11 +245,21 @@ def _cp_async(emitter: _Emitter, op: Op) -> dict[str, Any]:
     condition = view.row_condition(names, (layout.rows,))
     if view.first[-1] != 0:
         raise InternalError("TS901", "an asynchronous copy from before the start of a tensor has no text", op.loc)
-    return {"buffer": emitter.name(op.operand("buffer")), "shared": emitter.layouts.buffer(layout), "rows": layout.rows,
-            "chunks": layout.cols // step, "step": step, "item": type_.dtype.bytes, "vector": vector,
-            "threads": emitter.threads, "pointer": view.pointer, "offset": view.offset(names), "ctype": type_.dtype.cuda,
-            "valid": f"({condition}) ? {view.valid[-1]} - col : 0" if condition else f"{view.valid[-1]} - col",
-            "bypass": "true" if op.attributes["bypass_l1"] and vector == 16 else "false"}
+    return {
+        "buffer": emitter.name(op.operand("buffer")),
+        "shared": emitter.layouts.buffer(layout),
+        "rows": layout.rows,
+        "chunks": layout.cols // step,
+        "step": step,
+        "item": type_.dtype.bytes,
+        "vector": vector,
+        "threads": emitter.threads,
+        "pointer": view.pointer,
+        "offset": view.offset(names),
+        "ctype": type_.dtype.cuda,
+        "valid": f"({condition}) ? {view.valid[-1]} - col : 0" if condition else f"{view.valid[-1]} - col",
+        "bypass": "true" if op.attributes["bypass_l1"] and vector == 16 else "false",
+    }
 
 
 def _shared_access(emitter: _Emitter, op: Op, tile: Value) -> dict[str, Any]:
@@ -222,8 +270,14 @@ def _shared_access(emitter: _Emitter, op: Op, tile: Value) -> dict[str, Any]:
     rank = len(info["shape"])
     first = 1 if op.definition.operands[1].startswith("*") else 2
     offsets = [_known(v) for v in op.operands[first:]]
-    terms = [f"c{axis}" if number == 0 else f"c{axis} + {number}" if number is not None else
-             f"c{axis} + (int){emitter.name(v)}" for axis, (number, v) in enumerate(zip(offsets, op.operands[first:], strict=True))]
+    terms = [
+        f"c{axis}"
+        if number == 0
+        else f"c{axis} + {number}"
+        if number is not None
+        else f"c{axis} + (int){emitter.name(v)}"
+        for axis, (number, v) in enumerate(zip(offsets, op.operands[first:], strict=True))
+    ]
     limits = (layout.cols,) if rank == 1 else (layout.rows, layout.cols)
     guards = []
     for axis in range(rank):
@@ -232,15 +286,29 @@ def _shared_access(emitter: _Emitter, op: Op, tile: Value) -> dict[str, Any]:
             guards.append(f"c{axis} < {info['shape'][axis]}")
         elif number is not None and number + info["physical"][axis] > limits[axis]:
             guards.append(f"c{axis} < {limits[axis] - number}")
-    padded = [f"c{axis} < {info['shape'][axis]}" for axis in range(rank) if info["physical"][axis] > info["shape"][axis]]
+    padded = [
+        f"c{axis} < {info['shape'][axis]}" for axis in range(rank) if info["physical"][axis] > info["shape"][axis]
+    ]
     whole = tuple(type_.shape) == tuple(info["shape"])
     uncovered = whole and rank == 2 and (layout.rows > info["physical"][0] or layout.cols > info["physical"][1])
-    return {"tile": info, "buffer": emitter.name(op.operand("buffer")), "shared": emitter.layouts.buffer(layout),
-            "vector": max(1, op.attributes["vector"] // type_.dtype.bytes), "names": [f"c{a}" for a in range(rank)],
-            "coordinates": _coordinates(info["layout"], rank, "r"), "address": ", ".join(["0", *terms][-2:]),
-            "guard": " && ".join(guards), "ctype": type_.dtype.cuda, "inside": " && ".join(padded) if whole else "",
-            "last_limit": info["shape"][-1], "uncovered": uncovered, "rows": layout.rows, "cols": layout.cols,
-            "covered": info["physical"], "threads": emitter.threads}
+    return {
+        "tile": info,
+        "buffer": emitter.name(op.operand("buffer")),
+        "shared": emitter.layouts.buffer(layout),
+        "vector": max(1, op.attributes["vector"] // type_.dtype.bytes),
+        "names": [f"c{a}" for a in range(rank)],
+        "coordinates": _coordinates(info["layout"], rank, "r"),
+        "address": ", ".join(["0", *terms][-2:]),
+        "guard": " && ".join(guards),
+        "ctype": type_.dtype.cuda,
+        "inside": " && ".join(padded) if whole else "",
+        "last_limit": info["shape"][-1],
+        "uncovered": uncovered,
+        "rows": layout.rows,
+        "cols": layout.cols,
+        "covered": info["physical"],
+        "threads": emitter.threads,
+    }
 
 
 def _ld_shared(emitter: _Emitter, op: Op) -> dict[str, Any]:
@@ -263,7 +331,7 @@ def _ldmatrix(emitter: _Emitter, op: Op) -> dict[str, Any]:
     role, transposed = op.attributes["role"], op.attributes["transposed"]
     words = layout.registers_per_thread // 2
     names = emitter.layouts.tile(layout)
-    outer = 0 if role == "a" else 1               # the axis that is not K
+    outer = 0 if role == "a" else 1  # the axis that is not K
     per_atom = 4 if role == "a" else 2
     origins = [layout.coordinates(2 * word, 0, 0)[outer] for word in range(0, words, per_atom)]
     steps = []
@@ -272,7 +340,9 @@ def _ldmatrix(emitter: _Emitter, op: Op) -> dict[str, Any]:
     else:
         for index in range(0, len(origins), 2):
             pair = index + 1 < len(origins)
-            steps.append((2 * index, 4 if pair else 2, origins[index], origins[index + 1] - origins[index] if pair else 0))
+            steps.append(
+                (2 * index, 4 if pair else 2, origins[index], origins[index + 1] - origins[index] if pair else 0)
+            )
     row_name, column_name = (_offset_text(emitter, v) for v in op.operands[1:])
     trans = transposed if role == "a" else not transposed
     k_bit, other_bit = (">> 4", ">> 3 & 1") if role == "a" else (">> 3 & 1", ">> 4")
@@ -282,15 +352,21 @@ def _ldmatrix(emitter: _Emitter, op: Op) -> dict[str, Any]:
         gap_text = 8 if role == "a" else gap
         other = f"{names}_w{outer} + {origin}" + (f" + (ts_lane() {other_bit}) * {gap_text}" if gap_text else "")
         inner = "(ts_lane() & 7)"
-        if (role == "a") != transposed:           # buffer rows run along the outer axis, columns along k
+        if (role == "a") != transposed:  # buffer rows run along the outer axis, columns along k
             row, column = f"{other} + {inner}", k
         else:
             row, column = f"{k} + {inner}", other
         loads.append({"word": word, "count": count, "row": f"{row_name}{row}", "column": f"{column_name}{column}"})
     type_ = buffer_type(op.operands[0])
     assert type_.layout is not None
-    return {"out": emitter.name(op.result), "words": words, "loads": loads, "buffer": emitter.name(op.operands[0]),
-            "shared": emitter.layouts.buffer(type_.layout), "suffix": "_trans" if trans else ""}
+    return {
+        "out": emitter.name(op.result),
+        "words": words,
+        "loads": loads,
+        "buffer": emitter.name(op.operands[0]),
+        "shared": emitter.layouts.buffer(type_.layout),
+        "suffix": "_trans" if trans else "",
+    }
 
 
 def _offset_text(emitter: _Emitter, value: Value) -> str:
@@ -308,16 +384,27 @@ def _ld_operand(emitter: _Emitter, op: Op) -> dict[str, Any]:
         coordinates.reverse()
     type_ = buffer_type(op.operands[0])
     assert type_.layout is not None
-    return {"out": info, "buffer": emitter.name(op.operands[0]), "shared": emitter.layouts.buffer(type_.layout),
-            "row": row + coordinates[0], "column": column + coordinates[1]}
+    return {
+        "out": info,
+        "buffer": emitter.name(op.operands[0]),
+        "shared": emitter.layouts.buffer(type_.layout),
+        "row": row + coordinates[0],
+        "column": column + coordinates[1],
+    }
 
 
 def _mma_sync(emitter: _Emitter, op: Op) -> dict[str, Any]:
     a, b, acc = op.operands
     rows = _registers(a) // 8
     columns = _registers(b) // 4
-    return {"out": _tile(emitter, op.result), "a": emitter.name(a), "b": emitter.name(b), "acc": emitter.name(acc),
-            "rows": rows, "columns": columns}
+    return {
+        "out": _tile(emitter, op.result),
+        "a": emitter.name(a),
+        "b": emitter.name(b),
+        "acc": emitter.name(acc),
+        "rows": rows,
+        "columns": columns,
+    }
 
 
 def _registers(value: Value) -> int:
@@ -336,8 +423,15 @@ def _fma_block(emitter: _Emitter, op: Op) -> dict[str, Any]:
     for register, (i, j) in enumerate(zip(layout.slice_map(1), layout.slice_map(0), strict=True)):
         a_index = i // rows.block_registers * 8 * rows.block_registers + i % rows.block_registers
         lines.append((register, a_index, j))
-    return {"out": _tile(emitter, op.result), "a": emitter.name(a), "b": emitter.name(b), "acc": emitter.name(acc),
-            "terms": lines, "a_step": a_step, "b_step": b_step}
+    return {
+        "out": _tile(emitter, op.result),
+        "a": emitter.name(a),
+        "b": emitter.name(b),
+        "acc": emitter.name(acc),
+        "terms": lines,
+        "a_step": a_step,
+        "b_step": b_step,
+    }
 
 
 def _reduce(emitter: _Emitter, op: Op) -> dict[str, Any]:
@@ -345,28 +439,59 @@ def _reduce(emitter: _Emitter, op: Op) -> dict[str, Any]:
     layout: RegisterLayout | None = type_.layout
     assert layout is not None
     axis = op.attributes["axis"] % len(type_.shape)
-    lines = reduction_lines(op.name, layout, axis, int(type_.shape[axis]), emitter.name(op.operands[0]),  # type: ignore[arg-type]
-                            emitter.layouts.tile(layout))
+    lines = reduction_lines(
+        op.name,
+        layout,
+        axis,
+        int(type_.shape[axis]),
+        emitter.name(op.operands[0]),  # type: ignore[arg-type]
+        emitter.layouts.tile(layout),
+    )
     out = _tile(emitter, op.result)
-    return {"out": out, "lines": [line.replace("{out}", out["name"]).replace("{ctype}", out["ctype"]) for line in lines]}
+    return {
+        "out": out,
+        "lines": [line.replace("{out}", out["name"]).replace("{ctype}", out["ctype"]) for line in lines],
+    }
 
 
 def _for(emitter: _Emitter, op: Op) -> dict[str, Any]:
     body = op.regions[0]
     carried = []
-    for result, initial, argument, final in zip(op.results, op.operands[3:], body.arguments[1:], body.ops[-1].operands,
-                                                strict=True):
-        emitter.names.of_value[argument] = emitter.names.of_value[result] = emitter.fresh(result.name or argument.name or "carried")
-        carried.append({"name": emitter.name(result), "initial": emitter.name(initial), "ctype": result.type.dtype.cuda,  # type: ignore[union-attr]
-                        "count": _registers(result) if emitter.is_tile(result) else 0, "final": final})
+    for result, initial, argument, final in zip(
+        op.results, op.operands[3:], body.arguments[1:], body.ops[-1].operands, strict=True
+    ):
+        emitter.names.of_value[argument] = emitter.names.of_value[result] = emitter.fresh(
+            result.name or argument.name or "carried"
+        )
+        carried.append(
+            {
+                "name": emitter.name(result),
+                "initial": emitter.name(initial),
+                "ctype": result.type.dtype.cuda,  # type: ignore[union-attr]
+                "count": _registers(result) if emitter.is_tile(result) else 0,
+                "final": final,
+            }
+        )
     lower, upper, step = (emitter.name(v) for v in op.operands[:3])
-    return {"index": emitter.name(body.arguments[0]), "lower": lower, "upper": upper, "step": step, "carried": carried,
-            "unroll": op.attributes["unroll"]}
+    return {
+        "index": emitter.name(body.arguments[0]),
+        "lower": lower,
+        "upper": upper,
+        "step": step,
+        "carried": carried,
+        "unroll": op.attributes["unroll"],
+    }
 
 
 def _if(emitter: _Emitter, op: Op) -> dict[str, Any]:
-    results = [{"name": emitter.name(r), "ctype": r.type.dtype.cuda,  # type: ignore[union-attr]
-                "count": _registers(r) if emitter.is_tile(r) else 0} for r in op.results]
+    results = [
+        {
+            "name": emitter.name(r),
+            "ctype": r.type.dtype.cuda,  # type: ignore[union-attr]
+            "count": _registers(r) if emitter.is_tile(r) else 0,
+        }
+        for r in op.results
+    ]
     return {"condition": emitter.name(op.operands[0]), "results": results}
 
 
@@ -380,8 +505,15 @@ def _yield(emitter: _Emitter, op: Op) -> dict[str, Any]:
         if name == source:
             continue
         crossing = source in targets
-        moves.append({"name": name, "source": source, "ctype": result.type.dtype.cuda, "crossing": crossing,  # type: ignore[union-attr]
-                      "count": _registers(result) if emitter.is_tile(result) else 0})
+        moves.append(
+            {
+                "name": name,
+                "source": source,
+                "ctype": result.type.dtype.cuda,
+                "crossing": crossing,  # type: ignore[union-attr]
+                "count": _registers(result) if emitter.is_tile(result) else 0,
+            }
+        )
     return {"moves": moves}
 
 
@@ -394,11 +526,30 @@ def _nothing(emitter: _Emitter, op: Op) -> dict[str, Any]:
 
 
 _FAMILIES: dict[str, Callable[[Any, Op], dict[str, Any] | None]] = {
-    "constant": _constant, "size": _size, "program_id": _program_id, "full": _full, "broadcast": _broadcast,
+    "constant": _constant,
+    "size": _size,
+    "program_id": _program_id,
+    "full": _full,
+    "broadcast": _broadcast,
     "reshape": _reshape,
-    "window": _window, "ld_global": _ld_global, "st_global": _st_global, "shared": _shared, "cp_async": _cp_async,
-    "async_commit": _nothing, "async_wait": _async_wait, "barrier": _nothing, "ld_shared": _ld_shared,
-    "st_shared": _st_shared, "ldmatrix": _ldmatrix, "ld_operand": _ld_operand, "mma_sync": _mma_sync,
-    "fma_block": _fma_block, "reduce_sum": _reduce, "reduce_max": _reduce, "reduce_min": _reduce, "for": _for, "if": _if,
+    "window": _window,
+    "ld_global": _ld_global,
+    "st_global": _st_global,
+    "shared": _shared,
+    "cp_async": _cp_async,
+    "async_commit": _nothing,
+    "async_wait": _async_wait,
+    "barrier": _nothing,
+    "ld_shared": _ld_shared,
+    "st_shared": _st_shared,
+    "ldmatrix": _ldmatrix,
+    "ld_operand": _ld_operand,
+    "mma_sync": _mma_sync,
+    "fma_block": _fma_block,
+    "reduce_sum": _reduce,
+    "reduce_max": _reduce,
+    "reduce_min": _reduce,
+    "for": _for,
+    "if": _if,
     "yield": _yield,
 }

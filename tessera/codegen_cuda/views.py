@@ -27,7 +27,7 @@ class ViewNames:
     first: tuple[Number, ...]
     strides: tuple[Number, ...]
     extents: tuple[Size, ...]
-    inside: str = ""                              # condition of the dropped axes; empty when it always holds
+    inside: str = ""  # condition of the dropped axes; empty when it always holds
 
     def offset(self, coordinates: list[str]) -> str:
         """Element offset of coordinates from the origin; 64-bit as soon as a stride is more than 1."""
@@ -70,8 +70,12 @@ def is_nonnegative(value: Value, loops: dict[int, tuple[Value, Value]]) -> bool:
         return op.attributes["value"] >= 0
     if op.name == "size":
         size = op.attributes["size"]
-        return isinstance(size, int) and size >= 0 or not isinstance(size, int) and (
-            all(number > 0 for _, number in size.terms) and bool(symbols(size)))
+        return (
+            isinstance(size, int)
+            and size >= 0
+            or not isinstance(size, int)
+            and (all(number > 0 for _, number in size.terms) and bool(symbols(size)))
+        )
     if op.name == "program_id":
         return True
     return op.name in ("add", "mul", "floordiv") and all(is_nonnegative(v, loops) for v in op.operands)

@@ -23,6 +23,7 @@ from tessera.frontend.evaluator_values import (
     Window,
     describe,
     is_number,
+    quoted,
 )
 from tessera.ir import dims
 from tessera.ir.core import Block, Builder, Value
@@ -157,7 +158,7 @@ class Emitter:
         if not isinstance(value, DType):
             self.fail(
                 "TS203",
-                f"'{argument}' takes a dtype such as ts.bf16, but '{self.text(argument)}' is {describe(value)}",
+                f"'{argument}' takes a dtype such as ts.bf16, but {quoted(self.text(argument))} is {describe(value)}",
                 argument,
             )
         if value.name not in ("bf16", "f32", "i32", "i64", "bool"):
@@ -216,7 +217,9 @@ class Emitter:
             return self.number(value)
         if isinstance(value, Dim):
             return self.emit("size", size=value, known=value)
-        raise SourceError("TS203", f"{quoted(text)} is {describe(value)}, where a tile or a number is needed", self.place)
+        raise SourceError(
+            "TS203", f"{quoted(text)} is {describe(value)}, where a tile or a number is needed", self.place
+        )
 
     def tile(self, value: Any, argument: str) -> Handle:
         """An argument of the call being built as a tile."""

@@ -262,7 +262,7 @@ class Statements(Expressions):
             return handles
         return Lost(
             f"is {describe(then)} in one branch of the if on line {line} and {describe(otherwise)} in the other",
-            "TS301",
+            "TS301" if len(handles) == 2 else "TS205",
         )
 
     def _as_value(self, value: Any, dtype: DType | None) -> Handle | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tessera.dtypes import DType, f32
+from tessera.dtypes import f32
 from tessera.frontend.evaluator_copies import Copy
 from tessera.frontend.evaluator_emit import Emitter
-from tessera.frontend.evaluator_values import Handle, describe
+from tessera.frontend.evaluator_values import Handle, describe, is_number
 from tessera.frontend.language import Intrinsic, intrinsic
 from tessera.ir.types import shape_text
 
@@ -145,9 +145,9 @@ def _store(emit: Emitter, value: Any, ref: Any, coalesce: Any = False) -> None:
         )
     if type(coalesce) is not bool:
         emit.fail("TS203", f"coalesce= is True or False, not {describe(coalesce)}", "coalesce")
-    tile = emit.operand(value, emit.text("value"))
-    if tile.is_scalar:
-        tile = emit.full(ref.shape, tile, _storable(tile.dtype, ref.dtype), emit.text("value"))
+    tile = None if is_number(value) else emit.operand(value, emit.text("value"))
+    if tile is None or tile.is_scalar:
+        tile = emit.full(ref.shape, value if tile is None else tile, ref.dtype, emit.text("value"))
     if tile.dtype.is_bool:
         emit.fail("TS204", f"'{emit.text('value')}' is {describe(tile)}; choose numbers with tile.where first", "value")
     if tile.shape != ref.shape:
@@ -158,10 +158,6 @@ def _store(emit: Emitter, value: Any, ref: Any, coalesce: Any = False) -> None:
             "value",
         )
     emit.make("store", ref, tile)
-
-
-def _storable(scalar: DType, tensor: DType) -> DType:
-    return tensor if scalar.is_int and tensor.is_float else scalar
 
 
 store = Intrinsic("tile.store", _store)

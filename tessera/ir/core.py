@@ -54,6 +54,7 @@ class Op:
     @property
     def definition(self) -> OpDef:
         from tessera.ir.opdef import lookup
+
         return lookup(self.name)
 
     @property
@@ -153,10 +154,17 @@ class Builder:
         self.origin = merge_origins(*(op.origin for op in ops))
         return self
 
-    def op(self, name: str, operands: Sequence[Value] = (), regions: Sequence[Block] = (), names: Sequence[str] = (),
-           **attributes: Any) -> Op:
+    def op(
+        self,
+        name: str,
+        operands: Sequence[Value] = (),
+        regions: Sequence[Block] = (),
+        names: Sequence[str] = (),
+        **attributes: Any,
+    ) -> Op:
         """Makes an op, its result types by the op's type rule. Raises what the type rule raises."""
         from tessera.ir.opdef import lookup
+
         definition = lookup(name)
         op = Op(name, list(operands), definition.complete(attributes), [], list(regions), self.origin)
         types = definition.type_rule(op)
@@ -187,8 +195,13 @@ def clone_op(builder: Builder, op: Op, mapping: Mapping, **changed: Any) -> Op:
     saved = builder.origin
     builder.origin = op.origin
     regions = [clone_block(builder, region, mapping) for region in op.regions]
-    new = builder.op(op.name, [mapping.get(value, value) for value in op.operands], regions,
-                     [value.name for value in op.results], **{**op.attributes, **changed})
+    new = builder.op(
+        op.name,
+        [mapping.get(value, value) for value in op.operands],
+        regions,
+        [value.name for value in op.results],
+        **{**op.attributes, **changed},
+    )
     builder.origin = saved
     mapping.update(zip(op.results, new.results, strict=True))
     return new

@@ -177,7 +177,11 @@ def maximum(a: Size, b: Size) -> Size:
 
 
 FUNCTIONS: dict[str, Callable[[Size, Size], Size]] = {
-    "floordiv": floordiv, "mod": mod, "cdiv": cdiv, "min": minimum, "max": maximum,
+    "floordiv": floordiv,
+    "mod": mod,
+    "cdiv": cdiv,
+    "min": minimum,
+    "max": maximum,
 }
 
 

@@ -19,14 +19,14 @@ from tessera.ir.types import Type
 TILE, TARGET = "tile", "target"
 
 # Traits. Passes ask for these, never for op names.
-PURE = "pure"                    # no effect: may be folded, merged, moved or dropped
-ELEMENTWISE = "elementwise"      # result element i depends on element i of each tile operand; scalars spread
-TERMINATOR = "terminator"        # ends a region
-LOOP = "loop"                    # region runs zero or more times
-BRANCH = "branch"                # regions run at most once
-ASYNC = "async"                  # completes at the wait that consumes its token
-STRUCTURAL = "structural"        # moves elements without arithmetic: reference mode applies `evaluate` to value and bar
-COLLECTIVE = "collective"        # every thread of the block must reach it
+PURE = "pure"  # no effect: may be folded, merged, moved or dropped
+ELEMENTWISE = "elementwise"  # result element i depends on element i of each tile operand; scalars spread
+TERMINATOR = "terminator"  # ends a region
+LOOP = "loop"  # region runs zero or more times
+BRANCH = "branch"  # regions run at most once
+ASYNC = "async"  # completes at the wait that consumes its token
+STRUCTURAL = "structural"  # moves elements without arithmetic: reference mode applies `evaluate` to value and bar
+COLLECTIVE = "collective"  # every thread of the block must reach it
 CONSTANT = "constant"
 
 
@@ -62,14 +62,14 @@ class OpDef:
     type_rule: Callable[[Op], tuple[Type, ...]]
     doc: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    effects: Mapping[str, str] = field(default_factory=dict)   # operand name -> "reads" | "writes" | "accumulates"
+    effects: Mapping[str, str] = field(default_factory=dict)  # operand name -> "reads" | "writes" | "accumulates"
     traits: frozenset[str] = frozenset()
     levels: frozenset[str] = frozenset((TILE, TARGET))
     regions: int = 0
     evaluate: Callable[..., Any] | None = None
     bound: Callable[..., Any] | None = None
     lower: Lowering | None = None
-    ulp: float = 0.5                                           # stated CUDA error of the f32 function, in ulp
+    ulp: float = 0.5  # stated CUDA error of the f32 function, in ulp
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """`given` plus defaults, in declared order. Raises for unknown or missing attributes."""
@@ -100,8 +100,9 @@ class OpDef:
 _table: dict[str, OpDef] = {}
 
 
-def define(name: str, operands: str, type_rule: Callable[[Op], tuple[Type, ...]], doc: str, *traits: str,
-           **facets: Any) -> OpDef:
+def define(
+    name: str, operands: str, type_rule: Callable[[Op], tuple[Type, ...]], doc: str, *traits: str, **facets: Any
+) -> OpDef:
     """Adds an op to the table. `operands` is a space-separated list of names, the last one perhaps `*names`."""
     if name in _table:
         raise InternalError("TS901", f"op {name} is declared twice")
@@ -113,6 +114,7 @@ def define(name: str, operands: str, type_rule: Callable[[Op], tuple[Type, ...]]
 def table() -> Mapping[str, OpDef]:
     """All ops by name."""
     import tessera.ir.ops  # noqa: F401  declares them
+
     return _table
 
 

@@ -22,10 +22,12 @@ def loops_of(kernel: Kernel) -> dict[int, tuple[Value, Value]]:
 def divisor_of(value: Value, dims: Mapping[str, int], loops: Loops) -> int:
     """A power of two that divides an integer scalar, given powers of two that divide the dims."""
     op = value.defining_op
-    if op is None:                                # a loop's index is lower + i * step
+    if op is None:  # a loop's index is lower + i * step
         loop = loops.get(id(value.owner)) if value.index == 0 else None
         return min(divisor_of(loop[0], dims, loops), divisor_of(loop[1], dims, loops)) if loop else 1
-    inputs = [divisor_of(v, dims, loops) for v in op.operands] if op.name in ("add", "sub", "mul", "neg", "cast") else []
+    inputs = (
+        [divisor_of(v, dims, loops) for v in op.operands] if op.name in ("add", "sub", "mul", "neg", "cast") else []
+    )
     if op.name == "constant":
         number = int(op.attributes["value"])
         return min(number & -number, LIMIT) if number else LIMIT

@@ -41,7 +41,7 @@ def warp_grid(shape: tuple[int, int], warps: int, one_warp_per_row: bool) -> tup
     while rows > 1 and 16 * rows > max(16, -(-shape[0] // 16) * 16):
         rows //= 2
     if one_warp_per_row:
-        return rows, 1                            # the spare warps of a short tile compute what another one does
+        return rows, 1  # the spare warps of a short tile compute what another one does
     best = (rows, warps // rows)
     while rows > 1 and shape[1] // (warps // rows) > 2 * (shape[0] // rows) and shape[1] >= 16 * (2 * warps // rows):
         rows //= 2
@@ -121,7 +121,9 @@ class _Groups:
         return id(self._root(value))
 
 
-def product_layouts(op: Op, schedule: Schedule, rows_in_warps: bool) -> tuple[RegisterLayout, RegisterLayout, RegisterLayout]:
+def product_layouts(
+    op: Op, schedule: Schedule, rows_in_warps: bool
+) -> tuple[RegisterLayout, RegisterLayout, RegisterLayout]:
     """Layouts of one k-block of a product: operand a, operand b and the accumulator."""
     m, n = shape_of_tile(op.result)
     grid = warp_grid((m, n), schedule.warps, rows_in_warps)
@@ -167,11 +169,13 @@ def reshaped(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, 
         return None
     source = iter([axis for axis, size in enumerate(shape) if size != 1])
     axes = [next(source) if size != 1 else None for size in wanted]
-    bases = {name: [tuple(0 if axis is None else vector[axis] for axis in axes) for vector in group]
-             for name, group in layout.block.bases}
+    bases = {
+        name: [tuple(0 if axis is None else vector[axis] for axis in axes) for vector in group]
+        for name, group in layout.block.bases
+    }
     repeats = tuple(1 if axis is None else layout.repeats[axis] for axis in axes)
     if math.prod(repeats) != math.prod(layout.repeats):
-        return None                               # padding repeats along an axis of size 1
+        return None  # padding repeats along an axis of size 1
     return RegisterLayout(LinearLayout.of(len(wanted), **bases), repeats)
 
 
@@ -224,8 +228,11 @@ def _assign_buffers(kernel: Kernel, layouts: Layouts) -> None:
         type_ = value.type
         assert isinstance(type_, BufferType)
         if len(type_.shape) > 2:
-            raise SourceError("TS501", f"the buffer '{value.name}' has {len(type_.shape)} axes; at most two can be placed "
-                                       "so far", value.defining_op.loc if value.defining_op else None)
+            raise SourceError(
+                "TS501",
+                f"the buffer '{value.name}' has {len(type_.shape)} axes; at most two can be placed so far",
+                value.defining_op.loc if value.defining_op else None,
+            )
         layouts.buffer[value] = shared_layout(row_count, cols[value], type_.dtype.bytes)
 
 

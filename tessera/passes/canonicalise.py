@@ -23,7 +23,7 @@ def _fold_and_merge(kernel: Kernel) -> Kernel:
 
 
 def _sweep(block: Block, builder: Builder, mapping: Mapping, outer: dict[Any, Value]) -> None:
-    available = dict(outer)                       # an op seen in an enclosing block dominates this one
+    available = dict(outer)  # an op seen in an enclosing block dominates this one
     for op in block.ops:
         builder.at(op)
         if op.regions:
@@ -34,8 +34,9 @@ def _sweep(block: Block, builder: Builder, mapping: Mapping, outer: dict[Any, Va
                     mapping[argument] = copy.add_argument(argument.type, argument.name)
                 _sweep(region, builder.inner(copy), mapping, available)
                 regions.append(copy)
-            new = builder.op(op.name, [mapping[v] for v in op.operands], regions, [r.name for r in op.results],
-                             **op.attributes)
+            new = builder.op(
+                op.name, [mapping[v] for v in op.operands], regions, [r.name for r in op.results], **op.attributes
+            )
             mapping.update(zip(op.results, new.results, strict=True))
             continue
         if not op.definition.has(PURE) or len(op.results) != 1:
@@ -66,7 +67,7 @@ def _fold(op: Op, operands: list[Value], builder: Builder) -> Value | None:
         try:
             result = op.definition.evaluate(op, *(np.array([constant]) for constant in constants))
         except (OverflowError, ZeroDivisionError, TypeError, ValueError):
-            return None                           # the run reports it at the op
+            return None  # the run reports it at the op
         return builder.value("constant", hint=op.result.name, value=int(result[0]), dtype=type_.dtype)
     if len(operands) == 2:
         neutral = {"add": 0, "sub": 0, "mul": 1, "floordiv": 1}.get(op.name)
@@ -113,8 +114,11 @@ def _dead_ops(kernel: Kernel) -> set[int]:
 
 
 def _has_effect(op: Op) -> bool:
-    return any(inner.definition.effects or not inner.definition.has(PURE) and not inner.definition.has(TERMINATOR)
-               for region in op.regions for inner in region.walk())
+    return any(
+        inner.definition.effects or not inner.definition.has(PURE) and not inner.definition.has(TERMINATOR)
+        for region in op.regions
+        for inner in region.walk()
+    )
 
 
 def _only_writes(op: Op, buffer: Value) -> bool:

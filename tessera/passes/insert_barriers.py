@@ -97,7 +97,7 @@ def _meet(buffers: set[Value], others: set[Value]) -> bool:
 def _flow_regions(op: Op, state: State, needed: set[int]) -> None:
     if op.name == "for":
         entry = state.copy()
-        while True:                               # the needed set only grows, and with it what a pass clears
+        while True:  # the needed set only grows, and with it what a pass clears
             inside = entry.copy()
             _flow(op.regions[0], inside, needed)
             if not entry.merge(inside):
@@ -115,7 +115,9 @@ def _flow_regions(op: Op, state: State, needed: set[int]) -> None:
 
 
 def _buffers(op: Op, effect: str) -> set[Value]:
-    return {value for kind, value in op.definition.effects_of(op) if kind == effect and isinstance(value.type, BufferType)}
+    return {
+        value for kind, value in op.definition.effects_of(op) if kind == effect and isinstance(value.type, BufferType)
+    }
 
 
 def _copy(block: Block, builder: Builder, mapping: Mapping, needed: set[int]) -> None:
@@ -133,5 +135,7 @@ def _copy(block: Block, builder: Builder, mapping: Mapping, needed: set[int]) ->
                 mapping[argument] = copy.add_argument(argument.type, argument.name)
             _copy(region, builder.inner(copy), mapping, needed)
             regions.append(copy)
-        new = builder.op(op.name, [mapping[v] for v in op.operands], regions, [r.name for r in op.results], **op.attributes)
+        new = builder.op(
+            op.name, [mapping[v] for v in op.operands], regions, [r.name for r in op.results], **op.attributes
+        )
         mapping.update(zip(op.results, new.results, strict=True))

@@ -15,8 +15,8 @@ from tessera.passes.access import access_bytes, divisor_of, loops_of
 from tessera.passes.assign_layouts import Layouts, assign_layouts, coalesced, reshaped, shape_of_tile, sliced
 from tessera.target.schedule import Schedule, elements
 
-MMA_LIMIT = 128                 # mma.sync in one straight-line region: ptxas time explodes beyond
-STAGED_STORE = 32 * 32          # elements from which a narrow store is worth a trip through shared memory
+MMA_LIMIT = 128  # mma.sync in one straight-line region: ptxas time explodes beyond
+STAGED_STORE = 32 * 32  # elements from which a narrow store is worth a trip through shared memory
 
 
 def lower_to_target(kernel: Kernel, schedule: Schedule) -> Kernel:
@@ -34,7 +34,7 @@ class _Lowering:
         self.kernel, self.layouts, self.schedule, self.mapping = kernel, layouts, schedule, mapping
         self.loops = loops_of(kernel)
         self.used = uses(kernel.body)
-        self.open: list[Value] = []                # tokens of copies in no group yet
+        self.open: list[Value] = []  # tokens of copies in no group yet
         self.groups: list[tuple[set[Value], Value]] = []  # committed groups in order: Tile tokens, Target token
 
     def block(self, block: Block, builder: Builder) -> None:
@@ -89,8 +89,15 @@ class _Lowering:
         buffer = self.scratch(builder, shape, type_.dtype, value.name)
         zeros = self.zeros(builder, len(shape))
         builder.op("st_shared", [buffer, value, *zeros], vector=self.shared_vector(type_.layout, type_.dtype, zeros))
-        return builder.value("ld_shared", buffer, *zeros, shape=type_.shape, layout=layout, hint=value.name,
-                             vector=self.shared_vector(layout, type_.dtype, zeros))
+        return builder.value(
+            "ld_shared",
+            buffer,
+            *zeros,
+            shape=type_.shape,
+            layout=layout,
+            hint=value.name,
+            vector=self.shared_vector(layout, type_.dtype, zeros),
+        )
 
     def scratch(self, builder: Builder, shape: tuple[int, ...], dtype: DType, hint: str) -> Value:
         rows = shape[-2] if len(shape) > 1 else 1
@@ -116,8 +123,13 @@ class _Lowering:
             self.mapping[op.result] = builder.value("ld_global", view, hint=op.result.name)
             return
         layout = self.layouts.tile[op.result]
-        self.mapping[op.result] = builder.value("ld_global", view, layout=layout, hint=op.result.name,
-                                                vector=self.global_vector(op.operands[0], layout, op.result.type.dtype))
+        self.mapping[op.result] = builder.value(
+            "ld_global",
+            view,
+            layout=layout,
+            hint=op.result.name,
+            vector=self.global_vector(op.operands[0], layout, op.result.type.dtype),
+        )
 
     def global_vector(self, view: Value, layout: RegisterLayout, dtype: DType) -> int:
         wide = access_bytes(view, self.kernel, self.loops)
@@ -134,23 +146,28 @@ class _Lowering:
         best = self.global_vector(view, wide, dtype)
         if vector < best and len(type_.shape) == 2 and elements(type_.shape) >= STAGED_STORE:
             if type_.dtype != dtype:
-                new = builder.value("cast", new, dtype=dtype, hint=new.name)   # the store's own rounding, done earlier
+                new = builder.value("cast", new, dtype=dtype, hint=new.name)  # the store's own rounding, done earlier
             new, vector = self.convert(builder, new, wide), best
         builder.op("st_global", [self.mapping[view], new], vector=vector)
 
     def _alloc_shared(self, op: Op, builder: Builder) -> None:
         type_ = op.result.type
         assert isinstance(type_, BufferType)
-        self.mapping[op.result] = builder.value("shared", shape=type_.shape, dtype=type_.dtype, hint=op.result.name,
-                                                layout=self.layouts.buffer[op.result])
+        self.mapping[op.result] = builder.value(
+            "shared", shape=type_.shape, dtype=type_.dtype, hint=op.result.name, layout=self.layouts.buffer[op.result]
+        )
 
     def _copy_async(self, op: Op, builder: Builder) -> None:
         buffer, view = op.operands
         if self.open and self._waits(self.open[-1]) != self._waits(op.result):
             self._commit(builder)
-        self.mapping[op.result] = builder.value("cp_async", self.mapping[buffer], self.mapping[view],
-                                                vector=access_bytes(view, self.kernel, self.loops),
-                                                bypass_l1=op.attributes["bypass_l1"])
+        self.mapping[op.result] = builder.value(
+            "cp_async",
+            self.mapping[buffer],
+            self.mapping[view],
+            vector=access_bytes(view, self.kernel, self.loops),
+            bypass_l1=op.attributes["bypass_l1"],
+        )
         self.open.append(op.result)
 
     def _waits(self, token: Value) -> tuple[int, ...]:
@@ -167,22 +184,28 @@ class _Lowering:
         if tokens & set(self.open):
             self._commit(builder)
         youngest = max(index for index, (members, _) in enumerate(self.groups) if members & tokens)
-        done = [group for _, group in self.groups[:youngest + 1]]
+        done = [group for _, group in self.groups[: youngest + 1]]
         pending = len(self.groups) - youngest - 1
-        self.groups = self.groups[youngest + 1:]
+        self.groups = self.groups[youngest + 1 :]
         builder.op("async_wait", done, pending=pending)
 
     def _read(self, op: Op, builder: Builder) -> None:
         if all(user.name == "mma" and op.result in user.operands[:2] for user in self.used.get(op.result, ())):
-            return                                # the product loads its fragments itself
+            return  # the product loads its fragments itself
         type_ = op.result.type
         assert isinstance(type_, TileType)
         offsets = [self.mapping[v] for v in op.operands[1:]] or self.zeros(builder, len(type_.shape))
         layout = self.layouts.tile[op.result]
         old = op.operands[1:] or offsets
-        self.mapping[op.result] = builder.value("ld_shared", self.mapping[op.operands[0]], *offsets, shape=type_.shape,
-                                                layout=layout, vector=self.shared_vector(layout, type_.dtype, list(old)),
-                                                hint=op.result.name)
+        self.mapping[op.result] = builder.value(
+            "ld_shared",
+            self.mapping[op.operands[0]],
+            *offsets,
+            shape=type_.shape,
+            layout=layout,
+            vector=self.shared_vector(layout, type_.dtype, list(old)),
+            hint=op.result.name,
+        )
 
     def _write(self, op: Op, builder: Builder) -> None:
         buffer, value = op.operands[:2]
@@ -191,8 +214,11 @@ class _Lowering:
         offsets = [self.mapping[v] for v in op.operands[2:]] or self.zeros(builder, len(new.type.shape))
         dtype = buffer.type.dtype  # type: ignore[union-attr]
         old = op.operands[2:] or offsets
-        builder.op("st_shared", [self.mapping[buffer], new, *offsets],
-                   vector=self.shared_vector(new.type.layout, dtype, list(old)))
+        builder.op(
+            "st_shared",
+            [self.mapping[buffer], new, *offsets],
+            vector=self.shared_vector(new.type.layout, dtype, list(old)),
+        )
 
     # tiles -------------------------------------------------------------------------------------------------------------
 
@@ -201,8 +227,9 @@ class _Lowering:
         source = op.operands[0]
         wanted = sliced(layout, shape_of_tile(op.result), shape_of_tile(source))
         small = self.convert(builder, self.mapping[source], wanted)
-        self.mapping[op.result] = builder.value("broadcast", small, shape=op.attributes["shape"], layout=layout,
-                                                hint=op.result.name)
+        self.mapping[op.result] = builder.value(
+            "broadcast", small, shape=op.attributes["shape"], layout=layout, hint=op.result.name
+        )
 
     def _reduce_sum(self, op: Op, builder: Builder) -> None:
         source, axis = self.mapping[op.operands[0]], op.attributes["axis"]
@@ -210,7 +237,10 @@ class _Lowering:
         rank = len(layout.shape)
         if any(name == "warp" for name, _ in layout.axis_bits(axis % rank)):
             from tessera.ir.layout import row_reduction
-            source = self.convert(builder, source, row_reduction(shape_of_tile(source), self.schedule.warps, axis % rank, 1))
+
+            source = self.convert(
+                builder, source, row_reduction(shape_of_tile(source), self.schedule.warps, axis % rank, 1)
+            )
         value = builder.value(op.name, source, axis=axis, hint=op.result.name)
         self.define(op.result, value, builder)
 
@@ -221,14 +251,19 @@ class _Lowering:
         shapes = shape_of_tile(op.operands[0]), shape_of_tile(op.result)
         layout = reshaped(source.type.layout, *shapes)  # type: ignore[union-attr, arg-type]
         if layout is None:
-            raise SourceError("TS102", f"a reshape of {shape_text(shapes[0])} to {shape_text(shapes[1])} moves elements between "
-                                       "threads, which has no lowering yet; only axes of size 1 can be added or dropped", op.loc)
+            raise SourceError(
+                "TS102",
+                f"a reshape of {shape_text(shapes[0])} to {shape_text(shapes[1])} moves elements between "
+                "threads, which has no lowering yet; only axes of size 1 can be added or dropped",
+                op.loc,
+            )
         value = builder.value("reshape", source, shape=shapes[1], layout=layout, hint=op.result.name)
         self.define(op.result, value, builder)
 
     def _transpose(self, op: Op, builder: Builder) -> None:
-        raise SourceError("TS102", "a transpose outside a product has no lowering yet; use transpose_a or transpose_b of mma",
-                          op.loc)
+        raise SourceError(
+            "TS102", "a transpose outside a product has no lowering yet; use transpose_a or transpose_b of mma", op.loc
+        )
 
     def _mma(self, op: Op, builder: Builder) -> None:
         """A rolled loop over k-blocks: load the fragments of a and b, multiply, accumulate."""
@@ -249,11 +284,14 @@ class _Lowering:
         def step(inner: Builder, k: Value, acc: Value) -> Value:
             loaded = []
             for role, (buffer, offsets), layout, flip, shape in (
-                    ("a", sources[0], a_layout, flip_a, (m, k_block)), ("b", sources[1], b_layout, flip_b, (k_block, n))):
+                ("a", sources[0], a_layout, flip_a, (m, k_block)),
+                ("b", sources[1], b_layout, flip_b, (k_block, n)),
+            ):
                 k_axis = (1 if role == "a" else 0) ^ flip
                 at = [inner.value("add", o, k) if axis == k_axis else o for axis, o in enumerate(offsets)]
-                loaded.append(inner.value(load, buffer, *at, shape=shape, layout=layout, role=role, transposed=flip,
-                                          hint=role))
+                loaded.append(
+                    inner.value(load, buffer, *at, shape=shape, layout=layout, role=role, transposed=flip, hint=role)
+                )
             return inner.value(multiply, *loaded, acc, hint=op.result.name or "acc")
 
         blocks = -(-depth // k_block)
@@ -263,8 +301,11 @@ class _Lowering:
         inner = builder.inner(body)
         inner.op("yield", [step(inner, k, acc)])
         # One k-block's instructions: fragments of 8 (a) and 4 (b) registers; a true-f32 block is 8 FMA per accumulator.
-        cost = (a_layout.registers_per_thread // 8) * (b_layout.registers_per_thread // 4) if on_tensor_cores else (
-            acc_layout.registers_per_thread // 4)
+        cost = (
+            (a_layout.registers_per_thread // 8) * (b_layout.registers_per_thread // 4)
+            if on_tensor_cores
+            else (acc_layout.registers_per_thread // 4)
+        )
         unroll = max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * cost <= MMA_LIMIT))
         loop = builder.op("for", [zero, bound, stride, start], [body], [op.result.name], unroll=unroll)
         self.define(op.result, loop.result, builder)

@@ -12,7 +12,7 @@ from tessera.errors import SourceError
 from tessera.ir.core import Block, Kernel, Op, Value, clone_kernel
 from tessera.target.arch import Arch
 
-ALIGNMENT = 128                 # bytes: a full row of banks
+ALIGNMENT = 128  # bytes: a full row of banks
 
 
 @dataclass
@@ -34,8 +34,11 @@ def place_shared(kernel: Kernel, arch: Arch) -> Kernel:
     placed: list[Life] = []
     total = 0
     for life in sorted(_lives(new), key=lambda x: (-x.bytes, x.first)):
-        taken = sorted((other.buffer.attributes["offset"], other.bytes) for other in placed
-                       if life.first <= other.last and other.first <= life.last)
+        taken = sorted(
+            (other.buffer.attributes["offset"], other.bytes)
+            for other in placed
+            if life.first <= other.last and other.first <= life.last
+        )
         offset = 0
         for start, size in taken:
             if offset + life.bytes <= start:
@@ -46,9 +49,13 @@ def place_shared(kernel: Kernel, arch: Arch) -> Kernel:
         total = max(total, offset + life.bytes)
     if total > arch.shared_bytes_per_block:
         largest = max(placed, key=lambda x: x.bytes)
-        raise SourceError("TS501", f"the kernel needs {total} bytes of shared memory and {arch.name} has "
-                                   f"{arch.shared_bytes_per_block} per block; the largest buffer, "
-                                   f"'{largest.buffer.result.name}', has {largest.bytes} bytes", largest.buffer.loc)
+        raise SourceError(
+            "TS501",
+            f"the kernel needs {total} bytes of shared memory and {arch.name} has "
+            f"{arch.shared_bytes_per_block} per block; the largest buffer, "
+            f"'{largest.buffer.result.name}', has {largest.bytes} bytes",
+            largest.buffer.loc,
+        )
     new.attributes["shared_bytes"] = total
     return new
 
@@ -60,8 +67,10 @@ def share_bytes(a: Value, b: Value) -> bool:
     first, second = (v.defining_op.attributes for v in (a, b))  # type: ignore[union-attr]
     if first["offset"] < 0 or second["offset"] < 0:
         return False
-    return (first["offset"] < second["offset"] + second["layout"].bytes
-            and second["offset"] < first["offset"] + first["layout"].bytes)
+    return (
+        first["offset"] < second["offset"] + second["layout"].bytes
+        and second["offset"] < first["offset"] + first["layout"].bytes
+    )
 
 
 def _align(offset: int) -> int:
@@ -91,7 +100,8 @@ def _lives(kernel: Kernel) -> list[Life]:
                 position += 1
                 for value, life in lives.items():
                     if value not in frame[1] and life.last > start:
-                        life.last = position      # used inside a loop that it outlives
+                        life.last = position  # used inside a loop that it outlives
+
     visit(kernel.body, [])
     return [life for life in lives.values() if life.first]
 

@@ -13,8 +13,12 @@ from tessera.ir.dims import Dim, Size, substitute, symbols
 from tessera.ir.types import BufferType, ShapedType, TileType, substitute_type
 
 
-def specialise(kernel: Kernel, static: Mapping[str, int], divisors: Mapping[str, int] | None = None,
-               alignment: Mapping[str, int] | None = None) -> Kernel:
+def specialise(
+    kernel: Kernel,
+    static: Mapping[str, int],
+    divisors: Mapping[str, int] | None = None,
+    alignment: Mapping[str, int] | None = None,
+) -> Kernel:
     """Replaces the dims in `static` by their values everywhere.
 
     `divisors`: powers of two known to divide dynamic dims; `alignment`: bytes to which each tensor's base is aligned.
@@ -39,8 +43,13 @@ def _copy_block(old: Block, new: Block, builder: Builder, values: dict[str, Size
             regions = [Block() for _ in op.regions]
             for region, target in zip(op.regions, regions, strict=True):
                 _copy_block(region, target, builder.inner(target), values, mapping)
-            copy = builder.op(op.name, [mapping[v] for v in op.operands], regions, [r.name for r in op.results],
-                              **_bind(op.attributes, values))
+            copy = builder.op(
+                op.name,
+                [mapping[v] for v in op.operands],
+                regions,
+                [r.name for r in op.results],
+                **_bind(op.attributes, values),
+            )
             mapping.update(zip(op.results, copy.results, strict=True))
         else:
             attributes = _bind(op.attributes, values)
@@ -52,8 +61,12 @@ def _copy_block(old: Block, new: Block, builder: Builder, values: dict[str, Size
             if isinstance(result.type, (TileType, BufferType)):
                 for size in result.type.shape:
                     if isinstance(size, Dim):
-                        raise SourceError("TS205", f"the shape of '{result.name or op.name}' needs a value for "
-                                                   f"{', '.join(sorted(symbols(size)))}", op.loc)
+                        raise SourceError(
+                            "TS205",
+                            f"the shape of '{result.name or op.name}' needs a value for "
+                            f"{', '.join(sorted(symbols(size)))}",
+                            op.loc,
+                        )
 
 
 def _bind(value: Any, values: dict[str, Size]) -> Any:

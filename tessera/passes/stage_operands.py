@@ -25,9 +25,11 @@ class _Stager:
         self.allocations: list[Op] = []
 
     def block(self, block: Block, builder: Builder, mapping: Mapping) -> None:
-        pending: list[tuple[Value, Value, Value]] = []          # loaded value, its buffer, token
+        pending: list[tuple[Value, Value, Value]] = []  # loaded value, its buffer, token
         for op in block.ops:
-            if pending and (op.regions or any(value is p[0] for p in pending for value in op.operands) or op is block.ops[-1]):
+            if pending and (
+                op.regions or any(value is p[0] for p in pending for value in op.operands) or op is block.ops[-1]
+            ):
                 self._land(builder.at(op), pending, mapping)
             builder.at(op)
             if op.name == "load" and self._feeds_product(op.results[0]):
@@ -49,8 +51,9 @@ class _Stager:
                 mapping[argument] = copy.add_argument(argument.type, argument.name)
             self.block(region, builder.inner(copy), mapping)
             regions.append(copy)
-        new = builder.op(op.name, [mapping.get(v, v) for v in op.operands], regions, [r.name for r in op.results],
-                         **op.attributes)
+        new = builder.op(
+            op.name, [mapping.get(v, v) for v in op.operands], regions, [r.name for r in op.results], **op.attributes
+        )
         mapping.update(zip(op.results, new.results, strict=True))
 
     def _land(self, builder: Builder, pending: list[tuple[Value, Value, Value]], mapping: Mapping) -> None:
@@ -67,8 +70,13 @@ class _Stager:
         type_ = value.type
         assert isinstance(type_, TileType)
         top = Builder(Block(), builder.origin)
-        buffer = top.value("alloc_shared", shape=type_.shape, dtype=type_.dtype, swizzle="xor",
-                           hint=value.name or f"operand_{len(self.allocations)}")
+        buffer = top.value(
+            "alloc_shared",
+            shape=type_.shape,
+            dtype=type_.dtype,
+            swizzle="xor",
+            hint=value.name or f"operand_{len(self.allocations)}",
+        )
         self.allocations += top.block.ops
         return buffer
 
@@ -92,7 +100,10 @@ def _reads_stable_buffer(block: Block, value: Value, user: Op) -> bool:
     if read is None or read.name != "read" or read not in block.ops:
         return False
     buffer = read.operands[0]
-    between = block.ops[block.ops.index(read) + 1:block.ops.index(user)]
-    return not any(effect != "reads" and reference is buffer
-                   for op in between for inner in (op, *(o for region in op.regions for o in region.walk()))
-                   for effect, reference in inner.definition.effects_of(inner))
+    between = block.ops[block.ops.index(read) + 1 : block.ops.index(user)]
+    return not any(
+        effect != "reads" and reference is buffer
+        for op in between
+        for inner in (op, *(o for region in op.regions for o in region.walk()))
+        for effect, reference in inner.definition.effects_of(inner)
+    )

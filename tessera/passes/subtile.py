@@ -37,13 +37,13 @@ def subtile(kernel: Kernel, schedule: Schedule) -> Kernel:
         if op.name == "store":
             slicer.store(builder, op)
         elif op.id in {copy.id for copy in copies.values()} or op.results and op.results[0] in copies:
-            continue                              # a streamed buffer and its copy are gone; a wait loses the token
+            continue  # a streamed buffer and its copy are gone; a wait loses the token
         elif op.name == "wait":
             tokens = [mapping[token] for token in op.operands if token in mapping]
             if tokens:
                 builder.at(op).op("wait", tokens)
         elif not (op.results and isinstance(op.results[0].type, TileType)) or op.regions:
-            clone_op(builder, op, mapping)        # tiles are made again where a slice needs them
+            clone_op(builder, op, mapping)  # tiles are made again where a slice needs them
     return new
 
 
@@ -83,8 +83,12 @@ class _Slicer:
             if not _needs_whole(value, axis):
                 return axis
         op = value.defining_op
-        raise SourceError("TS501", f"the tile {shape_text(value.type.shape)} is too large for the registers and cannot be "  # type: ignore[union-attr]
-                                   "computed in parts: an op needs all of it", op.loc if op else None)
+        raise SourceError(
+            "TS501",
+            f"the tile {shape_text(value.type.shape)} is too large for the registers and cannot be "  # type: ignore[union-attr]
+            "computed in parts: an op needs all of it",
+            op.loc if op else None,
+        )
 
     def _store_slice(self, builder: Builder, op: Op, part: Slice) -> None:
         value = self.value(builder, op.operand("value"), part, {})
@@ -96,8 +100,9 @@ class _Slicer:
         zero = builder.value("constant", value=0, dtype=_index())
         offsets = [part.start if axis == part.axis else zero for axis in range(len(shape))]
         extents = tuple(part.extent if axis == part.axis else size for axis, size in enumerate(shape))
-        return builder.value("window", self.mapping.get(view, view), *offsets, extents=extents, kept=(True,) * len(shape),
-                             hint=view.name)
+        return builder.value(
+            "window", self.mapping.get(view, view), *offsets, extents=extents, kept=(True,) * len(shape), hint=view.name
+        )
 
     def value(self, builder: Builder, value: Value, part: Slice, done: dict[tuple[Value, Slice], Value]) -> Value:
         """The slice `part` of a tile of the old kernel, computed through `builder`."""
@@ -106,8 +111,11 @@ class _Slicer:
         if (value, part) not in done:
             op = value.defining_op
             if op is None or op.regions:
-                raise SourceError("TS501", f"the tile '{value.name}' comes from a loop and is too large for the registers",
-                                  op.loc if op else None)
+                raise SourceError(
+                    "TS501",
+                    f"the tile '{value.name}' comes from a loop and is too large for the registers",
+                    op.loc if op else None,
+                )
             done[value, part] = self._slice(builder, op, part, done)
         return done[value, part]
 
@@ -137,8 +145,9 @@ class _Slicer:
         buffer = op.operands[0]
         assert isinstance(buffer.type, BufferType)
         if buffer in self.streamed:
-            return builder.value("load", self.window(builder, self.streamed[buffer].operand("view"), part),
-                                 hint=op.result.name)
+            return builder.value(
+                "load", self.window(builder, self.streamed[buffer].operand("view"), part), hint=op.result.name
+            )
         zero = builder.value("constant", value=0, dtype=_index())
         old = [self.mapping[value] for value in op.operands[1:]] or [zero] * len(buffer.type.shape)
         offsets = [builder.value("add", o, part.start) if axis == part.axis else o for axis, o in enumerate(old)]
@@ -150,7 +159,7 @@ class _Slicer:
         a, b = op.operands[:2]
         flipped = (op.attributes["transpose_a"], op.attributes["transpose_b"])
         side = 0 if part.axis == 0 else 1
-        operand_axis = (part.axis if not flipped[side] else 1 - part.axis)
+        operand_axis = part.axis if not flipped[side] else 1 - part.axis
         start = self._start(builder, op, part, done)
         k_axes = (0 if flipped[0] else 1, 1 if flipped[1] else 0)
         depth = int(a.type.shape[k_axes[0]])  # type: ignore[union-attr, arg-type]
@@ -196,7 +205,9 @@ class _Slicer:
         op = operand.defining_op
         if op is None or op.name not in ("load", "read") or not cuts:
             if len(cuts) > 1:
-                raise SourceError("TS501", f"the product's operand '{operand.name}' is computed and too large", op.loc if op else None)
+                raise SourceError(
+                    "TS501", f"the product's operand '{operand.name}' is computed and too large", op.loc if op else None
+                )
             if cuts:
                 return self.value(builder, operand, cuts[0], {})
             return self._whole(builder, operand)
@@ -221,6 +232,7 @@ class _Slicer:
 
 def _index():  # noqa: ANN202
     from tessera.dtypes import i64
+
     return i64
 
 

@@ -31,6 +31,7 @@ def run(
 
     moved = {name: cupy.asarray(value) if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
     binding = bind(program.name, program.parameters, (), moved)
+    binding.dims = {**dims, **binding.dims}  # a dim that is compiled in may appear in no shape
     stream = cupy.cuda.get_current_stream()
     seconds = _timed(cupy, stream, lambda: LAUNCHER.launch(program, binding, stream.ptr))
     for parameter in program.parameters:

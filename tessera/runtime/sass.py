@@ -28,7 +28,7 @@ def find_nvdisasm() -> Path:
                 return path
     found = shutil.which(PROGRAM)
     if found is None:
-        message = f"SASS needs NVIDIA's disassembler, which is not here: pip install {PACKAGES[0]}"
+        message = "SASS needs NVIDIA's disassembler, which is not here: pip install nvidia-cuda-nvdisasm"
         raise EnvironmentProblem("TS506", message)
     return Path(found)
 

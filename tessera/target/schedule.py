@@ -13,9 +13,9 @@ from tessera.ir.dims import Size
 from tessera.ir.types import BufferType, TileType
 from tessera.target.arch import Arch
 
-REGISTER_TILE_LIMIT = 128       # f32 registers of one tile per thread: half of the 255 that a thread can have
-SUBTILE_COLUMNS = 128           # columns of a product that are computed at a time when not all fit
-BLOCK_K = 64                    # K extent of a streamed matrix operand: 128-byte rows of bf16
+REGISTER_TILE_LIMIT = 128  # f32 registers of one tile per thread: half of the 255 that a thread can have
+SUBTILE_COLUMNS = 128  # columns of a product that are computed at a time when not all fit
+BLOCK_K = 64  # K extent of a streamed matrix operand: 128-byte rows of bf16
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ def buffer_bytes(type_: BufferType) -> int:
 
 def plain_copies(kernel: Kernel) -> dict[Value, Op]:
     """Buffers whose only write is one whole asynchronous copy of a tensor that the kernel never writes, at top level."""
-    written = {value for op in kernel.body.walk() for effect, value in op.definition.effects_of(op) if effect == "writes"}
+    written = {
+        value for op in kernel.body.walk() for effect, value in op.definition.effects_of(op) if effect == "writes"
+    }
     roots = {_root(value) for value in written}
     found: dict[Value, Op] = {}
     counts: dict[Value, int] = {}
@@ -81,7 +83,11 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
     for type_ in stored:
         assert isinstance(type_, TileType)
         if elements(type_.shape) > REGISTER_TILE_LIMIT * 32 * warps:
-            subtile = SUBTILE_COLUMNS if products else max(32, REGISTER_TILE_LIMIT * 32 * warps // 4 // elements(type_.shape[:-1]))
+            subtile = (
+                SUBTILE_COLUMNS
+                if products
+                else max(32, REGISTER_TILE_LIMIT * 32 * warps // 4 // elements(type_.shape[:-1]))
+            )
     if streamed and products:
         subtile = SUBTILE_COLUMNS
     return Schedule(warps, streamed, subtile)
@@ -119,7 +125,10 @@ def _streamed(kernel: Kernel, arch: Arch) -> tuple[str, ...]:
         assert isinstance(type_, BufferType)
         rows = max(1, elements(type_.shape[:1]))
         fit = max(0, limit - (total - sizes[value])) // (sizes[value] // rows)
-        raise SourceError("TS501", f"the shared buffers need {total} bytes and {arch.name} has {limit} per block; with the "
-                                   f"others as they are, '{value.name}' fits up to {fit} of its {rows} rows",
-                          buffers[value].loc)
+        raise SourceError(
+            "TS501",
+            f"the shared buffers need {total} bytes and {arch.name} has {limit} per block; with the "
+            f"others as they are, '{value.name}' fits up to {fit} of its {rows} rows",
+            buffers[value].loc,
+        )
     return tuple(value.name for value in streamed)

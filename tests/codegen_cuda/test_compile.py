@@ -11,9 +11,16 @@ from tests.suite import load
 
 ARCHS = ("sm_80", "sm_89", "sm_90a", "sm_100a")
 KERNELS = [("gating_function_kernel", {"B": 2, "S": 300, "D": d}) for d in (16, 60, 100, 128, 192)] + [
-    ("gating_function_kernel", {"B": 2, "S": 300, "D": 512}), ("vector_add", {"N": 1000}),
-    ("softmax", {"M": 40, "N": 1000}), ("softmax_bf16", {"M": 40, "N": 256}),
-    *((f"matmul_{case}_{dtype}", {"M": 200, "N": 150, "K": 96}) for case in ("nn", "nt", "tn", "tt") for dtype in ("bf16", "f32"))]
+    ("gating_function_kernel", {"B": 2, "S": 300, "D": 512}),
+    ("vector_add", {"N": 1000}),
+    ("softmax", {"M": 40, "N": 1000}),
+    ("softmax_bf16", {"M": 40, "N": 256}),
+    *(
+        (f"matmul_{case}_{dtype}", {"M": 200, "N": 150, "K": 96})
+        for case in ("nn", "nt", "tn", "tt")
+        for dtype in ("bf16", "f32")
+    ),
+]
 # Seconds of process CPU time from source to cubin; the machine that runs the tests may be twice as slow as the one measured.
 BUDGET = {"sm_80": 1.5, "sm_90a": 3.0}
 
@@ -45,7 +52,7 @@ def test_compiles_without_spills(name, dims, arch):
 @pytest.mark.parametrize("name, dims", [KERNELS[3], KERNELS[8], KERNELS[9]], ids=["gating", "softmax", "matmul"])
 def test_source_to_cubin_is_within_budget(name, dims, arch):
     definition = load(name)
-    compiled(name, dims, arch)                    # libraries are imported by the first one
+    compiled(name, dims, arch)  # libraries are imported by the first one
     start = time.process_time()
     text = compile_kernel(definition, dims, arch).cuda[0]
     compile_cubin(text.text, arch, name)

@@ -209,7 +209,11 @@ def test_error(code, body, sentence):
 @pytest.mark.parametrize(
     ("signature", "code", "sentence"),
     [
-        ("x: «Tensor», out: Tensor['M', ts.f32]", "TS206", "'x' has the annotation Tensor; a kernel must know the axes"),
+        (
+            "x: «Tensor», out: Tensor['M', ts.f32]",
+            "TS206",
+            "'x' has the annotation Tensor; a kernel must know the axes",
+        ),
         ("x: «Tensor['M']», out: Tensor['M', ts.f32]", "TS206", "has no dtype"),
         ("x: «str», out: Tensor['M', ts.f32]", "TS206", "the annotation str of 'x' is not understood"),
         ("x: «list[int]», out: Tensor['M', ts.f32]", "TS206", "'x' is a list of int"),
@@ -234,7 +238,10 @@ def test_keyword_attribute_is_underlined_where_the_author_wrote_it():
 
 
 def test_error_in_a_helper_shows_the_calls():
-    text = SIGNATURE + "    a = outer(x)\n\n\ndef outer(t):\n    return inner(t)\n\n\ndef inner(t):\n    return «t[0:16] + 'a'»\n"
+    text = (
+        SIGNATURE
+        + "    a = outer(x)\n\n\ndef outer(t):\n    return inner(t)\n\n\ndef inner(t):\n    return «t[0:16] + 'a'»\n"
+    )
     error, span = traced_error(text)
     assert span_of(error) == span
     assert [(site.line, site.column) for site in error.loc.calls()] == [(11, 12), (7, 9)]
@@ -250,7 +257,11 @@ def test_endless_helper():
 
 def test_value_of_a_region_does_not_leave_it():
     body = "    cell = [[]]\n    for j in tile.range(4):\n        a = x[0:4] + 1.0\n        cell = leak(a)\n    b = «a2()»\n"
-    text = SIGNATURE + body + "\n\nkept = []\n\ndef leak(a):\n    keep(kept, a)\n    return 1\n\ndef keep(to, a):\n    to.append(a)\n"
+    text = (
+        SIGNATURE
+        + body
+        + "\n\nkept = []\n\ndef leak(a):\n    keep(kept, a)\n    return 1\n\ndef keep(to, a):\n    to.append(a)\n"
+    )
     error, _ = traced_error(text)
     assert error.code == "TS102" and "'to.append(a)' changes inside a run-time loop" in error.message
 
@@ -262,13 +273,17 @@ def test_autotuned_kernels_say_that_they_are_not_supported_yet():
 
 
 def test_functions_are_not_compiled_yet():
-    loaded = execute(parse_document("case.py", "\n@ts.function\ndef f(x: Tensor['M', ts.f32]):\n    return x\n"), PRELUDE)
+    loaded = execute(
+        parse_document("case.py", "\n@ts.function\ndef f(x: Tensor['M', ts.f32]):\n    return x\n"), PRELUDE
+    )
     with pytest.raises(SourceError, match="'f' is a @ts.function, and functions are not compiled yet") as caught:
         loaded["f"](1)
     assert (caught.value.code, caught.value.loc.line) == ("TS102", 3)
 
 
-@pytest.mark.parametrize("call", [lambda: tile.zeros([4]), lambda: tile.cp_async.shared.global_(1, 2), lambda: tile.range(3)])
+@pytest.mark.parametrize(
+    "call", [lambda: tile.zeros([4]), lambda: tile.cp_async.shared.global_(1, 2), lambda: tile.range(3)]
+)
 def test_intrinsics_outside_a_kernel(call):
     with pytest.raises(TesseraError, match="works only inside a function decorated with @ts.kernel"):
         call()

@@ -27,14 +27,18 @@ CASES = {
     "two_groups": [{"M": 70, "D": 64}, {"M": 32, "D": 25}, {"M": 1, "D": 8}],
     "wide_elementwise": [{"M": 70, "D": 1024}, {"M": 64, "D": 1000}],
 }
-ALL = [pytest.param(name, dims, id=f"{name}-{'-'.join(map(str, dims.values()))}") for name, cases in CASES.items()
-       for dims in cases]
+ALL = [
+    pytest.param(name, dims, id=f"{name}-{'-'.join(map(str, dims.values()))}")
+    for name, cases in CASES.items()
+    for dims in cases
+]
 
 
 def arguments_of(kernel, dims, seed=0):
     """Random inputs and NaN outputs for a Tile kernel's parameters."""
     from tessera.ir.dims import evaluate
     from tessera.ir.types import ViewType
+
     rng = np.random.default_rng(seed)
     roles = dict(kernel.attributes["parameters"])
     arguments = {}
@@ -58,10 +62,14 @@ def outputs_of(kernel, dims, level, grid=None):
 def emulated(compilation, dims, seed=0):
     """What the emitted CUDA writes, run on a CPU."""
     from tessera.frontend.grid import launch_grid
+
     kernel, text = compilation.target.kernel(), compilation.cuda[0]
     arguments = arguments_of(compilation.stages[0].module.kernel(), dims)
-    values = [*(arguments[name] for name in text.pointers), *(dims[name] for name in text.sizes),
-              *(arguments[name] for name in text.scalars)]
+    values = [
+        *(arguments[name] for name in text.pointers),
+        *(dims[name] for name in text.sizes),
+        *(arguments[name] for name in text.scalars),
+    ]
     library = emulator.build(text.text, [text.name])
     library.launch(text.name, launch_grid(kernel, dims), text.threads, text.shared_bytes, values, seed=seed)
     return {name: arguments[name] for name, role in kernel.attributes["parameters"] if role != "in"}
@@ -97,8 +105,10 @@ SCHEDULES = [Schedule(4), Schedule(8), Schedule(4, subtile=32), Schedule(8, subt
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-@pytest.mark.parametrize("name, dims", [("two_groups", {"M": 40, "D": 72}), ("wide_elementwise", {"M": 65, "D": 100}),
-                                        ("scaled_copy", {"N": 300})])
+@pytest.mark.parametrize(
+    "name, dims",
+    [("two_groups", {"M": 40, "D": 72}), ("wide_elementwise", {"M": 65, "D": 100}), ("scaled_copy", {"N": 300})],
+)
 def test_schedules_do_not_change_bits(name, dims, schedule):
     compilation = compile_kernel(getattr(kernels, name), dims, schedule=schedule)
     expected = outputs_of(compilation.stages[0].module.kernel(), dims, "tile")
@@ -117,17 +127,18 @@ def test_streaming_operands_does_not_change_bits(subtile, block_k):
 
 
 @ts.kernel
-def streamed_product(x: tile.Tensor["M", "D", ts.bf16], w: tile.Tensor["D", "D", ts.bf16],
-                     out: tile.Tensor["M", "D", ts.bf16]):
+def streamed_product(
+    x: tile.Tensor["M", "D", ts.bf16], w: tile.Tensor["D", "D", ts.bf16], out: tile.Tensor["M", "D", ts.bf16]
+):
     ctx = tile.context()
     row = tile.program_id(0) * 16
     state = tile.alloc_shared([16, ctx.D], ts.bf16)
     weights = tile.alloc_shared([ctx.D, ctx.D], ts.bf16)
-    tile.copy_async(state, x[row:row + 16])
+    tile.copy_async(state, x[row : row + 16])
     tile.copy_async(weights, w)
     tile.cp_commit_group()
     tile.cp_wait_group(0)
-    tile.store(tile.mma(state, weights) * state, out[row:row + 16])
+    tile.store(tile.mma(state, weights) * state, out[row : row + 16])
 
 
 def test_a_kernel_lowered_for_a_smaller_shared_memory_streams_what_does_not_fit():
@@ -145,7 +156,9 @@ def test_no_straight_line_region_holds_more_than_128_tensor_core_instructions():
         loops = [op for op in target.body.walk() if op.name == "for"]
         assert loops
         for loop in loops:
-            a, b = (next(o for o in loop.regions[0].ops if o.name == "mma_sync").operands[i].type.layout for i in (0, 1))
+            a, b = (
+                next(o for o in loop.regions[0].ops if o.name == "mma_sync").operands[i].type.layout for i in (0, 1)
+            )
             atoms = a.registers_per_thread // 8 * (b.registers_per_thread // 4)
             assert atoms * loop.attributes["unroll"] <= 128
 
@@ -165,8 +178,8 @@ def dead_code(x: tile.Tensor["N", ts.f32], out: tile.Tensor["N", ts.f32]):
     start = tile.program_id(0) * 64
     unused = tile.alloc_shared([64], ts.f32)
     tile.fill(unused, 0.0)
-    tile.exp(x[start:start + 64])
-    tile.store(x[start:start + 64], out[start:start + 64])
+    tile.exp(x[start : start + 64])
+    tile.store(x[start : start + 64], out[start : start + 64])
 
 
 def test_schedule_is_plain_data():

@@ -25,8 +25,11 @@ def _for_type(op: Op) -> tuple[Type, ...]:
         raise SourceError("TS703", "a loop body takes the index and one argument per carried value")
     for initial, argument, final in zip(carried, body.arguments[1:], _yielded(op, body), strict=True):
         if not initial.type == argument.type == final:
-            raise SourceError("TS301", f"'{argument.name or '?'}' changes its type in a loop: {describe(initial.type)} "
-                                       f"before it, {describe(final)} after an iteration")
+            raise SourceError(
+                "TS301",
+                f"'{argument.name or '?'}' changes its type in a loop: {describe(initial.type)} "
+                f"before it, {describe(final)} after an iteration",
+            )
     return tuple(value.type for value in carried)
 
 
@@ -39,9 +42,17 @@ def describe(type_: Type) -> str:
     return f"a tile {list(map(str, shape_of(type_)))} of {type_.dtype.name}".replace("'", "")
 
 
-define("for", "lower upper step *initial", _for_type,
-       "runs its region with the index lower, lower + step, ... below upper; the region's yield feeds the next iteration "
-       "and, at the end, the results", LOOP, regions=1, attributes={"unroll": 1}, lower=Lowering(template="for"))
+define(
+    "for",
+    "lower upper step *initial",
+    _for_type,
+    "runs its region with the index lower, lower + step, ... below upper; the region's yield feeds the next iteration "
+    "and, at the end, the results",
+    LOOP,
+    regions=1,
+    attributes={"unroll": 1},
+    lower=Lowering(template="for"),
+)
 
 
 def _if_type(op: Op) -> tuple[Type, ...]:
@@ -54,7 +65,14 @@ def _if_type(op: Op) -> tuple[Type, ...]:
     return tuple(then)
 
 
-define("if", "condition", _if_type, "runs the first region where the scalar condition holds, else the second", BRANCH,
-       regions=2, lower=Lowering(template="if"))
+define(
+    "if",
+    "condition",
+    _if_type,
+    "runs the first region where the scalar condition holds, else the second",
+    BRANCH,
+    regions=2,
+    lower=Lowering(template="if"),
+)
 
 define("yield", "*values", lambda op: (), "ends a region with its values", TERMINATOR, lower=Lowering(template="yield"))

@@ -38,8 +38,9 @@ def _typed(op: Op, dtype: DType | None) -> tuple[Type, ...]:
     types = [value.type for value in op.operands]
     for value in op.operands:
         if not isinstance(value.type, (ScalarType, TileType)):
-            raise SourceError("TS203", f"{op.name} takes tiles and scalars, but '{value.name or '?'}' is neither; "
-                                       "load it first")
+            raise SourceError(
+                "TS203", f"{op.name} takes tiles and scalars, but '{value.name or '?'}' is neither; load it first"
+            )
     dtype = dtype or result_dtype(types)
     tiles = [value for value in op.operands if isinstance(value.type, TileType)]
     if not tiles:
@@ -47,8 +48,11 @@ def _typed(op: Op, dtype: DType | None) -> tuple[Type, ...]:
     first = tiles[0].type
     for other in tiles[1:]:
         if other.type.shape != first.shape:
-            raise SourceError("TS301", f"{op.name} of {shape_text(first.shape)} and {shape_text(other.type.shape)}: "
-                                       "the shapes differ and do not broadcast")
+            raise SourceError(
+                "TS301",
+                f"{op.name} of {shape_text(first.shape)} and {shape_text(other.type.shape)}: "
+                "the shapes differ and do not broadcast",
+            )
         if other.type.layout != first.layout:
             raise SourceError("TS703", f"{op.name} of two tiles with different register layouts")
     return (TileType(first.shape, dtype, first.layout),)
@@ -65,8 +69,10 @@ def _bool_type(op: Op) -> tuple[Type, ...]:
 def align(op: Op, values: tuple[Any, ...]) -> list[Any]:
     """Gives scalars [P] the rank of the tiles [P, *shape] they meet."""
     rank = max((len(v.type.shape) for v in op.operands if isinstance(v.type, TileType)), default=0)
-    return [bounds.lift(lambda x: x.reshape(x.shape + (1,) * rank), value) if isinstance(v.type, ScalarType) else value
-            for v, value in zip(op.operands, values, strict=True)]
+    return [
+        bounds.lift(lambda x: x.reshape(x.shape + (1,) * rank), value) if isinstance(v.type, ScalarType) else value
+        for v, value in zip(op.operands, values, strict=True)
+    ]
 
 
 def computes_in_float(op: Op) -> bool:
@@ -88,8 +94,9 @@ def _evaluate(on_floats: Callable[..., Array] | None, on_integers: Callable[...,
     return evaluate
 
 
-def _bound(on_floats: Callable[..., Array] | None, on_bars: Callable[..., Bar],
-           on_integers: Callable[..., Array] | None) -> Callable[..., Bar]:
+def _bound(
+    on_floats: Callable[..., Array] | None, on_bars: Callable[..., Bar], on_integers: Callable[..., Array] | None
+) -> Callable[..., Bar]:
     def bound(op: Op, *values: Bar) -> Bar:
         aligned = align(op, values)
         if computes_in_float(op):
@@ -107,11 +114,30 @@ def _to_f32(type_: Type, value: Bar) -> Bar:
     return Bar(round_to(f32, value.r).astype(np.float64), value.e) if type_.dtype.is_int else value
 
 
-def _declare(name: str, operands: str, doc: str, floats: Callable[..., Array] | None, bar: Callable[..., Bar],
-             cuda: str = "", integers: Callable[..., Array] | None = None, integer_cuda: str = "",
-             type_rule: Callable[[Op], tuple[Type, ...]] = _same_type, ulp: float = 0.5) -> None:
-    define(name, operands, type_rule, doc, PURE, ELEMENTWISE, evaluate=_evaluate(floats, integers),
-           bound=_bound(floats, bar, integers), lower=Lowering(expression=cuda, integer=integer_cuda), ulp=ulp)
+def _declare(
+    name: str,
+    operands: str,
+    doc: str,
+    floats: Callable[..., Array] | None,
+    bar: Callable[..., Bar],
+    cuda: str = "",
+    integers: Callable[..., Array] | None = None,
+    integer_cuda: str = "",
+    type_rule: Callable[[Op], tuple[Type, ...]] = _same_type,
+    ulp: float = 0.5,
+) -> None:
+    define(
+        name,
+        operands,
+        type_rule,
+        doc,
+        PURE,
+        ELEMENTWISE,
+        evaluate=_evaluate(floats, integers),
+        bound=_bound(floats, bar, integers),
+        lower=Lowering(expression=cuda, integer=integer_cuda),
+        ulp=ulp,
+    )
 
 
 def _function(name: str, doc: str, function: Callable[[Array], Array], cuda: str, ulp: float) -> None:
@@ -123,16 +149,48 @@ _declare("add", "a b", "a + b", np.add, bounds.add, "{0} + {1}", numeric.checked
 _declare("sub", "a b", "a - b", np.subtract, bounds.subtract, "{0} - {1}", numeric.checked(np.subtract), "{0} - {1}")
 _declare("mul", "a b", "a * b", np.multiply, bounds.multiply, "{0} * {1}", numeric.checked(np.multiply), "{0} * {1}")
 _declare("div", "a b", "a / b, of floats", np.divide, bounds.divide, "ts_div({0}, {1})")
-_declare("floordiv", "a b", "a // b of integers, rounded down as in Python", None,
-         bounds.exact_integers(numeric.floordiv), "", numeric.floordiv, "ts_floordiv({0}, {1})")
-_declare("mod", "a b", "a % b of integers, with the sign of b as in Python", None, bounds.exact_integers(numeric.mod), "",
-         numeric.mod, "ts_floormod({0}, {1})")
+_declare(
+    "floordiv",
+    "a b",
+    "a // b of integers, rounded down as in Python",
+    None,
+    bounds.exact_integers(numeric.floordiv),
+    "",
+    numeric.floordiv,
+    "ts_floordiv({0}, {1})",
+)
+_declare(
+    "mod",
+    "a b",
+    "a % b of integers, with the sign of b as in Python",
+    None,
+    bounds.exact_integers(numeric.mod),
+    "",
+    numeric.mod,
+    "ts_floormod({0}, {1})",
+)
 _declare("neg", "a", "-a", np.negative, bounds.exact(np.negative), "-{0}", numeric.checked(np.negative), "-{0}")
 _declare("abs", "a", "|a|", np.abs, bounds.exact(np.abs), "ts_abs({0})", numeric.checked(np.abs), "ts_iabs({0})")
-_declare("max", "a b", "the larger of a and b; NaN when either is", numeric.maximum, bounds.extremum(np.maximum),
-         "ts_max({0}, {1})", np.maximum, "ts_imax({0}, {1})")
-_declare("min", "a b", "the smaller of a and b; NaN when either is", numeric.minimum, bounds.extremum(np.minimum),
-         "ts_min({0}, {1})", np.minimum, "ts_imin({0}, {1})")
+_declare(
+    "max",
+    "a b",
+    "the larger of a and b; NaN when either is",
+    numeric.maximum,
+    bounds.extremum(np.maximum),
+    "ts_max({0}, {1})",
+    np.maximum,
+    "ts_imax({0}, {1})",
+)
+_declare(
+    "min",
+    "a b",
+    "the smaller of a and b; NaN when either is",
+    numeric.minimum,
+    bounds.extremum(np.minimum),
+    "ts_min({0}, {1})",
+    np.minimum,
+    "ts_imin({0}, {1})",
+)
 
 # The stated ulp are the maximum errors of CUDA's f32 functions (CUDA C++ Programming Guide, mathematical functions).
 _function("exp", "e to the a", np.exp, "ts_exp({0})", 2)
@@ -145,16 +203,49 @@ _function("tanh", "hyperbolic tangent", np.tanh, "ts_tanh({0})", 2)
 # exp (2 ulp), an addition and a division: 3 relative units of 2^-23, which is at most 4 ulp.
 _function("sigmoid", "1 / (1 + exp(-a)), branch-wise: neither side overflows", numeric.sigmoid, "ts_sigmoid({0})", 4)
 
-for _name, _sign, _numpy in (("eq", "==", np.equal), ("ne", "!=", np.not_equal), ("lt", "<", np.less),
-                             ("le", "<=", np.less_equal), ("gt", ">", np.greater), ("ge", ">=", np.greater_equal)):
-    _declare(_name, "a b", f"a {_sign} b", _numpy, bounds.compare(_numpy), f"{{0}} {_sign} {{1}}", _numpy,
-             f"{{0}} {_sign} {{1}}", type_rule=_bool_type)
+for _name, _sign, _numpy in (
+    ("eq", "==", np.equal),
+    ("ne", "!=", np.not_equal),
+    ("lt", "<", np.less),
+    ("le", "<=", np.less_equal),
+    ("gt", ">", np.greater),
+    ("ge", ">=", np.greater_equal),
+):
+    _declare(
+        _name,
+        "a b",
+        f"a {_sign} b",
+        _numpy,
+        bounds.compare(_numpy),
+        f"{{0}} {_sign} {{1}}",
+        _numpy,
+        f"{{0}} {_sign} {{1}}",
+        type_rule=_bool_type,
+    )
 
 for _name, _sign, _numpy in (("and", "&&", np.logical_and), ("or", "||", np.logical_or)):
-    _declare(_name, "a b", f"a {_name} b, of bools", None, bounds.logical(_numpy), "", _numpy, f"{{0}} {_sign} {{1}}",
-             type_rule=_bool_type)
-_declare("not", "a", "not a, of a bool", None, bounds.logical(np.logical_not), "", np.logical_not, "!{0}",
-         type_rule=_bool_type)
+    _declare(
+        _name,
+        "a b",
+        f"a {_name} b, of bools",
+        None,
+        bounds.logical(_numpy),
+        "",
+        _numpy,
+        f"{{0}} {_sign} {{1}}",
+        type_rule=_bool_type,
+    )
+_declare(
+    "not",
+    "a",
+    "not a, of a bool",
+    None,
+    bounds.logical(np.logical_not),
+    "",
+    np.logical_not,
+    "!{0}",
+    type_rule=_bool_type,
+)
 
 
 def _select_type(op: Op) -> tuple[Type, ...]:
@@ -169,19 +260,35 @@ def _select(op: Op, *values: Array) -> Array:
     return round_to(op.result.type.dtype, np.where(condition, a, b))
 
 
-define("where", "condition a b", _select_type, "a where condition holds, else b", PURE, ELEMENTWISE, evaluate=_select,
-       bound=lambda op, *values: bounds.select(op, *align(op, values)),
-       lower=Lowering(expression="{0} ? {1} : {2}", integer="{0} ? {1} : {2}"))
+define(
+    "where",
+    "condition a b",
+    _select_type,
+    "a where condition holds, else b",
+    PURE,
+    ELEMENTWISE,
+    evaluate=_select,
+    bound=lambda op, *values: bounds.select(op, *align(op, values)),
+    lower=Lowering(expression="{0} ? {1} : {2}", integer="{0} ? {1} : {2}"),
+)
 
 
 def _cast(op: Op, value: Array) -> Array:
     return round_to(op.attributes["dtype"], value)
 
 
-define("cast", "a", lambda op: _typed(op, op.attributes["dtype"]), "a rounded to dtype: a rounding that nothing skips",
-       PURE, ELEMENTWISE, attributes={"dtype": REQUIRED}, evaluate=_cast,
-       bound=lambda op, a: bounds.round_explicit(op.attributes["dtype"], a),
-       lower=Lowering(expression="{0}", integer="{0}"))
+define(
+    "cast",
+    "a",
+    lambda op: _typed(op, op.attributes["dtype"]),
+    "a rounded to dtype: a rounding that nothing skips",
+    PURE,
+    ELEMENTWISE,
+    attributes={"dtype": REQUIRED},
+    evaluate=_cast,
+    bound=lambda op, a: bounds.round_explicit(op.attributes["dtype"], a),
+    lower=Lowering(expression="{0}", integer="{0}"),
+)
 
 
 def is_index(type_: Type) -> bool:

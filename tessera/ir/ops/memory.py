@@ -21,15 +21,18 @@ TO_TARGET = Lowering(decomposed_by="lower_to_target")
 def expect_view(op: Op, operand: str) -> ViewType:
     value = op.operand(operand)
     if not isinstance(value.type, ViewType):
-        raise SourceError("TS203", f"'{operand}' of {op.name} must be a tensor in global memory, but "
-                                   f"'{value.name or '?'}' is not")
+        raise SourceError(
+            "TS203", f"'{operand}' of {op.name} must be a tensor in global memory, but '{value.name or '?'}' is not"
+        )
     return value.type
 
 
 def expect_buffer(op: Op, operand: str) -> BufferType:
     value = op.operand(operand)
     if not isinstance(value.type, BufferType):
-        raise SourceError("TS203", f"'{operand}' of {op.name} must be a shared buffer, but '{value.name or '?'}' is not")
+        raise SourceError(
+            "TS203", f"'{operand}' of {op.name} must be a shared buffer, but '{value.name or '?'}' is not"
+        )
     return value.type
 
 
@@ -54,9 +57,16 @@ def _window(op: Op, view: values.View, *offsets: Any) -> values.View:
     return view.narrow(moved, op.attributes["extents"], op.attributes["kept"])
 
 
-define("window", "view *offsets", _window_type,
-       "the window of `extents` at `offsets`, an index per axis; axes that are not `kept` have extent 1 and are dropped",
-       PURE, attributes={"extents": REQUIRED, "kept": REQUIRED}, evaluate=_window, lower=Lowering(template="window"))
+define(
+    "window",
+    "view *offsets",
+    _window_type,
+    "the window of `extents` at `offsets`, an index per axis; axes that are not `kept` have extent 1 and are dropped",
+    PURE,
+    attributes={"extents": REQUIRED, "kept": REQUIRED},
+    evaluate=_window,
+    lower=Lowering(template="window"),
+)
 
 
 def _load_type(op: Op) -> tuple[Type, ...]:
@@ -64,8 +74,17 @@ def _load_type(op: Op) -> tuple[Type, ...]:
     return (TileType(view.shape, view.dtype) if view.shape else ScalarType(view.dtype),)
 
 
-define("load", "view", _load_type, "the view's elements, zero outside its tensor; a scalar for a view without axes",
-       STRUCTURAL, effects={"view": "reads"}, levels=TILE_ONLY, evaluate=lambda op, view: view.load(), lower=TO_TARGET)
+define(
+    "load",
+    "view",
+    _load_type,
+    "the view's elements, zero outside its tensor; a scalar for a view without axes",
+    STRUCTURAL,
+    effects={"view": "reads"},
+    levels=TILE_ONLY,
+    evaluate=lambda op, view: view.load(),
+    lower=TO_TARGET,
+)
 
 
 def _store_type(op: Op) -> tuple[Type, ...]:
@@ -76,21 +95,38 @@ def _store_type(op: Op) -> tuple[Type, ...]:
     return ()
 
 
-define("store", "view value", _store_type, "rounds a tile to the tensor's dtype and writes what lies inside the tensor",
-       STRUCTURAL, effects={"view": "writes"}, levels=TILE_ONLY, evaluate=lambda op, view, value: view.store(value),
-       lower=TO_TARGET)
+define(
+    "store",
+    "view value",
+    _store_type,
+    "rounds a tile to the tensor's dtype and writes what lies inside the tensor",
+    STRUCTURAL,
+    effects={"view": "writes"},
+    levels=TILE_ONLY,
+    evaluate=lambda op, view, value: view.store(value),
+    lower=TO_TARGET,
+)
 
-define("alloc_shared", "", lambda op: (BufferType(tuple(op.attributes["shape"]), op.attributes["dtype"]),),
-       "a logical buffer of the program, undefined until written; where it lives is the compiler's choice",
-       attributes={"shape": REQUIRED, "dtype": REQUIRED, "swizzle": "none"}, levels=TILE_ONLY, lower=TO_TARGET)
+define(
+    "alloc_shared",
+    "",
+    lambda op: (BufferType(tuple(op.attributes["shape"]), op.attributes["dtype"]),),
+    "a logical buffer of the program, undefined until written; where it lives is the compiler's choice",
+    attributes={"shape": REQUIRED, "dtype": REQUIRED, "swizzle": "none"},
+    levels=TILE_ONLY,
+    lower=TO_TARGET,
+)
 
 
 def _copy_type(op: Op) -> tuple[Type, ...]:
     buffer, view = expect_buffer(op, "buffer"), expect_view(op, "view")
     _same_shape(op, buffer, view, f"copy into '{op.operand('buffer').name}'")
     if buffer.dtype != view.dtype:
-        raise SourceError("TS204", f"copy into '{op.operand('buffer').name}' of {buffer.dtype.name} from a tensor of "
-                                   f"{view.dtype.name}: an asynchronous copy does not convert")
+        raise SourceError(
+            "TS204",
+            f"copy into '{op.operand('buffer').name}' of {buffer.dtype.name} from a tensor of "
+            f"{view.dtype.name}: an asynchronous copy does not convert",
+        )
     return (TokenType(),)
 
 
@@ -108,6 +144,7 @@ def write_window(buffer: values.Buffer, index: tuple[Any, ...], value: Any) -> N
         buffer.data.r[index], buffer.data.e[index] = value.r, value.e
     else:
         from tessera.dtypes import round_to
+
         buffer.data[index] = round_to(buffer.dtype, value)
     buffer.defined[index] = True
 
@@ -123,10 +160,18 @@ def _copy(op: Op, buffer: values.Buffer, view: values.View) -> values.Token:
     return token
 
 
-define("copy_async", "buffer view", _copy_type,
-       "starts copying a window into a buffer of its shape and dtype, zero outside the tensor; done at the wait",
-       ASYNC, effects={"buffer": "writes", "view": "reads"}, attributes={"bypass_l1": False}, levels=TILE_ONLY,
-       evaluate=_copy, lower=TO_TARGET)
+define(
+    "copy_async",
+    "buffer view",
+    _copy_type,
+    "starts copying a window into a buffer of its shape and dtype, zero outside the tensor; done at the wait",
+    ASYNC,
+    effects={"buffer": "writes", "view": "reads"},
+    attributes={"bypass_l1": False},
+    levels=TILE_ONLY,
+    evaluate=_copy,
+    lower=TO_TARGET,
+)
 
 
 def _tokens(op: Op) -> tuple[Type, ...]:
@@ -136,8 +181,15 @@ def _tokens(op: Op) -> tuple[Type, ...]:
     return ()
 
 
-define("wait", "*tokens", _tokens, "completes the asynchronous ops of `tokens`", levels=TILE_ONLY,
-       evaluate=lambda op, *tokens: [token.wait() for token in tokens] and None, lower=TO_TARGET)
+define(
+    "wait",
+    "*tokens",
+    _tokens,
+    "completes the asynchronous ops of `tokens`",
+    levels=TILE_ONLY,
+    evaluate=lambda op, *tokens: [token.wait() for token in tokens] and None,
+    lower=TO_TARGET,
+)
 
 
 def _read_type(op: Op) -> tuple[Type, ...]:
@@ -145,7 +197,9 @@ def _read_type(op: Op) -> tuple[Type, ...]:
     if extents is None and len(op.operands) == 1:
         return (TileType(buffer.shape, buffer.dtype),)
     if extents is None or len(op.operands) - 1 != len(extents) or len(extents) != len(buffer.shape):
-        raise SourceError("TS304", f"a window of a buffer {shape_text(buffer.shape)} needs an offset and an extent per axis")
+        raise SourceError(
+            "TS304", f"a window of a buffer {shape_text(buffer.shape)} needs an offset and an extent per axis"
+        )
     return (TileType(tuple(extents), buffer.dtype),)
 
 
@@ -153,8 +207,13 @@ def read_buffer(op: Op, buffer: values.Buffer, offsets: tuple[Any, ...], extents
     name = op.operand("buffer").name
     check_landed(buffer, name)
     try:
-        index = whole(buffer) if extents is None else buffer.window([np.asarray(o.r if isinstance(o, Bar) else o).astype(
-            np.int64) for o in offsets], extents)
+        index = (
+            whole(buffer)
+            if extents is None
+            else buffer.window(
+                [np.asarray(o.r if isinstance(o, Bar) else o).astype(np.int64) for o in offsets], extents
+            )
+        )
     except IndexError as error:
         raise SourceError("TS504", f"a window of '{name}' leaves it: {error}") from None
     if not buffer.defined[index].all():
@@ -162,9 +221,18 @@ def read_buffer(op: Op, buffer: values.Buffer, offsets: tuple[Any, ...], extents
     return lift(lambda x: x[index], buffer.data)
 
 
-define("read", "buffer *offsets", _read_type, "a buffer's elements, or its window of `extents` at `offsets`", STRUCTURAL,
-       effects={"buffer": "reads"}, attributes={"extents": None}, levels=TILE_ONLY,
-       evaluate=lambda op, buffer, *offsets: read_buffer(op, buffer, offsets, op.attributes["extents"]), lower=TO_TARGET)
+define(
+    "read",
+    "buffer *offsets",
+    _read_type,
+    "a buffer's elements, or its window of `extents` at `offsets`",
+    STRUCTURAL,
+    effects={"buffer": "reads"},
+    attributes={"extents": None},
+    levels=TILE_ONLY,
+    evaluate=lambda op, buffer, *offsets: read_buffer(op, buffer, offsets, op.attributes["extents"]),
+    lower=TO_TARGET,
+)
 
 
 def _write_type(op: Op) -> tuple[Type, ...]:
@@ -182,16 +250,36 @@ def _write(op: Op, buffer: values.Buffer, value: Any, *offsets: Any) -> None:
     name = op.operand("buffer").name
     check_landed(buffer, name)
     try:
-        index = buffer.window([np.asarray(o.r if isinstance(o, Bar) else o).astype(np.int64) for o in offsets],
-                              value.shape[1:]) if offsets else whole(buffer)
+        index = (
+            buffer.window(
+                [np.asarray(o.r if isinstance(o, Bar) else o).astype(np.int64) for o in offsets], value.shape[1:]
+            )
+            if offsets
+            else whole(buffer)
+        )
     except IndexError as error:
         raise SourceError("TS504", f"a window of '{name}' leaves it: {error}") from None
     write_window(buffer, index, value)
 
 
-define("write", "buffer value *offsets", _write_type,
-       "rounds a tile to the buffer's dtype and writes it, whole or at `offsets`", STRUCTURAL,
-       effects={"buffer": "writes"}, levels=TILE_ONLY, evaluate=_write, lower=TO_TARGET)
+define(
+    "write",
+    "buffer value *offsets",
+    _write_type,
+    "rounds a tile to the buffer's dtype and writes it, whole or at `offsets`",
+    STRUCTURAL,
+    effects={"buffer": "writes"},
+    levels=TILE_ONLY,
+    evaluate=_write,
+    lower=TO_TARGET,
+)
 
-define("barrier", "", lambda op: (), "waits for every thread of the block; at Tile level it orders nothing that is not "
-       "ordered already", COLLECTIVE, evaluate=lambda op: None, lower=Lowering(template="barrier"))
+define(
+    "barrier",
+    "",
+    lambda op: (),
+    "waits for every thread of the block; at Tile level it orders nothing that is not ordered already",
+    COLLECTIVE,
+    evaluate=lambda op: None,
+    lower=Lowering(template="barrier"),
+)

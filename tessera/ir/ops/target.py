@@ -23,10 +23,15 @@ from tessera.ir.types import BufferType, ScalarType, TileType, TokenType, Type
 TARGET_ONLY = frozenset((TARGET,))
 
 
-define("shared", "", lambda op: (BufferType(tuple(op.attributes["shape"]), op.attributes["dtype"], op.attributes["layout"]),),
-       "a buffer in shared memory at byte `offset` (-1 until placed) with a physical layout",
-       attributes={"shape": REQUIRED, "dtype": REQUIRED, "layout": REQUIRED, "offset": -1}, levels=TARGET_ONLY,
-       lower=Lowering(template="shared"))
+define(
+    "shared",
+    "",
+    lambda op: (BufferType(tuple(op.attributes["shape"]), op.attributes["dtype"], op.attributes["layout"]),),
+    "a buffer in shared memory at byte `offset` (-1 until placed) with a physical layout",
+    attributes={"shape": REQUIRED, "dtype": REQUIRED, "layout": REQUIRED, "offset": -1},
+    levels=TARGET_ONLY,
+    lower=Lowering(template="shared"),
+)
 
 
 def _global_load_type(op: Op) -> tuple[Type, ...]:
@@ -36,9 +41,18 @@ def _global_load_type(op: Op) -> tuple[Type, ...]:
     return (TileType(view.shape, view.dtype, op.attributes["layout"]),)
 
 
-define("ld_global", "view", _global_load_type, "loads a window into registers, `vector` bytes an access, zero outside",
-       STRUCTURAL, effects={"view": "reads"}, attributes={"layout": None, "vector": 0}, levels=TARGET_ONLY,
-       evaluate=lambda op, view: view.load(), lower=Lowering(template="ld_global"))
+define(
+    "ld_global",
+    "view",
+    _global_load_type,
+    "loads a window into registers, `vector` bytes an access, zero outside",
+    STRUCTURAL,
+    effects={"view": "reads"},
+    attributes={"layout": None, "vector": 0},
+    levels=TARGET_ONLY,
+    evaluate=lambda op, view: view.load(),
+    lower=Lowering(template="ld_global"),
+)
 
 
 def _global_store_type(op: Op) -> tuple[Type, ...]:
@@ -48,10 +62,18 @@ def _global_store_type(op: Op) -> tuple[Type, ...]:
     return ()
 
 
-define("st_global", "view value", _global_store_type,
-       "rounds a register tile to the tensor's dtype and stores what lies inside, `vector` bytes an access", STRUCTURAL,
-       effects={"view": "writes"}, attributes={"vector": REQUIRED}, levels=TARGET_ONLY,
-       evaluate=lambda op, view, value: view.store(value), lower=Lowering(template="st_global"))
+define(
+    "st_global",
+    "view value",
+    _global_store_type,
+    "rounds a register tile to the tensor's dtype and stores what lies inside, `vector` bytes an access",
+    STRUCTURAL,
+    effects={"view": "writes"},
+    attributes={"vector": REQUIRED},
+    levels=TARGET_ONLY,
+    evaluate=lambda op, view, value: view.store(value),
+    lower=Lowering(template="st_global"),
+)
 
 
 def _copy_type(op: Op) -> tuple[Type, ...]:
@@ -80,29 +102,51 @@ def _copy(op: Op, buffer: values.Buffer, view: values.View) -> values.Token:
 
     def land() -> None:
         write_window(buffer, (slice(None),) * (len(shape) + 1), _padded(view.load(), shape))
+
     token = values.Token(land)
     buffer.in_flight.append(token)
     return token
 
 
-define("cp_async", "buffer view", _copy_type,
-       "starts copying a window into a shared buffer, `vector` bytes (16, 8, 4) an access, zeros outside the tensor and in "
-       "the padding; `vector` below 4 means ordinary loads and stores, done at once", ASYNC,
-       effects={"buffer": "writes", "view": "reads"}, attributes={"vector": REQUIRED, "bypass_l1": False},
-       levels=TARGET_ONLY, evaluate=_copy, lower=Lowering(template="cp_async"))
+define(
+    "cp_async",
+    "buffer view",
+    _copy_type,
+    "starts copying a window into a shared buffer, `vector` bytes (16, 8, 4) an access, zeros outside the tensor and in "
+    "the padding; `vector` below 4 means ordinary loads and stores, done at once",
+    ASYNC,
+    effects={"buffer": "writes", "view": "reads"},
+    attributes={"vector": REQUIRED, "bypass_l1": False},
+    levels=TARGET_ONLY,
+    evaluate=_copy,
+    lower=Lowering(template="cp_async"),
+)
 
 
 def _commit(op: Op, *tokens: values.Token) -> values.Token:
     return values.Token(lambda: [token.wait() for token in tokens] and None)
 
 
-define("async_commit", "*tokens", lambda op: (TokenType(),), "closes a group of copies; its token stands for all of them",
-       levels=TARGET_ONLY, evaluate=_commit, lower=Lowering(template="async_commit"))
+define(
+    "async_commit",
+    "*tokens",
+    lambda op: (TokenType(),),
+    "closes a group of copies; its token stands for all of them",
+    levels=TARGET_ONLY,
+    evaluate=_commit,
+    lower=Lowering(template="async_commit"),
+)
 
-define("async_wait", "*groups", lambda op: (),
-       "waits until at most the `pending` newest groups are in flight; `groups` are those that must then be complete",
-       attributes={"pending": 0}, levels=TARGET_ONLY,
-       evaluate=lambda op, *groups: [group.wait() for group in groups] and None, lower=Lowering(template="async_wait"))
+define(
+    "async_wait",
+    "*groups",
+    lambda op: (),
+    "waits until at most the `pending` newest groups are in flight; `groups` are those that must then be complete",
+    attributes={"pending": 0},
+    levels=TARGET_ONLY,
+    evaluate=lambda op, *groups: [group.wait() for group in groups] and None,
+    lower=Lowering(template="async_wait"),
+)
 
 
 def _shared_load_type(op: Op) -> tuple[Type, ...]:
@@ -112,12 +156,18 @@ def _shared_load_type(op: Op) -> tuple[Type, ...]:
     return (TileType(tuple(op.attributes["shape"]), buffer.dtype, op.attributes["layout"]),)
 
 
-define("ld_shared", "buffer *offsets", _shared_load_type,
-       "loads a window of a shared buffer into registers, `vector` bytes an access", STRUCTURAL,
-       effects={"buffer": "reads"}, attributes={"shape": REQUIRED, "layout": REQUIRED, "vector": REQUIRED},
-       levels=TARGET_ONLY,
-       evaluate=lambda op, buffer, *offsets: read_buffer(op, buffer, offsets, op.attributes["shape"]),
-       lower=Lowering(template="ld_shared"))
+define(
+    "ld_shared",
+    "buffer *offsets",
+    _shared_load_type,
+    "loads a window of a shared buffer into registers, `vector` bytes an access",
+    STRUCTURAL,
+    effects={"buffer": "reads"},
+    attributes={"shape": REQUIRED, "layout": REQUIRED, "vector": REQUIRED},
+    levels=TARGET_ONLY,
+    evaluate=lambda op, buffer, *offsets: read_buffer(op, buffer, offsets, op.attributes["shape"]),
+    lower=Lowering(template="ld_shared"),
+)
 
 
 def _st_shared(op: Op, buffer: values.Buffer, value: Any, *offsets: Any) -> None:
@@ -127,14 +177,25 @@ def _st_shared(op: Op, buffer: values.Buffer, value: Any, *offsets: Any) -> None
     if value.shape[1:] == logical:
         write_window(buffer, (slice(None),) * (len(logical) + 1), _padded(value, buffer.defined.shape[1:]))
         return
-    index = buffer.window([np.asarray(o.r if isinstance(o, Bar) else o).astype(np.int64) for o in offsets], value.shape[1:])
+    index = buffer.window(
+        [np.asarray(o.r if isinstance(o, Bar) else o).astype(np.int64) for o in offsets], value.shape[1:]
+    )
     write_window(buffer, index, value)
 
 
-define("st_shared", "buffer value *offsets", lambda op: () if expect_tile(op, "value") and expect_buffer(op, "buffer") else (),
-       "rounds a register tile to the buffer's dtype and stores it at `offsets`, `vector` bytes an access; a store of the "
-       "whole tile fills the padding with zeros", STRUCTURAL, effects={"buffer": "writes"}, attributes={"vector": REQUIRED},
-       levels=TARGET_ONLY, evaluate=_st_shared, lower=Lowering(template="st_shared"))
+define(
+    "st_shared",
+    "buffer value *offsets",
+    lambda op: () if expect_tile(op, "value") and expect_buffer(op, "buffer") else (),
+    "rounds a register tile to the buffer's dtype and stores it at `offsets`, `vector` bytes an access; a store of the "
+    "whole tile fills the padding with zeros",
+    STRUCTURAL,
+    effects={"buffer": "writes"},
+    attributes={"vector": REQUIRED},
+    levels=TARGET_ONLY,
+    evaluate=_st_shared,
+    lower=Lowering(template="st_shared"),
+)
 
 
 def _fragment_type(op: Op) -> tuple[Type, ...]:
@@ -149,18 +210,32 @@ def _load_fragment(op: Op, buffer: values.Buffer, row: Any, column: Any) -> Any:
     return lift(lambda x: np.swapaxes(x, -1, -2), tile) if transposed else tile
 
 
-define("ldmatrix", "buffer row column", _fragment_type,
-       "loads matrix operand `role` (a: [M, 16], b: [16, N]) as mma fragments from rows and columns of the buffer; "
-       "`transposed`: the buffer holds the operand's transpose, read at (row, column) of the buffer", STRUCTURAL,
-       effects={"buffer": "reads"},
-       attributes={"shape": REQUIRED, "layout": REQUIRED, "role": REQUIRED, "transposed": REQUIRED}, levels=TARGET_ONLY,
-       evaluate=_load_fragment, lower=Lowering(template="ldmatrix"))
+define(
+    "ldmatrix",
+    "buffer row column",
+    _fragment_type,
+    "loads matrix operand `role` (a: [M, 16], b: [16, N]) as mma fragments from rows and columns of the buffer; "
+    "`transposed`: the buffer holds the operand's transpose, read at (row, column) of the buffer",
+    STRUCTURAL,
+    effects={"buffer": "reads"},
+    attributes={"shape": REQUIRED, "layout": REQUIRED, "role": REQUIRED, "transposed": REQUIRED},
+    levels=TARGET_ONLY,
+    evaluate=_load_fragment,
+    lower=Lowering(template="ldmatrix"),
+)
 
-define("ld_operand", "buffer row column", _fragment_type,
-       "loads an f32 matrix operand `role` (a: [M, 8], b: [8, N]) for products in true f32; fields as of ldmatrix",
-       STRUCTURAL, effects={"buffer": "reads"},
-       attributes={"shape": REQUIRED, "layout": REQUIRED, "role": REQUIRED, "transposed": REQUIRED}, levels=TARGET_ONLY,
-       evaluate=_load_fragment, lower=Lowering(template="ld_operand"))
+define(
+    "ld_operand",
+    "buffer row column",
+    _fragment_type,
+    "loads an f32 matrix operand `role` (a: [M, 8], b: [8, N]) for products in true f32; fields as of ldmatrix",
+    STRUCTURAL,
+    effects={"buffer": "reads"},
+    attributes={"shape": REQUIRED, "layout": REQUIRED, "role": REQUIRED, "transposed": REQUIRED},
+    levels=TARGET_ONLY,
+    evaluate=_load_fragment,
+    lower=Lowering(template="ld_operand"),
+)
 
 
 def _product_type(op: Op) -> tuple[Type, ...]:
@@ -172,10 +247,28 @@ def _product_type(op: Op) -> tuple[Type, ...]:
     return (acc,)
 
 
-define("mma_sync", "a b acc", _product_type, "acc + a @ b for one k-block of 16 by mma.sync.m16n8k16", PURE,
-       levels=TARGET_ONLY, evaluate=mma_evaluate, bound=mma_bound, lower=Lowering(template="mma_sync"))
+define(
+    "mma_sync",
+    "a b acc",
+    _product_type,
+    "acc + a @ b for one k-block of 16 by mma.sync.m16n8k16",
+    PURE,
+    levels=TARGET_ONLY,
+    evaluate=mma_evaluate,
+    bound=mma_bound,
+    lower=Lowering(template="mma_sync"),
+)
 
-define("fma_block", "a b acc", _product_type, "acc + a @ b for one k-block of 8 in true f32", PURE, levels=TARGET_ONLY,
-       evaluate=mma_evaluate, bound=mma_bound, lower=Lowering(template="fma_block"))
+define(
+    "fma_block",
+    "a b acc",
+    _product_type,
+    "acc + a @ b for one k-block of 8 in true f32",
+    PURE,
+    levels=TARGET_ONLY,
+    evaluate=mma_evaluate,
+    bound=mma_bound,
+    lower=Lowering(template="fma_block"),
+)
 
 COLLECTIVES = COLLECTIVE

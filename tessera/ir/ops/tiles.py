@@ -23,18 +23,37 @@ def expect_tile(op: Op, operand: str) -> TileType:
     return value.type
 
 
-define("constant", "", lambda op: (ScalarType(op.attributes["dtype"], op.attributes["weak"]),),
-       "a number known at compile time; weak when it is a Python literal", PURE, CONSTANT,
-       attributes={"value": REQUIRED, "dtype": f32, "weak": False},
-       evaluate=lambda op: round_to(op.attributes["dtype"], np.array([op.attributes["value"]])),
-       lower=Lowering(template="constant"))
+define(
+    "constant",
+    "",
+    lambda op: (ScalarType(op.attributes["dtype"], op.attributes["weak"]),),
+    "a number known at compile time; weak when it is a Python literal",
+    PURE,
+    CONSTANT,
+    attributes={"value": REQUIRED, "dtype": f32, "weak": False},
+    evaluate=lambda op: round_to(op.attributes["dtype"], np.array([op.attributes["value"]])),
+    lower=Lowering(template="constant"),
+)
 
-define("size", "", lambda op: (ScalarType(i64),), "the value of a size over the kernel's dims", PURE,
-       attributes={"size": REQUIRED}, lower=Lowering(template="size"))
+define(
+    "size",
+    "",
+    lambda op: (ScalarType(i64),),
+    "the value of a size over the kernel's dims",
+    PURE,
+    attributes={"size": REQUIRED},
+    lower=Lowering(template="size"),
+)
 
-define("program_id", "", lambda op: (ScalarType(i64),),
-       "index of the program along a grid axis, times `scale` (a coarsened grid launches every scale-th id)", PURE,
-       attributes={"axis": REQUIRED, "scale": 1}, lower=Lowering(template="program_id"))
+define(
+    "program_id",
+    "",
+    lambda op: (ScalarType(i64),),
+    "index of the program along a grid axis, times `scale` (a coarsened grid launches every scale-th id)",
+    PURE,
+    attributes={"axis": REQUIRED, "scale": 1},
+    lower=Lowering(template="program_id"),
+)
 
 
 def _full_type(op: Op) -> tuple[Type, ...]:
@@ -47,8 +66,17 @@ def _full(op: Op, value: Any) -> Any:
     return lift(lambda x: np.broadcast_to(x.reshape(-1, *(1,) * len(type_.shape)), (x.shape[0], *type_.shape)), value)
 
 
-define("full", "value", _full_type, "a tile with every element equal to the scalar `value`, rounded to dtype", PURE, STRUCTURAL,
-       attributes={"shape": REQUIRED, "dtype": REQUIRED, "layout": None}, evaluate=_full, lower=Lowering(template="full"))
+define(
+    "full",
+    "value",
+    _full_type,
+    "a tile with every element equal to the scalar `value`, rounded to dtype",
+    PURE,
+    STRUCTURAL,
+    attributes={"shape": REQUIRED, "dtype": REQUIRED, "layout": None},
+    evaluate=_full,
+    lower=Lowering(template="full"),
+)
 
 
 def _broadcast_type(op: Op) -> tuple[Type, ...]:
@@ -59,10 +87,17 @@ def _broadcast_type(op: Op) -> tuple[Type, ...]:
     return (TileType(shape, source.dtype, op.attributes["layout"]),)
 
 
-define("broadcast", "a", _broadcast_type, "a with its axes of size 1 repeated to `shape`", PURE, STRUCTURAL,
-       attributes={"shape": REQUIRED, "layout": None},
-       evaluate=lambda op, a: lift(lambda x: np.broadcast_to(x, (x.shape[0], *op.result.type.shape)), a),
-       lower=Lowering(template="broadcast"))
+define(
+    "broadcast",
+    "a",
+    _broadcast_type,
+    "a with its axes of size 1 repeated to `shape`",
+    PURE,
+    STRUCTURAL,
+    attributes={"shape": REQUIRED, "layout": None},
+    evaluate=lambda op, a: lift(lambda x: np.broadcast_to(x, (x.shape[0], *op.result.type.shape)), a),
+    lower=Lowering(template="broadcast"),
+)
 
 
 def _reshape_type(op: Op) -> tuple[Type, ...]:
@@ -78,10 +113,17 @@ def _reshape_type(op: Op) -> tuple[Type, ...]:
     return (TileType(shape, source.dtype, op.attributes["layout"]),)
 
 
-define("reshape", "a", _reshape_type, "the elements of a in row-major order under another shape; at Target level the same "
-       "registers under another name", PURE, STRUCTURAL, attributes={"shape": REQUIRED, "layout": None},
-       evaluate=lambda op, a: lift(lambda x: x.reshape(x.shape[0], *op.result.type.shape), a),
-       lower=Lowering(template="reshape"))
+define(
+    "reshape",
+    "a",
+    _reshape_type,
+    "the elements of a in row-major order under another shape; at Target level the same registers under another name",
+    PURE,
+    STRUCTURAL,
+    attributes={"shape": REQUIRED, "layout": None},
+    evaluate=lambda op, a: lift(lambda x: x.reshape(x.shape[0], *op.result.type.shape), a),
+    lower=Lowering(template="reshape"),
+)
 
 
 def _transpose_type(op: Op) -> tuple[Type, ...]:
@@ -91,9 +133,17 @@ def _transpose_type(op: Op) -> tuple[Type, ...]:
     return (TileType((*source.shape[:-2], source.shape[-1], source.shape[-2]), source.dtype),)
 
 
-define("transpose", "a", _transpose_type, "a with its last two axes exchanged", PURE, STRUCTURAL,
-       levels=frozenset((TILE,)), evaluate=lambda op, a: lift(lambda x: np.swapaxes(x, -1, -2), a),
-       lower=Lowering(decomposed_by="lower_to_target"))
+define(
+    "transpose",
+    "a",
+    _transpose_type,
+    "a with its last two axes exchanged",
+    PURE,
+    STRUCTURAL,
+    levels=frozenset((TILE,)),
+    evaluate=lambda op, a: lift(lambda x: np.swapaxes(x, -1, -2), a),
+    lower=Lowering(decomposed_by="lower_to_target"),
+)
 
 
 def negative_axis(op: Op, rank: int) -> int:
@@ -106,7 +156,7 @@ def negative_axis(op: Op, rank: int) -> int:
 def _reduce_type(op: Op) -> tuple[Type, ...]:
     source = expect_tile(op, "a")
     axis = negative_axis(op, len(source.shape)) + len(source.shape)
-    shape = (*source.shape[:axis], 1, *source.shape[axis + 1:])
+    shape = (*source.shape[:axis], 1, *source.shape[axis + 1 :])
     return (TileType(shape, source.dtype, source.layout.slice(axis) if source.layout is not None else None),)
 
 
@@ -117,15 +167,32 @@ def _declare_reduction(name: str, doc: str, function: Callable[..., Any], bound:
     def bar(op: Op, a: Bar) -> Bar:
         return bound(op, a, axis=negative_axis(op, a.r.ndim - 1))
 
-    define(name, "a", _reduce_type, doc, PURE, attributes={"axis": REQUIRED}, evaluate=evaluate, bound=bar,
-           lower=Lowering(template="reduce"))
+    define(
+        name,
+        "a",
+        _reduce_type,
+        doc,
+        PURE,
+        attributes={"axis": REQUIRED},
+        evaluate=evaluate,
+        bound=bar,
+        lower=Lowering(template="reduce"),
+    )
 
 
 _declare_reduction("reduce_sum", "sum along `axis`, kept with size 1, in f32", numeric.reduce_sum, bounds.reduce_sum)
-_declare_reduction("reduce_max", "maximum along `axis`, kept with size 1; NaN when any element is", numeric.reduce_max,
-                   bounds.reduce_extremum(np.max))
-_declare_reduction("reduce_min", "minimum along `axis`, kept with size 1; NaN when any element is", numeric.reduce_min,
-                   bounds.reduce_extremum(np.min))
+_declare_reduction(
+    "reduce_max",
+    "maximum along `axis`, kept with size 1; NaN when any element is",
+    numeric.reduce_max,
+    bounds.reduce_extremum(np.max),
+)
+_declare_reduction(
+    "reduce_min",
+    "minimum along `axis`, kept with size 1; NaN when any element is",
+    numeric.reduce_min,
+    bounds.reduce_extremum(np.min),
+)
 
 
 def _mma_type(op: Op) -> tuple[Type, ...]:
@@ -137,8 +204,9 @@ def _mma_type(op: Op) -> tuple[Type, ...]:
     m, k = reversed(a.shape) if op.attributes["transpose_a"] else a.shape
     k_of_b, n = reversed(b.shape) if op.attributes["transpose_b"] else b.shape
     if k != k_of_b:
-        raise SourceError("TS301", f"mma of {shape_text(a.shape)} and {shape_text(b.shape)}: the inner sizes {k} and "
-                                   f"{k_of_b} differ")
+        raise SourceError(
+            "TS301", f"mma of {shape_text(a.shape)} and {shape_text(b.shape)}: the inner sizes {k} and {k_of_b} differ"
+        )
     for acc in op.operands[2:]:
         if not isinstance(acc.type, TileType) or acc.type.shape != (m, n) or acc.type.dtype != f32:
             raise SourceError("TS301", f"the accumulator of this mma must be an f32 tile {shape_text((m, n))}")
@@ -168,9 +236,18 @@ def mma_bound(op: Op, a: Bar, b: Bar, acc: Bar | None = None) -> Bar:
     return bounds.matmul(a, b, acc, k_block(op))
 
 
-define("mma", "a b *acc", _mma_type, "acc + a @ b, accumulated in f32; bf16 on tensor cores, f32 in true f32", PURE,
-       attributes={"transpose_a": False, "transpose_b": False}, levels=frozenset((TILE,)), evaluate=mma_evaluate,
-       bound=mma_bound, lower=Lowering(decomposed_by="lower_to_target"))
+define(
+    "mma",
+    "a b *acc",
+    _mma_type,
+    "acc + a @ b, accumulated in f32; bf16 on tensor cores, f32 in true f32",
+    PURE,
+    attributes={"transpose_a": False, "transpose_b": False},
+    levels=frozenset((TILE,)),
+    evaluate=mma_evaluate,
+    bound=mma_bound,
+    lower=Lowering(decomposed_by="lower_to_target"),
+)
 
 
 def tile_of(value: Value) -> TileType:

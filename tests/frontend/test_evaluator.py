@@ -1,0 +1,572 @@
+"""From Python to Tile IR: what is computed at compile time, what becomes ops, and where each op comes from."""
+
+import itertools
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import tessera as ts
+from tessera import Tensor, tile
+from tessera.frontend.definition import KernelDefinition
+from tessera.frontend.document import execute, load_document, parse_document
+from tessera.frontend.evaluator import trace
+from tessera.ir.dims import parse, symbol
+from tessera.ir.verify import verify
+
+ROOT = Path(__file__).parents[2]
+PRELUDE = {"ts": ts, "tile": tile, "Tensor": Tensor}
+SIGNATURE = """\
+@ts.kernel(grid=lambda d: (1,))
+def k(x: Tensor["M", "N", ts.bf16], w: Tensor["N", "N", ts.f32], v: Tensor[4, ts.f32], n: int, s: float,
+      out: Tensor["M", "N", ts.bf16]):
+    ctx = tile.context()
+    p = tile.program_id(0) * 16
+"""
+
+
+def kernel(body: str, rest: str = "", **options):
+    """The traced kernel of `body` in the parameters of SIGNATURE; every trace must pass the verifier."""
+    text = SIGNATURE + textwrap.indent(textwrap.dedent(body).strip("\n"), "    ") + "\n" + textwrap.dedent(rest)
+    module = trace(execute(parse_document("case.py", text), PRELUDE)["k"], **options)
+    verify(module)
+    return module.kernel()
+
+
+def names(block) -> str:
+    """The ops of a block in one line, regions in braces; constants and sizes left out."""
+    words = []
+    for op in block.ops:
+        if op.name not in ("constant", "size", "yield"):
+            words.append(op.name + "".join(" { " + names(region) + " }" for region in op.regions))
+    return " ".join(words)
+
+
+def the(kernel, name, number=0):
+    return [op for op in kernel.body.walk() if op.name == name][number]
+
+
+def stored(expression: str, setup: str = ""):
+    """What a kernel stores to `v`, after `setup`."""
+    return kernel(f"{textwrap.dedent(setup)}\ntile.store({expression}, v)\n")
+
+
+# -- the language document
+
+
+@pytest.fixture(scope="module")
+def gating():
+    loaded = load_document(ROOT / "examples" / "gdn" / "gdn_part1.md", PRELUDE)
+    return trace(loaded["gating_function_kernel"])
+
+
+def test_document_kernel_as_written(gating):
+    verify(gating)
+    kernel = gating.kernel()
+    found = [(op.loc.line, op.name) for op in kernel.body.ops if op.name != "constant"]
+    assert found == [
+        (87, "program_id"),
+        (88, "program_id"),
+        (92, "alloc_shared"),
+        (93, "alloc_shared"),
+        (98, "window"),
+        (96, "copy_async"),
+        (103, "copy_async"),
+        (110, "wait"),
+        (111, "barrier"),
+        (114, "cast"),
+        (114, "mul"),
+        (114, "exp"),
+        (117, "read"),
+        (117, "read"),
+        (117, "mma"),
+        (125, "mul"),
+        (126, "sigmoid"),
+        (129, "read"),
+        (129, "mul"),
+        (134, "window"),
+        (132, "store"),
+    ]
+    assert kernel.attributes["parameters"] == (
+        ("delta", "in"),
+        ("gate_params", "in"),
+        ("layer_distance", "in"),
+        ("output", "out"),
+    )
+    assert kernel.attributes["dims"] == ("B", "S", "D")
+    assert kernel.attributes["shape_dims"] == ("D",)
+    assert kernel.attributes["grid"] == (symbol("B"), parse("cdiv(S, 128)"))
+
+
+def test_document_kernel_in_detail(gating):
+    kernel = gating.kernel()
+    window, copy = the(kernel, "window"), the(kernel, "copy_async")
+    assert window.attributes == {"extents": (1, 128, symbol("D")), "kept": (False, True, True)}
+    assert [value.name for value in window.operands[:3]] == ["delta", "batch_idx", "seq_idx"]
+    assert copy.attributes["bypass_l1"] is True
+    assert [token.owner.name for token in the(kernel, "wait").operands] == ["copy_async", "copy_async"]
+    assert the(kernel, "store").operands[1].type.dtype == ts.f32
+    # the call starts in column 5 and ends with its closing bracket four lines below
+    loc = copy.loc
+    assert (loc.line, loc.column, loc.end_line, loc.end_column) == (96, 5, 100, 6)
+
+
+# -- compile-time Python
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("sum([i * i for i in range(4) if i != 2])", 10),
+        ("len({i: str(i) for i in range(3)})", 3),
+        ("[a + b for a, b in zip((1, 2), [3, 4])][-1]", 6),
+        ("dict(enumerate('abc'))[1] == 'b' and 5 or 6", 5),
+        ("int(f'{7:03d}'[-1])", 7),
+        ("max(1, 2) + min([3, 4]) + abs(-5)", 10),
+        ("(lambda_free if True else 1 // 0)(4)", 8),
+        ("CONSTANTS['a'][1]", 2),
+        ("ctx.N - ctx.N + 3", 3),
+        ("1 if ctx.N + 1 > ctx.N else 2", 1),
+        ("1 if not (ctx.M != ctx.M) else 2", 1),
+        ("(1 < 2 < 3) + 0", 1),
+        ("[*range(3), 9][-1]", 9),
+        ("10 ** 2 // 7 % 5", 4),
+        ("tile.maximum(3, 4)", 4),
+        ("tile.cdiv(100, 16)", 7),
+        ("x.shape[0] * 0 + len(v)", 4),
+    ],
+)
+def test_python_is_computed_at_compile_time(expression, value):
+    rest = "CONSTANTS = {'a': (1, 2)}\ndef lambda_free(n):\n    while n < 8:\n        n += 1\n    return n\n"
+    traced = kernel(f"tile.store({expression} * 1.0, v)", rest)
+    assert names(traced.body) == "full store"
+    assert the(traced, "constant").attributes["value"] == value
+
+
+def test_statements_at_compile_time():
+    traced = kernel(
+        """
+        total, (a, *rest) = 0, [1, 2, 3]
+        for i, item in enumerate(rest):
+            if item == 5:
+                break
+            if i == 9:
+                continue
+            total += item
+        else:
+            total += 100
+        table = {}
+        table["k"] = total
+        numbers = [0]
+        numbers += [a]
+        numbers[0] = 7
+        assert len(numbers) == 2, "two"
+        size: int = table["k"] + sum(numbers)
+        pass
+        tile.store(size * 1.0, v)
+        """
+    )
+    assert the(traced, "constant").attributes["value"] == 113.0
+
+
+def test_unrolled_loops():
+    traced = kernel(
+        """
+        acc = tile.load(v)
+        for factor in (2.0, 3.0):
+            for j in tile.static_range(2):
+                acc = acc * factor
+        tile.store(acc, v)
+        """
+    )
+    assert names(traced.body) == "load mul mul mul mul store"
+    assert [op.attributes["value"] for op in traced.body.walk() if op.name == "constant"] == [2.0, 2.0, 3.0, 3.0]
+
+
+def test_helpers_are_inlined_with_their_call_chain():
+    traced = kernel(
+        "tile.store(scaled(v), v)",
+        """
+        def scaled(t, factor=2.0, *, offset=1.0):
+            if offset:
+                return shifted(tile.load(t) * factor, offset)
+            return t
+
+        def shifted(t, by):
+            return t + by
+        """,
+    )
+    assert names(traced.body) == "load mul add store"
+    add = the(traced, "add").loc
+    assert (add.line, [site.line for site in add.calls()]) == (14, [10, 6])
+
+
+def test_helper_without_arguments_may_use_the_language():
+    traced = kernel("tile.store(v[row() : row() + 4] * 2.0, v)", "def row():\n    return tile.program_id(0) * 0\n")
+    assert names(traced.body) == "program_id mul window load mul store"
+
+
+def test_closures_and_factories():
+    text = """
+    def make(block, dtype):
+        @ts.kernel(name=f"k_{block}")
+        def k(x: Tensor["N", dtype]):
+            p = tile.program_id(0) * block
+            tile.store(x[p : p + block] * 2.0, x[p : p + block])
+        return k
+    kernels = [make(8, ts.f32), make(16, ts.bf16)]
+    """
+    loaded = execute(parse_document("case.py", textwrap.dedent(text)), PRELUDE)
+    traced = [trace(definition).kernel() for definition in loaded["kernels"]]
+    assert [kernel.name for kernel in traced] == ["k_8", "k_16"]
+    assert [the(kernel, "window").attributes["extents"] for kernel in traced] == [(8,), (16,)]
+    assert [kernel.parameters[0].type.dtype for kernel in traced] == [ts.f32, ts.bf16]
+    assert traced[0].attributes["parameters"] == (("x", "inout"),)
+
+
+# -- sizes
+
+
+def test_sizes_stay_symbolic():
+    traced = kernel("t = tile.zeros([ctx.N // 2 + 1, 8])\ntile.store(s * ctx.M, v)\ntile.store(1.0 / ctx.N, v)")
+    sizes = [op.attributes["size"] for op in traced.body.walk() if op.name == "size"]
+    assert sizes == [symbol("M"), symbol("N")]
+    assert names(traced.body) == "mul full store div full store"
+    assert traced.attributes["shape_dims"] == ()
+
+
+def test_static_dims_decide_and_are_recorded():
+    body = "if ctx.N > 32:\n    tile.store(1.0, v)\nfor j in range(ctx.N // 32):\n    tile.barrier()"
+    traced = kernel(body, static={"N": 64, "M": 7})
+    assert names(traced.body) == "full store barrier barrier"
+    assert traced.attributes["shape_dims"] == ("N",)
+    assert traced.attributes["dims"] == ("M", "N")
+
+
+def test_grid_is_the_decorators_or_the_callers():
+    body = "tile.store(1.0, v)"
+    assert kernel(body).attributes["grid"] == (1,)
+    assert kernel(body, grid=lambda d: tile.cdiv(d.M, 16)).attributes["grid"] == (parse("cdiv(M, 16)"),)
+    assert kernel(body, grid=(2, 3)).attributes["grid"] == (2, 3)
+
+
+# -- windows
+
+
+@pytest.mark.parametrize(
+    ("subscript", "extents", "kept"),
+    [
+        ("p : p + 16", "16, N", "tt"),
+        ("p : 16 + p", "16, N", "tt"),
+        ("p // 16 * 8 : (p // 16 + 1) * 8", "8, N", "tt"),
+        ("(p + 3) * 2 - 6 : p * 2 + 4", "4, N", "tt"),
+        ("n", "1, N", "ft"),
+        ("n, -1", "1, 1", "ff"),
+        ("..., 0", "M, 1", "tf"),
+        (":, 2:4", "M, 2", "tt"),
+        ("-8:", "8, N", "tt"),
+        (":-1", "M - 1, N", "tt"),
+        ("0 : ctx.N", "N, N", "tt"),
+        ("p : p + ctx.N // 2, :", "floordiv(N, 2), N", "tt"),
+    ],
+)
+def test_windows_of_constant_extent(subscript, extents, kept):
+    window = the(kernel(f"tile.load(x[{subscript}])"), "window")
+    expected = tuple(parse(part) for part in _split(extents))
+    assert window.attributes["extents"] == expected
+    assert window.attributes["kept"] == tuple(flag == "t" for flag in kept)
+
+
+def _split(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for character in text:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def test_negative_index_counts_from_the_end():
+    traced = kernel("tile.store(tile.load_scalar(x[0, -1]) * 1.0, v)")
+    assert [op.attributes["size"] for op in traced.body.walk() if op.name == "size"] == [parse("N - 1")]
+    assert names(traced.body) == "window load cast mul full store"
+
+
+def test_window_of_a_window_is_one_window():
+    traced = kernel("row = x[p : p + 16]\ntile.store(row[3, 4:8] * 2.0, v)")
+    window = the(traced, "window")
+    assert names(traced.body) == "program_id mul add window load mul store"
+    assert window.operands[0].name == "x" and window.attributes["extents"] == (1, 4)
+
+
+def test_buffers_are_read_whole_or_by_windows():
+    traced = kernel(
+        """
+        b = tile.alloc_shared([8, 4], ts.f32)
+        tile.fill(b, 1.0)
+        tile.store(b[2] + b[n + 1, :] + tile.sum(b, axis=0), v)
+        """
+    )
+    assert names(traced.body) == (
+        "alloc_shared full write read reshape add read reshape add read reduce_sum reshape add store"
+    )
+    assert the(traced, "read").attributes["extents"] == (1, 4)
+
+
+# -- arithmetic
+
+
+@pytest.mark.parametrize(
+    ("expression", "ops"),
+    [
+        ("v + v", "load add"),
+        ("v * 2 - s", "load mul sub"),
+        ("-v", "load neg"),
+        ("tile.load(v) + x[0, 0:4]", "load window load add"),
+        ("v + x[0:1, 0:4].shape[1]", "load add"),
+        ("tile.where(v > 0.0, v, 0.0)", "load gt load where"),
+        ("v / n", "load div"),
+        ("n / 2 * v", "div load mul"),
+        ("n / n * v", "cast cast div load mul"),
+        ("max(s, 0.0) * v", "max load mul"),
+        ("sum([s, s, 1.0]) * v", "add add load mul"),
+        ("abs(s) * float(n) * v", "abs cast mul load mul"),
+        ("ts.ops.sigmoid_safe(v) * ts.ops.exp(s)", "load sigmoid exp mul"),
+        ("ts.ops.distance_scaling(n) * v", "cast mul exp load mul"),
+        ("ts.ops.distance_scaling(2) * v", "load mul"),
+        ("tile.mma(w[0:4, 0:8], x[0:4, 0:8] * 1.0, transpose_b=True) if False else v * 1.0", "load mul"),
+        ("tile.full([4], n, ts.f32)", "cast full"),
+        ("tile.broadcast_to(tile.max(v, keepdims=True), [4])", "load reduce_max broadcast"),
+        ("tile.reshape(tile.transpose(tile.reshape(v, [2, 2])), [4])", "load reshape transpose reshape"),
+        ("tile.reshape(tile.reshape(v, [2, 2]).T, [4])", "load reshape transpose reshape"),
+    ],
+)
+def test_arithmetic(expression, ops):
+    assert names(stored(expression).body) == ops + " store"
+
+
+def test_literals_are_weak_and_run_time_numbers_are_not():
+    traced = kernel("tile.store(x[0:4] * 2.0, out[0:4])\ntile.store(x[0:4] * s, out[0:4])")
+    products = [op.result.type for op in traced.body.walk() if op.name == "mul"]
+    assert [type_.dtype for type_ in products] == [ts.bf16, ts.f32]
+
+
+def test_broadcasting_of_axes():
+    traced = kernel("a = w[0:8, 0:4] - tile.max(w[0:8, 0:4], axis=1, keepdims=True) + v\ntile.store(a, w[0:8, 0:4])")
+    assert names(traced.body) == (
+        "window window load reduce_max load broadcast sub load reshape broadcast add window store"
+    )
+
+
+def test_conditions_of_run_time_bools():
+    traced = kernel("c = 0 < n <= 4 and not (s > 1.0) or (n == 3) & (s < 2.0)\nif c:\n    tile.store(1.0, v)")
+    assert names(traced.body) == "lt le and gt not and eq lt and or if { full store } {  }"
+
+
+def test_destination_buffers():
+    traced = kernel(
+        """
+        b = tile.alloc_shared([4], ts.bf16)
+        tile.subtract(v, 1.0, b)
+        tile.exp(b, dst=b)
+        tile.store(tile.maximum(b, v), v)
+        """
+    )
+    assert names(traced.body) == "alloc_shared load sub write read exp write read load max store"
+
+
+def test_mma_operands_and_policy():
+    traced = kernel(
+        """
+        b = tile.alloc_shared([16, ctx.N], ts.bf16)
+        tile.copy_async(b, x[p : p + 16])
+        tile.cp_commit_group()
+        tile.cp_wait_group()
+        acc = tile.zeros([16, 16])
+        acc = tile.mma(b, x[0:16], acc, transpose_b=True, precision_policy="mixed_bf16_f32")
+        tile.store(acc, out[0:16, 0:16])
+        """
+    )
+    assert names(traced.body) == (
+        "program_id mul alloc_shared window copy_async wait full window read load mma window store"
+    )
+    assert the(traced, "mma").attributes == {"transpose_a": False, "transpose_b": True}
+
+
+# -- copies
+
+
+def test_waiting_for_all_but_the_newest_groups():
+    traced = kernel(
+        """
+        buffers = [tile.alloc_shared([16, ctx.N], ts.bf16) for _ in range(3)]
+        for number, buffer in enumerate(buffers):
+            tile.copy_async(buffer, x[number * 16 : number * 16 + 16])
+            tile.cp_commit_group()
+        tile.cp_wait_group(1)
+        tile.cp_wait_group(1)
+        tile.cp_wait_group(0)
+        """
+    )
+    copies = [op.result for op in traced.body.walk() if op.name == "copy_async"]
+    waits = [op.operands for op in traced.body.walk() if op.name == "wait"]
+    assert waits == [copies[:2], copies[2:]]
+
+
+def test_copies_inside_a_loop():
+    traced = kernel(
+        """
+        b = tile.alloc_shared([16, ctx.N], ts.bf16)
+        for j in tile.range(0, ctx.M, 16):
+            tile.copy_async(b, x[j : j + 16])
+            tile.cp_commit_group()
+            tile.cp_wait_group(0)
+            tile.store(b * 2.0, out[j : j + 16])
+        """
+    )
+    assert names(traced.body) == "alloc_shared for { window copy_async wait read mul window store }"
+
+
+# -- loops and branches
+
+
+def test_loop_carries_what_its_body_assigns():
+    traced = kernel(
+        """
+        acc, count, scale = tile.zeros([4]), 0, 0.5
+        unchanged = 3.0
+        for j in tile.range(2, n, 3):
+            t = v * unchanged
+            acc = acc + t * scale
+            count += 1
+            scale = scale * 2.0
+        tile.store(acc * scale + count, v)
+        """
+    )
+    loop = the(traced, "for")
+    body = loop.regions[0]
+    assert [argument.name for argument in body.arguments] == ["j", "acc", "count", "scale"]
+    assert [str(result.type.dtype) for result in loop.results] == ["f32", "i64", "f32"]
+    assert body.ops[-1].name == "yield" and len(body.ops[-1].operands) == 3
+    assert [op.owner.attributes["value"] for op in (loop.operands[0], loop.operands[2])] == [2, 3]
+    assert (loop.loc.line, loop.loc.column, loop.loc.end_column) == (8, 5, 34)
+
+
+def test_nested_loops():
+    traced = kernel(
+        """
+        acc = tile.zeros([4])
+        for i in tile.range(n):
+            for j in tile.range(i):
+                acc = acc + v
+            acc = acc * 2.0
+        tile.store(acc, v)
+        """
+    )
+    assert names(traced.body) == "full for { for { load add } mul } store"
+
+
+def test_temporaries_of_a_loop_are_not_carried():
+    traced = kernel(
+        """
+        t = tile.zeros([8])
+        size = 4
+        for j in tile.range(n):
+            t = v * 2.0
+            size = 4
+            tile.store(t + tile.zeros([size]), v)
+        """
+    )
+    assert len(the(traced, "for").results) == 0
+
+
+def test_value_of_an_index_reaches_windows_inside_the_loop():
+    traced = kernel("for j in tile.range(0, ctx.M, 16):\n    tile.store(x[j : j + 16], out[j : j + 16])")
+    assert [op.attributes["extents"][0] for op in traced.body.walk() if op.name == "window"] == [16, 16]
+    assert traced.attributes["parameters"][0] == ("x", "in")
+
+
+def test_branch_joins_what_it_assigns():
+    traced = kernel(
+        """
+        a, b, same, c = v * 1.0, 1, 5, None
+        if n > 2:
+            a = a + 1.0
+            b = 2
+            same = 5
+            local = 3
+        elif n > 1:
+            b = n
+        c = same
+        tile.store(a * b, v[0:c - 1])
+        """
+    )
+    branch = the(traced, "if")
+    assert [str(result.type.dtype) for result in branch.results] == ["f32", "i64"]
+    assert names(branch.regions[1]) == "gt if {  } {  }"
+    assert the(traced, "store").loc.line == 15
+
+
+def test_branch_decided_at_compile_time_leaves_no_region():
+    assert (
+        names(kernel("if ctx.N is None or False:\n    tile.barrier()\nelse:\n    tile.store(1.0, v)").body)
+        == "full store"
+    )
+
+
+def test_containers_made_inside_a_region_may_change_there():
+    traced = kernel(
+        """
+        for j in tile.range(n):
+            parts = []
+            for i in range(2):
+                parts.append(v * float(i))
+            parts[0] = parts[0] + 1.0
+            tile.store(sum(parts), v)
+        """
+    )
+    assert names(traced.body) == "for { load mul load mul add add store }"
+
+
+# -- the kernel's attributes
+
+
+def test_roles():
+    traced = kernel("tile.store(tile.load(out[0:4]) + x[0:4], out[0:4])\ntile.store(1.0, v)")
+    assert traced.attributes["parameters"] == (
+        ("x", "in"),
+        ("w", "in"),
+        ("v", "out"),
+        ("n", "in"),
+        ("s", "in"),
+        ("out", "inout"),
+    )
+    assert [str(value.type.dtype) for value in traced.parameters] == ["bf16", "f32", "f32", "i64", "f32", "bf16"]
+    assert (traced.loc.line, traced.loc.column, traced.loc.end_column) == (2, 1, 6)
+
+
+def test_every_op_has_a_place():
+    traced = kernel("for j in tile.range(n):\n    if j > 2:\n        tile.store(x[j : j + 4] * j, out[j : j + 4])")
+    assert all(op.loc is not None and op.loc.file == "case.py" for op in traced.body.walk())
+
+
+# -- the examples
+
+
+def kernels_of(file: str) -> list[KernelDefinition]:
+    loaded = load_document(ROOT / "examples" / file)
+    assert not loaded.failures
+    return [value for name, value in loaded.namespace.items() if isinstance(value, KernelDefinition)]
+
+
+def test_examples_trace():
+    found = {file: kernels_of(file) for file in ("vector_add.py", "softmax.py", "matmul.py")}
+    for definition in itertools.chain(*found.values()):
+        verify(trace(definition))
+    expected = {f"matmul_{a}{b}_{dtype}" for a in "nt" for b in "nt" for dtype in ("bf16", "f32")}
+    assert {definition.name for definition in found["matmul.py"]} == expected
+    assert [definition.name for definition in found["vector_add.py"]] == ["vector_add", "vector_add_bf16"]
+    grids = [trace(definition).kernel().attributes["grid"] for definition in found["matmul.py"]]
+    assert set(grids) == {(parse("cdiv(M, 64)"), parse("cdiv(N, 64)"))}
