@@ -171,18 +171,23 @@ class Calls:
         if isinstance(function, FunctionType):
             if symbolic or _uses_language(function):
                 return self._inline(function, args, kwargs)
-            return self.native(node, function, *args, **kwargs)
+            return self._native_call(node, function, args, kwargs)
         if isinstance(callee, BuiltinMethodType) and isinstance(callee.__self__, (list, dict, set, tuple)):
             if callee.__name__ in _MUTATING:
                 self.check_mutation(callee.__self__, self.frame.text(node))
-            return self.native(node, callee, *args, **kwargs)
+            return self._native_call(node, callee, args, kwargs)
         special = _BUILTINS.get(callee) if symbolic and _hashable(callee) else None
         if special is not None and not kwargs:
             return special(self, node, args, [self.frame.text(n) if n is not None else "argument" for n in nodes])
         if symbolic and not (_hashable(callee) and callee in _CONTAINERS):
             args, kwargs = self._as_numbers(node, args, kwargs, nodes)
+        return self._native_call(node, callee, args, kwargs)
+
+    def _native_call(self, node: ast.Call, callee: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         result = self.native(node, callee, *args, **kwargs)
-        return self.made(result) if isinstance(result, (list, dict, set)) else result
+        # A container that comes back may be an old one: only one that was never seen was made here.
+        fresh = isinstance(result, (list, dict, set)) and id(result) not in self._made_in
+        return self.made(result) if fresh and not any(result is value for value in args) else result
 
     def _as_numbers(
         self, node: ast.Call, args: list[Any], kwargs: dict[str, Any], nodes: list[ast.expr | None]
@@ -215,6 +220,10 @@ class Calls:
                 f"'{function.__name__}' is inlined more than {INLINE_LIMIT} calls deep; a helper "
                 "cannot call itself with run-time values",
                 call_site,
+            )
+        if hasattr(function, "__wrapped__"):
+            raise SourceError(
+                "TS102", f"'{function.__name__}' is wrapped by a decorator; only plain functions are inlined", call_site
             )
         try:
             bound = inspect.signature(function).bind(*args, **kwargs)

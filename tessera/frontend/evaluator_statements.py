@@ -322,6 +322,7 @@ class Statements(Expressions):
         assigned = [name for name in assigned_names(node.body) if name != node.target.id]
         self.frame.locals = dict(before)
         carried = self._enter_loop(assigned, body, line)
+        entered = dict(self.frame.locals)
         with self.emit.region(body):
             self.assign(node.target, index)
             self.execute(node.body)
@@ -329,7 +330,8 @@ class Statements(Expressions):
             after = self.frame.locals
             self.frame.locals = dict(before)
             for name in [*assigned, node.target.id]:
-                self.frame.locals[name] = Lost(
+                barred = entered.get(name)
+                self.frame.locals[name] = barred if isinstance(barred, Lost) and name in before else Lost(
                     f"is assigned inside the loop on line {line} and does not exist after it; assign it before the loop"
                 )
             carried, values = self._leave_loop(carried, after, body, line)

@@ -382,7 +382,7 @@ def _outputs(facts: _Facts) -> list[Value]:
     """Parameters of role "out"; without a parameter table, those that are written and never read."""
     table = facts.kernel.attributes.get("parameters")
     if table is not None:
-        names = {entry.name for entry in table if entry.role == "out"}
+        names = {name for name, role in table if role == "out"}
         return [parameter for parameter in facts.kernel.parameters if parameter.name in names]
     read = {access.window.parameter for access in facts.accesses if access.effect != "writes"}
     return [p for p in dict.fromkeys(store.window.parameter for store in facts.stores) if p not in read]

@@ -1,9 +1,9 @@
 """Reads the text of IR (`grammar.lark`) back into a module. Text is data: nothing in it is ever executed.
 
-Two steps: lark's LALR automaton makes a light tree without recursion, then every op is made through the `Builder`, so that
-the rules of the op table hold for text as they do for passes. Whatever the text is, the only exception is SourceError with
-TS701 (not in the grammar), TS702 (another version, level, or a name that this version does not know) or TS703 (not valid),
-at a line and column of the text.
+Two steps: lark's LALR automaton makes a light tree without recursion, then every op is made through the `Builder`, so
+that the rules of the op table hold for text as they do for passes. Whatever the text is, the only exception is
+SourceError with TS701 (not in the grammar), TS702 (another version, level, or a name that this version does not know) or
+TS703 (not valid), at a line and column of the text.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ _SPAN = re.compile(r"(\d+):(\d+):(\d+)(?:-(\d+|\?):(\d+|\?))?")
 
 # How the message of a syntax error calls the terminals of the grammar.
 _TERMINALS = {
-    "_NL": "a new line", "VALUE": "a value such as %x", "KERNEL_NAME": "a kernel's name such as @f", "STRING": "a string",
+    "_NL": "a new line", "VALUE": "a value such as %x", "KERNEL_NAME": "a kernel's name such as @f",
+    "STRING": "a string",
     "ORIGIN": "a location such as @0:1:1", "LAYOUT": "a layout such as #L0", "LAYOUT_TEXT": "the text of a layout",
     "SYMBOL": 'a symbol such as $"f32"', "FLOAT": "a number", "INT": "a number", "NAME": "a name", "LPAR": "'('",
     "RPAR": "')'", "LBRACE": "'{'", "RBRACE": "'}'", "LSQB": "'['", "RSQB": "']'", "LESSTHAN": "'<'", "MORETHAN": "'>'",
@@ -100,7 +101,8 @@ def _read(text: str, file: str) -> Module:
         raise _Fault("TS701", f"{_shown(error.token)} stands where {expected} should be", error.token) from None
     except UnexpectedCharacters as error:
         found = text[error.pos_in_stream] if error.pos_in_stream is not None else "?"
-        raise _Fault("TS701", f"the character {found!r} cannot stand here", _Position(error.line, error.column)) from None
+        where = _Position(error.line, error.column)
+        raise _Fault("TS701", f"the character {found!r} cannot stand here", where) from None
     except UnexpectedInput as error:
         raise _Fault("TS701", "this is not IR text", _Position(error.line or 1, error.column or 1)) from None
     return _ModuleBuilder(level, file).module(declarations)
@@ -117,7 +119,8 @@ def _check_version(text: str) -> str:
     if match["line"] is None:
         raise _Fault("TS702", f"IR text begins with a line such as 'tessera {VERSION} {TILE}'", where)
     if match["version"] != str(VERSION):
-        raise _Fault("TS702", f"the text has version {match['version'][:20]}, but this Tessera reads version {VERSION}", where)
+        version = match["version"][:20]
+        raise _Fault("TS702", f"the text has version {version}, but this Tessera reads version {VERSION}", where)
     if match["level"] not in (TILE, TARGET):
         raise _Fault("TS702", f"the level '{match['level'][:40]}' is neither {TILE} nor {TARGET}", where)
     return match["level"]
@@ -450,21 +453,22 @@ class _ModuleBuilder:
             takes = ", ".join(definition.operands) or "no operands"
             raise _Fault("TS703", f"op {text.name} takes {takes}, not {len(operands)} operands", text.name)
         if len(text.regions) != definition.regions:
-            raise _Fault("TS703", f"op {text.name} has {definition.regions} regions, not {len(text.regions)}", text.name)
+            count = len(text.regions)
+            raise _Fault("TS703", f"op {text.name} has {definition.regions} regions, not {count}", text.name)
         attributes = self._attributes(text, definition)
         regions = [self._region(region, str(text.name)) for region in text.regions]
         builder = Builder(block, self._origin(text.origin, text.name))
+        names = [_hint(value.name) for value in text.results]
         try:
-            probe = Op(str(text.name), operands, attributes, [], regions, builder.origin)
-            problem = attribute_problem(probe)
+            problem = attribute_problem(Op(definition.name, operands, attributes, [], regions, builder.origin))
             if problem:
                 raise _Fault("TS703", problem, text.name)
-            op = builder.op(str(text.name), operands, regions, [_hint(value.name) for value in text.results], **attributes)
+            op = builder.op(definition.name, operands, regions, names, **attributes)
         except TesseraError as error:
             raise _Fault("TS703", error.message, text.name) from None
         except RULE_FAULTS as error:
-            raise _Fault("TS703", f"the operands and attributes of this {text.name} do not fit each other ({error})"[:300],
-                         text.name) from None
+            message = f"the operands and attributes of this {text.name} do not fit each other ({error})"
+            raise _Fault("TS703", message[:300], text.name) from None
         self._results(text, op)
 
     def _results(self, text: _OpText, op: Op) -> None:

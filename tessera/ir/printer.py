@@ -1,7 +1,8 @@
 """The text of IR: what a person reads, diffs and edits, and what `parser.parse_module` reads back to the same module.
 
-A value prints as its author's name where it has one (`%delta`, a second one `%delta.1`) and as a number where not (`%3`).
-Attributes that have their default are left out. Layouts and source files are declared once at the top and used by alias.
+A value prints as its author's name where it has one (`%delta`, a second one `%delta.1`) and as a number where not
+(`%3`). Attributes that have their default are left out. Layouts and source files are declared once at the top and used
+by alias.
 """
 
 from __future__ import annotations
@@ -189,6 +190,7 @@ def _not_default(op: Op) -> dict[str, object]:
     if definition is None:
         return op.attributes
     defaults = definition.attributes
-    ordered = [*(key for key in defaults if key in op.attributes), *(key for key in op.attributes if key not in defaults)]
+    unknown = [key for key in op.attributes if key not in defaults]
+    ordered = [key for key in defaults if key in op.attributes] + unknown
     return {key: op.attributes[key] for key in ordered
             if key not in defaults or not same_attribute(op.attributes[key], defaults[key])}

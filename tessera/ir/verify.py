@@ -1,4 +1,4 @@
-"""What legal IR is, checked after every pass: structure first, then the order of copies, waits, barriers, reads and writes.
+"""What legal IR is, checked after every pass: structure, then the order of copies, waits, barriers and accesses.
 
 The order is checked by walking the program as it would run: both branches of a condition; a loop not at all, once and
 twice, so that what one iteration leaves open meets the start of the next. Where paths meet, a copy is in flight if it

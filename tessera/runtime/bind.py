@@ -6,7 +6,7 @@ is an error that names the author's parameters and never a wrong answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +85,7 @@ def bind(
     TS302 sizes, TS602 an output that shares memory, TS603 not contiguous, TS604 unusable array or mixed devices.
     """
     binding = Binding(kernel, tuple(parameters))
-    given = _match(kernel, parameters, args, kwargs)
+    given = _match(kernel, parameters, args, kwargs, defaults or {})
     for parameter in parameters:
         name = parameter.name
         if name in given:
@@ -105,27 +105,52 @@ def bind(
 
 
 def _match(
-    kernel: str, parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]
+    kernel: str,
+    parameters: Sequence[Parameter],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    optional: Container[str],
 ) -> dict[str, Any]:
-    """Arguments by parameter name. Positional ones fill all parameters, or exactly those that are no outputs."""
+    """Arguments by parameter name; `optional` holds the scalars that may be missing.
+
+    Positional arguments fill the parameters in order. Where that leaves an input without its argument, or puts a number
+    where an array belongs, and filling the inputs alone does not, they are the inputs and the outputs were left out.
+    """
     names = [p.name for p in parameters]
     for name in kwargs:
         if name not in names:
-            raise ArgumentError(
-                "TS601", f"{kernel} has no parameter '{name}' (it has {', '.join(names)}){did_you_mean(name, names)}"
-            )
-    inputs = [p.name for p in parameters if p.role != "out"]
-    only_inputs = len(args) == len([name for name in inputs if name not in kwargs])
-    order = inputs if only_inputs and not any(name in kwargs for name in inputs[: len(args)]) else names
-    if len(args) > len(order):
-        raise ArgumentError(
-            "TS601", f"{kernel} takes {len(names)} arguments ({', '.join(names)}) but {len(args)} were given"
-        )
-    given = dict(zip(order, args, strict=False))
+            hint = did_you_mean(name, names)
+            raise ArgumentError("TS601", f"{kernel} has no parameter '{name}' (it has {', '.join(names)}){hint}")
+    if len(args) > len(names):
+        listed = ", ".join(names)
+        raise ArgumentError("TS601", f"{kernel} takes {len(names)} arguments ({listed}) but {len(args)} were given")
+    inputs = [p for p in parameters if p.role != "out"]
+    order = list(parameters)
+    if not _fits(order, inputs, args, kwargs, optional) and _fits(inputs, inputs, args, kwargs, optional):
+        order = inputs
+    given = {parameter.name: value for parameter, value in zip(order, args, strict=False)}
     for name in given:
         if name in kwargs:
             raise ArgumentError("TS601", f"{kernel} got the argument '{name}' twice, by position and by name")
     return {**given, **kwargs}
+
+
+def _fits(
+    order: Sequence[Parameter],
+    inputs: Sequence[Parameter],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    optional: Container[str],
+) -> bool:
+    """Whether `args` in this order give each input one argument of its kind."""
+    given = {parameter.name for parameter, _ in zip(order, args, strict=False)}
+    complete = all(p.name in given or p.name in kwargs or p.name in optional for p in inputs)
+    kinds = all((p.kind == "scalar") == _is_number(value) for p, value in zip(order, args, strict=False))
+    return len(args) <= len(order) and complete and kinds and not given & kwargs.keys()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, np.generic))
 
 
 def _take(binding: Binding, parameter: Parameter, value: Any) -> None:
@@ -134,7 +159,7 @@ def _take(binding: Binding, parameter: Parameter, value: Any) -> None:
         return
     info = describe(value)
     if info is None:
-        if isinstance(value, (bool, int, float, np.generic)):
+        if _is_number(value):
             raise ArgumentError(
                 "TS203", f"'{parameter.name}' is a tensor of {parameter.dtype}, but the number {value} was passed"
             )

@@ -15,7 +15,6 @@ from tessera.ir.core import Block, Builder, Kernel, Op, Value
 from tessera.ir.dims import Size, cdiv, floordiv, symbol
 from tessera.ir.types import ScalarType, ViewType
 from tessera.location import Loc
-from tessera.program import Parameter
 
 B, S, D, M, N, K = (symbol(name) for name in "BSDMNK")
 HERE = Loc("kernels.py", 7, 5)
@@ -423,16 +422,10 @@ def test_an_empty_grid_writes_nothing():
 def test_roles_decide_what_must_be_covered():
     d = Draft(x=(S, D), out=(S, D))
     d.copy("x", "out", (d.mul(d.pid(0), 8), 8), (0, D))
-    values, shape = {"S": 20, "D": 4}, (S, D)
-    d.kernel.attributes["parameters"] = (
-        Parameter("x", "tensor", "bf16", shape),
-        Parameter("out", "tensor", "bf16", shape, role="inout"),
-    )
+    values = {"S": 20, "D": 4}
+    d.kernel.attributes["parameters"] = (("x", "in"), ("out", "inout"))
     check_coverage(d.kernel, values, (1,))
-    d.kernel.attributes["parameters"] = (
-        Parameter("x", "tensor", "bf16", shape),
-        Parameter("out", "tensor", "bf16", shape, role="out"),
-    )
+    d.kernel.attributes["parameters"] = (("x", "in"), ("out", "out"))
     with pytest.raises(ArgumentError, match=r"rows 8\.\.19"):
         check_coverage(d.kernel, values, (1,))
 

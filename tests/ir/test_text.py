@@ -264,7 +264,7 @@ def test_values_of_a_region_end_with_it() -> None:
 
 @pytest.mark.parametrize("value", [
     "(" * 100_000, "(" * 30 + ")" * 30, "{a = " * 100_000, "min(a, " * 50_000, "[" * (MAX_NESTING + 1),
-    "*".join(f"floordiv(2*a{i} + 2*b{i}, 2)" for i in range(60)), "a" + "*a" * 100_000, 
+    "*".join(f"floordiv(2*a{i} + 2*b{i}, 2)" for i in range(60)), "a" + "*a" * 100_000,
     " + ".join(f"a{i}" for i in range(9999)),     "-" * 100_000, "1e999999999", "9" * 100_000, '"' + "\\" * 9999, "cdiv(a, 0)", "mod(a, 0 - 1)",
     "%" * 9999, "@" + "1:" * 9999,
 ], ids=lambda value: value[:12])

@@ -1,4 +1,5 @@
 """Calls of kernels: lanes, outputs, grids, what is compiled and what is used again."""
+# ruff: noqa: F821  names of dims are strings in annotations
 
 from dataclasses import replace
 

@@ -57,6 +57,23 @@ def test_two_outputs_make_a_tuple_and_may_stand_before_inputs():
     assert binding.arrays["a"] is a and list(binding.omitted) == ["b"]
 
 
+def test_positional_arguments_that_leave_outputs_out():
+    x, y = Parameter("x", "tensor", "f32", (S,)), Parameter("y", "tensor", "f32", (S,))
+    out, n = Parameter("out", "tensor", "f32", (S,), "out"), Parameter("n", "scalar", "i64")
+    a, b, c = (tensor(3, dtype=np.float32) for _ in range(3))
+    for parameters, args, expected in [
+        ((x, out, y), (a, b), {"x": a, "y": b}),
+        ((x, out, y), (a, b, c), {"x": a, "out": b, "y": c}),
+        ((x, y, out), (a, b), {"x": a, "y": b}),
+        ((x, out), (a, b), {"x": a, "out": b}),
+    ]:
+        bound = bind("k", parameters, args, {}).arrays
+        assert bound.keys() == expected.keys() and all(bound[name] is expected[name] for name in expected)
+    assert bind("k", (x, out, n), (a, 4), {}).scalars == {"n": 4}
+    bound = bind("k", (x, out, n), (a, b), {}, {"n": 7})
+    assert bound.arrays["out"] is b and bound.scalars == {"n": 7}
+
+
 def test_defaults_of_scalars():
     parameters = (Parameter("x", "tensor", "f32", (S,)), Parameter("scale", "scalar", "f32"))
     x = tensor(3, dtype=np.float32)
