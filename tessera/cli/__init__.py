@@ -41,7 +41,11 @@ def cli() -> None:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the inputs.")
 @_json
 def run(**options: Any) -> int:
-    """Run a kernel on made-up inputs and check every output against the reference."""
+    """Run kernels and check every output.
+
+    Inputs are made up from a seed, and outputs compared with the reference within its error bound. Without ::NAME every
+    kernel of the file runs.
+    """
     from tessera.cli.run import run as verb
 
     return verb(**options)
@@ -57,7 +61,7 @@ def run(**options: Any) -> int:
 @click.option("--locations", is_flag=True, help="Print the source location of every op.")
 @_json
 def ir(**options: Any) -> int:
-    """Print the IR of a kernel at any point of its compilation."""
+    """Print the IR of a kernel at any stage."""
     from tessera.cli.ir import ir as verb
 
     return verb(**options)
@@ -86,7 +90,10 @@ def compile_(**options: Any) -> int:
 @click.option("-o", "output", metavar="OUT", help="Write the IR there instead of printing it.")
 @_json
 def opt(**options: Any) -> int:
-    """Run passes on textual IR and print the result; without a pass, the IR as it is read."""
+    """Run passes on textual IR and print it.
+
+    Without --pass the IR is checked and printed as it is. Dims get their values as in `run`.
+    """
     from tessera.cli.opt import opt as verb
 
     return verb(**options)

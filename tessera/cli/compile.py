@@ -112,7 +112,8 @@ def _measured(step: Launch, arch: str, compiled: nvrtc.Compiled) -> dict[str, An
     found = compiled.resources.get(step.kernel)
     assert compiled.ptx is not None
     entry = _entry(step, arch)
-    if found is not None:
+    entry |= {"registers": None, "spill_bytes": None, "stack_bytes": None}
+    if found is not None:  # an NVRTC that answers from its own cache repeats no measurements
         entry["registers"] = found.registers
         entry["shared_bytes"] = step.shared_bytes + found.shared_bytes
         entry["spill_bytes"] = found.spill_stores + found.spill_loads
@@ -166,7 +167,8 @@ def _show(
 
 def _row(entry: dict[str, Any]) -> list[str]:
     counted = ", ".join(f"{name} {count}" for name, count in entry.get("instructions", {}).items())
-    numbers = [str(entry.get(key, "-")) for key in ("threads", "registers", "shared_bytes", "spill_bytes")]
+    found = [entry.get(key) for key in ("threads", "registers", "shared_bytes", "spill_bytes")]
+    numbers = ["-" if number is None else str(number) for number in found]
     return [entry["name"], entry["arch"], *numbers, counted]
 
 

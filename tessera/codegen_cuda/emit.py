@@ -1,4 +1,4 @@
-"""Target IR to CUDA C++: one op becomes one statement, said by its template or its expression. Nothing is decided here."""
+"""Target IR to CUDA C++: one op becomes one statement, said by its template or expression. Nothing is decided here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class Line:
 
 @dataclass(frozen=True)
 class CudaKernel:
-    """Emitted text. `lines` maps a 1-based line of `text` to the id of its op; `sizes` are the dims passed after pointers."""
+    """Emitted text.
+
+    `lines` maps a 1-based line of `text` to the id of its op; `sizes` are the dims passed after pointers.
+    """
 
     name: str
     text: str
@@ -145,7 +148,7 @@ class _Emitter:
                 lines.append(Line(indent + row, op))
         return lines
 
-    # names that templates use ------------------------------------------------------------------------------------------
+    # names that templates use -----------------------------------------------------------------------------------------
 
     def name(self, value: Value) -> str:
         return self.names.value(value)

@@ -1,7 +1,8 @@
 """Layouts as C: where a thread's registers lie in a tile, and where an element lies in a shared buffer.
 
-A register layout `L0` becomes, per axis `a`, a thread part `L0_t<a>` (a variable), a warp part `L0_w<a>` and a register part
-`L0_r<a>(r)` (a function that is constant once its loop is unrolled). Basis bits are disjoint, so the parts add.
+A register layout `L0` becomes, per axis `a`, a thread part `L0_t<a>` (a variable), a warp part `L0_w<a>` and a
+register part `L0_r<a>(r)` (a function that is constant once its loop is unrolled). Basis bits are disjoint, so the
+parts add.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _KEYWORDS = frozenset(
 
 
 def identifier(hint: str) -> str:
-    """A C identifier near `hint`. Names of the device header start with `ts_` and macros with `TS_`: never made here."""
+    """A C identifier near `hint`, never one that starts with `ts_` or `TS_` as the device header's names do."""
     text = re.sub(r"\W", "_", hint, flags=re.ASCII) or "v"
     if text[0].isdigit() or text.lower().startswith("ts_") or text in _KEYWORDS:
         text = "v_" + text

@@ -1,4 +1,4 @@
-"""What the templates need to know of each op: one function per family that turns an op into the values its template prints."""
+"""What the templates need to know of each op: one function per family that gives the values its template prints."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from tessera.codegen_cuda.reductions import reduction_lines
 from tessera.codegen_cuda.views import ViewNames, is_nonnegative
 from tessera.errors import InternalError
 from tessera.ir.core import Op, Value
-from tessera.ir.layout import RegisterLayout
 from tessera.ir.ops.elementwise import computes_in_float
-from tessera.ir.types import BufferType, TileType, ViewType
+from tessera.ir.types import TileType, ViewType, buffer_layout, dtype_of, int_shape, shape_of, tile_layout
 
 if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import _Emitter
@@ -27,23 +26,16 @@ def context(emitter: _Emitter, op: Op) -> dict[str, Any] | None:
     return family(emitter, op)
 
 
-def tile_type(value: Value) -> TileType:
-    if not isinstance(value.type, TileType) or value.type.layout is None:
-        raise InternalError("TS901", f"'{value.name}' has no register layout")
-    return value.type
-
-
 def _tile(emitter: _Emitter, value: Value) -> dict[str, Any]:
     """A register tile as templates see it."""
-    type_ = tile_type(value)
-    assert type_.layout is not None
+    layout = tile_layout(value.type)
     return {
         "name": emitter.name(value),
-        "ctype": type_.dtype.cuda,
-        "count": type_.layout.registers_per_thread,
-        "layout": emitter.layouts.tile(type_.layout),
-        "shape": type_.shape,
-        "physical": type_.layout.shape,
+        "ctype": dtype_of(value.type).cuda,
+        "count": layout.registers_per_thread,
+        "layout": emitter.layouts.tile(layout),
+        "shape": shape_of(value.type),
+        "physical": layout.shape,
     }
 
 
@@ -54,10 +46,10 @@ def _elementwise(emitter: _Emitter, op: Op) -> dict[str, Any]:
     terms = []
     for value in op.operands:
         element = emitter.name(value) + ("[r]" if emitter.is_tile(value) else "")
-        terms.append(f"ts_to_f32({element})" if in_float and not value.type.dtype.is_bool else element)  # type: ignore[union-attr]
+        terms.append(f"ts_to_f32({element})" if in_float and not dtype_of(value.type).is_bool else element)
     text = (lower.expression if in_float or op.name == "cast" else lower.integer).format(*terms)
     result = op.result
-    ctype = result.type.dtype.cuda  # type: ignore[union-attr]
+    ctype = dtype_of(result.type).cuda
     return {
         "out": emitter.name(result),
         "ctype": ctype,
@@ -86,10 +78,9 @@ def _full(emitter: _Emitter, op: Op) -> dict[str, Any]:
 
 def _broadcast(emitter: _Emitter, op: Op) -> dict[str, Any]:
     """Register r of the result is a register of the operand: spread axes leave the index one by one."""
-    layout, source = tile_type(op.result).layout, op.operands[0]
-    assert layout is not None
+    layout, source = tile_layout(op.result.type), op.operands[0]
     index = list(range(layout.registers_per_thread))
-    for axis, (small, large) in enumerate(zip(tile_type(source).shape, tile_type(op.result).shape, strict=True)):
+    for axis, (small, large) in enumerate(zip(shape_of(source.type), shape_of(op.result.type), strict=True)):
         if small == 1 and large != 1:
             step = layout.slice_map(axis)
             index = [step[i] for i in index]
@@ -211,11 +202,10 @@ def _ld_global(emitter: _Emitter, op: Op) -> dict[str, Any]:
     if isinstance(op.result.type, TileType):
         return {"scalar": False, **_global_access(emitter, op, op.result)}
     view = emitter.views[op.operands[0]]
-    dtype = op.result.type.dtype  # type: ignore[union-attr]
     return {
         "scalar": True,
         "out": emitter.name(op.result),
-        "ctype": dtype.cuda,
+        "ctype": dtype_of(op.result.type).cuda,
         "pointer": view.pointer,
         "inside": view.inside,
     }
@@ -229,43 +219,36 @@ def _shared(emitter: _Emitter, op: Op) -> dict[str, Any]:
     return {"out": emitter.name(op.result), "offset": op.attributes["offset"], "bytes": op.attributes["layout"].bytes}
 
 
-def buffer_type(value: Value) -> BufferType:
-    if not isinstance(value.type, BufferType) or value.type.layout is None:
-        raise InternalError("TS901", f"'{value.name}' has no shared layout")
-    return value.type
-
-
 def _cp_async(emitter: _Emitter, op: Op) -> dict[str, Any]:
-    type_, view = buffer_type(op.operand("buffer")), emitter.views[op.operand("view")]
-    layout = type_.layout
-    assert layout is not None
+    buffer, view = op.operand("buffer"), emitter.views[op.operand("view")]
+    layout, dtype = buffer_layout(buffer.type), dtype_of(buffer.type)
     vector = op.attributes["vector"]
-    step = max(1, vector // type_.dtype.bytes)
+    step = max(1, vector // dtype.bytes)
+    last_valid = view.valid[-1]
     names = ["row", "col"] if len(view.valid) > 1 else ["col"]
     condition = view.row_condition(names, (layout.rows,))
     if view.first[-1] != 0:
         raise InternalError("TS901", "an asynchronous copy from before the start of a tensor has no text", op.loc)
     return {
-        "buffer": emitter.name(op.operand("buffer")),
+        "buffer": emitter.name(buffer),
         "shared": emitter.layouts.buffer(layout),
         "rows": layout.rows,
         "chunks": layout.cols // step,
         "step": step,
-        "item": type_.dtype.bytes,
+        "item": dtype.bytes,
         "vector": vector,
         "threads": emitter.threads,
         "pointer": view.pointer,
         "offset": view.offset(names),
-        "ctype": type_.dtype.cuda,
-        "valid": f"({condition}) ? {view.valid[-1]} - col : 0" if condition else f"{view.valid[-1]} - col",
+        "ctype": dtype.cuda,
+        "valid": f"({condition}) ? {last_valid} - col : 0" if condition else f"{last_valid} - col",
         "bypass": "true" if op.attributes["bypass_l1"] and vector == 16 else "false",
     }
 
 
 def _shared_access(emitter: _Emitter, op: Op, tile: Value) -> dict[str, Any]:
-    type_ = buffer_type(op.operand("buffer"))
-    layout = type_.layout
-    assert layout is not None
+    buffer = op.operand("buffer")
+    layout, dtype = buffer_layout(buffer.type), dtype_of(buffer.type)
     info = _tile(emitter, tile)
     rank = len(info["shape"])
     first = 1 if op.definition.operands[1].startswith("*") else 2
@@ -289,18 +272,18 @@ def _shared_access(emitter: _Emitter, op: Op, tile: Value) -> dict[str, Any]:
     padded = [
         f"c{axis} < {info['shape'][axis]}" for axis in range(rank) if info["physical"][axis] > info["shape"][axis]
     ]
-    whole = tuple(type_.shape) == tuple(info["shape"])
+    whole = shape_of(buffer.type) == info["shape"]
     uncovered = whole and rank == 2 and (layout.rows > info["physical"][0] or layout.cols > info["physical"][1])
     return {
         "tile": info,
-        "buffer": emitter.name(op.operand("buffer")),
+        "buffer": emitter.name(buffer),
         "shared": emitter.layouts.buffer(layout),
-        "vector": max(1, op.attributes["vector"] // type_.dtype.bytes),
+        "vector": max(1, op.attributes["vector"] // dtype.bytes),
         "names": [f"c{a}" for a in range(rank)],
         "coordinates": _coordinates(info["layout"], rank, "r"),
         "address": ", ".join(["0", *terms][-2:]),
         "guard": " && ".join(guards),
-        "ctype": type_.dtype.cuda,
+        "ctype": dtype.cuda,
         "inside": " && ".join(padded) if whole else "",
         "last_limit": info["shape"][-1],
         "uncovered": uncovered,
@@ -322,12 +305,11 @@ def _st_shared(emitter: _Emitter, op: Op) -> dict[str, Any]:
 def _ldmatrix(emitter: _Emitter, op: Op) -> dict[str, Any]:
     """Fragment loads: four 8x8 matrices an instruction, that is one atom of a, or two atoms of b (one for an odd last).
 
-    Lanes 8q..8q+7 give the row addresses of matrix q. The matrices follow the order of the fragment's words in the PTX ISA:
-    a: (rows 0-7, k 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15); b: per atom k 0-7, then k 8-15. The instruction transposes
-    where the buffer's rows run along k for b, or along k for a (a stored transposed).
+    Lanes 8q..8q+7 give the row addresses of matrix q. The matrices follow the order of the fragment's words in the
+    PTX ISA: a: (rows 0-7, k 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15); b: per atom k 0-7, then k 8-15. The
+    instruction transposes where the buffer's rows run along k for b, or along k for a (a stored transposed).
     """
-    layout = tile_type(op.result).layout
-    assert layout is not None
+    layout = tile_layout(op.result.type)
     role, transposed = op.attributes["role"], op.attributes["transposed"]
     words = layout.registers_per_thread // 2
     names = emitter.layouts.tile(layout)
@@ -357,14 +339,12 @@ def _ldmatrix(emitter: _Emitter, op: Op) -> dict[str, Any]:
         else:
             row, column = f"{k} + {inner}", other
         loads.append({"word": word, "count": count, "row": f"{row_name}{row}", "column": f"{column_name}{column}"})
-    type_ = buffer_type(op.operands[0])
-    assert type_.layout is not None
     return {
         "out": emitter.name(op.result),
         "words": words,
         "loads": loads,
         "buffer": emitter.name(op.operands[0]),
-        "shared": emitter.layouts.buffer(type_.layout),
+        "shared": emitter.layouts.buffer(buffer_layout(op.operands[0].type)),
         "suffix": "_trans" if trans else "",
     }
 
@@ -382,12 +362,10 @@ def _ld_operand(emitter: _Emitter, op: Op) -> dict[str, Any]:
     coordinates = _coordinates(info["layout"], 2, "r")
     if op.attributes["transposed"]:
         coordinates.reverse()
-    type_ = buffer_type(op.operands[0])
-    assert type_.layout is not None
     return {
         "out": info,
         "buffer": emitter.name(op.operands[0]),
-        "shared": emitter.layouts.buffer(type_.layout),
+        "shared": emitter.layouts.buffer(buffer_layout(op.operands[0].type)),
         "row": row + coordinates[0],
         "column": column + coordinates[1],
     }
@@ -408,15 +386,12 @@ def _mma_sync(emitter: _Emitter, op: Op) -> dict[str, Any]:
 
 
 def _registers(value: Value) -> int:
-    layout = tile_type(value).layout
-    assert layout is not None
-    return layout.registers_per_thread
+    return tile_layout(value.type).registers_per_thread
 
 
 def _fma_block(emitter: _Emitter, op: Op) -> dict[str, Any]:
     a, b, acc = op.operands
-    layout = tile_type(acc).layout
-    assert layout is not None
+    layout = tile_layout(acc.type)
     rows, columns = layout.slice(1), layout.slice(0)
     a_step, b_step = rows.block_registers, columns.block_registers * columns.repeats[1]
     lines = []
@@ -435,16 +410,15 @@ def _fma_block(emitter: _Emitter, op: Op) -> dict[str, Any]:
 
 
 def _reduce(emitter: _Emitter, op: Op) -> dict[str, Any]:
-    type_ = tile_type(op.operands[0])
-    layout: RegisterLayout | None = type_.layout
-    assert layout is not None
-    axis = op.attributes["axis"] % len(type_.shape)
+    source = op.operands[0]
+    layout, shape = tile_layout(source.type), int_shape(source.type)
+    axis = op.attributes["axis"] % len(shape)
     lines = reduction_lines(
         op.name,
         layout,
         axis,
-        int(type_.shape[axis]),
-        emitter.name(op.operands[0]),  # type: ignore[arg-type]
+        shape[axis],
+        emitter.name(source),
         emitter.layouts.tile(layout),
     )
     out = _tile(emitter, op.result)
@@ -467,7 +441,7 @@ def _for(emitter: _Emitter, op: Op) -> dict[str, Any]:
             {
                 "name": emitter.name(result),
                 "initial": emitter.name(initial),
-                "ctype": result.type.dtype.cuda,  # type: ignore[union-attr]
+                "ctype": dtype_of(result.type).cuda,
                 "count": _registers(result) if emitter.is_tile(result) else 0,
                 "final": final,
             }
@@ -487,7 +461,7 @@ def _if(emitter: _Emitter, op: Op) -> dict[str, Any]:
     results = [
         {
             "name": emitter.name(r),
-            "ctype": r.type.dtype.cuda,  # type: ignore[union-attr]
+            "ctype": dtype_of(r.type).cuda,
             "count": _registers(r) if emitter.is_tile(r) else 0,
         }
         for r in op.results
@@ -496,7 +470,10 @@ def _if(emitter: _Emitter, op: Op) -> dict[str, Any]:
 
 
 def _yield(emitter: _Emitter, op: Op) -> dict[str, Any]:
-    """Moves the values of a region to where its op's results live. A value that another move overwrites goes by a copy."""
+    """Moves the values of a region to where its op's results live.
+
+    A value that another move overwrites goes by a copy.
+    """
     owner = next(o for o in emitter.kernel.body.walk() if any(op in region.ops for region in o.regions))
     moves = []
     targets = [emitter.name(result) for result in owner.results]
@@ -509,8 +486,8 @@ def _yield(emitter: _Emitter, op: Op) -> dict[str, Any]:
             {
                 "name": name,
                 "source": source,
-                "ctype": result.type.dtype.cuda,
-                "crossing": crossing,  # type: ignore[union-attr]
+                "ctype": dtype_of(result.type).cuda,
+                "crossing": crossing,
                 "count": _registers(result) if emitter.is_tile(result) else 0,
             }
         )

@@ -17,8 +17,11 @@ Number = int | str
 
 @dataclass(frozen=True)
 class ViewNames:
-    """`pointer` at the origin; per kept axis: `remaining` elements to the tensor's end, `valid` ones inside the window as an
-    int (0..extent), `first` valid element (0 unless the origin may be negative), `stride` in elements."""
+    """A window's place: `pointer` at its origin and, per kept axis, what follows.
+
+    `remaining` elements to the tensor's end, `valid` ones inside the window as an int (0..extent), the `first` valid
+    element (0 unless the origin may be negative), the stride in elements.
+    """
 
     pointer: str
     dtype: str

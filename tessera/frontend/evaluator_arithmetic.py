@@ -11,7 +11,7 @@ from typing import Any
 from tessera.dtypes import f32
 from tessera.errors import SourceError
 from tessera.frontend.evaluator_emit import Emitter
-from tessera.frontend.evaluator_values import Handle, describe, is_number
+from tessera.frontend.evaluator_values import Handle, describe, is_number, plain
 from tessera.ir import dims
 from tessera.ir.dims import Dim, Size
 
@@ -108,6 +108,7 @@ def _known(emit: Emitter, op: str, operands: Sequence[Handle]) -> Size | None:
 def binary(emit: Emitter, kind: type[ast.operator], left: Any, right: Any, texts: Sequence[str]) -> Any:
     """Python's binary operator. Sizes stay symbolic, numbers are computed now, anything else becomes an op."""
     name, sign, native = BINARY[kind]
+    left, right = plain(left), plain(right)
     symbolic = isinstance(left, Handle) or isinstance(right, Handle)
     if not symbolic and (isinstance(left, Dim) or isinstance(right, Dim)):
         if name in _SIZES and _is_size(left) and _is_size(right):

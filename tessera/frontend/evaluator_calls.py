@@ -171,23 +171,19 @@ class Calls:
         if isinstance(function, FunctionType):
             if symbolic or _uses_language(function):
                 return self._inline(function, args, kwargs)
-            return self._native_call(node, function, args, kwargs)
+            return self.native(node, function, *args, **kwargs)
         if isinstance(callee, BuiltinMethodType) and isinstance(callee.__self__, (list, dict, set, tuple)):
             if callee.__name__ in _MUTATING:
                 self.check_mutation(callee.__self__, self.frame.text(node))
-            return self._native_call(node, callee, args, kwargs)
+            result = self.native(node, callee, *args, **kwargs)
+            return self.made(result) if callee.__name__ == "copy" else result
         special = _BUILTINS.get(callee) if symbolic and _hashable(callee) else None
         if special is not None and not kwargs:
             return special(self, node, args, [self.frame.text(n) if n is not None else "argument" for n in nodes])
         if symbolic and not (_hashable(callee) and callee in _CONTAINERS):
             args, kwargs = self._as_numbers(node, args, kwargs, nodes)
-        return self._native_call(node, callee, args, kwargs)
-
-    def _native_call(self, node: ast.Call, callee: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         result = self.native(node, callee, *args, **kwargs)
-        # A container that comes back may be an old one: only one that was never seen was made here.
-        fresh = isinstance(result, (list, dict, set)) and id(result) not in self._made_in
-        return self.made(result) if fresh and not any(result is value for value in args) else result
+        return self.made(result) if callee in (list, dict, set, sorted) else result
 
     def _as_numbers(
         self, node: ast.Call, args: list[Any], kwargs: dict[str, Any], nodes: list[ast.expr | None]
@@ -337,11 +333,13 @@ def _hashable(value: Any) -> bool:
     return True
 
 
-def _uses_language(function: FunctionType, seen: frozenset[CodeType] = frozenset()) -> bool:
+def _uses_language(function: FunctionType, seen: set[CodeType] | None = None) -> bool:
     """Whether a helper names a part of the language, directly or through helpers it names: then it is inlined."""
     code = function.__code__
+    seen = set() if seen is None else seen
     if code in seen:
         return False
+    seen.add(code)
     values = [function.__globals__[name] for name in code.co_names if name in function.__globals__]
     for cell in function.__closure__ or ():
         try:
@@ -351,6 +349,6 @@ def _uses_language(function: FunctionType, seen: frozenset[CodeType] = frozenset
     for value in values:
         if isinstance(value, (Intrinsic, Namespace)) or (isinstance(value, ModuleType) and value.__name__ == "tessera"):
             return True
-        if isinstance(value, FunctionType) and _uses_language(value, seen | {code}):
+        if isinstance(value, FunctionType) and _uses_language(value, seen):
             return True
     return False

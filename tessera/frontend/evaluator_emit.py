@@ -23,6 +23,7 @@ from tessera.frontend.evaluator_values import (
     Window,
     describe,
     is_number,
+    plain,
     quoted,
 )
 from tessera.ir import dims
@@ -127,6 +128,7 @@ class Emitter:
 
     def index(self, value: Any, what: str) -> Handle:
         """An integer operand of an op (an offset, a loop bound): from an int, a size or a run-time integer."""
+        value = plain(value)
         if isinstance(value, Handle) and value.is_view and not value.shape:
             value = self.load(value)
         if isinstance(value, Handle) and value.is_int:
@@ -139,6 +141,7 @@ class Emitter:
 
     def concrete(self, value: Any, text: str, why: str) -> int:
         """A size as a number. Raises SourceError TS205 naming the dim that has no value at compile time."""
+        value = plain(value)
         if type(value) is int or type(value) is bool:
             return int(value)
         if isinstance(value, Dim):
@@ -167,7 +170,7 @@ class Emitter:
 
     def shape(self, value: Any, argument: str = "shape") -> Shape:
         """A shape of compile-time sizes from a list or tuple (or a single size for one axis)."""
-        sizes = value if isinstance(value, (list, tuple)) else [value]
+        sizes = [plain(size) for size in (value if isinstance(value, (list, tuple)) else [value])]
         for size in sizes:
             if isinstance(size, Handle):
                 self.fail(
@@ -206,6 +209,7 @@ class Emitter:
 
     def operand(self, value: Any, text: str) -> Handle:
         """Anything that may take part in arithmetic, as a tile or a scalar: views are loaded, buffers are read."""
+        value = plain(value)
         if isinstance(value, Handle):
             if value.is_view:
                 return self.load(value)
@@ -229,9 +233,12 @@ class Emitter:
 
     def full(self, shape: Shape, value: Any, dtype: DType, text: str) -> Handle:
         """A tile filled with a number or a scalar."""
+        value = plain(value)
         scalar: Handle
         if isinstance(value, (int, float)):
-            scalar = self.number(int(value) if dtype.is_int and float(value).is_integer() else value, dtype)
+            if dtype.is_int and not float(value).is_integer():
+                raise SourceError("TS204", f"{quoted(text)} is {value}, which {dtype.name} cannot hold", self.place)
+            scalar = self.number(float(value) if dtype.is_float else int(value), dtype)
         else:
             scalar = self.operand(value, text)
             if not scalar.is_scalar:

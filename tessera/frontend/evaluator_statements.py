@@ -227,6 +227,7 @@ class Statements(Expressions):
             outcomes.append(self.frame.locals)
             self._end_region(copies, "branch")
         self.frame.locals = dict(before)
+        self.emit.place = self.frame.loc(node.test)
         joined: list[tuple[str, list[Handle]]] = []
         for name in assigned_names([*node.body, *node.orelse]):
             values = [outcome.get(name, _MISSING) for outcome in outcomes]
@@ -235,7 +236,6 @@ class Statements(Expressions):
                 joined.append((name, value))
             elif value is not _MISSING:
                 self.frame.locals[name] = value
-        self.emit.place = self.frame.loc(node.test)
         for position, block in enumerate(blocks):
             with self.emit.region(block):
                 self.emit.make("yield", *(handles[position] for _, handles in joined))
@@ -329,11 +329,12 @@ class Statements(Expressions):
             self.emit.place = place
             after = self.frame.locals
             self.frame.locals = dict(before)
+            gone = Lost(
+                f"is assigned inside the loop on line {line} and does not exist after it; assign it before the loop"
+            )
             for name in [*assigned, node.target.id]:
                 barred = entered.get(name)
-                self.frame.locals[name] = barred if isinstance(barred, Lost) and name in before else Lost(
-                    f"is assigned inside the loop on line {line} and does not exist after it; assign it before the loop"
-                )
+                self.frame.locals[name] = barred if isinstance(barred, Lost) and name in before else gone
             carried, values = self._leave_loop(carried, after, body, line)
             self.emit.place = place
             self.emit.make("yield", *values)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from tessera.dtypes import DType
 from tessera.errors import SourceError, did_you_mean
 from tessera.ir.core import Block, Value
@@ -138,6 +140,11 @@ class Site:
 def is_number(value: Any) -> TypeGuard[int | float | bool]:
     """A compile-time int, float or bool; Python's own types only, so that NumPy scalars do not slip into a shape."""
     return type(value) in (int, float, bool)
+
+
+def plain(value: Any) -> Any:
+    """The value, a NumPy number as the Python number that it is."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def is_symbolic(value: Any) -> bool:

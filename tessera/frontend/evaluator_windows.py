@@ -9,7 +9,7 @@ from typing import Any
 from tessera.errors import SourceError
 from tessera.frontend.evaluator_arithmetic import binary
 from tessera.frontend.evaluator_emit import Emitter
-from tessera.frontend.evaluator_values import RUN_TIME, Handle, Window, describe
+from tessera.frontend.evaluator_values import RUN_TIME, Handle, Window, describe, plain
 from tessera.ir import dims
 from tessera.ir.dims import Dim, Size
 from tessera.ir.types import shape_text
@@ -86,6 +86,7 @@ def _axis(emit: Emitter, size: Size, item: Subscript, text: str, axis: int) -> A
 
 def _bound(emit: Emitter, value: Any, size: Size, item: Subscript) -> Any:
     """An index as int, size or run-time integer; a negative constant counts from the end."""
+    value = plain(value)
     if type(value) is int:
         return size + value if value < 0 else value
     if isinstance(value, Dim):

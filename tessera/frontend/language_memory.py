@@ -11,7 +11,7 @@ from typing import Any
 from tessera.dtypes import f32
 from tessera.frontend.evaluator_copies import Copy
 from tessera.frontend.evaluator_emit import Emitter
-from tessera.frontend.evaluator_values import Handle, describe, is_number
+from tessera.frontend.evaluator_values import Handle, describe, is_number, plain
 from tessera.frontend.language import Intrinsic, intrinsic
 from tessera.ir.types import shape_text
 
@@ -145,7 +145,7 @@ def _store(emit: Emitter, value: Any, ref: Any, coalesce: Any = False) -> None:
         )
     if type(coalesce) is not bool:
         emit.fail("TS203", f"coalesce= is True or False, not {describe(coalesce)}", "coalesce")
-    tile = None if is_number(value) else emit.operand(value, emit.text("value"))
+    tile = None if is_number(plain(value)) else emit.operand(value, emit.text("value"))
     if tile is None or tile.is_scalar:
         tile = emit.full(ref.shape, value if tile is None else tile, ref.dtype, emit.text("value"))
     if tile.dtype.is_bool:

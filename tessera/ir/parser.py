@@ -2,8 +2,8 @@
 
 Two steps: lark's LALR automaton makes a light tree without recursion, then every op is made through the `Builder`, so
 that the rules of the op table hold for text as they do for passes. Whatever the text is, the only exception is
-SourceError with TS701 (not in the grammar), TS702 (another version, level, or a name that this version does not know) or
-TS703 (not valid), at a line and column of the text.
+SourceError with TS701 (not in the grammar), TS702 (another version, level, or a name that this version does not know)
+or TS703 (not valid), at a line and column of the text.
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@ Text forms, which the parser reads back: `f32`, `weak f32`, `tile<[128, D], bf16
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from tessera.dtypes import DType
-from tessera.ir.dims import Size, substitute, to_text
+from tessera.errors import InternalError
+from tessera.ir.dims import Dim, Size, substitute, to_text
 
 if TYPE_CHECKING:
     from tessera.ir.layout import RegisterLayout, SharedLayout
@@ -57,7 +58,7 @@ class TokenType:
     """Proof that an asynchronous op was issued; `wait` consumes it."""
 
 
-Type = Union[ScalarType, TileType, BufferType, ViewType, TokenType]
+Type = ScalarType | TileType | BufferType | ViewType | TokenType
 ShapedType = (TileType, BufferType, ViewType)
 
 
@@ -74,6 +75,30 @@ def dtype_of(type_: Type) -> DType:
     if isinstance(type_, TokenType):
         raise TypeError("a token has no dtype")
     return type_.dtype
+
+
+def int_shape(type_: Type) -> tuple[int, ...]:
+    """The shape of a type whose sizes are all bound. Raises TypeError for a token or a size that is still symbolic."""
+    sizes = []
+    for size in shape_of(type_):
+        if isinstance(size, Dim):
+            raise TypeError(f"the size {to_text(size)} is not bound")
+        sizes.append(int(size))
+    return tuple(sizes)
+
+
+def tile_layout(type_: Type) -> RegisterLayout:
+    """Where a Target tile lies in registers. Raises InternalError TS901 for a type without a register layout."""
+    if not isinstance(type_, TileType) or type_.layout is None:
+        raise InternalError("TS901", f"a value of type {type_text(type_)} has no register layout")
+    return type_.layout
+
+
+def buffer_layout(type_: Type) -> SharedLayout:
+    """Where a Target buffer lies in shared memory. Raises InternalError TS901 for a type without a shared layout."""
+    if not isinstance(type_, BufferType) or type_.layout is None:
+        raise InternalError("TS901", f"a value of type {type_text(type_)} has no shared layout")
+    return type_.layout
 
 
 def shape_text(shape: Shape) -> str:
@@ -109,6 +134,4 @@ def substitute_type(type_: Type, values: dict[str, Size]) -> Type:
     if not isinstance(type_, ShapedType):
         return type_
     shape = tuple(substitute(size, values) for size in type_.shape)
-    if isinstance(type_, ViewType):
-        return ViewType(shape, type_.dtype)
-    return type(type_)(shape, type_.dtype, type_.layout)  # type: ignore[arg-type]
+    return replace(type_, shape=shape)

@@ -451,20 +451,20 @@ class _Order:
             raise SourceError("TS503", f"{_name(buffer)} is read before anything is written to it", op.loc)
         if self.barriers and buffer in self.state.unread:
             writer = self.state.unread[buffer].name
-            raise _invalid(f"no barrier lies between the {writer} that writes {_name(buffer)} and this {op.name} that "
-                           "reads it", op.loc)
+            raise _invalid(f"no barrier lies between the {writer} that writes {_name(buffer)} and this {op.name} "
+                           "that reads it", op.loc)
         self.state.unwritten.setdefault(buffer, op)
 
     def _write(self, op: Op, buffer: Value, lands: bool) -> None:
         for other in self.overlapping.get(buffer, frozenset((buffer,))) if self.barriers else ():
             if other in self.state.unwritten:
                 reader = self.state.unwritten[other].name
-                raise _invalid(f"no barrier lies between the {reader} that reads {_name(other)} and this {op.name} that "
-                               f"writes {_name(buffer)} over it", op.loc)
+                raise _invalid(f"no barrier lies between the {reader} that reads {_name(other)} and this {op.name} "
+                               f"that writes {_name(buffer)} over it", op.loc)
             if other is not buffer and other in self.state.unread:
                 writer = self.state.unread[other].name
-                raise _invalid(f"no barrier lies between the {writer} that writes {_name(other)} and this {op.name} that "
-                               f"writes {_name(buffer)} in the same place", op.loc)
+                raise _invalid(f"no barrier lies between the {writer} that writes {_name(other)} and this {op.name} "
+                               f"that writes {_name(buffer)} in the same place", op.loc)
         if lands:
             self.state.written.add(buffer)
             self.state.unread[buffer] = op

@@ -61,7 +61,7 @@ def access_bytes(view: Value, kernel: Kernel, loops: Loops) -> int:
 
 
 def _resolve(view: Value, offsets: dict[int, list[Value]]) -> tuple[Value, list[int], list[Size]]:
-    """The parameter behind a view, which of its axes the view keeps, and the view's extents; collects offsets by axis."""
+    """The parameter behind a view, which of its axes the view keeps, the view's extents; collects offsets by axis."""
     assert isinstance(view.type, ViewType)
     op = view.defining_op
     if op is None:

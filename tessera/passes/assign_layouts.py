@@ -1,9 +1,9 @@
 """Decide where every tile's elements live in registers and how every buffer lies in shared memory.
 
-Tiles that meet in an elementwise op, or are carried by a loop, form a group with one layout. Groups are anchored in this order:
-a product's accumulator fragments; a reduction, which wants its axis inside a warp; what a broadcast or a reduction ties to an
-anchored group (a slice of its layout); and else a row-major layout with wide vectors. Where two groups must meet and differ,
-the lowering converts through shared memory.
+Tiles that meet in an elementwise op, or are carried by a loop, form a group with one layout. Groups are anchored in this
+order: a product's accumulator fragments; a reduction, which wants its axis inside a warp; what a broadcast or a
+reduction ties to an anchored group (a slice of its layout); and else a row-major layout with wide vectors. Where two
+groups must meet and differ, the lowering converts through shared memory.
 """
 
 from __future__ import annotations
@@ -16,23 +16,20 @@ from tessera.ir.core import Kernel, Op, Value
 from tessera.ir.layout import LinearLayout, RegisterLayout, SharedLayout, blocked, row_reduction, shared_layout
 from tessera.ir.opdef import ELEMENTWISE, LOOP
 from tessera.ir.ops.tiles import negative_axis
-from tessera.ir.types import BufferType, TileType
+from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
 from tessera.target.fragments import accumulator_layout, fma_layouts, operand_a_layout, operand_b_layout
 from tessera.target.schedule import Schedule
 
 
 @dataclass
 class Layouts:
-    """`tile`: layout of a tile value; `buffer`: layout of a buffer; `product`: (a, b, accumulator) layouts of an mma's k-block."""
+    """`tile`: layout of a tile value; `buffer`: layout of a buffer; `product`: (a, b, accumulator) layouts of one k-block
+    of an mma, by the op's id.
+    """
 
     tile: dict[Value, RegisterLayout] = field(default_factory=dict)
     buffer: dict[Value, SharedLayout] = field(default_factory=dict)
     product: dict[int, tuple[RegisterLayout, RegisterLayout, RegisterLayout]] = field(default_factory=dict)
-
-
-def shape_of_tile(value: Value) -> tuple[int, ...]:
-    assert isinstance(value.type, TileType)
-    return tuple(int(size) for size in value.type.shape)  # type: ignore[arg-type]
 
 
 def warp_grid(shape: tuple[int, int], warps: int, one_warp_per_row: bool) -> tuple[int, int]:
@@ -125,9 +122,9 @@ def product_layouts(
     op: Op, schedule: Schedule, rows_in_warps: bool
 ) -> tuple[RegisterLayout, RegisterLayout, RegisterLayout]:
     """Layouts of one k-block of a product: operand a, operand b and the accumulator."""
-    m, n = shape_of_tile(op.result)
+    m, n = int_shape(op.result.type)
     grid = warp_grid((m, n), schedule.warps, rows_in_warps)
-    if op.operands[0].type.dtype.bits == 16:  # type: ignore[union-attr]
+    if dtype_of(op.operands[0].type).bits == 16:
         return operand_a_layout((m, 16), grid), operand_b_layout((16, n), grid), accumulator_layout((m, n), grid)
     parts = fma_layouts((m, n), grid)
     a = RegisterLayout(parts.a.block, (parts.a.repeats[0], 8))
@@ -136,20 +133,20 @@ def product_layouts(
 
 
 def _reduction_layout(op: Op, schedule: Schedule) -> RegisterLayout:
-    shape = shape_of_tile(op.operands[0])
+    shape = int_shape(op.operands[0].type)
     axis = negative_axis(op, len(shape)) + len(shape)
     return row_reduction(shape, schedule.warps, axis, _vector(op.operands[0]))
 
 
 def coalesced(value: Value, schedule: Schedule, item: int | None = None) -> RegisterLayout:
     """Row-major with 16-byte vectors of elements of `item` bytes (the tile's own) where the last axis allows them."""
-    return blocked(shape_of_tile(value), schedule.warps, _vector(value, item))
+    return blocked(int_shape(value.type), schedule.warps, _vector(value, item))
 
 
 def _vector(value: Value, item: int | None = None) -> int:
-    assert isinstance(value.type, TileType)
-    last = shape_of_tile(value)[-1] if value.type.shape else 1
-    vector = 16 // (item or value.type.dtype.bytes)
+    shape = int_shape(value.type)
+    last = shape[-1] if shape else 1
+    vector = 16 // (item or dtype_of(value.type).bytes)
     while vector > 1 and last % vector:
         vector //= 2
     return vector
@@ -195,7 +192,8 @@ def _spread(kernel: Kernel, groups: _Groups, known: dict[int, RegisterLayout]) -
             else:
                 continue
             if groups.of(large) in known and groups.of(small) not in known:
-                known[groups.of(small)] = sliced(known[groups.of(large)], shape_of_tile(large), shape_of_tile(small))
+                shapes = int_shape(large.type), int_shape(small.type)
+                known[groups.of(small)] = sliced(known[groups.of(large)], *shapes)
                 changed = True
 
 
@@ -203,7 +201,7 @@ def _spread_reshape(op: Op, groups: _Groups, known: dict[int, RegisterLayout]) -
     """A reshape that only adds or drops axes of size 1 keeps registers where they are, in both directions."""
     for source, target in ((op.operands[0], op.result), (op.result, op.operands[0])):
         if groups.of(source) in known and groups.of(target) not in known:
-            layout = reshaped(known[groups.of(source)], shape_of_tile(source), shape_of_tile(target))
+            layout = reshaped(known[groups.of(source)], int_shape(source.type), int_shape(target.type))
             if layout is not None:
                 known[groups.of(target)] = layout
                 return True
@@ -217,7 +215,7 @@ def _assign_buffers(kernel: Kernel, layouts: Layouts) -> None:
     for op in kernel.body.walk():
         for value in op.results:
             if isinstance(value.type, BufferType):
-                shape = [int(size) for size in value.type.shape]  # type: ignore[arg-type]
+                shape = int_shape(value.type)
                 rows[value] = shape[-2] if len(shape) > 1 else 1
                 cols[value] = shape[-1]
     for op in kernel.body.walk():
@@ -225,23 +223,22 @@ def _assign_buffers(kernel: Kernel, layouts: Layouts) -> None:
             for role, value in zip("ab", op.operands[:2], strict=True):
                 _require(op, role, value, layouts, rows, cols)
     for value, row_count in rows.items():
-        type_ = value.type
-        assert isinstance(type_, BufferType)
-        if len(type_.shape) > 2:
+        rank = len(int_shape(value.type))
+        if rank > 2:
             raise SourceError(
                 "TS501",
-                f"the buffer '{value.name}' has {len(type_.shape)} axes; at most two can be placed so far",
+                f"the buffer '{value.name}' has {rank} axes; at most two can be placed so far",
                 value.defining_op.loc if value.defining_op else None,
             )
-        layouts.buffer[value] = shared_layout(row_count, cols[value], type_.dtype.bytes)
+        layouts.buffer[value] = shared_layout(row_count, cols[value], dtype_of(value.type).bytes)
 
 
 def _require(op: Op, role: str, value: Value, layouts: Layouts, rows: dict[Value, int], cols: dict[Value, int]) -> None:
     read = value.defining_op
     assert read is not None and read.name == "read", "stage_operands ran before"
-    k_block = 16 if value.type.dtype.bits == 16 else 8  # type: ignore[union-attr]
+    k_block = 16 if dtype_of(value.type).bits == 16 else 8
     flipped = op.attributes["transpose_a" if role == "a" else "transpose_b"]
-    shape = shape_of_tile(value)
+    shape = int_shape(value.type)
     layout = layouts.product[op.id][0 if role == "a" else 1]
     k_axis = (0 if role == "b" else 1) ^ flipped
     physical = [0, 0]

@@ -1,7 +1,8 @@
 """Tile IR to Target IR for the sm_80 lane: every tile gets registers, every buffer a place, every access a width.
 
-Products become a loop over k-blocks of fragment loads and matrix instructions; copies become cp.async groups; a store whose
-register layout would make narrow accesses goes through shared memory. Exact. Barriers and placement follow in later passes.
+Products become a loop over k-blocks of fragment loads and matrix instructions; copies become cp.async groups; a store
+whose register layout would make narrow accesses goes through shared memory. Exact. Barriers and placement follow in
+later passes.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from tessera.dtypes import DType, i64
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like, uses
-from tessera.ir.layout import RegisterLayout, shared_layout
-from tessera.ir.types import BufferType, TileType, shape_text
+from tessera.ir.layout import RegisterLayout, row_reduction, shared_layout
+from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, shape_text, tile_layout
 from tessera.passes.access import access_bytes, divisor_of, loops_of
-from tessera.passes.assign_layouts import Layouts, assign_layouts, coalesced, reshaped, shape_of_tile, sliced
+from tessera.passes.assign_layouts import Layouts, assign_layouts, coalesced, reshaped, sliced
 from tessera.target.schedule import Schedule, elements
 
 MMA_LIMIT = 128  # mma.sync in one straight-line region: ptxas time explodes beyond
@@ -81,41 +82,40 @@ class _Lowering:
 
     def convert(self, builder: Builder, value: Value, layout: RegisterLayout) -> Value:
         """The same tile in another register layout, through shared memory."""
-        type_ = value.type
-        assert isinstance(type_, TileType) and type_.layout is not None
-        if type_.layout == layout:
+        old = tile_layout(value.type)
+        if old == layout:
             return value
-        shape = shape_of_tile(value)
-        buffer = self.scratch(builder, shape, type_.dtype, value.name)
+        shape, dtype = int_shape(value.type), dtype_of(value.type)
+        buffer = self.scratch(builder, shape, dtype, value.name)
         zeros = self.zeros(builder, len(shape))
-        builder.op("st_shared", [buffer, value, *zeros], vector=self.shared_vector(type_.layout, type_.dtype, zeros))
+        builder.op("st_shared", [buffer, value, *zeros], vector=self.shared_vector(old, dtype, zeros))
         return builder.value(
             "ld_shared",
             buffer,
             *zeros,
-            shape=type_.shape,
+            shape=shape,
             layout=layout,
             hint=value.name,
-            vector=self.shared_vector(layout, type_.dtype, zeros),
+            vector=self.shared_vector(layout, dtype, zeros),
         )
 
     def scratch(self, builder: Builder, shape: tuple[int, ...], dtype: DType, hint: str) -> Value:
-        rows = shape[-2] if len(shape) > 1 else 1
         if len(shape) > 2:
             raise SourceError("TS102", f"a tile of {len(shape)} axes cannot change its layout yet", builder.origin[0])
-        layout = shared_layout(rows, shape[-1], dtype.bytes)
+        *rows, columns = shape
+        layout = shared_layout(rows[0] if rows else 1, columns, dtype.bytes)
         return builder.value("shared", shape=shape, dtype=dtype, layout=layout, hint=f"{hint or 'tile'}_scratch")
 
     def zeros(self, builder: Builder, count: int) -> list[Value]:
         return [builder.value("constant", value=0, dtype=i64)] * count
 
     def shared_vector(self, layout: RegisterLayout, dtype: DType, offsets: list[Value]) -> int:
-        """Bytes of one shared-memory access: consecutive registers, at most a 16-byte chunk, aligned by the column offset."""
+        """Bytes of one shared-memory access: consecutive registers, at most 16 bytes, aligned by the column offset."""
         column = divisor_of(offsets[-1], self.kernel.attributes.get("divisors", {}), self.loops)
         axis = len(layout.shape) - 1
         return min(layout.contiguous(axis, 16 // dtype.bytes), column) * dtype.bytes
 
-    # memory ------------------------------------------------------------------------------------------------------------
+    # memory -----------------------------------------------------------------------------------------------------------
 
     def _load(self, op: Op, builder: Builder) -> None:
         view = self.mapping[op.operands[0]]
@@ -138,14 +138,12 @@ class _Lowering:
     def _store(self, op: Op, builder: Builder) -> None:
         view, value = op.operands
         new = self.mapping[value]
-        dtype = view.type.dtype  # type: ignore[union-attr]
-        type_ = new.type
-        assert isinstance(type_, TileType) and type_.layout is not None
-        vector = self.global_vector(view, type_.layout, dtype)
+        dtype = dtype_of(view.type)
+        vector = self.global_vector(view, tile_layout(new.type), dtype)
         wide = coalesced(value, self.schedule, dtype.bytes)
         best = self.global_vector(view, wide, dtype)
-        if vector < best and len(type_.shape) == 2 and elements(type_.shape) >= STAGED_STORE:
-            if type_.dtype != dtype:
+        if vector < best and len(int_shape(new.type)) == 2 and elements(new) >= STAGED_STORE:
+            if dtype_of(new.type) != dtype:
                 new = builder.value("cast", new, dtype=dtype, hint=new.name)  # the store's own rounding, done earlier
             new, vector = self.convert(builder, new, wide), best
         builder.op("st_global", [self.mapping[view], new], vector=vector)
@@ -210,22 +208,20 @@ class _Lowering:
     def _write(self, op: Op, builder: Builder) -> None:
         buffer, value = op.operands[:2]
         new = self.mapping[value]
-        assert isinstance(new.type, TileType) and new.type.layout is not None
-        offsets = [self.mapping[v] for v in op.operands[2:]] or self.zeros(builder, len(new.type.shape))
-        dtype = buffer.type.dtype  # type: ignore[union-attr]
+        offsets = [self.mapping[v] for v in op.operands[2:]] or self.zeros(builder, len(int_shape(new.type)))
         old = op.operands[2:] or offsets
         builder.op(
             "st_shared",
             [self.mapping[buffer], new, *offsets],
-            vector=self.shared_vector(new.type.layout, dtype, list(old)),
+            vector=self.shared_vector(tile_layout(new.type), dtype_of(buffer.type), list(old)),
         )
 
-    # tiles -------------------------------------------------------------------------------------------------------------
+    # tiles ------------------------------------------------------------------------------------------------------------
 
     def _broadcast(self, op: Op, builder: Builder) -> None:
         layout = self.layouts.tile[op.result]
         source = op.operands[0]
-        wanted = sliced(layout, shape_of_tile(op.result), shape_of_tile(source))
+        wanted = sliced(layout, int_shape(op.result.type), int_shape(source.type))
         small = self.convert(builder, self.mapping[source], wanted)
         self.mapping[op.result] = builder.value(
             "broadcast", small, shape=op.attributes["shape"], layout=layout, hint=op.result.name
@@ -233,14 +229,11 @@ class _Lowering:
 
     def _reduce_sum(self, op: Op, builder: Builder) -> None:
         source, axis = self.mapping[op.operands[0]], op.attributes["axis"]
-        layout = source.type.layout  # type: ignore[union-attr]
+        layout = tile_layout(source.type)
         rank = len(layout.shape)
         if any(name == "warp" for name, _ in layout.axis_bits(axis % rank)):
-            from tessera.ir.layout import row_reduction
-
-            source = self.convert(
-                builder, source, row_reduction(shape_of_tile(source), self.schedule.warps, axis % rank, 1)
-            )
+            inside = row_reduction(int_shape(source.type), self.schedule.warps, axis % rank, 1)
+            source = self.convert(builder, source, inside)
         value = builder.value(op.name, source, axis=axis, hint=op.result.name)
         self.define(op.result, value, builder)
 
@@ -248,8 +241,8 @@ class _Lowering:
 
     def _reshape(self, op: Op, builder: Builder) -> None:
         source = self.mapping[op.operands[0]]
-        shapes = shape_of_tile(op.operands[0]), shape_of_tile(op.result)
-        layout = reshaped(source.type.layout, *shapes)  # type: ignore[union-attr, arg-type]
+        shapes = int_shape(op.operands[0].type), int_shape(op.result.type)
+        layout = reshaped(tile_layout(source.type), *shapes)
         if layout is None:
             raise SourceError(
                 "TS102",
@@ -268,17 +261,18 @@ class _Lowering:
     def _mma(self, op: Op, builder: Builder) -> None:
         """A rolled loop over k-blocks: load the fragments of a and b, multiply, accumulate."""
         a_layout, b_layout, acc_layout = self.layouts.product[op.id]
-        m, n = shape_of_tile(op.result)
+        m, n = int_shape(op.result.type)
         flip_a, flip_b = op.attributes["transpose_a"], op.attributes["transpose_b"]
-        depth = shape_of_tile(op.operands[0])[0 if flip_a else 1]
-        on_tensor_cores = op.operands[0].type.dtype.bits == 16  # type: ignore[union-attr]
+        depth = int_shape(op.operands[0].type)[0 if flip_a else 1]
+        on_tensor_cores = dtype_of(op.operands[0].type).bits == 16
         k_block = 16 if on_tensor_cores else 8
         load, multiply = ("ldmatrix", "mma_sync") if on_tensor_cores else ("ld_operand", "fma_block")
         if len(op.operands) > 2:
             start = self.convert(builder, self.mapping[op.operands[2]], acc_layout)
         else:
-            zero = builder.value("constant", value=0.0, dtype=op.result.type.dtype)  # type: ignore[union-attr]
-            start = builder.value("full", zero, shape=(m, n), dtype=op.result.type.dtype, layout=acc_layout)  # type: ignore[union-attr]
+            dtype = dtype_of(op.result.type)
+            zero = builder.value("constant", value=0.0, dtype=dtype)
+            start = builder.value("full", zero, shape=(m, n), dtype=dtype, layout=acc_layout)
         sources = [self._operand_source(builder, value) for value in op.operands[:2]]
 
         def step(inner: Builder, k: Value, acc: Value) -> Value:

@@ -1,7 +1,8 @@
 """Give every shared buffer its bytes in the one dynamic block: buffers that are never live together may share them.
 
-A buffer lives from its first to its last use in program order; a use inside a loop that the buffer outlives counts for the
-whole loop, because another iteration may come. Largest first, each at the lowest offset that is free for its whole life.
+A buffer lives from its first to its last use in program order; a use inside a loop that the buffer outlives counts for
+the whole loop, because another iteration may come. Largest first, each at the lowest offset that is free for its whole
+life.
 """
 
 from __future__ import annotations
@@ -64,13 +65,15 @@ def share_bytes(a: Value, b: Value) -> bool:
     """Whether two placed buffers have bytes in common (a buffer has with itself)."""
     if a is b:
         return True
-    first, second = (v.defining_op.attributes for v in (a, b))  # type: ignore[union-attr]
-    if first["offset"] < 0 or second["offset"] < 0:
-        return False
-    return (
-        first["offset"] < second["offset"] + second["layout"].bytes
-        and second["offset"] < first["offset"] + first["layout"].bytes
-    )
+    (first, first_end), (second, second_end) = _extent(a), _extent(b)
+    return first >= 0 and second >= 0 and first < second_end and second < first_end
+
+
+def _extent(buffer: Value) -> tuple[int, int]:
+    """The first byte of a buffer, negative until it is placed, and the one past its last."""
+    op = buffer.defining_op
+    assert op is not None, buffer
+    return op.attributes["offset"], op.attributes["offset"] + op.attributes["layout"].bytes
 
 
 def _align(offset: int) -> int:

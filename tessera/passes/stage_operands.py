@@ -1,8 +1,8 @@
 """Put the operands of matrix products into buffers: matrix instructions read shared memory.
 
-A loaded operand becomes an asynchronous copy into a buffer, waited for before its first use; a computed one is written to a
-buffer. An operand that is read from a buffer stays where it is, unless the buffer changes between the read and the product.
-Exact: values only move.
+A loaded operand becomes an asynchronous copy into a buffer, waited for before its first use; a computed one is written
+to a buffer. An operand that is read from a buffer stays where it is, unless the buffer changes between the read and the
+product. Exact: values only move.
 """
 
 from __future__ import annotations

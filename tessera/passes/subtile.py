@@ -1,19 +1,20 @@
 """Compute a large store in slices: a loop over sub-tiles of the stored tile, each computed from slices of its inputs.
 
-Two reasons ask for it (both decided by the schedule): a tile that does not fit the registers, and a buffer that does not fit
-shared memory and is *streamed*, that is, read from the tensor it copies, in K and N tiles, where a product needs it. Exact: every
-element is computed by the same ops in the same order; a product's K loop keeps the order of its k-blocks.
+Two reasons ask for it (both decided by the schedule): a tile that does not fit the registers, and a buffer that does not
+fit shared memory and is *streamed*, that is, read from the tensor it copies, in K and N tiles, where a product needs it.
+Exact: every element is computed by the same ops in the same order; a product's K loop keeps the order of its k-blocks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tessera.dtypes import i64
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like
 from tessera.ir.opdef import ELEMENTWISE
 from tessera.ir.ops.tiles import negative_axis
-from tessera.ir.types import BufferType, TileType, shape_text
+from tessera.ir.types import Shape, TileType, dtype_of, int_shape, shape_of, shape_text
 from tessera.target.schedule import Schedule, plain_copies
 
 
@@ -24,6 +25,10 @@ class Slice:
     axis: int
     start: Value
     extent: int
+
+    def of(self, shape: Shape) -> Shape:
+        """The shape of this part of a tile of shape `shape`."""
+        return tuple(self.extent if axis == self.axis else size for axis, size in enumerate(shape))
 
 
 def subtile(kernel: Kernel, schedule: Schedule) -> Kernel:
@@ -55,10 +60,10 @@ class _Slicer:
 
     def store(self, builder: Builder, op: Op) -> None:
         """The store as a loop over sub-tiles and, where the extent does not divide, one store of the rest."""
-        type_ = op.operand("value").type
-        assert isinstance(type_, TileType)
-        axis = self._axis(op.operand("value"), len(type_.shape))
-        size, step = int(type_.shape[axis]), self.schedule.subtile  # type: ignore[arg-type]
+        value = op.operand("value")
+        shape = int_shape(value.type)
+        axis = self._axis(value, len(shape))
+        size, step = shape[axis], self.schedule.subtile
         if not step or size <= step:
             step = size
         builder.at(op)
@@ -85,7 +90,7 @@ class _Slicer:
         op = value.defining_op
         raise SourceError(
             "TS501",
-            f"the tile {shape_text(value.type.shape)} is too large for the registers and cannot be "  # type: ignore[union-attr]
+            f"the tile {shape_text(shape_of(value.type))} is too large for the registers and cannot be "
             "computed in parts: an op needs all of it",
             op.loc if op else None,
         )
@@ -96,10 +101,10 @@ class _Slicer:
         builder.at(op).op("store", [view, value])
 
     def window(self, builder: Builder, view: Value, part: Slice) -> Value:
-        shape = view.type.shape  # type: ignore[union-attr]
+        shape = shape_of(view.type)
         zero = builder.value("constant", value=0, dtype=_index())
         offsets = [part.start if axis == part.axis else zero for axis in range(len(shape))]
-        extents = tuple(part.extent if axis == part.axis else size for axis, size in enumerate(shape))
+        extents = part.of(shape)
         return builder.value(
             "window", self.mapping.get(view, view), *offsets, extents=extents, kept=(True,) * len(shape), hint=view.name
         )
@@ -127,8 +132,8 @@ class _Slicer:
             return builder.value("load", view, hint=op.result.name)
         if op.name == "read":
             return self._read(builder.at(op), op, part)
-        shape = op.result.type.shape  # type: ignore[union-attr]
-        sliced = tuple(part.extent if axis == part.axis else size for axis, size in enumerate(shape))
+        shape = shape_of(op.result.type)
+        sliced = part.of(shape)
         operands = []
         for operand in op.operands:
             spread = isinstance(operand.type, TileType) and operand.type.shape[part.axis] == 1 != shape[part.axis]
@@ -143,26 +148,25 @@ class _Slicer:
     def _read(self, builder: Builder, op: Op, part: Slice) -> Value:
         """A slice of a resident buffer, or of the tensor that a streamed buffer copies."""
         buffer = op.operands[0]
-        assert isinstance(buffer.type, BufferType)
         if buffer in self.streamed:
             return builder.value(
                 "load", self.window(builder, self.streamed[buffer].operand("view"), part), hint=op.result.name
             )
         zero = builder.value("constant", value=0, dtype=_index())
-        old = [self.mapping[value] for value in op.operands[1:]] or [zero] * len(buffer.type.shape)
+        old = [self.mapping[value] for value in op.operands[1:]] or [zero] * len(shape_of(buffer.type))
         offsets = [builder.value("add", o, part.start) if axis == part.axis else o for axis, o in enumerate(old)]
-        extents = tuple(part.extent if axis == part.axis else size for axis, size in enumerate(op.result.type.shape))  # type: ignore[union-attr]
+        extents = part.of(shape_of(op.result.type))
         return builder.value("read", self.mapping[buffer], *offsets, extents=extents, hint=op.result.name)
 
     def _product(self, builder: Builder, op: Op, part: Slice, done: dict[tuple[Value, Slice], Value]) -> Value:
-        """Rows of a product need the rows of a, columns the columns of b; K runs in a loop when an operand is streamed."""
+        """Rows of a product need the rows of a, columns the columns of b; K is a loop when an operand is streamed."""
         a, b = op.operands[:2]
         flipped = (op.attributes["transpose_a"], op.attributes["transpose_b"])
         side = 0 if part.axis == 0 else 1
         operand_axis = part.axis if not flipped[side] else 1 - part.axis
         start = self._start(builder, op, part, done)
         k_axes = (0 if flipped[0] else 1, 1 if flipped[1] else 0)
-        depth = int(a.type.shape[k_axes[0]])  # type: ignore[union-attr, arg-type]
+        depth = int_shape(a.type)[k_axes[0]]
         step = self.schedule.block_k if self._is_streamed(a) or self._is_streamed(b) else depth
 
         def block(inner: Builder, k: Value, extent: int, acc: Value) -> Value:
@@ -190,11 +194,9 @@ class _Slicer:
     def _start(self, builder: Builder, op: Op, part: Slice, done: dict[tuple[Value, Slice], Value]) -> Value:
         if len(op.operands) > 2:
             return self.value(builder, op.operands[2], part, done)
-        type_ = op.result.type
-        assert isinstance(type_, TileType)
-        shape = tuple(part.extent if axis == part.axis else size for axis, size in enumerate(type_.shape))
-        zero = builder.at(op).value("constant", value=0.0, dtype=type_.dtype)
-        return builder.value("full", zero, shape=shape, dtype=type_.dtype, hint=op.result.name)
+        shape, dtype = part.of(shape_of(op.result.type)), dtype_of(op.result.type)
+        zero = builder.at(op).value("constant", value=0.0, dtype=dtype)
+        return builder.value("full", zero, shape=shape, dtype=dtype, hint=op.result.name)
 
     def _is_streamed(self, value: Value) -> bool:
         op = value.defining_op
@@ -219,7 +221,7 @@ class _Slicer:
             return builder.value("load", view, hint=operand.name)
         zero = builder.at(op).value("constant", value=0, dtype=_index())
         offsets = [self.mapping[v] for v in op.operands[1:]] or [zero, zero]
-        extents = list(operand.type.shape)  # type: ignore[union-attr]
+        extents = list(shape_of(operand.type))
         for cut in cuts:
             offsets[cut.axis] = builder.value("add", offsets[cut.axis], cut.start)
             extents[cut.axis] = cut.extent
@@ -227,17 +229,11 @@ class _Slicer:
 
     def _whole(self, builder: Builder, operand: Value) -> Value:
         zero = builder.value("constant", value=0, dtype=_index())
-        return self.value(builder, operand, Slice(0, zero, int(operand.type.shape[0])), {})  # type: ignore[union-attr, arg-type]
-
-
-def _index():  # noqa: ANN202
-    from tessera.dtypes import i64
-
-    return i64
+        return self.value(builder, operand, Slice(0, zero, int_shape(operand.type)[0]), {})
 
 
 def _needs_whole(value: Value, axis: int) -> bool:
-    """Whether computing a slice along `axis` needs more than that slice of something (a reduction along it, a reshape)."""
+    """Whether computing a slice along `axis` needs more than that slice of something: a reduction along it, a reshape."""
     op = value.defining_op
     if not isinstance(value.type, TileType):
         return False
@@ -253,5 +249,5 @@ def _needs_whole(value: Value, axis: int) -> bool:
         return any(_needs_whole(v, axis) for v in op.operands)
     if op.name == "broadcast":
         source = op.operands[0]
-        return source.type.shape[axis] != 1 and _needs_whole(source, axis)  # type: ignore[union-attr]
+        return shape_of(source.type)[axis] != 1 and _needs_whole(source, axis)
     return False

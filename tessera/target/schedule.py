@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tessera.errors import SourceError
 from tessera.ir.core import Kernel, Op, Value
-from tessera.ir.dims import Size
-from tessera.ir.types import BufferType, TileType
+from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
 from tessera.target.arch import Arch
 
 REGISTER_TILE_LIMIT = 128  # f32 registers of one tile per thread: half of the 255 that a thread can have
@@ -22,7 +22,8 @@ BLOCK_K = 64  # K extent of a streamed matrix operand: 128-byte rows of bf16
 class Schedule:
     """`warps` of a block; `streamed`: buffers read from global memory where they are used instead of being resident;
     `subtile`: the largest extent of a store's tile along the axis that is processed in a loop (0: all at once);
-    `block_k`: K extent of the tiles in which streamed operands of a product arrive."""
+    `block_k`: K extent of the tiles in which streamed operands of a product arrive.
+    """
 
     warps: int = 4
     streamed: tuple[str, ...] = ()
@@ -30,21 +31,17 @@ class Schedule:
     block_k: int = BLOCK_K
 
 
-def elements(shape: tuple[Size, ...]) -> int:
-    """Number of elements of a shape whose sizes are all bound."""
-    count = 1
-    for size in shape:
-        assert isinstance(size, int), size
-        count *= size
-    return count
+def elements(value: Value) -> int:
+    """Number of elements of a value whose sizes are all bound."""
+    return math.prod(int_shape(value.type))
 
 
-def buffer_bytes(type_: BufferType) -> int:
-    return elements(type_.shape) * type_.dtype.bytes
+def buffer_bytes(buffer: Value) -> int:
+    return elements(buffer) * dtype_of(buffer.type).bytes
 
 
 def plain_copies(kernel: Kernel) -> dict[Value, Op]:
-    """Buffers whose only write is one whole asynchronous copy of a tensor that the kernel never writes, at top level."""
+    """Buffers whose only write is one whole asynchronous copy, at top level, of a tensor that the kernel never writes."""
     written = {
         value for op in kernel.body.walk() for effect, value in op.definition.effects_of(op) if effect == "writes"
     }
@@ -72,43 +69,39 @@ def _root(value: Value) -> Value:
 
 def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
     """Raises SourceError TS501 when the kernel's buffers fit no placement on `arch`."""
-    tiles = [r.type for op in kernel.body.walk() for r in op.results if isinstance(r.type, TileType)]
+    tiles = [r for op in kernel.body.walk() for r in op.results if isinstance(r.type, TileType)]
     products = [op for op in kernel.body.walk() if op.name == "mma"]
-    largest = max((elements(t.shape) for t in tiles), default=1)
-    product = max((elements(op.result.type.shape) for op in products), default=0)  # type: ignore[union-attr]
+    largest = max(map(elements, tiles), default=1)
+    product = max((elements(op.result) for op in products), default=0)
     warps = 8 if max(product, largest // 2) >= 128 * 128 or largest > 16384 else 4
     streamed = _streamed(kernel, arch)
     subtile = 0
-    stored = [op.operand("value").type for op in kernel.body.walk() if op.name == "store"]
-    for type_ in stored:
-        assert isinstance(type_, TileType)
-        if elements(type_.shape) > REGISTER_TILE_LIMIT * 32 * warps:
-            subtile = (
-                SUBTILE_COLUMNS
-                if products
-                else max(32, REGISTER_TILE_LIMIT * 32 * warps // 4 // elements(type_.shape[:-1]))
-            )
+    stored = [op.operand("value") for op in kernel.body.walk() if op.name == "store"]
+    for value in stored:
+        if elements(value) > REGISTER_TILE_LIMIT * 32 * warps:
+            rows = math.prod(int_shape(value.type)[:-1])
+            subtile = SUBTILE_COLUMNS if products else max(32, REGISTER_TILE_LIMIT * 32 * warps // 4 // rows)
     if streamed and products:
         subtile = SUBTILE_COLUMNS
     return Schedule(warps, streamed, subtile)
 
 
 def _staging_bytes(kernel: Kernel) -> int:
-    """Shared memory that streaming needs beside the resident buffers: the K and N tiles of a product and its staged store."""
+    """Shared memory that streaming needs beside the resident buffers: a product's K and N tiles and its staged store."""
     most = 0
     for op in kernel.body.walk():
         if op.name == "mma":
-            type_ = op.operands[0].type
-            assert isinstance(type_, TileType)
-            rows = elements(type_.shape) // max(1, elements((type_.shape[0 if op.attributes["transpose_a"] else 1],)))
-            most = max(most, (rows * BLOCK_K + BLOCK_K * SUBTILE_COLUMNS + rows * SUBTILE_COLUMNS) * type_.dtype.bytes)
+            a = op.operands[0]
+            rows = elements(a) // max(1, int_shape(a.type)[0 if op.attributes["transpose_a"] else 1])
+            staged = rows * BLOCK_K + BLOCK_K * SUBTILE_COLUMNS + rows * SUBTILE_COLUMNS
+            most = max(most, staged * dtype_of(a.type).bytes)
     return most
 
 
 def _streamed(kernel: Kernel, arch: Arch) -> tuple[str, ...]:
     """Which buffers to stream so that the others fit: the largest plain copies first."""
     buffers = {op.result: op for op in kernel.body.walk() if op.name == "alloc_shared"}
-    sizes = {value: buffer_bytes(value.type) for value in buffers if isinstance(value.type, BufferType)}
+    sizes = {buffer: buffer_bytes(buffer) for buffer in buffers}
     total, limit = sum(sizes.values()), arch.shared_bytes_per_block
     if total <= limit:
         return ()
@@ -121,9 +114,7 @@ def _streamed(kernel: Kernel, arch: Arch) -> tuple[str, ...]:
         streamed.append(value)
     if total > limit:
         value = max((v for v in sizes if v not in streamed), key=lambda v: sizes[v])
-        type_ = value.type
-        assert isinstance(type_, BufferType)
-        rows = max(1, elements(type_.shape[:1]))
+        rows = max(1, math.prod(int_shape(value.type)[:1]))
         fit = max(0, limit - (total - sizes[value])) // (sizes[value] // rows)
         raise SourceError(
             "TS501",

@@ -1,5 +1,7 @@
 """Annotations and decorators: ordinary objects that a module may execute natively, and what they mean."""
 
+# ruff: noqa: F821  (the names of dims)
+
 import pytest
 
 import tessera as ts

@@ -5,9 +5,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from traced import PRELUDE, kernel, names, the
 
 import tessera as ts
-from tessera import Tensor, tile
+from tessera import tile
 from tessera.frontend.definition import KernelDefinition
 from tessera.frontend.document import execute, load_document, parse_document
 from tessera.frontend.evaluator import trace
@@ -15,35 +16,6 @@ from tessera.ir.dims import parse, symbol
 from tessera.ir.verify import verify
 
 ROOT = Path(__file__).parents[2]
-PRELUDE = {"ts": ts, "tile": tile, "Tensor": Tensor}
-SIGNATURE = """\
-@ts.kernel(grid=lambda d: (1,))
-def k(x: Tensor["M", "N", ts.bf16], w: Tensor["N", "N", ts.f32], v: Tensor[4, ts.f32], n: int, s: float,
-      out: Tensor["M", "N", ts.bf16]):
-    ctx = tile.context()
-    p = tile.program_id(0) * 16
-"""
-
-
-def kernel(body: str, rest: str = "", **options):
-    """The traced kernel of `body` in the parameters of SIGNATURE; every trace must pass the verifier."""
-    text = SIGNATURE + textwrap.indent(textwrap.dedent(body).strip("\n"), "    ") + "\n" + textwrap.dedent(rest)
-    module = trace(execute(parse_document("case.py", text), PRELUDE)["k"], **options)
-    verify(module)
-    return module.kernel()
-
-
-def names(block) -> str:
-    """The ops of a block in one line, regions in braces; constants and sizes left out."""
-    words = []
-    for op in block.ops:
-        if op.name not in ("constant", "size", "yield"):
-            words.append(op.name + "".join(" { " + names(region) + " }" for region in op.regions))
-    return " ".join(words)
-
-
-def the(kernel, name, number=0):
-    return [op for op in kernel.body.walk() if op.name == name][number]
 
 
 def stored(expression: str, setup: str = ""):
@@ -353,6 +325,14 @@ def test_literals_are_weak_and_run_time_numbers_are_not():
     assert [type_.dtype for type_ in products] == [ts.bf16, ts.f32]
 
 
+def test_numpy_numbers_are_numbers():
+    traced = kernel(
+        "tile.store(v[ROWS - ROWS : ROWS] * SCALE, v)\ntile.store(tile.zeros([ROWS]), v)",
+        "import numpy as np\nROWS, SCALE = np.int64(4), np.float32(0.5)\n",
+    )
+    assert names(traced.body) == "window load mul store full store"
+
+
 def test_broadcasting_of_axes():
     traced = kernel("a = w[0:8, 0:4] - tile.max(w[0:8, 0:4], axis=1, keepdims=True) + v\ntile.store(a, w[0:8, 0:4])")
     assert names(traced.body) == (
@@ -393,141 +373,6 @@ def test_mma_operands_and_policy():
         "program_id mul alloc_shared window copy_async wait full window read load mma window store"
     )
     assert the(traced, "mma").attributes == {"transpose_a": False, "transpose_b": True}
-
-
-# -- copies
-
-
-def test_waiting_for_all_but_the_newest_groups():
-    traced = kernel(
-        """
-        buffers = [tile.alloc_shared([16, ctx.N], ts.bf16) for _ in range(3)]
-        for number, buffer in enumerate(buffers):
-            tile.copy_async(buffer, x[number * 16 : number * 16 + 16])
-            tile.cp_commit_group()
-        tile.cp_wait_group(1)
-        tile.cp_wait_group(1)
-        tile.cp_wait_group(0)
-        """
-    )
-    copies = [op.result for op in traced.body.walk() if op.name == "copy_async"]
-    waits = [op.operands for op in traced.body.walk() if op.name == "wait"]
-    assert waits == [copies[:2], copies[2:]]
-
-
-def test_copies_inside_a_loop():
-    traced = kernel(
-        """
-        b = tile.alloc_shared([16, ctx.N], ts.bf16)
-        for j in tile.range(0, ctx.M, 16):
-            tile.copy_async(b, x[j : j + 16])
-            tile.cp_commit_group()
-            tile.cp_wait_group(0)
-            tile.store(b * 2.0, out[j : j + 16])
-        """
-    )
-    assert names(traced.body) == "alloc_shared for { window copy_async wait read mul window store }"
-
-
-# -- loops and branches
-
-
-def test_loop_carries_what_its_body_assigns():
-    traced = kernel(
-        """
-        acc, count, scale = tile.zeros([4]), 0, 0.5
-        unchanged = 3.0
-        for j in tile.range(2, n, 3):
-            t = v * unchanged
-            acc = acc + t * scale
-            count += 1
-            scale = scale * 2.0
-        tile.store(acc * scale + count, v)
-        """
-    )
-    loop = the(traced, "for")
-    body = loop.regions[0]
-    assert [argument.name for argument in body.arguments] == ["j", "acc", "count", "scale"]
-    assert [str(result.type.dtype) for result in loop.results] == ["f32", "i64", "f32"]
-    assert body.ops[-1].name == "yield" and len(body.ops[-1].operands) == 3
-    assert [op.owner.attributes["value"] for op in (loop.operands[0], loop.operands[2])] == [2, 3]
-    assert (loop.loc.line, loop.loc.column, loop.loc.end_column) == (8, 5, 34)
-
-
-def test_nested_loops():
-    traced = kernel(
-        """
-        acc = tile.zeros([4])
-        for i in tile.range(n):
-            for j in tile.range(i):
-                acc = acc + v
-            acc = acc * 2.0
-        tile.store(acc, v)
-        """
-    )
-    assert names(traced.body) == "full for { for { load add } mul } store"
-
-
-def test_temporaries_of_a_loop_are_not_carried():
-    traced = kernel(
-        """
-        t = tile.zeros([8])
-        size = 4
-        for j in tile.range(n):
-            t = v * 2.0
-            size = 4
-            tile.store(t + tile.zeros([size]), v)
-        """
-    )
-    assert len(the(traced, "for").results) == 0
-
-
-def test_value_of_an_index_reaches_windows_inside_the_loop():
-    traced = kernel("for j in tile.range(0, ctx.M, 16):\n    tile.store(x[j : j + 16], out[j : j + 16])")
-    assert [op.attributes["extents"][0] for op in traced.body.walk() if op.name == "window"] == [16, 16]
-    assert traced.attributes["parameters"][0] == ("x", "in")
-
-
-def test_branch_joins_what_it_assigns():
-    traced = kernel(
-        """
-        a, b, same, c = v * 1.0, 1, 5, None
-        if n > 2:
-            a = a + 1.0
-            b = 2
-            same = 5
-            local = 3
-        elif n > 1:
-            b = n
-        c = same
-        tile.store(a * b, v[0:c - 1])
-        """
-    )
-    branch = the(traced, "if")
-    assert [str(result.type.dtype) for result in branch.results] == ["f32", "i64"]
-    assert names(branch.regions[1]) == "gt if {  } {  }"
-    assert the(traced, "store").loc.line == 15
-
-
-def test_branch_decided_at_compile_time_leaves_no_region():
-    assert (
-        names(kernel("if ctx.N is None or False:\n    tile.barrier()\nelse:\n    tile.store(1.0, v)").body)
-        == "full store"
-    )
-
-
-def test_containers_made_inside_a_region_may_change_there():
-    traced = kernel(
-        """
-        for j in tile.range(n):
-            parts = []
-            for i in range(2):
-                parts.append(v * float(i))
-            parts[0] = parts[0] + 1.0
-            tile.store(sum(parts), v)
-        """
-    )
-    assert names(traced.body) == "for { load mul load mul add add store }"
 
 
 # -- the kernel's attributes

@@ -32,7 +32,12 @@ def kernel_with_loop() -> Kernel:
 def test_builder_types_names_and_places_ops() -> None:
     kernel = kernel_with_loop()
     load, loop, store = kernel.body.ops
-    assert (load.result.type, load.result.name, load.result.owner, load.result.index) == (TileType((8,), bf16), "t", load, 0)
+    assert (load.result.type, load.result.name, load.result.owner, load.result.index) == (
+        TileType((8,), bf16),
+        "t",
+        load,
+        0,
+    )
     assert load.origin == (FIRST,) and load.loc == FIRST and loop.regions[0].ops[0].origin == (FIRST,)
     assert loop.attributes == {"unroll": 1} and loop.result.name == "r"
     assert store.operand("view") is kernel.parameters[0] and store.results == []
@@ -94,8 +99,11 @@ def test_clone_with_a_change_computes_types_again() -> None:
     build.origin = (SECOND,)
     mapping[kernel.body.ops[0].result] = build.value("cast", build.value("load", new.parameters[0]), dtype=f32)
     build.origin = (SECOND,)
-    copy = clone_op(build, kernel.body.ops[1].regions[0].ops[0], {**mapping, kernel.body.ops[1].regions[0].arguments[1]:
-                                                                 mapping[kernel.body.ops[0].result]})
+    copy = clone_op(
+        build,
+        kernel.body.ops[1].regions[0].ops[0],
+        {**mapping, kernel.body.ops[1].regions[0].arguments[1]: mapping[kernel.body.ops[0].result]},
+    )
     assert copy.result.type == TileType((8,), f32)
     assert copy.origin == (FIRST,) and build.origin == (SECOND,)
 

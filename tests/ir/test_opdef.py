@@ -56,7 +56,11 @@ def test_bound(definition: OpDef) -> None:
 @every_op
 def test_lower(definition: OpDef) -> None:
     assert definition.lower is not None
-    ways = [definition.lower.expression or definition.lower.integer, definition.lower.template, definition.lower.decomposed_by]
+    ways = [
+        definition.lower.expression or definition.lower.integer,
+        definition.lower.template,
+        definition.lower.decomposed_by,
+    ]
     assert sum(map(bool, ways)) == 1
     assert bool(definition.lower.decomposed_by) == (TARGET not in definition.levels)
 

@@ -112,10 +112,14 @@ def test_text_reads_as_intended() -> None:
     assert lines[0] == "tessera 1 tile"
     assert lines[1] == 'file 0 "doc.md"'
     assert "  %batch: i64 = program_id {axis = 0} @0:74:1-80:30" in lines
-    assert any("%x.1: tile<[128, D], bf16> = read %smem_delta @1:3:5 < 0:9:1-9:12 < 0:2:2-3:?, 0:74:1-80:30" in line
-               for line in lines)
-    assert any(line.startswith("  %acc: tile<[128, D], bf16> = for %1, %count, %1, %x.1 {unroll = 2} (%k: i64, ")
-               for line in lines)
+    assert any(
+        "%x.1: tile<[128, D], bf16> = read %smem_delta @1:3:5 < 0:9:1-9:12 < 0:2:2-3:?, 0:74:1-80:30" in line
+        for line in lines
+    )
+    assert any(
+        line.startswith("  %acc: tile<[128, D], bf16> = for %1, %count, %1, %x.1 {unroll = 2} (%k: i64, ")
+        for line in lines
+    )
     assert "layout #S0 = shared rows=64 cols=64 item=2 w=8 swizzle=1" in TEXTS["target"]
     assert "buffer<[64, 64], bf16, #S0>" in TEXTS["target"]
 
@@ -160,11 +164,31 @@ def numbers(values: list[object]) -> Module:
 
 
 ATTRIBUTES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64) | st.floats() | st.text(max_size=8)
-    | st.sampled_from([bf16, f32, boolean, D, S + 1, cdiv(S, 8) * D - 3, symbol("f32"), symbol("none"), symbol("a b"),
-                       symbol('"'), symbol("k") * -1, blocked((8, 8), 1, 1), shared_layout(8, 8, 2)]),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(
+        [
+            bf16,
+            f32,
+            boolean,
+            D,
+            S + 1,
+            cdiv(S, 8) * D - 3,
+            symbol("f32"),
+            symbol("none"),
+            symbol("a b"),
+            symbol('"'),
+            symbol("k") * -1,
+            blocked((8, 8), 1, 1),
+            shared_layout(8, 8, 2),
+        ]
+    ),
     lambda inner: st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8)
+    max_leaves=8,
+)
 
 
 @given(st.dictionaries(st.text(max_size=5), ATTRIBUTES, max_size=4))
@@ -206,52 +230,58 @@ def test_a_value_without_text_is_named() -> None:
 HEAD = 'tessera 1 tile\nfile 0 "a"\nkernel @k(%x: view<[8], f32>, %n: i64) {\n'
 
 
-@pytest.mark.parametrize(("body", "code", "message", "column"), [
-    ("  %y: tile<[8], f32> = lode %x\n}", "TS702", "there is no op 'lode'; did you mean 'load'?", 24),
-    ("  barrier\n", "TS701", "the text ends where", 1),
-    ("  %y: tile<[8], f32> = load %z\n}", "TS703", "%z is not defined above", 29),
-    ("  %y: tile<[8], bf16> = load %x\n}", "TS703", "written as tile<[8], bf16>, but this load gives tile", 7),
-    ("  %y: tile<[8], f16> = load %x\n}", "TS702", "there is no dtype 'f16'; did you mean", 17),
-    ("  %x: tile<[8], f32> = load %x\n}", "TS703", "%x is defined twice", 3),
-    ("  %y: tile<[8], f32> = load %x, %x\n}", "TS703", "op load takes view, not 2 operands", 24),
-    ("  %y: tile<[8], f32> = load %n\n}", "TS703", "must be a tensor in global memory", 24),
-    ("  load %x\n}", "TS703", "this load gives 1 results, not 0", 3),
-    ("  barrier {width = 3}\n}", "TS702", "op barrier has no attribute 'width'", 3),
-    ("  %p: i64 = program_id\n}", "TS703", "op program_id needs the attribute 'axis'", 13),
-    ('  %p: i64 = program_id {axis = "0"}\n}', "TS703", "'axis' of op program_id must be an integer, not 0", 13),
-    ("  %p: i64 = program_id {axis = 0, axis = 1}\n}", "TS703", "'axis' is given twice", 35),
-    ("  %p: i64 = program_id {axis = 1 + f32}\n}", "TS703", "a size is made of integers and symbols", 36),
-    ("  %p: i64 = program_id {axis = floor(n, 2)}\n}", "TS703", "'floor' is not a function of sizes", 32),
-    ("  %p: i64 = program_id {axis = floordiv(n, 0)}\n}", "TS703", "floordiv by zero", 32),
-    ("  %p: i64 = program_id {axis = 123456789012345678901}\n}", "TS701", "has more than 20 digits", 32),
-    ('  %b: buffer<[8], f32> = alloc_shared {shape = (8,), dtype = f32, swizzle = "\\x"}\n}', "TS701", "JSON", 77),
-    ("  %s: buffer<[8], f32> = shared {shape = (8,), dtype = f32}\n}", "TS702", "op shared is not of the tile", 26),
-    ("  yield\n}", "TS703", "yield can only end a region", 3),
-    ("  for %n, %n, %n (%i: i64) {\n  }\n}", "TS703", "a region of for does not end in yield", 3),
-    ("  for %n, %n, %n (%i: i64) {\n    yield %n\n  }\n}", "TS703", "of this for do not fit", 3),
-    ("  for %n, %n, %n {\n    yield\n  }\n}", "TS703", "a loop body takes the index", 3),
-    ("  for %n, %n, %n\n}", "TS703", "op for has 1 regions, not 0", 3),
-    ("  barrier @7:1:1\n}", "TS703", "file 7 of the location is not declared above", 11),
-    ("  %y: tile<[8], f32, #L0> = load %x\n}", "TS703", "layout #L0 is not declared above", 22),
-    ("  %y: view<[8], f32, #L0> = load %x\n}", "TS703", "a view has no layout", 22),
-    ("  %y: heap<[8], f32> = load %x\n}", "TS701", "'heap' is not a kind of type", 7),
-    ("  barrier ;\n}", "TS701", "the character ';' cannot stand here", 11),
-    ("  barrier\n}\nkernel @k() {\n}", "TS703", "there are two kernels named 'k'", 8),
-    ("  barrier\n}\nkernel @j() attributes {grid = 3} {\n}", "TS703", "'grid' must be a tuple of sizes, not 3", 8),
-    ("  barrier\n}\nlayout #L0 = regs[[0]] lanes[] warps[] rep[1]", "TS703", "layout #L0 cannot be read", 14),
-])
+@pytest.mark.parametrize(
+    ("body", "code", "message", "column"),
+    [
+        ("  %y: tile<[8], f32> = lode %x\n}", "TS702", "there is no op 'lode'; did you mean 'load'?", 24),
+        ("  barrier\n", "TS701", "the text ends where", 1),
+        ("  %y: tile<[8], f32> = load %z\n}", "TS703", "%z is not defined above", 29),
+        ("  %y: tile<[8], bf16> = load %x\n}", "TS703", "written as tile<[8], bf16>, but this load gives tile", 7),
+        ("  %y: tile<[8], f16> = load %x\n}", "TS702", "there is no dtype 'f16'; did you mean", 17),
+        ("  %x: tile<[8], f32> = load %x\n}", "TS703", "%x is defined twice", 3),
+        ("  %y: tile<[8], f32> = load %x, %x\n}", "TS703", "op load takes view, not 2 operands", 24),
+        ("  %y: tile<[8], f32> = load %n\n}", "TS703", "must be a tensor in global memory", 24),
+        ("  load %x\n}", "TS703", "this load gives 1 results, not 0", 3),
+        ("  barrier {width = 3}\n}", "TS702", "op barrier has no attribute 'width'", 3),
+        ("  %p: i64 = program_id\n}", "TS703", "op program_id needs the attribute 'axis'", 13),
+        ('  %p: i64 = program_id {axis = "0"}\n}', "TS703", "'axis' of op program_id must be an integer, not 0", 13),
+        ("  %p: i64 = program_id {axis = 0, axis = 1}\n}", "TS703", "'axis' is given twice", 35),
+        ("  %p: i64 = program_id {axis = 1 + f32}\n}", "TS703", "a size is made of integers and symbols", 36),
+        ("  %p: i64 = program_id {axis = floor(n, 2)}\n}", "TS703", "'floor' is not a function of sizes", 32),
+        ("  %p: i64 = program_id {axis = floordiv(n, 0)}\n}", "TS703", "floordiv by zero", 32),
+        ("  %p: i64 = program_id {axis = 123456789012345678901}\n}", "TS701", "has more than 20 digits", 32),
+        ('  %b: buffer<[8], f32> = alloc_shared {shape = (8,), dtype = f32, swizzle = "\\x"}\n}', "TS701", "JSON", 77),
+        ("  %s: buffer<[8], f32> = shared {shape = (8,), dtype = f32}\n}", "TS702", "op shared is not of the tile", 26),
+        ("  yield\n}", "TS703", "yield can only end a region", 3),
+        ("  for %n, %n, %n (%i: i64) {\n  }\n}", "TS703", "a region of for does not end in yield", 3),
+        ("  for %n, %n, %n (%i: i64) {\n    yield %n\n  }\n}", "TS703", "of this for do not fit", 3),
+        ("  for %n, %n, %n {\n    yield\n  }\n}", "TS703", "a loop body takes the index", 3),
+        ("  for %n, %n, %n\n}", "TS703", "op for has 1 regions, not 0", 3),
+        ("  barrier @7:1:1\n}", "TS703", "file 7 of the location is not declared above", 11),
+        ("  %y: tile<[8], f32, #L0> = load %x\n}", "TS703", "layout #L0 is not declared above", 22),
+        ("  %y: view<[8], f32, #L0> = load %x\n}", "TS703", "a view has no layout", 22),
+        ("  %y: heap<[8], f32> = load %x\n}", "TS701", "'heap' is not a kind of type", 7),
+        ("  barrier ;\n}", "TS701", "the character ';' cannot stand here", 11),
+        ("  barrier\n}\nkernel @k() {\n}", "TS703", "there are two kernels named 'k'", 8),
+        ("  barrier\n}\nkernel @j() attributes {grid = 3} {\n}", "TS703", "'grid' must be a tuple of sizes, not 3", 8),
+        ("  barrier\n}\nlayout #L0 = regs[[0]] lanes[] warps[] rep[1]", "TS703", "layout #L0 cannot be read", 14),
+    ],
+)
 def test_errors_say_what_and_where(body: str, code: str, message: str, column: int) -> None:
     error = read(HEAD + body)
     assert (error.code, error.loc.column) == (code, column) and message in error.message, error
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "IR text begins with a line such as 'tessera 1 tile'"),
-    ("kernel @f() {\n}", "IR text begins with"),
-    ("tessera 2 tile\n", "the text has version 2, but this Tessera reads version 1"),
-    ("tessera " + "9" * 5000 + " tile\n", "the text has version 9999"),
-    ("// a comment\n\n tessera 1 graph\n", "the level 'graph' is neither tile nor target"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "IR text begins with a line such as 'tessera 1 tile'"),
+        ("kernel @f() {\n}", "IR text begins with"),
+        ("tessera 2 tile\n", "the text has version 2, but this Tessera reads version 1"),
+        ("tessera " + "9" * 5000 + " tile\n", "the text has version 9999"),
+        ("// a comment\n\n tessera 1 graph\n", "the level 'graph' is neither tile nor target"),
+    ],
+)
 def test_version_and_level(text: str, message: str) -> None:
     error = read(text)
     assert error.code == "TS702" and message in error.message
@@ -262,12 +292,28 @@ def test_values_of_a_region_end_with_it() -> None:
     assert "%y is not visible here: it is defined in a region" in read(HEAD + body).message
 
 
-@pytest.mark.parametrize("value", [
-    "(" * 100_000, "(" * 30 + ")" * 30, "{a = " * 100_000, "min(a, " * 50_000, "[" * (MAX_NESTING + 1),
-    "*".join(f"floordiv(2*a{i} + 2*b{i}, 2)" for i in range(60)), "a" + "*a" * 100_000,
-    " + ".join(f"a{i}" for i in range(9999)),     "-" * 100_000, "1e999999999", "9" * 100_000, '"' + "\\" * 9999, "cdiv(a, 0)", "mod(a, 0 - 1)",
-    "%" * 9999, "@" + "1:" * 9999,
-], ids=lambda value: value[:12])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "(" * 100_000,
+        "(" * 30 + ")" * 30,
+        "{a = " * 100_000,
+        "min(a, " * 50_000,
+        "[" * (MAX_NESTING + 1),
+        "*".join(f"floordiv(2*a{i} + 2*b{i}, 2)" for i in range(60)),
+        "a" + "*a" * 100_000,
+        " + ".join(f"a{i}" for i in range(9999)),
+        "-" * 100_000,
+        "1e999999999",
+        "9" * 100_000,
+        '"' + "\\" * 9999,
+        "cdiv(a, 0)",
+        "mod(a, 0 - 1)",
+        "%" * 9999,
+        "@" + "1:" * 9999,
+    ],
+    ids=lambda value: value[:12],
+)
 def test_hostile_text_ends_soon(value: str) -> None:
     begin = time.process_time()
     try:
@@ -288,8 +334,37 @@ def test_deep_regions() -> None:
 
 
 SPANS = st.tuples(st.sampled_from(sorted(TEXTS)), st.floats(0, 1), st.integers(0, 12))
-PIECES = st.sampled_from(["", "\n", "{", "}", "(", ")", "%x", "%", "@0:1:1", "yield", " = ", ", ", "f32", "none", "0", "-",
-                          "99", "inf", '"', "S", "#L0", "tile<[8], f32>", "token", "layout", "\x00", "é", "//"])
+PIECES = st.sampled_from(
+    [
+        "",
+        "\n",
+        "{",
+        "}",
+        "(",
+        ")",
+        "%x",
+        "%",
+        "@0:1:1",
+        "yield",
+        " = ",
+        ", ",
+        "f32",
+        "none",
+        "0",
+        "-",
+        "99",
+        "inf",
+        '"',
+        "S",
+        "#L0",
+        "tile<[8], f32>",
+        "token",
+        "layout",
+        "\x00",
+        "é",
+        "//",
+    ]
+)
 
 
 def survives(text: str) -> None:
@@ -308,7 +383,7 @@ def test_edited_text(edits: list) -> None:
     text = TEXTS[edits[0][0][0]]
     for (_, where, length), piece in edits:
         start = int(where * len(text))
-        text = text[:start] + piece + text[start + length:]
+        text = text[:start] + piece + text[start + length :]
     survives(text)
 
 
@@ -316,8 +391,8 @@ def test_edited_text(edits: list) -> None:
 @settings(max_examples=150, deadline=None)
 def test_truncated_and_shuffled_text(first: tuple, second: tuple, cut: bool) -> None:
     text, other = TEXTS[first[0]], TEXTS[second[0]]
-    head = text[:int(first[1] * len(text))]
-    survives(head if cut else head + other[int(second[1] * len(other)):])
+    head = text[: int(first[1] * len(text))]
+    survives(head if cut else head + other[int(second[1] * len(other)) :])
 
 
 @given(st.text(max_size=60), st.binary(max_size=60))

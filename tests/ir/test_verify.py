@@ -120,17 +120,29 @@ def bad_grid(kernel: Kernel, build: Builder) -> None:
     kernel.attributes["grid"] = 4
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (set_name, "there is no op 'nge'"), (drop_operand, "op store takes view, value, not 1 operands"),
-    (add_region, "op neg has 0 regions, not 1"), (drop_attribute, "op program_id needs the attribute 'scale'"),
-    (add_attribute, "op program_id has no attribute 'speed'"), (wrong_attribute, "'scale' of op program_id must be a positive"),
-    (swap, "op neg uses 't' before it is defined"), (no_result, "op neg has 0 results where its rule gives 1"),
-    (wrong_type, "result 'u' of neg is tile<[8, 8], f32>, but its rule gives tile<[8], f32>"),
-    (twice, "the value 'u' is defined twice"), (foreign_owner, "the value 'u' does not know that it is defined here"),
-    (no_origin, "op neg has no source location"), (stray_yield, "yield can only end a region"),
-    (nameless, "the parameters of k need a name each"), (open_region, "a region of if does not end in yield"),
-    (escaped, "op neg uses 'p' outside the region that defines it"), (bad_grid, "'grid' must be a tuple of sizes, not 4"),
-], ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (set_name, "there is no op 'nge'"),
+        (drop_operand, "op store takes view, value, not 1 operands"),
+        (add_region, "op neg has 0 regions, not 1"),
+        (drop_attribute, "op program_id needs the attribute 'scale'"),
+        (add_attribute, "op program_id has no attribute 'speed'"),
+        (wrong_attribute, "'scale' of op program_id must be a positive"),
+        (swap, "op neg uses 't' before it is defined"),
+        (no_result, "op neg has 0 results where its rule gives 1"),
+        (wrong_type, "result 'u' of neg is tile<[8, 8], f32>, but its rule gives tile<[8], f32>"),
+        (twice, "the value 'u' is defined twice"),
+        (foreign_owner, "the value 'u' does not know that it is defined here"),
+        (no_origin, "op neg has no source location"),
+        (stray_yield, "yield can only end a region"),
+        (nameless, "the parameters of k need a name each"),
+        (open_region, "a region of if does not end in yield"),
+        (escaped, "op neg uses 'p' outside the region that defines it"),
+        (bad_grid, "'grid' must be a tuple of sizes, not 4"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
 def test_structure(damage: Callable[[Kernel, Builder], None], message: str) -> None:
     kernel, build = small_kernel()
     verify(kernel)
@@ -140,8 +152,10 @@ def test_structure(damage: Callable[[Kernel, Builder], None], message: str) -> N
 
 def test_level_and_kernel_names() -> None:
     kernel, _ = small_kernel()
-    fails(Module("target", [kernel]), "the tile 't' has no layout" if "target" in table()["load"].levels else
-          "op load is not of the target level")
+    fails(
+        Module("target", [kernel]),
+        "the tile 't' has no layout" if "target" in table()["load"].levels else "op load is not of the target level",
+    )
     fails(Module("tile", [kernel, small_kernel()[0]]), "there are two kernels named 'k'")
 
 
@@ -183,7 +197,8 @@ def when(then: str, otherwise: str = "yield", results: str = "") -> str:
 
 
 DOUBLE_BUFFER = COPY.format("t") + loop(
-    "wait %c\n" + READ.format("r") + COPY.format("u") + "yield %u", ", %t", "%e: token = ", ", %c: token")
+    "wait %c\n" + READ.format("r") + COPY.format("u") + "yield %u", ", %t", "%e: token = ", ", %c: token"
+)
 
 GOOD = {
     "waited": COPY.format("t") + "wait %t\n" + READ.format("r"),
@@ -191,7 +206,8 @@ GOOD = {
     "other buffer": COPY.format("t") + "write %b, %v\nwait %t\n" + READ.format("r"),
     "in the same body": loop(COPY.format("t") + "wait %t\n" + READ.format("r") + "yield"),
     "carried": DOUBLE_BUFFER + "wait %e\n",
-    "token of a branch": when(COPY.format("t") + "yield %t", COPY.format("u") + "yield %u", "%e: token = ") + "wait %e\n"
+    "token of a branch": when(COPY.format("t") + "yield %t", COPY.format("u") + "yield %u", "%e: token = ")
+    + "wait %e\n"
     + READ.format("r"),
     "written on one path": when("write %a, %v\nyield") + READ.format("r"),
     "written in a loop": loop("write %a, %v\nyield") + READ.format("r"),
@@ -206,15 +222,32 @@ BAD = {
     "never waited": (COPY.format("t"), "TS502", "nothing waits for the copy into 'a'"),
     "copied in a branch": (when(COPY.format("t") + "yield"), "TS502", "nothing waits for the copy into 'a'"),
     "last one never waited": (DOUBLE_BUFFER, "TS502", "nothing waits for the copy into 'a'"),
-    "next iteration": ("write %a, %v\n" + loop(READ.format("r") + COPY.format("t") + "yield"), "TS502", "'a' is read while"),
-    "wrong token": (COPY.format("t") + "%s: token = copy_async %b, %x\nwait %s\n" + READ.format("r") + "wait %t\n", "TS502",
-                    "'a' is read while"),
+    "next iteration": (
+        "write %a, %v\n" + loop(READ.format("r") + COPY.format("t") + "yield"),
+        "TS502",
+        "'a' is read while",
+    ),
+    "wrong token": (
+        COPY.format("t") + "%s: token = copy_async %b, %x\nwait %s\n" + READ.format("r") + "wait %t\n",
+        "TS502",
+        "'a' is read while",
+    ),
     "unwritten": (READ.format("r"), "TS503", "'a' is read before anything is written to it"),
     "written later": (READ.format("r") + "write %a, %v\n", "TS503", "'a' is read before"),
     "other written": ("write %b, %v\n" + READ.format("r"), "TS503", "'a' is read before"),
-    "exchanged tokens": (COPY.format("t") + "%s: token = copy_async %b, %x\n" + loop(
-        "wait %c\n" + READ.format("r") + COPY.format("u") + "yield %d, %u", ", %t, %s", "%e: token, %f: token = ",
-        ", %c: token, %d: token") + "wait %e, %f\n", "TS502", "'a' is read while"),
+    "exchanged tokens": (
+        COPY.format("t")
+        + "%s: token = copy_async %b, %x\n"
+        + loop(
+            "wait %c\n" + READ.format("r") + COPY.format("u") + "yield %d, %u",
+            ", %t, %s",
+            "%e: token, %f: token = ",
+            ", %c: token, %d: token",
+        )
+        + "wait %e, %f\n",
+        "TS502",
+        "'a' is read while",
+    ),
 }
 
 
@@ -261,42 +294,105 @@ TARGET_GOOD = {
     "copy": STAGED + "barrier\n" + LOAD.format("a", "r"),
     "store": A + STORE.format("a") + "barrier\n" + LOAD.format("a", "r") + "barrier\n" + STORE.format("a"),
     "loop": A + loop(STORE.format("a") + "barrier\n" + LOAD.format("a", "r") + "barrier\nyield"),
-    "newest group stays": A + B + START.format("a", 0) + START.format("b", 1) + "async_wait %g0 {pending = 1}\nbarrier\n"
-    + LOAD.format("a", "r") + "async_wait %g1\n",
-    "same bytes, one after the other": A + STORE.format("a") + "barrier\n" + LOAD.format("a", "r") + "barrier\n"
-    + SHARED.format("b", 4096) + STORE.format("b") + "barrier\n" + LOAD.format("b", "s"),
+    "newest group stays": A
+    + B
+    + START.format("a", 0)
+    + START.format("b", 1)
+    + "async_wait %g0 {pending = 1}\nbarrier\n"
+    + LOAD.format("a", "r")
+    + "async_wait %g1\n",
+    "same bytes, one after the other": A
+    + STORE.format("a")
+    + "barrier\n"
+    + LOAD.format("a", "r")
+    + "barrier\n"
+    + SHARED.format("b", 4096)
+    + STORE.format("b")
+    + "barrier\n"
+    + LOAD.format("b", "s"),
 }
 TARGET_BAD = {
-    "no barrier after the wait": (STAGED + LOAD.format("a", "r"), "TS703", "between the cp_async that writes 'a' and this ld"),
-    "barrier before the wait": (A + START.format("a", 0) + "barrier\nasync_wait %g0\n" + LOAD.format("a", "r"), "TS703",
-                                "no barrier lies between"),
-    "no barrier after a store": (A + STORE.format("a") + LOAD.format("a", "r"), "TS703", "between the st_shared that writes"),
-    "no barrier before the next store": (A + STORE.format("a") + "barrier\n" + LOAD.format("a", "r") + STORE.format("a"),
-                                         "TS703", "between the ld_shared that reads 'a' and this st_shared"),
-    "no barrier at the end of a body": (A + loop(STORE.format("a") + "barrier\n" + LOAD.format("a", "r") + "yield"), "TS703",
-                                        "between the ld_shared that reads 'a' and this st_shared"),
-    "no barrier before a copy": (STAGED + "barrier\n" + LOAD.format("a", "r") + START.format("a", 1) + "async_wait %g1\n",
-                                 "TS703", "between the ld_shared that reads 'a' and this cp_async"),
-    "no barrier between owners of the bytes": (A + STORE.format("a") + "barrier\n" + LOAD.format("a", "r")
-                                               + SHARED.format("b", 4096) + STORE.format("b"), "TS703", "writes 'b' over it"),
+    "no barrier after the wait": (
+        STAGED + LOAD.format("a", "r"),
+        "TS703",
+        "between the cp_async that writes 'a' and this ld",
+    ),
+    "barrier before the wait": (
+        A + START.format("a", 0) + "barrier\nasync_wait %g0\n" + LOAD.format("a", "r"),
+        "TS703",
+        "no barrier lies between",
+    ),
+    "no barrier after a store": (
+        A + STORE.format("a") + LOAD.format("a", "r"),
+        "TS703",
+        "between the st_shared that writes",
+    ),
+    "no barrier before the next store": (
+        A + STORE.format("a") + "barrier\n" + LOAD.format("a", "r") + STORE.format("a"),
+        "TS703",
+        "between the ld_shared that reads 'a' and this st_shared",
+    ),
+    "no barrier at the end of a body": (
+        A + loop(STORE.format("a") + "barrier\n" + LOAD.format("a", "r") + "yield"),
+        "TS703",
+        "between the ld_shared that reads 'a' and this st_shared",
+    ),
+    "no barrier before a copy": (
+        STAGED + "barrier\n" + LOAD.format("a", "r") + START.format("a", 1) + "async_wait %g1\n",
+        "TS703",
+        "between the ld_shared that reads 'a' and this cp_async",
+    ),
+    "no barrier between owners of the bytes": (
+        A + STORE.format("a") + "barrier\n" + LOAD.format("a", "r") + SHARED.format("b", 4096) + STORE.format("b"),
+        "TS703",
+        "writes 'b' over it",
+    ),
     "not committed": (A + "%c: token = cp_async %a, %x {vector = 16}\nasync_wait %c\n", "TS703", "that no group holds"),
-    "group may be pending": (A + B + START.format("a", 0) + START.format("b", 1) + "async_wait %g0, %g1 {pending = 1}\n",
-                             "TS502", "leaves 1 groups in flight, and 'g1'"),
-    "no wait": (A + START.format("a", 0) + "barrier\n" + LOAD.format("a", "r") + "async_wait %g0\n", "TS502", "is read while"),
+    "group may be pending": (
+        A + B + START.format("a", 0) + START.format("b", 1) + "async_wait %g0, %g1 {pending = 1}\n",
+        "TS502",
+        "leaves 1 groups in flight, and 'g1'",
+    ),
+    "no wait": (
+        A + START.format("a", 0) + "barrier\n" + LOAD.format("a", "r") + "async_wait %g0\n",
+        "TS502",
+        "is read while",
+    ),
     "no layout": ("%f: tile<[8], f32> = full %z {shape = (8,), dtype = f32}\n", "TS703", "the tile 'f' has no layout"),
-    "small layout": ("%f: tile<[64, 64], bf16, #L1> = ld_global %x {layout = #L1, vector = 0}\n", "TS703",
-                     "the layout of tile 'f' does not cover its shape"),
+    "small layout": (
+        "%f: tile<[64, 64], bf16, #L1> = ld_global %x {layout = #L1, vector = 0}\n",
+        "TS703",
+        "the layout of tile 'f' does not cover its shape",
+    ),
     "other element": (A.replace("#S0", "#S1"), "TS703", "is for elements of 4 bytes, not bf16"),
     "no place": (SHARED.format("a", -1) + STORE.format("a"), "TS703", "'a' has no place in shared memory"),
     "misaligned": (SHARED.format("a", 8) + STORE.format("a"), "TS703", "which is no multiple of 16"),
     "beyond the end": (SHARED.format("a", 8208) + STORE.format("a"), "TS703", "ends at byte 16400 of 16384 bytes"),
-    "both alive": (A + SHARED.format("b", 4096) + STORE.format("a") + "barrier\n" + STORE.format("b") + "barrier\n"
-                   + LOAD.format("a", "r"), "TS703", "'a' and 'b' share bytes while both are in use"),
-    "both alive in a loop": (A + SHARED.format("b", 4096) + loop(
-        STORE.format("a") + "barrier\n" + LOAD.format("a", "r") + "barrier\n" + STORE.format("b") + "barrier\nyield"), "TS703",
-        "share bytes while both are in use"),
-    "alive until its wait": (A + START.format("a", 0) + SHARED.format("b", 4096) + STORE.format("b") + "async_wait %g0\n",
-                             "TS703", "share bytes while both are in use"),
+    "both alive": (
+        A
+        + SHARED.format("b", 4096)
+        + STORE.format("a")
+        + "barrier\n"
+        + STORE.format("b")
+        + "barrier\n"
+        + LOAD.format("a", "r"),
+        "TS703",
+        "'a' and 'b' share bytes while both are in use",
+    ),
+    "both alive in a loop": (
+        A
+        + SHARED.format("b", 4096)
+        + loop(
+            STORE.format("a") + "barrier\n" + LOAD.format("a", "r") + "barrier\n" + STORE.format("b") + "barrier\nyield"
+        ),
+        "TS703",
+        "share bytes while both are in use",
+    ),
+    "alive until its wait": (
+        A + START.format("a", 0) + SHARED.format("b", 4096) + STORE.format("b") + "async_wait %g0\n",
+        "TS703",
+        "share bytes while both are in use",
+    ),
 }
 
 
