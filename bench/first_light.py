@@ -2,9 +2,10 @@
 
 Usage: python bench/first_light.py [RESULT.json] [--check-only]
 
-Every answer is checked by the rule of docs/numerics.md against the reference mode of the interpreter, on fresh random inputs and
-outputs poisoned with NaN; the competitor's answer is checked as well. Times are medians of CUDA events with the L2 cache flushed.
-`--check-only` needs no torch: arguments are CuPy arrays (for compute-sanitizer, which torch slows down).
+Every answer is checked by the rule of docs/numerics.md against the reference mode of the interpreter, on fresh random
+inputs and outputs poisoned with NaN; the competitor's answer is checked as well. Times are medians of CUDA events with
+the L2 cache flushed. `--check-only` needs no torch: arguments are CuPy arrays (for compute-sanitizer, which torch slows
+down).
 """
 
 import json
@@ -104,8 +105,9 @@ def check_case(name, dims, library, results):
         same = answers[0][key].tobytes() == answers[1][key].tobytes()
         row |= {"max_error": float(result.max_error), "bound": float(result.bound), "ok": bool(result.ok) and same}
     results.append(row)
+    verdict = "ok  " if row["ok"] else "FAIL"
     print(
-        f"{'ok  ' if row['ok'] else 'FAIL'} {name:24s} {str(dims):38s} error {row['max_error']:.3g} bound {row['bound']:.3g}",
+        f"{verdict} {name:24s} {str(dims):38s} error {row['max_error']:.3g} bound {row['bound']:.3g}",
         flush=True,
     )
     return definition, arguments
@@ -151,8 +153,8 @@ def time_gating(results):
         rows = {
             "ours_us": median_us(ours),
             "eager_us": median_us(eager),
-            "copy_us": median_us(lambda: out.copy_(delta)),
-        }  # noqa: B023
+            "copy_us": median_us(lambda delta=delta, out=out: out.copy_(delta)),
+        }
         rows["eager_us_again"], rows["ours_us_again"] = median_us(eager), median_us(ours)
         rows |= {
             "kernel": "gating_function_kernel",
@@ -201,7 +203,8 @@ def time_others(results):
         row["ratio"] = row["torch_us"] / row["ours_us"]
         results.append(row)
         print(
-            f"time {title}: ours {row['ours_us']:.1f} us, torch {row['torch_us']:.1f} us, torch/ours {row['ratio']:.2f}",
+            f"time {title}: ours {row['ours_us']:.1f} us, torch {row['torch_us']:.1f} us, "
+            f"torch/ours {row['ratio']:.2f}",
             flush=True,
         )
 

@@ -1,4 +1,7 @@
-"""The driver: kernel definition -> Tile IR -> passes -> Target IR -> CUDA text -> Program, every stage kept for inspection."""
+"""The driver: kernel definition -> Tile IR -> passes -> Target IR -> CUDA text -> Program.
+
+Every stage is kept for inspection.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from tessera.ir.verify import verify
 from tessera.passes import PIPELINE, Context, Pass
 from tessera.passes.specialise import unbound_dims
 from tessera.program import Argument, Launch, Parameter, Program
-from tessera.target.arch import ARCHS, Arch
+from tessera.target.arch import ARCHS, Arch, find
 from tessera.target.schedule import Schedule
 
 VECTOR_DIVISOR = 16  # a dim's divisibility is worth knowing up to 16 elements: the widest vector of any dtype
@@ -58,11 +61,11 @@ Hook = Callable[[Stage], None]
 
 def find_arch(name: str) -> Arch:
     """Raises SourceError TS508 for an architecture that the table does not have."""
-    if name not in ARCHS:
-        raise SourceError(
-            "TS508", f"there is no architecture '{name}' (known: {', '.join(ARCHS)}){did_you_mean(name, ARCHS)}"
-        )
-    return ARCHS[name]
+    facts = find(name)
+    if facts is None:
+        known = ", ".join(ARCHS)
+        raise SourceError("TS508", f"there is no architecture '{name}' (known: {known}){did_you_mean(name, ARCHS)}")
+    return facts
 
 
 def trace_kernel(definition: KernelDefinition, dims: Mapping[str, int], grid: Sequence[Size] | None = None) -> Module:
@@ -89,8 +92,8 @@ def compile_kernel(
     """Compiles one kernel down to CUDA text, verifying after every pass.
 
     `dims` gives every dim a value; only those that shapes need are compiled in, of the others only divisibility (unless
-    `divisors` says otherwise). `alignment`: bytes to which each tensor's address is aligned (default 16). A Target-level module is
-    emitted as it is. Raises SourceError with the author's location.
+    `divisors` says otherwise). `alignment`: bytes to which each tensor's address is aligned (default 16). A
+    Target-level module is emitted as it is. Raises SourceError with the author's location.
     """
     facts = find_arch(arch)
     result = Compilation()
@@ -128,14 +131,18 @@ def make_context(
     divisors: Mapping[str, int] | None = None,
     schedule: Schedule | None = None,
 ) -> Context:
-    """Which dims a kernel's shapes bind, and what may be assumed of the others. Raises SourceError TS205 for a missing one."""
+    """Which dims a kernel's shapes bind, and what may be assumed of the others.
+
+    Raises SourceError TS205 for a missing one.
+    """
     needed = unbound_dims(kernel)
     missing = [dim for dim in needed if dim not in dims]
     if missing:
         raise SourceError(
             "TS205", f"kernel '{kernel.name}' needs a value for {', '.join(missing)}, which its shapes use", kernel.loc
         )
-    static = {dim: dims[dim] for dim in needed}
+    # IR that was specialised before keeps what it was bound to.
+    static = {**kernel.attributes.get("static", {}), **{dim: dims[dim] for dim in needed}}
     if divisors is None:
         divisors = {dim: divisibility(value) for dim, value in dims.items() if dim not in static}
     return Context(arch, static, dict(divisors), dict(alignment or {}), schedule)

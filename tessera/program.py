@@ -1,7 +1,7 @@
 """A compiled kernel as plain data: what a launcher, a cache or another process needs, and nothing that executes.
 
-A launch passes its kernel, in this order: a pointer per tensor parameter, the value of every dynamic size the kernel reads as
-int64, then run-time scalars (`int` as int64, `float` as f32).
+A launch passes its kernel, in this order: a pointer per tensor parameter, the value of every dynamic size the kernel
+reads as int64, then run-time scalars (`int` as int64, `float` as f32).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ SCHEMA = 1
 class Parameter:
     """A parameter of the kernel as the author declared it. `kind`: "tensor" or "scalar"; `role`: "in", "out", "inout".
 
-    `shape` holds sizes over dim symbols (named dims, or `<parameter>.<axis>` for undeclared ones). `alignment` is the least
-    byte alignment of the base address that the code was compiled for.
+    `shape` holds sizes over dim symbols (named dims, or `<parameter>.<axis>` for undeclared ones). `alignment` is the
+    least byte alignment of the base address that the code was compiled for.
     """
 
     name: str

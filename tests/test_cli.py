@@ -463,7 +463,7 @@ MISUSE = [
     (("run", "{kernels}::scale", "--arg", "x=1"), "TS605", "its scalars are factor, offset"),
     (("run", "{kernels}::add", "--backend", "gpu"), "TS605", "'gpu' is not one of"),
     (("run", "{kernels}::add", "--seed", "-1"), "TS605", "--seed"),
-    (("run", "{kernels}::add", "--arch", "sm_81"), "TS508", "no architecture 'sm_81'"),
+    (("run", "{kernels}::add", "--arch", "sm_71"), "TS508", "no architecture 'sm_71'"),
     (("ir", "{kernels}"), "TS104", "several kernels; name one"),
     (("ir", "{kernels}::add", "--after", "specialize"), "TS605", "did you mean 'specialise'"),
     (("compile", "{kernels}::add", "--arch", "sm_80,sm_7"), "TS508", "no architecture 'sm_7'"),

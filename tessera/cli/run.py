@@ -176,10 +176,10 @@ def _run_program(subject: Subject, lane: str, arch: str, dims: dict[str, int], a
 
 def _roofline(kernel: Kernel, result: Result, dims: dict[str, int], extents: tuple[int, ...]) -> float | None:
     from tessera.runtime.roofline import roofline_seconds
-    from tessera.target.arch import ARCHS
+    from tessera.compiler import find_arch
 
     assert result.outcome is not None and result.arch is not None
-    least = roofline_seconds(kernel, execute.parameters_of(kernel), dims, extents, ARCHS[result.arch])
+    least = roofline_seconds(kernel, execute.parameters_of(kernel), dims, extents, find_arch(result.arch))
     return least / result.outcome.seconds if result.outcome.seconds > 0 else None
 
 

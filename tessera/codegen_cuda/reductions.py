@@ -1,8 +1,8 @@
 """Reductions along an axis whose bits are in registers and lanes, in the defined order.
 
 The order is pairs inside blocks of 32, then blocks. Coordinate bits 0 to 4 are combined lowest first, each by a
-register addition or by a butterfly shuffle; then the blocks of 32 are added in ascending order, across registers and, by
-shuffles that every lane takes part in, across lanes.
+register addition or by a butterfly shuffle; then the blocks of 32 are added in ascending order, across registers and,
+by shuffles that every lane takes part in, across lanes.
 """
 
 from __future__ import annotations

@@ -27,7 +27,6 @@ _SIZES: dict[str, Callable[..., Size]] = {
     "min": dims.minimum,
 }
 _INTEGERS_ONLY = frozenset({"floordiv", "mod"})
-_FLOATS_ONLY = frozenset({"div", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid"})
 _BOOLS_ONLY = frozenset({"and", "or", "not"})
 _ANY = frozenset({"eq", "ne", "where", "cast"})
 
@@ -61,16 +60,20 @@ def elementwise(emit: Emitter, op: str, values: Sequence[Any], texts: Sequence[s
 
     `texts` are the author's words for the values. Raises SourceError TS203, TS204 or TS301.
     """
-    if op in _FLOATS_ONLY:
+    from tessera.ir.opdef import lookup  # here, so that importing the package stays light
+
+    lowering = lookup(op).lower
+    floats_only = lowering is not None and lowering.floats_only
+    if floats_only:
         values = [float(value) if type(value) is int else value for value in values]
     operands: list[Handle] = []
     for position, value in enumerate(values):
         same = next((i for i in range(position) if values[i] is value and isinstance(value, Handle)), None)
         operands.append(emit.operand(value, texts[position]) if same is None else operands[same])
     _check_kinds(emit, op, operands, texts)
-    from tessera.ir.ops.elementwise import result_dtype  # here, so that importing the package stays light
+    from tessera.ir.ops.elementwise import result_dtype
 
-    if op in _FLOATS_ONLY and not result_dtype([operand.type for operand in operands]).is_float:
+    if floats_only and not result_dtype([operand.type for operand in operands]).is_float:
         operands = [emit.cast(operand, f32) for operand in operands]
     operands = emit.broadcast(operands, texts)
     return emit.emit(op, *operands, known=_known(emit, op, operands), **attributes)

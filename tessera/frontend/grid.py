@@ -73,8 +73,13 @@ class _Facts:
                 self.ids.setdefault(op.attributes["axis"], op)
         self.progressions = dict(loop_progression(loop, self.cache) for loop in loops(kernel.body))
         self.scalars = {opaque_symbol(p) for p in kernel.parameters if not isinstance(p.type, ViewType)}
-        self.dims = {name for p in kernel.parameters if isinstance(p.type, ViewType)
-                     for size in p.type.shape for name in dims.symbols(size)}
+        self.dims = {
+            name
+            for p in kernel.parameters
+            if isinstance(p.type, ViewType)
+            for size in p.type.shape
+            for name in dims.symbols(size)
+        }
         self.accesses: list[Access] = []
         self._collect(kernel.body, ())
         self.stores = [access for access in self.accesses if access.effect == "writes"]
@@ -138,8 +143,11 @@ def infer_grid(kernel: Kernel, declared: Sequence[Size] | None = None) -> None:
     if declared is not None:
         if not 1 <= len(declared) <= 3 or len(declared) < count:
             used = f"program_id({count - 1}) is used" if len(declared) < count else "a grid has 1 to 3"
-            raise SourceError("TS305", f"the grid declared for '{kernel.name}' has {len(declared)} axes, but {used}",
-                              facts.ids[count - 1].loc if facts.ids else kernel.loc)
+            raise SourceError(
+                "TS305",
+                f"the grid declared for '{kernel.name}' has {len(declared)} axes, but {used}",
+                facts.ids[count - 1].loc if facts.ids else kernel.loc,
+            )
         grid, scales, notes = tuple(declared), {}, ()
         _refuse_races(facts, {axis for axis, extent in enumerate(grid) if extent != 1}, scales)
     else:
@@ -148,8 +156,12 @@ def infer_grid(kernel: Kernel, declared: Sequence[Size] | None = None) -> None:
         _refuse_races(facts, set(uses), scales)
         sizes = {axis: _extent(facts, axis, found, scales[axis]) for axis, found in uses.items()}
         grid = tuple(sizes.get(axis, 1) for axis in range(count))
-        notes = tuple(f"program axis {axis} coarsened: windows of {dims.to_text(uses[axis][0].extent)} rows start at "
-                      f"every {_ordinal(scale)} id" for axis, scale in scales.items() if scale > 1)
+        notes = tuple(
+            f"program axis {axis} coarsened: windows of {dims.to_text(uses[axis][0].extent)} rows start at "
+            f"every {_ordinal(scale)} id"
+            for axis, scale in scales.items()
+            if scale > 1
+        )
     _set_scales(kernel, scales)
     kernel.attributes["grid"], kernel.attributes["notes"] = grid, notes
 
@@ -174,9 +186,12 @@ def _deciding_uses(facts: _Facts, axis: int) -> list[Use]:
     """The uses of an id that decide its extent: in outputs, else in loads. All agree on size and step."""
     symbol = PROGRAM_IDS[axis]
     for accesses in (facts.stores, [a for a in facts.accesses if a.effect != "writes"]):
-        uses = [_use(facts, access, tensor_axis, axis) for access in accesses
-                for tensor_axis in range(len(access.window.offsets))
-                if symbol in facts.symbols(access.window, tensor_axis)]
+        uses = [
+            _use(facts, access, tensor_axis, axis)
+            for access in accesses
+            for tensor_axis in range(len(access.window.offsets))
+            if symbol in facts.symbols(access.window, tensor_axis)
+        ]
         if not uses:
             continue
         first = uses[0]
@@ -184,13 +199,23 @@ def _deciding_uses(facts: _Facts, axis: int) -> list[Use]:
             if use.step != first.step or use.size != first.size:
                 raise _not_inferred(facts, axis, f"it indexes {_described(first)} and {_described(use)}")
             if not isinstance(use.start - first.start, int):
-                raise _not_inferred(facts, axis, f"its windows start {dims.to_text(first.start)} and "
-                                                 f"{dims.to_text(use.start)} past its blocks")
+                raise _not_inferred(
+                    facts,
+                    axis,
+                    f"its windows start {dims.to_text(first.start)} and {dims.to_text(use.start)} past its blocks",
+                )
         return uses
-    hidden = any(_depends(leaf, symbol, facts) for access in facts.accesses
-                 for operand in access.window.operands for leaf in opaque_values(operand))
-    raise _not_inferred(facts, axis, "the windows that it moves do not follow it at a fixed step" if hidden else
-                        "it does not index any tensor")
+    hidden = any(
+        _depends(leaf, symbol, facts)
+        for access in facts.accesses
+        for operand in access.window.operands
+        for leaf in opaque_values(operand)
+    )
+    raise _not_inferred(
+        facts,
+        axis,
+        "the windows that it moves do not follow it at a fixed step" if hidden else "it does not index any tensor",
+    )
 
 
 def _depends(value: Value, symbol: str, facts: _Facts) -> bool:
@@ -219,12 +244,20 @@ def _use(facts: _Facts, access: Access, tensor_axis: int, axis: int) -> Use:
     offset, extent = reached
     split = dims.coefficient(offset, symbol)
     if split is None or dims.symbols(offset) & set(PROGRAM_IDS) != {symbol}:
-        raise _not_inferred(facts, axis, f"'{name}' is indexed on axis {tensor_axis} by {_readable(facts, offset)}, "
-                                         "which is not a multiple of this id alone")
+        raise _not_inferred(
+            facts,
+            axis,
+            f"'{name}' is indexed on axis {tensor_axis} by {_readable(facts, offset)}, "
+            "which is not a multiple of this id alone",
+        )
     step, start = split
     if not (step == extent or (isinstance(step, int) and step > 0 and isinstance(extent, int))):
-        raise _not_inferred(facts, axis, f"'{name}' is indexed on axis {tensor_axis} by {_readable(facts, offset)} "
-                                         f"with windows of {_readable(facts, extent)}")
+        raise _not_inferred(
+            facts,
+            axis,
+            f"'{name}' is indexed on axis {tensor_axis} by {_readable(facts, offset)} "
+            f"with windows of {_readable(facts, extent)}",
+        )
     if dims.symbols(start) & facts.scalars:
         raise _not_inferred(facts, axis, f"the window of '{name}' on axis {tensor_axis} starts at a run-time value")
     return Use(access, tensor_axis, step, start, extent)
@@ -302,9 +335,12 @@ def _refuse_races(facts: _Facts, axes: set[int], scales: Mapping[int, int]) -> N
             continue
         for axis in sorted(overlapping):
             if scales.get(axis, 1) == 1 and _surely_overlaps(facts, store, axis):
-                raise SourceError("TS307", f"programs along program_id({axis}) store to the same elements of "
-                                  f"'{store.window.parameter.name}', and their values may differ: {found.reason}",
-                                  store.op.loc)
+                raise SourceError(
+                    "TS307",
+                    f"programs along program_id({axis}) store to the same elements of "
+                    f"'{store.window.parameter.name}', and their values may differ: {found.reason}",
+                    store.op.loc,
+                )
 
 
 def check_overlap(kernel: Kernel, grid: Sequence[int]) -> None:
@@ -370,8 +406,11 @@ def check_coverage(kernel: Kernel, values: Mapping[str, int], grid: Sequence[int
         boxes = [_box(store, shape, ranges, known) for store in facts.stores if store.window.parameter is parameter]
         missing = _missing(shape, [box for box in boxes if box is not None]) if 0 not in shape else None
         if missing is not None:
-            raise ArgumentError("TS306", f"{_missing_text(parameter, shape, missing)} never written by the grid "
-                                         f"{_grid_text(grid)}", kernel.loc)
+            raise ArgumentError(
+                "TS306",
+                f"{_missing_text(parameter, shape, missing)} never written by the grid {_grid_text(grid)}",
+                kernel.loc,
+            )
 
 
 def _grid_text(grid: Sequence[Size]) -> str:
@@ -391,8 +430,9 @@ def _outputs(facts: _Facts) -> list[Value]:
 Intervals = list[tuple[int, int]]
 
 
-def _box(store: Access, shape: tuple[int, ...], ranges: Mapping[str, range],
-         known: Mapping[str, int]) -> list[Intervals] | None:
+def _box(
+    store: Access, shape: tuple[int, ...], ranges: Mapping[str, range], known: Mapping[str, int]
+) -> list[Intervals] | None:
     """Per tensor axis what the store may write in all programs, unknown being everything; None when it never runs."""
     if any(len(ranges[name]) == 0 for name in (*PROGRAM_IDS, *store.loops) if name in ranges):
         return None
@@ -412,8 +452,10 @@ def _missing(shape: tuple[int, ...], boxes: list[list[Intervals]]) -> Missing | 
 
     The boxes' edges cut every axis into cells, each wholly inside or outside of a box, so a bool per cell is exact.
     """
-    edges = [np.unique([0, size, *(edge for box in boxes for interval in box[axis] for edge in interval)])
-             for axis, size in enumerate(shape)]
+    edges = [
+        np.unique([0, size, *(edge for box in boxes for interval in box[axis] for edge in interval)])
+        for axis, size in enumerate(shape)
+    ]
     counts = [len(cuts) - 1 for cuts in edges]
     whole = math.prod(counts) <= _MOST_CELLS
     mask = np.zeros(counts, bool) if whole else None
@@ -463,9 +505,14 @@ def _missing_text(parameter: Value, shape: tuple[int, ...], missing: Missing) ->
     if axis is None:
         return f"elements [{', '.join(map(_rows_text, intervals))}] of '{parameter.name}' are"
     one = len(intervals) == 1 and intervals[0][1] - intervals[0][0] == 1
-    more = f" and {len(intervals) - 1} more ranges" if len(intervals) > 2 else (
-        f" and {_rows_text(intervals[1])}" if len(intervals) == 2 else "")
+    more = (
+        f" and {len(intervals) - 1} more ranges"
+        if len(intervals) > 2
+        else (f" and {_rows_text(intervals[1])}" if len(intervals) == 2 else "")
+    )
     size: Size = parameter.type.shape[axis]  # type: ignore[union-attr]
     extent = f"size {shape[axis]}" if isinstance(size, int) else f"dim {dims.to_text(size)} = {shape[axis]}"
-    return (f"row{'' if one else 's'} {_rows_text(intervals[0])}{more} of '{parameter.name}' (axis {axis}, {extent}) "
-            f"{'is' if one else 'are'}")
+    return (
+        f"row{'' if one else 's'} {_rows_text(intervals[0])}{more} of '{parameter.name}' (axis {axis}, {extent}) "
+        f"{'is' if one else 'are'}"
+    )

@@ -65,15 +65,49 @@ def _unary(op: str) -> Callable[..., Any]:
 
 def _on_numbers(op: str) -> Callable[..., Any]:
     def host(a: Any, b: Any = None, dst: Any = None) -> Any:
-        return FOLDS[op](a) if b is None else FOLDS[op](a, b)
+        fold = FOLDS.get(op) or _fold_by_table(op)
+        return fold(a) if b is None else fold(a, b)
 
     return host
+
+
+def _fold_by_table(op: str) -> Callable[..., float]:
+    """The op on Python numbers by its entry in the op table, in float64."""
+    import numpy as np
+
+    from tessera.ir.opdef import lookup
+
+    function = lookup(op).on_numbers
+    assert function is not None, op
+
+    def fold(*numbers: float) -> float:
+        with np.errstate(all="ignore"):
+            return float(function(*(np.float64(number) for number in numbers)))
+
+    return fold
 
 
 for _name, _op in BINARY.items():
     Intrinsic(f"tile.{_name}", _binary(_op), _on_numbers(_op), _op)
 for _name, _op in UNARY.items():
     Intrinsic(f"tile.{_name}", _unary(_op), _on_numbers(_op), _op)
+
+
+# Ops of the table that have another spelling: an operator, or a function declared in this file.
+_SPELLED = frozenset([*BINARY.values(), *UNARY.values(), "floordiv", "mod", "where", "cast", "and", "or", "not"]) | {
+    "eq", "ne", "lt", "le", "gt", "ge"
+}  # fmt: skip
+
+
+def from_table(name: str) -> Intrinsic | None:
+    """`tile.<name>` for an elementwise op of the table that is declared nowhere else; None where there is no such op."""
+    from tessera.ir.opdef import ELEMENTWISE, table  # here, so that importing the package stays light
+
+    definition = table().get(name)
+    if definition is None or name in _SPELLED or not definition.has(ELEMENTWISE) or len(definition.operands) > 2:
+        return None
+    build = _unary(name) if len(definition.operands) == 1 else _binary(name)
+    return Intrinsic(f"tile.{name}", build, _on_numbers(name), name)
 
 
 @intrinsic("tile.where")

@@ -24,6 +24,9 @@ class Namespace:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if self.__dict__["__name__"] == "tile" and (found := language_math.from_table(name)) is not None:
+            self.__dict__[name] = found
+            return found
         shown = name[:-1] if keyword.iskeyword(name[:-1]) else name
         known = [item for item in self.__dict__ if not item.startswith("_")]
         raise AttributeError(

@@ -27,8 +27,15 @@ Cache = dict[Value, Size]
 PROGRAM_IDS = ("pid0", "pid1", "pid2")
 
 _ARITHMETIC: dict[str, Callable[..., Any]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg, "cast": lambda a: a,
-    "floordiv": dims.floordiv, "mod": dims.mod, "min": dims.minimum, "max": dims.maximum,
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "neg": operator.neg,
+    "cast": lambda a: a,
+    "floordiv": dims.floordiv,
+    "mod": dims.mod,
+    "min": dims.minimum,
+    "max": dims.maximum,
 }
 _LEAVES = ("constant", "size", "program_id")
 
@@ -173,8 +180,9 @@ def loops(block: Block) -> Iterator[Op]:
     return (op for op in block.walk() if op.definition.has(LOOP))
 
 
-def cover(offset: Size, extent: int, size: int, ranges: Mapping[str, range],
-          limit: int = 1 << 20) -> list[tuple[int, int]] | None:
+def cover(
+    offset: Size, extent: int, size: int, ranges: Mapping[str, range], limit: int = 1 << 20
+) -> list[tuple[int, int]] | None:
     """The half-open intervals of [0, size) that windows of `extent` at `offset` touch as its symbols run over `ranges`.
 
     None where `offset` is not affine in symbols with a range, or takes more than `limit` values apart from each other.
@@ -217,8 +225,12 @@ Interval = tuple["int | None", "int | None"]  # least and greatest value, both p
 _UNKNOWN: Interval = (None, None)
 
 
-def symbol_ranges(kernel: Kernel, grid: tuple[Size, ...] | None = None, values: Mapping[str, int] | None = None,
-                  cache: Cache | None = None) -> dict[str, Interval]:
+def symbol_ranges(
+    kernel: Kernel,
+    grid: tuple[Size, ...] | None = None,
+    values: Mapping[str, int] | None = None,
+    cache: Cache | None = None,
+) -> dict[str, Interval]:
     """What each symbol of the kernel's expressions may be: ids in [0, grid), loop indices in [lower, upper), dims >= 0.
 
     `values` are dims that are known, besides `kernel.attributes["static"]`; without `grid` the kernel's own is taken.
@@ -303,6 +315,7 @@ def _apply(function: str, a: Interval, b: Interval) -> Interval:
         if by is not None:
             return int(divide(x, by))  # type: ignore[arg-type]
         return {"floordiv": 0 if x >= 0 else -1, "cdiv": 0 if x <= 0 else 1}[function]  # the limit for a large divisor
+
     low = quotient(a0, b1 if a0 is not None and a0 >= 0 else b0)
     high = quotient(a1, b0 if a1 is not None and a1 >= 0 else b1)
     return low, high

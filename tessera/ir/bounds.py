@@ -101,7 +101,7 @@ def _hull(r: Array, *ends: Array) -> Array:
         distances = [np.where(end == r, 0.0, np.abs(end - r)) for end in ends]
     e = distances[0]
     for distance in distances[1:]:
-        e = np.maximum(e, distance)                            # keeps NaN
+        e = np.maximum(e, distance)  # keeps NaN
     return np.where(np.isfinite(r), np.where(np.isnan(e), np.inf, e), 0.0)
 
 

@@ -1,8 +1,8 @@
 """The IR core: values, ops, blocks, kernels, modules, and the builder through which every op is made.
 
-One core serves all levels. An op is its name, operands, attributes, results and regions; everything else about it is asked
-of its `OpDef` (`op.definition`). Passes build new blocks and map old values to new ones (`clone_op`), so there are no use
-lists to keep right.
+One core serves all levels. An op is its name, operands, attributes, results and regions; everything else about it is
+asked of its `OpDef` (`op.definition`). Passes build new blocks and map old values to new ones (`clone_op`), so there
+are no use lists to keep right.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _identifiers = itertools.count(1)
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """An SSA value: the result `index` of op `owner`, or an argument of block `owner`. `name` is a hint for printing."""
+    """An SSA value: result `index` of op `owner`, or an argument of block `owner`. `name` is a hint for printing."""
 
     type: Type
     name: str = ""

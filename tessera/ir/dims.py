@@ -1,8 +1,9 @@
 """Symbolic integers: the sizes, offsets and grid extents that stay unknown until a launch.
 
-A size is a Python `int` or a `Dim`, a polynomial with integer coefficients over atoms. An atom is a symbol (`S`, `B`, or a
-name that an analysis gives to a run-time value) or an opaque quotient, remainder, minimum or maximum. Every operation
-returns the normal form, so equality of polynomials is equality of `Dim`s, and a `Dim` that is constant is an `int`.
+A size is a Python `int` or a `Dim`, a polynomial with integer coefficients over atoms. An atom is a symbol (`S`, `B`,
+or a name that an analysis gives to a run-time value) or an opaque quotient, remainder, minimum or maximum. Every
+operation returns the normal form, so equality of polynomials is equality of `Dim`s, and a `Dim` that is constant is an
+`int`.
 """
 
 from __future__ import annotations

@@ -104,9 +104,12 @@ class _Analysis:
         self.states: dict[Value, State] = {}
         self.control: dict[int, Varying | None] = {}  # op id -> why the ids decide whether the op runs
         self.changed = False
-        written = {window_of(value, self.cache).parameter for op in kernel.body.walk()
-                   for effect, value in op.definition.effects_of(op)
-                   if effect != "reads" and isinstance(value.type, ViewType)}
+        written = {
+            window_of(value, self.cache).parameter
+            for op in kernel.body.walk()
+            for effect, value in op.definition.effects_of(op)
+            if effect != "reads" and isinstance(value.type, ViewType)
+        }
         for parameter in kernel.parameters:
             # Another program may already have overwritten what this one is about to read.
             race = Varying(f"it reads '{parameter.name}', which other programs write")
@@ -167,7 +170,7 @@ class _Analysis:
         if isinstance(value.type, (TokenType, BufferType)):
             return None
         # The offsets of a window may depend on program ids: that is what its rule is about.
-        states = [self.states.get(operand) for operand in op.operands[:1 if op.name in _WINDOWED else None]]
+        states = [self.states.get(operand) for operand in op.operands[: 1 if op.name in _WINDOWED else None]]
         if any(state is None for state in states):
             return None
         for state in states:
@@ -259,8 +262,11 @@ class _Analysis:
             offset = window.offsets[tensor_axis]
             part = offset - dims.substitute(offset, zeros)
             if axis != SAME and axis != _shift(FREE, part):
-                counted = "it depends on rows at another offset" if isinstance(axis, Aligned) else (
-                    "its rows are counted from the start of the window")
+                counted = (
+                    "it depends on rows at another offset"
+                    if isinstance(axis, Aligned)
+                    else ("its rows are counted from the start of the window")
+                )
                 return RowDependence(False, state, counted)
         return RowDependence(True, state)
 
@@ -336,7 +342,7 @@ def _reshape(analysis: _Analysis, op: Op, states: list[tuple[Axis, ...]]) -> Sta
     last = 0
     while last < min(len(old), len(new)) - first and old[-1 - last][0] == target[new[-1 - last]]:
         last += 1
-    middle = old[first:len(old) - last]
+    middle = old[first : len(old) - last]
     if any(isinstance(axis, Aligned) for _, axis in middle):
         return Varying("a reshape mixes the rows of the window with another axis")
     axes = [SAME] * len(target)
@@ -352,9 +358,18 @@ def _reshape(analysis: _Analysis, op: Op, states: list[tuple[Axis, ...]]) -> Sta
 
 _WINDOWED = ("window", "read")
 _RULES: dict[str, Callable[[_Analysis, Op, list[tuple[Axis, ...]]], State]] = {
-    "program_id": _program_id, "window": _window, "load": lambda analysis, op, states: states[0], "read": _read,
-    "full": _full, "broadcast": _broadcast, "transpose": _transpose, "reshape": _reshape, "mma": _mma,
-    "reduce_sum": _reduce, "reduce_max": _reduce, "reduce_min": _reduce,
+    "program_id": _program_id,
+    "window": _window,
+    "load": lambda analysis, op, states: states[0],
+    "read": _read,
+    "full": _full,
+    "broadcast": _broadcast,
+    "transpose": _transpose,
+    "reshape": _reshape,
+    "mma": _mma,
+    "reduce_sum": _reduce,
+    "reduce_max": _reduce,
+    "reduce_min": _reduce,
 }
 
 __all__ = ["FREE", "SAME", "Aligned", "RowDependence", "Varying", "join", "row_dependence"]

@@ -28,9 +28,9 @@ def correctly_rounded(function: Callable[[Array], Array]) -> Callable[[Array], A
         with np.errstate(all="ignore"):
             y = np.asarray(function(np.asarray(x, np.float64)))
             result = y.astype(np.float32)
-            below = y.view(np.int64) & ((1 << 29) - 1)         # the bits that rounding to f32 drops
+            below = y.view(np.int64) & ((1 << 29) - 1)  # the bits that rounding to f32 drops
             near = np.abs(below - (1 << 28)) <= 16
-            tiny = (np.abs(y) < 2.0**-125) & (y != 0)          # f32 subnormals round at another place
+            tiny = (np.abs(y) < 2.0**-125) & (y != 0)  # f32 subnormals round at another place
             again = (near | tiny) & np.isfinite(y)
             if again.any():
                 result[again] = function(np.asarray(x)[again].astype(np.longdouble)).astype(np.float32)
@@ -86,16 +86,16 @@ def reduce_min(x: Array, axis: int) -> Array:
 
 def matmul(a: Array, b: Array, acc: Array, k_block: int) -> Array:
     """acc + a @ b over the last two axes by the k-block rule; a: [..., M, K], b: [..., K, N], acc: [..., M, N], f32."""
-    depth = -(-a.shape[-1] // k_block) * k_block               # the last block is filled up with zero products
+    depth = -(-a.shape[-1] // k_block) * k_block  # the last block is filled up with zero products
     a64 = np.zeros((*a.shape[:-1], depth))
-    a64[..., :a.shape[-1]] = a
+    a64[..., : a.shape[-1]] = a
     b64 = np.zeros((*b.shape[:-2], depth, b.shape[-1]))
-    b64[..., :b.shape[-2], :] = b
+    b64[..., : b.shape[-2], :] = b
     product_shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     acc = np.broadcast_to(acc, np.broadcast_shapes(acc.shape, product_shape))
     with np.errstate(all="ignore"):
         for start in range(0, depth, k_block):
-            acc = _add_block(a64[..., start:start + k_block], b64[..., start:start + k_block, :], acc)
+            acc = _add_block(a64[..., start : start + k_block], b64[..., start : start + k_block, :], acc)
     return acc
 
 

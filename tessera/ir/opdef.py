@@ -1,9 +1,9 @@
 """The op table: what every op is, declared once (`ir/ops/`), and the registry that answers for it.
 
-From one `OpDef` the printer, parser, verifier, interpreter, passes, emitter and language reference take what they need. The
-facets: operand names (`*name` takes the rest), attributes with defaults, effects on references, traits, type rule, `evaluate`
-(NumPy, the definition; a leading axis of every array counts programs), `bound` (the error rule of reference mode), `lower`
-(how CUDA says it) and `doc`.
+From one `OpDef` the printer, parser, verifier, interpreter, passes, emitter and language reference take what they need.
+The facets: operand names (`*name` takes the rest), attributes with defaults, effects on references, traits, type rule,
+`evaluate` (NumPy, the definition; a leading axis of every array counts programs), `bound` (the error rule of reference
+mode), `lower` (how CUDA says it) and `doc`.
 """
 
 from __future__ import annotations
@@ -44,15 +44,20 @@ REQUIRED = Required()
 class Lowering:
     """How Target emission says an op.
 
-    `expression`: a CUDA expression over `{0}`, `{1}`, ... for one element whose operands are f32; `integer`: the same for
-    operands that are integers or bools; `template`: the name of a file in `codegen_cuda/templates`; `decomposed_by`: the
-    pass that replaces the op before emission.
+    `expression`: a CUDA expression over `{0}`, `{1}`, ... for one element whose operands are f32; `integer`: the same
+    for operands that are integers or bools; `template`: the name of a file in `codegen_cuda/templates`;
+    `decomposed_by`: the pass that replaces the op before emission.
     """
 
     expression: str = ""
     integer: str = ""
     template: str = ""
     decomposed_by: str = ""
+
+    @property
+    def floats_only(self) -> bool:
+        """Whether the op is defined for f32 operands alone: an integer operand is converted first."""
+        return bool(self.expression) and not self.integer
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class OpDef:
     bound: Callable[..., Any] | None = None
     lower: Lowering | None = None
     ulp: float = 0.5  # stated CUDA error of the f32 function, in ulp
+    on_numbers: Callable[..., Any] | None = None  # the same on Python numbers, in float64
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """`given` plus defaults, in declared order. Raises for unknown or missing attributes."""

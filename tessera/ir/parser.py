@@ -39,12 +39,32 @@ _SPAN = re.compile(r"(\d+):(\d+):(\d+)(?:-(\d+|\?):(\d+|\?))?")
 
 # How the message of a syntax error calls the terminals of the grammar.
 _TERMINALS = {
-    "_NL": "a new line", "VALUE": "a value such as %x", "KERNEL_NAME": "a kernel's name such as @f",
+    "_NL": "a new line",
+    "VALUE": "a value such as %x",
+    "KERNEL_NAME": "a kernel's name such as @f",
     "STRING": "a string",
-    "ORIGIN": "a location such as @0:1:1", "LAYOUT": "a layout such as #L0", "LAYOUT_TEXT": "the text of a layout",
-    "SYMBOL": 'a symbol such as $"f32"', "FLOAT": "a number", "INT": "a number", "NAME": "a name", "LPAR": "'('",
-    "RPAR": "')'", "LBRACE": "'{'", "RBRACE": "'}'", "LSQB": "'['", "RSQB": "']'", "LESSTHAN": "'<'", "MORETHAN": "'>'",
-    "EQUAL": "'='", "COMMA": "','", "COLON": "':'", "PLUS": "'+'", "MINUS": "'-'", "STAR": "'*'", "$END": "the end",
+    "ORIGIN": "a location such as @0:1:1",
+    "LAYOUT": "a layout such as #L0",
+    "LAYOUT_TEXT": "the text of a layout",
+    "SYMBOL": 'a symbol such as $"f32"',
+    "FLOAT": "a number",
+    "INT": "a number",
+    "NAME": "a name",
+    "LPAR": "'('",
+    "RPAR": "')'",
+    "LBRACE": "'{'",
+    "RBRACE": "'}'",
+    "LSQB": "'['",
+    "RSQB": "']'",
+    "LESSTHAN": "'<'",
+    "MORETHAN": "'>'",
+    "EQUAL": "'='",
+    "COMMA": "','",
+    "COLON": "':'",
+    "PLUS": "'+'",
+    "MINUS": "'-'",
+    "STAR": "'*'",
+    "$END": "the end",
 }
 
 
@@ -328,7 +348,7 @@ class _TreeMethods:
 
 def _string(token: Token) -> str:
     try:
-        return json.loads(token[token.index('"'):])
+        return json.loads(token[token.index('"') :])
     except ValueError:
         raise _Fault("TS701", "the string is not well formed: its escapes are those of JSON", token) from None
 
@@ -477,15 +497,23 @@ class _ModuleBuilder:
         for written, value in zip(text.results, op.results, strict=True):
             type_ = self._type(written.type)
             if type_ != value.type:
-                raise _Fault("TS703", f"{written.name} is written as {type_text(type_)}, but this {op.name} gives "
-                                      f"{type_text(value.type)}", written.type.token)
+                raise _Fault(
+                    "TS703",
+                    f"{written.name} is written as {type_text(type_)}, but this {op.name} gives "
+                    f"{type_text(value.type)}",
+                    written.type.token,
+                )
             self._define(written.name, value)
 
     def _attributes(self, text: _OpText, definition: OpDef) -> dict[str, Any]:
         for name in text.attributes:
             if name not in definition.attributes:
-                raise _Fault("TS702", f"op {definition.name} has no attribute '{name[:40]}'"
-                                      f"{did_you_mean(name[:40], definition.attributes)}", text.name)
+                raise _Fault(
+                    "TS702",
+                    f"op {definition.name} has no attribute '{name[:40]}'"
+                    f"{did_you_mean(name[:40], definition.attributes)}",
+                    text.name,
+                )
         for name, default in definition.attributes.items():
             if default is REQUIRED and name not in text.attributes:
                 raise _Fault("TS703", f"op {definition.name} needs the attribute '{name}'", text.name)
@@ -552,5 +580,3 @@ class _ModuleBuilder:
 
 def _hint(name: Token) -> str:
     return "" if name[1] in "0123456789" else hint_of(name[1:])
-
-

@@ -111,8 +111,10 @@ class _Aliases:
         raise InternalError("TS901", f"the attribute value {value!r} of type {type(value).__name__} has no text")
 
     def attributes(self, values: dict[str, object]) -> str:
-        pairs = [f"{key if _IDENTIFIER.fullmatch(key) else json.dumps(key)} = {self.attribute(value)}"
-                 for key, value in values.items()]
+        pairs = [
+            f"{key if _IDENTIFIER.fullmatch(key) else json.dumps(key)} = {self.attribute(value)}"
+            for key, value in values.items()
+        ]
         return "{" + ", ".join(pairs) + "}"
 
     def origin(self, origin: Iterable[Loc]) -> str:
@@ -192,5 +194,8 @@ def _not_default(op: Op) -> dict[str, object]:
     defaults = definition.attributes
     unknown = [key for key in op.attributes if key not in defaults]
     ordered = [key for key in defaults if key in op.attributes] + unknown
-    return {key: op.attributes[key] for key in ordered
-            if key not in defaults or not same_attribute(op.attributes[key], defaults[key])}
+    return {
+        key: op.attributes[key]
+        for key in ordered
+        if key not in defaults or not same_attribute(op.attributes[key], defaults[key])
+    }

@@ -110,8 +110,12 @@ class View:
         full = (programs, *self.extents)
 
         def mask(x: Array) -> Array:
-            return np.where(inside, x, x.dtype.type(0)) if x.shape == full else np.where(
-                inside, np.broadcast_to(x, full), x.dtype.type(0))
+            return (
+                np.where(inside, x, x.dtype.type(0))
+                if x.shape == full
+                else np.where(inside, np.broadcast_to(x, full), x.dtype.type(0))
+            )
+
         return bounds.lift(lambda x: mask(x).reshape(tile_shape), self.tensor.read(clipped))
 
     def store(self, tile: Any) -> None:
@@ -125,6 +129,7 @@ class View:
         def pick(x: Array) -> Array:
             expanded = np.broadcast_to(x, (programs, *x.shape[1:])).reshape(full)
             return expanded[inside]
+
         self.tensor.write(chosen, bounds.lift(pick, tile))
 
     @property

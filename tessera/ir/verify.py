@@ -24,7 +24,13 @@ from tessera.location import Loc
 
 # What a type rule raises when operands or attributes are of a kind that it did not expect.
 RULE_FAULTS = (
-    AttributeError, LookupError, TypeError, ValueError, AssertionError, ArithmeticError, RecursionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    ArithmeticError,
+    RecursionError,
 )
 
 # The walk of `_Order` runs a body twice for each loop around it, so this bounds its time.
@@ -241,8 +247,11 @@ class _Structure:
             raise _invalid(f"op {op.name} has {len(op.results)} results where its rule gives {len(types)}", op.loc)
         for value, type_ in zip(op.results, types, strict=True):
             if value.type != type_:
-                raise _invalid(f"result {_name(value)} of {op.name} is {type_text(value.type)}, but its rule gives "
-                               f"{type_text(type_)}", op.loc)
+                raise _invalid(
+                    f"result {_name(value)} of {op.name} is {type_text(value.type)}, but its rule gives "
+                    f"{type_text(type_)}",
+                    op.loc,
+                )
 
 
 def layout_problem(value: Value) -> str | None:
@@ -285,13 +294,14 @@ class _State:
 
     flying: dict[Value, frozenset[_Copy]] = field(default_factory=dict)
     written: set[Value] = field(default_factory=set)
-    newer_groups: dict[Value, int] = field(default_factory=dict)     # token of a group -> groups closed after it
-    unread: dict[Value, Op] = field(default_factory=dict)            # written since the last barrier, and by what
-    unwritten: dict[Value, Op] = field(default_factory=dict)         # read since the last barrier, and by what
+    newer_groups: dict[Value, int] = field(default_factory=dict)  # token of a group -> groups closed after it
+    unread: dict[Value, Op] = field(default_factory=dict)  # written since the last barrier, and by what
+    unwritten: dict[Value, Op] = field(default_factory=dict)  # read since the last barrier, and by what
 
     def copy(self) -> _State:
-        return _State(dict(self.flying), set(self.written), dict(self.newer_groups), dict(self.unread),
-                      dict(self.unwritten))
+        return _State(
+            dict(self.flying), set(self.written), dict(self.newer_groups), dict(self.unread), dict(self.unwritten)
+        )
 
     def join(self, other: _State) -> None:
         for buffer, copies in other.flying.items():
@@ -361,7 +371,7 @@ class _Order:
         feeding = op.operands[first:]
         exits = [self._exit(op, feeding)]
         for _ in range(2):
-            self._rename(body.arguments[len(body.arguments) - len(feeding):], feeding)
+            self._rename(body.arguments[len(body.arguments) - len(feeding) :], feeding)
             self._block(body)
             feeding = body.ops[-1].operands
             exits.append(self._exit(op, feeding))
@@ -420,8 +430,12 @@ class _Order:
             if any(not copy.committed for copy in self._means(token)):
                 raise _invalid(f"{op.name} is given {_name(token)}, a copy that no group holds", op.loc)
             if self.state.newer_groups.get(token, 0) < int(pending):
-                raise SourceError("TS502", f"{op.name} leaves {pending} groups in flight, and {_name(token)}, which it "
-                                           "must complete, may be one of them", op.loc)
+                raise SourceError(
+                    "TS502",
+                    f"{op.name} leaves {pending} groups in flight, and {_name(token)}, which it "
+                    "must complete, may be one of them",
+                    op.loc,
+                )
         for copy in copies:
             copy.waited = True
             for buffer in copy.buffers:
@@ -439,8 +453,12 @@ class _Order:
             for buffer in self._means(value):
                 if self.state.flying.get(buffer):
                     verb = "read" if effect == "reads" else "written"
-                    raise SourceError("TS502", f"{_name(buffer)} is {verb} while an asynchronous copy into it may be "
-                                               "in flight: no wait for the copy comes before on every path", op.loc)
+                    raise SourceError(
+                        "TS502",
+                        f"{_name(buffer)} is {verb} while an asynchronous copy into it may be "
+                        "in flight: no wait for the copy comes before on every path",
+                        op.loc,
+                    )
                 if effect != "writes":
                     self._read(op, buffer)
                 if effect != "reads":
@@ -451,20 +469,28 @@ class _Order:
             raise SourceError("TS503", f"{_name(buffer)} is read before anything is written to it", op.loc)
         if self.barriers and buffer in self.state.unread:
             writer = self.state.unread[buffer].name
-            raise _invalid(f"no barrier lies between the {writer} that writes {_name(buffer)} and this {op.name} "
-                           "that reads it", op.loc)
+            raise _invalid(
+                f"no barrier lies between the {writer} that writes {_name(buffer)} and this {op.name} that reads it",
+                op.loc,
+            )
         self.state.unwritten.setdefault(buffer, op)
 
     def _write(self, op: Op, buffer: Value, lands: bool) -> None:
         for other in self.overlapping.get(buffer, frozenset((buffer,))) if self.barriers else ():
             if other in self.state.unwritten:
                 reader = self.state.unwritten[other].name
-                raise _invalid(f"no barrier lies between the {reader} that reads {_name(other)} and this {op.name} "
-                               f"that writes {_name(buffer)} over it", op.loc)
+                raise _invalid(
+                    f"no barrier lies between the {reader} that reads {_name(other)} and this {op.name} "
+                    f"that writes {_name(buffer)} over it",
+                    op.loc,
+                )
             if other is not buffer and other in self.state.unread:
                 writer = self.state.unread[other].name
-                raise _invalid(f"no barrier lies between the {writer} that writes {_name(other)} and this {op.name} "
-                               f"that writes {_name(buffer)} in the same place", op.loc)
+                raise _invalid(
+                    f"no barrier lies between the {writer} that writes {_name(other)} and this {op.name} "
+                    f"that writes {_name(buffer)} in the same place",
+                    op.loc,
+                )
         if lands:
             self.state.written.add(buffer)
             self.state.unread[buffer] = op
@@ -514,8 +540,10 @@ def _check_placement(kernel: Kernel) -> None:
         for b, other_begin, other_end in placed[:number]:
             apart = end <= other_begin or other_end <= begin or live[a][1] < live[b][0] or live[b][1] < live[a][0]
             if not apart:
-                raise _invalid(f"the buffers {_name(b)} and {_name(a)} share bytes while both are in use",
-                               a.defining_op.loc if a.defining_op else None)
+                raise _invalid(
+                    f"the buffers {_name(b)} and {_name(a)} share bytes while both are in use",
+                    a.defining_op.loc if a.defining_op else None,
+                )
 
 
 def _live_range(body: Block, buffer: Value) -> tuple[int, int]:
@@ -560,13 +588,20 @@ def _relate(op: Op, related: set[Value]) -> None:
         if any(value in related for value in op.operands):
             related.update(v for v in op.results if isinstance(v.type, (TokenType, BufferType)))
         return
-    carried = op.operands[len(op.operands) - len(op.results):] if op.definition.has(LOOP) else []
+    carried = op.operands[len(op.operands) - len(op.results) :] if op.definition.has(LOOP) else []
     sources = [carried, *(region.ops[-1].operands for region in op.regions)]
-    targets = [op.results, *(region.arguments[-len(carried):] for region in op.regions if carried)]
+    targets = [op.results, *(region.arguments[-len(carried) :] for region in op.regions if carried)]
     for source in sources:
         for target in targets:
             related.update(to for to, value in zip(target, source, strict=False) if value in related)
 
 
-__all__ = ["ATTRIBUTE_KINDS", "KERNEL_ATTRIBUTE_KINDS", "RULE_FAULTS", "attribute_problem", "kernel_attribute_problem",
-           "layout_problem", "verify"]
+__all__ = [
+    "ATTRIBUTE_KINDS",
+    "KERNEL_ATTRIBUTE_KINDS",
+    "RULE_FAULTS",
+    "attribute_problem",
+    "kernel_attribute_problem",
+    "layout_problem",
+    "verify",
+]

@@ -1,7 +1,7 @@
 """The pass pipeline, in order, with the reason for each place.
 
-A pass takes a kernel and a `Context` and returns a new kernel of the same meaning. The IR verifies before and after each
-one. All passes so far are exact: they change no bit of any output.
+A pass takes a kernel and a `Context` and returns a new kernel of the same meaning. The IR verifies before and after
+each one. All passes so far are exact: they change no bit of any output.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Decide where every tile's elements live in registers and how every buffer lies in shared memory.
 
-Tiles that meet in an elementwise op, or are carried by a loop, form a group with one layout. Groups are anchored in this
-order: a product's accumulator fragments; a reduction, which wants its axis inside a warp; what a broadcast or a
+Tiles that meet in an elementwise op, or are carried by a loop, form a group with one layout. Groups are anchored in
+this order: a product's accumulator fragments; a reduction, which wants its axis inside a warp; what a broadcast or a
 reduction ties to an anchored group (a slice of its layout); and else a row-major layout with wide vectors. Where two
 groups must meet and differ, the lowering converts through shared memory.
 """
@@ -23,8 +23,8 @@ from tessera.target.schedule import Schedule
 
 @dataclass
 class Layouts:
-    """`tile`: layout of a tile value; `buffer`: layout of a buffer; `product`: (a, b, accumulator) layouts of one k-block
-    of an mma, by the op's id.
+    """`tile`: layout of a tile value; `buffer`: layout of a buffer; `product`: (a, b, accumulator) layouts of an mma's
+    k-block, by the op's id.
     """
 
     tile: dict[Value, RegisterLayout] = field(default_factory=dict)
@@ -215,9 +215,8 @@ def _assign_buffers(kernel: Kernel, layouts: Layouts) -> None:
     for op in kernel.body.walk():
         for value in op.results:
             if isinstance(value.type, BufferType):
-                shape = int_shape(value.type)
-                rows[value] = shape[-2] if len(shape) > 1 else 1
-                cols[value] = shape[-1]
+                *leading, cols[value] = int_shape(value.type)
+                rows[value] = leading[-1] if leading else 1
     for op in kernel.body.walk():
         if op.name == "mma":
             for role, value in zip("ab", op.operands[:2], strict=True):

@@ -1,9 +1,9 @@
 """Insert the block barriers that shared memory needs: between a write and the reads of other threads, and back.
 
-A buffer is *dirty* from a write (an asynchronous one from its wait, which makes the copies of the waiting thread visible to that
-thread only) until a barrier, and *busy* from a read until a barrier. A read of a dirty buffer and a write to a dirty or busy one
-need a barrier in between. A loop body is entered in the state that its own end leaves behind as well. Buffers that share bytes
-(`place_shared` ran before) count as one.
+A buffer is *dirty* from a write (an asynchronous one from its wait, which makes the copies of the waiting thread
+visible to that thread only) until a barrier, and *busy* from a read until a barrier. A read of a dirty buffer and a
+write to a dirty or busy one need a barrier in between. A loop body is entered in the state that its own end leaves
+behind as well. Buffers that share bytes (`place_shared` ran before) count as one.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _flow(block: Block, state: State, needed: set[int]) -> None:
 
 
 def _landed(tokens: list[Value]) -> tuple[bool, set[Value]]:
-    """The buffers that the copies behind `tokens` wrote, and whether those are all: a token from a loop hides its copy."""
+    """The buffers that the copies behind `tokens` wrote, and whether those are all: one from a loop hides its copy."""
     known, buffers = True, set()
     for token in tokens:
         op = token.defining_op

@@ -100,9 +100,9 @@ class _Lowering:
         )
 
     def scratch(self, builder: Builder, shape: tuple[int, ...], dtype: DType, hint: str) -> Value:
-        if len(shape) > 2:
-            raise SourceError("TS102", f"a tile of {len(shape)} axes cannot change its layout yet", builder.origin[0])
         *rows, columns = shape
+        if len(rows) > 1:
+            raise SourceError("TS102", f"a tile of {len(shape)} axes cannot change its layout yet", builder.origin[0])
         layout = shared_layout(rows[0] if rows else 1, columns, dtype.bytes)
         return builder.value("shared", shape=shape, dtype=dtype, layout=layout, hint=f"{hint or 'tile'}_scratch")
 

@@ -1,8 +1,9 @@
 """Compute a large store in slices: a loop over sub-tiles of the stored tile, each computed from slices of its inputs.
 
-Two reasons ask for it (both decided by the schedule): a tile that does not fit the registers, and a buffer that does not
-fit shared memory and is *streamed*, that is, read from the tensor it copies, in K and N tiles, where a product needs it.
-Exact: every element is computed by the same ops in the same order; a product's K loop keeps the order of its k-blocks.
+Two reasons ask for it (both decided by the schedule): a tile that does not fit the registers, and a buffer that does
+not fit shared memory and is *streamed*, that is, read from the tensor it copies, in K and N tiles, where a product
+needs it. Exact: every element is computed by the same ops in the same order; a product's K loop keeps the order of its
+k-blocks.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class _Slicer:
         builder.at(op)
         full = size // step * step
         if full > step:
-            zero, bound, stride = (builder.value("constant", value=v, dtype=_index()) for v in (0, full, step))
+            zero, bound, stride = (builder.value("constant", value=v, dtype=i64) for v in (0, full, step))
             body = Block()
             start = body.add_argument(zero.type, "start")
             inner = builder.inner(body)
@@ -77,9 +78,9 @@ class _Slicer:
             inner.op("yield")
             builder.op("for", [zero, bound, stride], [body])
         elif full:
-            self._store_slice(builder, op, Slice(axis, builder.value("constant", value=0, dtype=_index()), step))
+            self._store_slice(builder, op, Slice(axis, builder.value("constant", value=0, dtype=i64), step))
         if size > full:
-            start = builder.at(op).value("constant", value=full, dtype=_index())
+            start = builder.at(op).value("constant", value=full, dtype=i64)
             self._store_slice(builder, op, Slice(axis, start, size - full))
 
     def _axis(self, value: Value, rank: int) -> int:
@@ -102,7 +103,7 @@ class _Slicer:
 
     def window(self, builder: Builder, view: Value, part: Slice) -> Value:
         shape = shape_of(view.type)
-        zero = builder.value("constant", value=0, dtype=_index())
+        zero = builder.value("constant", value=0, dtype=i64)
         offsets = [part.start if axis == part.axis else zero for axis in range(len(shape))]
         extents = part.of(shape)
         return builder.value(
@@ -138,7 +139,7 @@ class _Slicer:
         for operand in op.operands:
             spread = isinstance(operand.type, TileType) and operand.type.shape[part.axis] == 1 != shape[part.axis]
             if spread:
-                zero = builder.at(op).value("constant", value=0, dtype=_index())
+                zero = builder.at(op).value("constant", value=0, dtype=i64)
                 operands.append(self.value(builder, operand, Slice(part.axis, zero, 1), done))
             else:
                 operands.append(self.value(builder, operand, part, done))
@@ -152,7 +153,7 @@ class _Slicer:
             return builder.value(
                 "load", self.window(builder, self.streamed[buffer].operand("view"), part), hint=op.result.name
             )
-        zero = builder.value("constant", value=0, dtype=_index())
+        zero = builder.value("constant", value=0, dtype=i64)
         old = [self.mapping[value] for value in op.operands[1:]] or [zero] * len(shape_of(buffer.type))
         offsets = [builder.value("add", o, part.start) if axis == part.axis else o for axis, o in enumerate(old)]
         extents = part.of(shape_of(op.result.type))
@@ -181,14 +182,14 @@ class _Slicer:
         if step >= depth:
             return block(builder, start, depth, start)
         full = depth // step * step
-        zero, bound, stride = (builder.value("constant", value=v, dtype=_index()) for v in (0, full, step))
+        zero, bound, stride = (builder.value("constant", value=v, dtype=i64) for v in (0, full, step))
         body = Block()
         k, carried = body.add_argument(zero.type, "k"), body.add_argument(start.type, op.result.name)
         inner = builder.inner(body)
         inner.at(op).op("yield", [block(inner, k, step, carried)])
         result = builder.at(op).op("for", [zero, bound, stride, start], [body], [op.result.name]).result
         if depth > full:
-            result = block(builder, builder.value("constant", value=full, dtype=_index()), depth - full, result)
+            result = block(builder, builder.value("constant", value=full, dtype=i64), depth - full, result)
         return result
 
     def _start(self, builder: Builder, op: Op, part: Slice, done: dict[tuple[Value, Slice], Value]) -> Value:
@@ -219,7 +220,7 @@ class _Slicer:
             for cut in cuts:
                 view = self.window(builder.at(op), view, cut)
             return builder.value("load", view, hint=operand.name)
-        zero = builder.at(op).value("constant", value=0, dtype=_index())
+        zero = builder.at(op).value("constant", value=0, dtype=i64)
         offsets = [self.mapping[v] for v in op.operands[1:]] or [zero, zero]
         extents = list(shape_of(operand.type))
         for cut in cuts:
@@ -228,12 +229,12 @@ class _Slicer:
         return builder.value("read", self.mapping[op.operands[0]], *offsets, extents=tuple(extents), hint=operand.name)
 
     def _whole(self, builder: Builder, operand: Value) -> Value:
-        zero = builder.value("constant", value=0, dtype=_index())
+        zero = builder.value("constant", value=0, dtype=i64)
         return self.value(builder, operand, Slice(0, zero, int_shape(operand.type)[0]), {})
 
 
 def _needs_whole(value: Value, axis: int) -> bool:
-    """Whether computing a slice along `axis` needs more than that slice of something: a reduction along it, a reshape."""
+    """Whether a slice along `axis` needs more than that slice of something (a reduction along it, a reshape)."""
     op = value.defining_op
     if not isinstance(value.type, TileType):
         return False

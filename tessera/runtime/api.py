@@ -27,7 +27,7 @@ from tessera.program import Parameter, Program
 from tessera.runtime import arrays, execute, launch
 from tessera.runtime.bind import Binding, bind, unify
 from tessera.runtime.execute import KernelRun
-from tessera.target.arch import ARCHS, nearest_lane
+from tessera.target.arch import ARCHS, find, nearest_lane
 
 BASE_ARCH = "sm_80"
 # No access is wider than 16 bytes, and no element is smaller than 1.
@@ -276,7 +276,7 @@ def choose_arch(name: str | None) -> str:
     name = name or config().arch
     if name is None:
         return device_arch(0) if launch.device_count() else BASE_ARCH
-    if name not in ARCHS:
+    if find(name) is None:
         hint = did_you_mean(name, ARCHS)
         raise ArgumentError("TS508", f"there is no architecture '{name}' (known: {', '.join(ARCHS)}){hint}")
     return name
@@ -284,19 +284,14 @@ def choose_arch(name: str | None) -> str:
 
 @cache
 def device_arch(device: int) -> str:
-    """The architecture whose code a GPU runs. Raises EnvironmentProblem TS508 for one that none of the table fits."""
-    found = launch.compute_capability(device)
+    """The architecture to compile for on a GPU; one that the table does not have takes the facts of the one below it.
+
+    Raises EnvironmentProblem TS508 for a GPU that is too old.
+    """
     try:
-        facts = nearest_lane(found)
+        facts = nearest_lane(launch.compute_capability(device))
     except ValueError as error:
         raise EnvironmentProblem("TS508", f"GPU {device} cannot be used: {error}") from None
-    # Code runs on later chips of its generation, except that of an architecture whose name ends in a letter.
-    same = facts.compute_capability == found
-    if not same and (facts.compute_capability[0] != found[0] or not facts.name[-1].isdigit()):
-        capability = f"{found[0]}.{found[1]}"
-        raise EnvironmentProblem(
-            "TS508", f"GPU {device} has compute capability {capability}, which is not supported yet"
-        )
     return facts.name
 
 

@@ -52,8 +52,9 @@ def check(actual: np.ndarray, reference: Bar) -> Comparison:
     bad = ~(error <= e) | (np.isinf(error) & (np.isnan(x) | np.isnan(r) | np.isinf(r)))
     uses_rms, ratio = _rms(error, r, e)
     ok = not bad.any() and (not uses_rms or ratio <= RMS_LIMIT)
-    return Comparison(bool(ok), float(error[worst]), float(e[worst]), tuple(int(i) for i in worst), float(bad.mean()),
-                      uses_rms, ratio)
+    return Comparison(
+        bool(ok), float(error[worst]), float(e[worst]), tuple(int(i) for i in worst), float(bad.mean()), uses_rms, ratio
+    )
 
 
 def distance(x: np.ndarray, r: np.ndarray) -> np.ndarray:

@@ -55,8 +55,13 @@ class Divergence(Exception):
         self.wanted = wanted
 
 
-def interpret(kernel: Kernel, arguments: Mapping[str, Any], dims: Mapping[str, int],
-              grid: tuple[int, ...] | None = None, level: str = "tile") -> InterpretResult:
+def interpret(
+    kernel: Kernel,
+    arguments: Mapping[str, Any],
+    dims: Mapping[str, int],
+    grid: tuple[int, ...] | None = None,
+    level: str = "tile",
+) -> InterpretResult:
     """Runs `kernel`; tensor arguments are arrays of the storage dtype and are written in place.
 
     `dims` binds every dim symbol (static dims of the kernel are known already); `grid` overrides the kernel's own.
@@ -66,8 +71,14 @@ def interpret(kernel: Kernel, arguments: Mapping[str, Any], dims: Mapping[str, i
     return launch(Machine, kernel, arguments, dims, grid, level)[1]
 
 
-def launch(machine_class: type[Machine], kernel: Kernel, arguments: Mapping[str, Any], dims: Mapping[str, int],
-           grid: tuple[int, ...] | None, level: str) -> tuple[Machine, InterpretResult]:
+def launch(
+    machine_class: type[Machine],
+    kernel: Kernel,
+    arguments: Mapping[str, Any],
+    dims: Mapping[str, int],
+    grid: tuple[int, ...] | None,
+    level: str,
+) -> tuple[Machine, InterpretResult]:
     """Checks, binds and runs all programs of a launch on a machine of the given number system."""
     bound = bind_dims(kernel, dims)
     extents = grid_of(kernel, bound, grid)
@@ -205,8 +216,14 @@ class Machine:
         return int(wanted[0])
 
 
-_SPECIAL = {"program_id": Machine.program_id, "size": Machine.size, "alloc_shared": Machine.allocate,
-            "shared": Machine.allocate, "for": Machine.loop, "if": Machine.branch}
+_SPECIAL = {
+    "program_id": Machine.program_id,
+    "size": Machine.size,
+    "alloc_shared": Machine.allocate,
+    "shared": Machine.allocate,
+    "for": Machine.loop,
+    "if": Machine.branch,
+}
 
 
 def _integer_message(op: Op, error: Exception) -> str:

@@ -26,8 +26,11 @@ def bind_dims(kernel: Kernel, dims: Mapping[str, int]) -> dict[str, int]:
     bound = dict(kernel.attributes.get("static") or {})
     for name, value in dims.items():
         if bound.setdefault(name, value) != value:
-            raise ArgumentError("TS302", f"the dim {name} is {value}, but '{kernel.name}' was specialised for {name} = "
-                                         f"{bound[name]}", kernel.loc)
+            raise ArgumentError(
+                "TS302",
+                f"the dim {name} is {value}, but '{kernel.name}' was specialised for {name} = {bound[name]}",
+                kernel.loc,
+            )
     return bound
 
 
@@ -44,8 +47,9 @@ class _Sizes:
             message = f"the dim {error.args[0]} of '{self.kernel.name}' has no value"
             raise ArgumentError("TS601", message, self.kernel.loc) from None
         except ZeroDivisionError:
-            raise ArgumentError("TS302", f"the size {to_text(size)} of '{self.kernel.name}' divides by zero",
-                                self.kernel.loc) from None
+            raise ArgumentError(
+                "TS302", f"the size {to_text(size)} of '{self.kernel.name}' divides by zero", self.kernel.loc
+            ) from None
 
     def attribute(self, value: Any) -> Any:
         if isinstance(value, Dim):
@@ -119,8 +123,11 @@ def check_arguments(kernel: Kernel, arguments: Mapping[str, Any]) -> None:
             raise ArgumentError("TS604", message, kernel.loc)
         assert isinstance(type_, ViewType)
         if value.shape != tuple(type_.shape):
-            raise ArgumentError("TS302", f"'{name}' has the shape {list(value.shape)}, but its dims give "
-                                         f"{list(type_.shape)}", kernel.loc)
+            raise ArgumentError(
+                "TS302",
+                f"'{name}' has the shape {list(value.shape)}, but its dims give {list(type_.shape)}",
+                kernel.loc,
+            )
 
 
 def accessed(kernel: Kernel) -> tuple[set[Value], set[Value]]:
@@ -156,8 +163,11 @@ def _root(view: Value) -> Value | None:
 def must_be_sequential(kernel: Kernel, arguments: Mapping[str, Any]) -> bool:
     """Whether a program may read what another one writes, directly or because two arguments share memory."""
     reads, writes = accessed(kernel)
-    return any(read is written or np.may_share_memory(arguments[read.name], arguments[written.name])
-               for written in writes for read in reads)
+    return any(
+        read is written or np.may_share_memory(arguments[read.name], arguments[written.name])
+        for written in writes
+        for read in reads
+    )
 
 
 def programs_per_batch(kernel: Kernel, bytes_per_element: int) -> int:

@@ -17,7 +17,8 @@ from tessera.errors import EnvironmentProblem, InternalError
 
 # No fast maths and no flush to zero: NVRTC's defaults (-ftz=false, -prec-div=true, -prec-sqrt=true) are the meaning
 # of the language. -v makes ptxas report registers and spills in the program log.
-BASE_OPTIONS = ("-std=c++17", "-default-device", "--ptxas-options=-v")
+# -no-cache: an NVRTC that answers from its own cache leaves out the resource report of ptxas.
+BASE_OPTIONS = ("-std=c++17", "-default-device", "--ptxas-options=-v", "-no-cache")
 
 # Counted by opcode prefix, in this order of presentation.
 COUNTED_OPCODES = (
@@ -85,6 +86,8 @@ def compile_cubin(source: str, arch: str, name: str, options: Iterable[str] = ()
     try:
         log = _compile_program(nvrtc, program, name, arch, (*BASE_OPTIONS, *options))
         cubin = nvrtc.getCUBIN(program)
+        # CuPy takes the last byte of a cubin for a terminating NUL and drops it. The driver does not mind, nvdisasm does.
+        cubin += bytes(-len(cubin) % 8)
         # With a real architecture NVRTC keeps the PTX that it assembled, so no second compilation is needed.
         ptx = _text(nvrtc.getPTX(program)) if want_ptx else None
     finally:

@@ -60,8 +60,13 @@ class ReferenceMachine(Machine):
         return result if op.name == "cast" else bounds.round_implicit(dtype_of(op.result.type), result)
 
 
-def reference(kernel: Kernel, arguments: Mapping[str, Any], dims: Mapping[str, int],
-              grid: tuple[int, ...] | None = None, level: str = "tile") -> dict[str, Bar]:
+def reference(
+    kernel: Kernel,
+    arguments: Mapping[str, Any],
+    dims: Mapping[str, int],
+    grid: tuple[int, ...] | None = None,
+    level: str = "tile",
+) -> dict[str, Bar]:
     """The bars of every tensor that the kernel writes, by parameter name. Arguments as of `interpret`, left unchanged.
 
     Two arguments that are one and the same memory are not supported here: each has its own bars.

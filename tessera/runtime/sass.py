@@ -38,8 +38,7 @@ def disassemble(cubin: bytes) -> str:
     program = find_nvdisasm()
     with tempfile.TemporaryDirectory(prefix="tessera-sass-") as folder:
         path = Path(folder) / "kernel.cubin"
-        # CuPy takes the last byte of a cubin for a terminating NUL and drops it. Unlike the driver, nvdisasm minds.
-        path.write_bytes(cubin + bytes(-len(cubin) % 8))
+        path.write_bytes(cubin)
         done = subprocess.run([str(program), "--print-code", str(path)], capture_output=True, text=True)
     if done.returncode:
         raise EnvironmentProblem("TS506", f"{program.name} could not read the cubin: {done.stderr.strip()}")

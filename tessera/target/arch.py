@@ -7,9 +7,10 @@ only ranks schedules, and never decide what is legal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
-__all__ = ["ARCHS", "Arch", "arch", "nearest_lane"]
+__all__ = ["ARCHS", "Arch", "arch", "find", "nearest_lane"]
 
 
 @dataclass(frozen=True)
@@ -189,13 +190,28 @@ def arch(name: str) -> Arch:
 
 
 def nearest_lane(compute_capability: tuple[int, int]) -> Arch:
-    """The newest known architecture that is not newer than a device, e.g. (8, 7) -> sm_86.
+    """Facts for a device: its own row, or those of the newest known one that is not newer, under the device's name.
 
-    Where its compute capability is not the device's, the caller says so, and compiles for the device's own name: an
-    architecture-specific target such as sm_90a runs on no other chip.  ValueError for a device older than 8.0.
+    (10, 3) gives the row of sm_100a as `sm_103`: machine code runs on no other generation, and an architecture-specific
+    target such as sm_100a on no other chip, so the code is compiled for the device itself. Callers compare the name with
+    `ARCHS` and tell the user that the device is not in the table. ValueError for a device older than 8.0.
     """
+    major, minor = compute_capability
     older = [facts for facts in ARCHS.values() if facts.compute_capability <= compute_capability]
     if not older:
-        major, minor = compute_capability
         raise ValueError(f"compute capability {major}.{minor} is too old; 8.0 or newer is needed")
-    return max(older, key=lambda facts: facts.compute_capability)
+    facts = max(older, key=lambda row: row.compute_capability)
+    if facts.compute_capability == compute_capability:
+        return facts
+    return replace(facts, name=f"sm_{major}{minor}", compute_capability=compute_capability)
+
+
+_NAME = re.compile(r"sm_(\d+)(\d)")
+
+
+def find(name: str) -> Arch | None:
+    """Facts by name: a row of the table, or those of `nearest_lane` for the plain name of a chip that it does not have."""
+    match = _NAME.fullmatch(name)
+    if name in ARCHS or match is None or int(match[1]) < 8:
+        return ARCHS.get(name)
+    return replace(nearest_lane((int(match[1]), int(match[2]))), name=name)

@@ -41,7 +41,7 @@ def buffer_bytes(buffer: Value) -> int:
 
 
 def plain_copies(kernel: Kernel) -> dict[Value, Op]:
-    """Buffers whose only write is one whole asynchronous copy, at top level, of a tensor that the kernel never writes."""
+    """Buffers whose only write is one whole asynchronous copy, at top level, of a tensor that nothing here writes."""
     written = {
         value for op in kernel.body.walk() for effect, value in op.definition.effects_of(op) if effect == "writes"
     }
@@ -87,7 +87,7 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
 
 
 def _staging_bytes(kernel: Kernel) -> int:
-    """Shared memory that streaming needs beside the resident buffers: a product's K and N tiles and its staged store."""
+    """Bytes that streaming needs beside the resident buffers: the K and N tiles of a product and its staged store."""
     most = 0
     for op in kernel.body.walk():
         if op.name == "mma":

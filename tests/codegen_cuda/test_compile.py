@@ -1,4 +1,7 @@
-"""Every kernel compiles for every architecture without a GPU: no spills, the instructions that were meant, within the budget."""
+"""Every kernel compiles for every architecture without a GPU.
+
+No spills, the instructions that were meant, within the budget.
+"""
 
 import re
 import time
@@ -21,7 +24,8 @@ KERNELS = [("gating_function_kernel", {"B": 2, "S": 300, "D": d}) for d in (16, 
         for dtype in ("bf16", "f32")
     ),
 ]
-# Seconds of process CPU time from source to cubin; the machine that runs the tests may be twice as slow as the one measured.
+# Seconds of process CPU time from source to cubin; the machine that runs the tests may be twice as slow as the one
+# measured.
 BUDGET = {"sm_80": 1.5, "sm_90a": 3.0}
 
 

@@ -1,4 +1,8 @@
-"""Every pass keeps every bit, verifies, and prints to text that parses back; the emitted CUDA computes the same on a CPU."""
+"""Every pass keeps every bit, verifies, and prints to text that parses back.
+
+The emitted CUDA computes the same on a CPU.
+"""
+# ruff: noqa: F821  (the names of dims)
 
 import dataclasses
 

@@ -179,13 +179,20 @@ def test_lanes(monkeypatch):
 def test_architectures(monkeypatch):
     monkeypatch.setattr(api, "config", lambda: replace(Config(), arch="sm_89"))
     assert api.choose_arch(None) == "sm_89" and api.choose_arch("sm_90a") == "sm_90a"
-    with pytest.raises(ArgumentError, match="no architecture 'sm_91'"):
-        api.choose_arch("sm_91")
+    with pytest.raises(ArgumentError, match="no architecture 'sm_75'"):
+        api.choose_arch("sm_75")
 
 
 @pytest.mark.parametrize(
     ("capability", "arch"),
-    [((8, 0), "sm_80"), ((8, 7), "sm_86"), ((9, 0), "sm_90a"), ((12, 1), "sm_120"), ((7, 5), None), ((10, 3), None)],
+    [
+        ((8, 0), "sm_80"),
+        ((8, 7), "sm_87"),
+        ((9, 0), "sm_90a"),
+        ((12, 1), "sm_121"),
+        ((7, 5), None),
+        ((10, 3), "sm_103"),
+    ],
 )
 def test_the_architecture_of_a_device(monkeypatch, capability, arch):
     api.device_arch.cache_clear()

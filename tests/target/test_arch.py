@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from tessera.target.arch import ARCHS, arch, nearest_lane
+from tessera.target.arch import ARCHS, arch, find, nearest_lane
 
 
 @pytest.mark.parametrize(
@@ -51,15 +51,26 @@ def test_unknown_name_lists_the_known_ones() -> None:
     ("capability", "name"),
     [
         ((8, 0), "sm_80"),
-        ((8, 7), "sm_86"),
+        ((8, 7), "sm_87"),
         ((9, 0), "sm_90a"),
-        ((10, 3), "sm_100a"),
-        ((12, 1), "sm_120"),
-        ((13, 0), "sm_120"),
+        ((10, 3), "sm_103"),
+        ((12, 1), "sm_121"),
+        ((13, 0), "sm_130"),
     ],
 )
 def test_nearest_lane(capability: tuple[int, int], name: str) -> None:
-    assert nearest_lane(capability).name == name
+    facts = nearest_lane(capability)
+    assert facts.name == name and facts.compute_capability == capability
+    known = max(row.compute_capability for row in ARCHS.values() if row.compute_capability <= capability)
+    assert facts.shared_bytes_per_block == next(
+        row.shared_bytes_per_block for row in ARCHS.values() if row.compute_capability == known
+    )
+
+
+def test_a_plain_name_that_the_table_lacks_takes_the_facts_below_it() -> None:
+    assert find("sm_103").shared_bytes_per_block == arch("sm_100a").shared_bytes_per_block
+    assert find("sm_90").name == "sm_90" and find("sm_90a") is arch("sm_90a")
+    assert find("sm_75") is None and find("gfx90a") is None and find("sm_103a") is None
 
 
 def test_old_devices_are_refused() -> None:

@@ -1,6 +1,7 @@
 """Elementwise ops: over scalars and tiles, in any mix; a scalar is spread over the tile's shape.
 
-The rule for all of them: the result dtype is the widest strong operand, arithmetic is f32 (or int64), one rounding at the end.
+The rule for all of them: the result dtype is the widest strong operand, arithmetic is f32 (or int64), one rounding at
+the end.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from tessera.ir import bounds, numeric
 from tessera.ir.bounds import Bar
 from tessera.ir.core import Op
 from tessera.ir.opdef import ELEMENTWISE, PURE, REQUIRED, Lowering, define
-from tessera.ir.types import ScalarType, TileType, Type, shape_text
+from tessera.ir.types import ScalarType, TileType, Type, dtype_of, shape_text
 
 Array = np.ndarray
 
 
 def result_dtype(types: list[Type]) -> DType:
     """The widest strong dtype; a weak (literal) operand decides only between integer and float."""
-    strong = [t.dtype for t in types if not (isinstance(t, ScalarType) and t.weak)]
+    strong = [dtype_of(t) for t in types if not (isinstance(t, ScalarType) and t.weak)]
     weak = [t.dtype for t in types if isinstance(t, ScalarType) and t.weak]
     if not strong:
         return reduce(promote, weak)
@@ -42,18 +43,18 @@ def _typed(op: Op, dtype: DType | None) -> tuple[Type, ...]:
                 "TS203", f"{op.name} takes tiles and scalars, but '{value.name or '?'}' is neither; load it first"
             )
     dtype = dtype or result_dtype(types)
-    tiles = [value for value in op.operands if isinstance(value.type, TileType)]
+    tiles = [type_ for type_ in types if isinstance(type_, TileType)]
     if not tiles:
         return (ScalarType(dtype),)
-    first = tiles[0].type
+    first = tiles[0]
     for other in tiles[1:]:
-        if other.type.shape != first.shape:
+        if other.shape != first.shape:
             raise SourceError(
                 "TS301",
-                f"{op.name} of {shape_text(first.shape)} and {shape_text(other.type.shape)}: "
+                f"{op.name} of {shape_text(first.shape)} and {shape_text(other.shape)}: "
                 "the shapes differ and do not broadcast",
             )
-        if other.type.layout != first.layout:
+        if other.layout != first.layout:
             raise SourceError("TS703", f"{op.name} of two tiles with different register layouts")
     return (TileType(first.shape, dtype, first.layout),)
 
@@ -89,7 +90,7 @@ def _evaluate(on_floats: Callable[..., Array] | None, on_integers: Callable[...,
         else:
             assert on_integers is not None
             result = on_integers(*(x if x.dtype == np.bool_ else x.astype(np.int64) for x in aligned))
-        return round_to(op.result.type.dtype, result)
+        return round_to(dtype_of(op.result.type), result)
 
     return evaluate
 
@@ -101,7 +102,7 @@ def _bound(
         aligned = align(op, values)
         if computes_in_float(op):
             aligned = [_to_f32(v.type, x) for v, x in zip(op.operands, aligned, strict=True)]
-        elif on_floats is not None and on_integers is not None and not op.result.type.dtype.is_bool:
+        elif on_floats is not None and on_integers is not None and not dtype_of(op.result.type).is_bool:
             return bounds.integer(on_integers, *aligned)
         with np.errstate(all="ignore"):
             return on_bars(op, *aligned)
@@ -111,7 +112,7 @@ def _bound(
 
 def _to_f32(type_: Type, value: Bar) -> Bar:
     """An operand of an op that computes in f32: every lane converts an integer alike."""
-    return Bar(round_to(f32, value.r).astype(np.float64), value.e) if type_.dtype.is_int else value
+    return Bar(round_to(f32, value.r).astype(np.float64), value.e) if dtype_of(type_).is_int else value
 
 
 def _declare(
@@ -125,7 +126,9 @@ def _declare(
     integer_cuda: str = "",
     type_rule: Callable[[Op], tuple[Type, ...]] = _same_type,
     ulp: float = 0.5,
+    on_numbers: Callable[..., Array] | None = None,
 ) -> None:
+    """One elementwise op. A new one whose facets are all here is usable in kernels as `tile.<name>` at once."""
     define(
         name,
         operands,
@@ -137,12 +140,22 @@ def _declare(
         bound=_bound(floats, bar, integers),
         lower=Lowering(expression=cuda, integer=integer_cuda),
         ulp=ulp,
+        on_numbers=on_numbers or floats,
     )
 
 
 def _function(name: str, doc: str, function: Callable[[Array], Array], cuda: str, ulp: float) -> None:
     """A smooth monotone f32 function: correctly rounded here, within `ulp` on a GPU."""
-    _declare(name, "a", doc, numeric.correctly_rounded(function), bounds.monotone(function), cuda, ulp=ulp)
+    _declare(
+        name,
+        "a",
+        doc,
+        numeric.correctly_rounded(function),
+        bounds.monotone(function),
+        cuda,
+        ulp=ulp,
+        on_numbers=function,
+    )
 
 
 _declare("add", "a b", "a + b", np.add, bounds.add, "{0} + {1}", numeric.checked(np.add), "{0} + {1}")
@@ -250,14 +263,15 @@ _declare(
 
 def _select_type(op: Op) -> tuple[Type, ...]:
     condition, *branches = op.operands
-    if condition.type.dtype != boolean:
-        raise SourceError("TS204", f"the condition of where must be bool, not {condition.type.dtype.name}")
+    given = dtype_of(condition.type)
+    if given != boolean:
+        raise SourceError("TS204", f"the condition of where must be bool, not {given.name}")
     return _typed(op, result_dtype([value.type for value in branches]))
 
 
 def _select(op: Op, *values: Array) -> Array:
     condition, a, b = align(op, values)
-    return round_to(op.result.type.dtype, np.where(condition, a, b))
+    return round_to(dtype_of(op.result.type), np.where(condition, a, b))
 
 
 define(

@@ -18,7 +18,7 @@ from tessera.ir.core import Op
 from tessera.ir.opdef import ASYNC, COLLECTIVE, PURE, REQUIRED, STRUCTURAL, TARGET, Lowering, define
 from tessera.ir.ops.memory import check_landed, expect_buffer, expect_view, read_buffer, write_window
 from tessera.ir.ops.tiles import expect_tile, mma_bound, mma_evaluate
-from tessera.ir.types import BufferType, ScalarType, TileType, TokenType, Type
+from tessera.ir.types import BufferType, ScalarType, TileType, TokenType, Type, int_shape, shape_of
 
 TARGET_ONLY = frozenset((TARGET,))
 
@@ -84,11 +84,13 @@ def _copy_type(op: Op) -> tuple[Type, ...]:
 
 
 def physical_shape(type_: BufferType) -> tuple[int, ...]:
-    """The padded shape in which a shared buffer is laid out: leading axes as they are, then the layout's rows and columns."""
-    layout, shape = type_.layout, type_.shape
-    if layout is None or len(shape) < 2:
-        return tuple(int(size) for size in shape[:-1]) + ((layout.cols,) if layout else (int(shape[-1]),))
-    return (*(int(size) for size in shape[:-2]), layout.rows, layout.cols)
+    """The padded shape of a shared buffer as it is laid out: leading axes, then the layout's rows and columns."""
+    layout, shape = type_.layout, int_shape(type_)
+    if layout is None:
+        return shape
+    if len(shape) < 2:
+        return (layout.cols,)
+    return (*shape[:-2], layout.rows, layout.cols)
 
 
 def _padded(tile: Any, shape: tuple[int, ...]) -> Any:
@@ -112,8 +114,8 @@ define(
     "cp_async",
     "buffer view",
     _copy_type,
-    "starts copying a window into a shared buffer, `vector` bytes (16, 8, 4) an access, zeros outside the tensor and in "
-    "the padding; `vector` below 4 means ordinary loads and stores, done at once",
+    "starts copying a window into a shared buffer, `vector` bytes (16, 8, 4) an access, zeros outside the tensor and "
+    "in the padding; `vector` below 4 means ordinary loads and stores, done at once",
     ASYNC,
     effects={"buffer": "writes", "view": "reads"},
     attributes={"vector": REQUIRED, "bypass_l1": False},
@@ -124,7 +126,11 @@ define(
 
 
 def _commit(op: Op, *tokens: values.Token) -> values.Token:
-    return values.Token(lambda: [token.wait() for token in tokens] and None)
+    def land() -> None:
+        for token in tokens:
+            token.wait()
+
+    return values.Token(land)
 
 
 define(
@@ -173,7 +179,7 @@ define(
 def _st_shared(op: Op, buffer: values.Buffer, value: Any, *offsets: Any) -> None:
     """Writes the window; a store of the whole logical tile fills the padding with zeros as well."""
     check_landed(buffer, op.operand("buffer").name)
-    logical = tuple(op.operand("buffer").type.shape)  # type: ignore[union-attr]
+    logical = shape_of(op.operand("buffer").type)
     if value.shape[1:] == logical:
         write_window(buffer, (slice(None),) * (len(logical) + 1), _padded(value, buffer.defined.shape[1:]))
         return

@@ -11,9 +11,9 @@ from tessera.dtypes import bf16, f32, i64, round_to
 from tessera.errors import SourceError
 from tessera.ir import bounds, numeric
 from tessera.ir.bounds import Bar, lift
-from tessera.ir.core import Op, Value
+from tessera.ir.core import Op
 from tessera.ir.opdef import CONSTANT, PURE, REQUIRED, STRUCTURAL, TARGET, TILE, Lowering, define
-from tessera.ir.types import ScalarType, TileType, Type, shape_text
+from tessera.ir.types import ScalarType, TileType, Type, dtype_of, int_shape, shape_text
 
 
 def expect_tile(op: Op, operand: str) -> TileType:
@@ -61,9 +61,9 @@ def _full_type(op: Op) -> tuple[Type, ...]:
 
 
 def _full(op: Op, value: Any) -> Any:
-    type_ = op.result.type
-    value = bounds.round_explicit(type_.dtype, value) if isinstance(value, Bar) else round_to(type_.dtype, value)
-    return lift(lambda x: np.broadcast_to(x.reshape(-1, *(1,) * len(type_.shape)), (x.shape[0], *type_.shape)), value)
+    shape, dtype = int_shape(op.result.type), dtype_of(op.result.type)
+    value = bounds.round_explicit(dtype, value) if isinstance(value, Bar) else round_to(dtype, value)
+    return lift(lambda x: np.broadcast_to(x.reshape(-1, *(1,) * len(shape)), (x.shape[0], *shape)), value)
 
 
 define(
@@ -95,7 +95,7 @@ define(
     PURE,
     STRUCTURAL,
     attributes={"shape": REQUIRED, "layout": None},
-    evaluate=lambda op, a: lift(lambda x: np.broadcast_to(x, (x.shape[0], *op.result.type.shape)), a),
+    evaluate=lambda op, a: lift(lambda x: np.broadcast_to(x, (x.shape[0], *int_shape(op.result.type))), a),
     lower=Lowering(template="broadcast"),
 )
 
@@ -121,7 +121,7 @@ define(
     PURE,
     STRUCTURAL,
     attributes={"shape": REQUIRED, "layout": None},
-    evaluate=lambda op, a: lift(lambda x: x.reshape(x.shape[0], *op.result.type.shape), a),
+    evaluate=lambda op, a: lift(lambda x: x.reshape(x.shape[0], *int_shape(op.result.type)), a),
     lower=Lowering(template="reshape"),
 )
 
@@ -162,7 +162,7 @@ def _reduce_type(op: Op) -> tuple[Type, ...]:
 
 def _declare_reduction(name: str, doc: str, function: Callable[..., Any], bound: Callable[..., Bar]) -> None:
     def evaluate(op: Op, a: Any) -> Any:
-        return round_to(op.result.type.dtype, function(a, axis=negative_axis(op, a.ndim - 1)))
+        return round_to(dtype_of(op.result.type), function(a, axis=negative_axis(op, a.ndim - 1)))
 
     def bar(op: Op, a: Bar) -> Bar:
         return bound(op, a, axis=negative_axis(op, a.r.ndim - 1))
@@ -207,16 +207,17 @@ def _mma_type(op: Op) -> tuple[Type, ...]:
         raise SourceError(
             "TS301", f"mma of {shape_text(a.shape)} and {shape_text(b.shape)}: the inner sizes {k} and {k_of_b} differ"
         )
+    layout = None
     for acc in op.operands[2:]:
         if not isinstance(acc.type, TileType) or acc.type.shape != (m, n) or acc.type.dtype != f32:
             raise SourceError("TS301", f"the accumulator of this mma must be an f32 tile {shape_text((m, n))}")
-    layout = op.operands[2].type.layout if len(op.operands) > 2 else None
+        layout = acc.type.layout
     return (TileType((m, n), f32, layout),)
 
 
 def k_block(op: Op) -> int:
-    """How many products the matrix unit sums before it rounds into the accumulator: 16 for 16-bit operands, 8 for f32."""
-    return 16 if op.operands[0].type.dtype.bits == 16 else 8
+    """How many products the matrix unit sums before it rounds into the accumulator: 16 of 16-bit operands, 8 of f32."""
+    return 16 if dtype_of(op.operands[0].type).bits == 16 else 8
 
 
 def _mma_operands(op: Op, a: Any, b: Any) -> tuple[Any, Any]:
@@ -250,10 +251,4 @@ define(
 )
 
 
-def tile_of(value: Value) -> TileType:
-    """The type of a value that an earlier check showed to be a tile."""
-    assert isinstance(value.type, TileType), value
-    return value.type
-
-
-__all__ = ["TARGET", "k_block", "mma_bound", "mma_evaluate", "negative_axis", "tile_of"]
+__all__ = ["TARGET", "k_block", "mma_bound", "mma_evaluate", "negative_axis"]
