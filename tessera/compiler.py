@@ -21,7 +21,7 @@ from tessera.passes import PIPELINE, Context, Pass
 from tessera.passes.specialise import unbound_dims
 from tessera.program import Argument, Launch, Parameter, Program
 from tessera.target.arch import ARCHS, Arch, find
-from tessera.target.schedule import Schedule
+from tessera.target.schedule import Schedule, schedule_of
 
 VECTOR_DIVISOR = 16  # a dim's divisibility is worth knowing up to 16 elements: the widest vector of any dtype
 
@@ -115,7 +115,7 @@ def compile_kernel(
             start = time.perf_counter()
             module = run_pass(step, module, context)
             keep(step.name, module, time.perf_counter() - start, step.exact)
-        result.schedule = context.schedule
+        result.schedule = schedule_of(module.kernel())
     start = time.perf_counter()
     result.cuda = [emit(kernel) for kernel in module.kernels]
     result.times["emit"] = time.perf_counter() - start

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tessera.errors import InternalError
+from tessera.errors import InternalError, SourceError
 from tessera.ir.types import Type
 from tessera.location import Loc
 
@@ -166,6 +166,13 @@ class Builder:
         from tessera.ir.opdef import lookup
 
         definition = lookup(name)
+        if not definition.check_arity(len(operands)) or len(regions) != definition.regions:
+            raise SourceError(
+                "TS703",
+                f"op {name} takes {' '.join(definition.operands) or 'no operands'} and {definition.regions} regions, not "
+                f"{len(operands)} operands and {len(regions)} regions",
+                self.origin[0] if self.origin else None,
+            )
         op = Op(name, list(operands), definition.complete(attributes), [], list(regions), self.origin)
         types = definition.type_rule(op)
         for index, type_ in enumerate(types):

@@ -125,6 +125,11 @@ def _split(size: Size, divisor: int) -> tuple[Size, Size]:
     return _from_terms(quotient), _from_terms(rest)
 
 
+def _refuse_zero(b: Size) -> None:
+    if isinstance(b, int) and b == 0:
+        raise ZeroDivisionError("a size is divided by zero")
+
+
 def floordiv(a: Size, b: Size) -> Size:
     """Floor division as in Python. Raises ZeroDivisionError for a constant zero divisor."""
     if isinstance(a, int) and isinstance(b, int):
@@ -142,7 +147,8 @@ def floordiv(a: Size, b: Size) -> Size:
 
 
 def mod(a: Size, b: Size) -> Size:
-    """Remainder with the sign of the divisor, as in Python."""
+    """Remainder with the sign of the divisor, as in Python. Raises ZeroDivisionError for a constant zero divisor."""
+    _refuse_zero(b)
     if isinstance(a, int) and isinstance(b, int):
         return a % b
     if isinstance(b, int) and b > 0:
@@ -152,7 +158,8 @@ def mod(a: Size, b: Size) -> Size:
 
 
 def cdiv(a: Size, b: Size) -> Size:
-    """Ceiling division, `-(-a // b)`."""
+    """Ceiling division, `-(-a // b)`. Raises ZeroDivisionError for a constant zero divisor."""
+    _refuse_zero(b)
     if isinstance(a, int) and isinstance(b, int):
         return -(-a // b)
     if isinstance(b, int) and b > 0:

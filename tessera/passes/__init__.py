@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from tessera.ir.core import Kernel
 from tessera.ir.opdef import TARGET, TILE
 from tessera.passes.canonicalise import canonicalise
+from tessera.passes.choose_schedule import choose_schedule
 from tessera.passes.insert_barriers import insert_barriers
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.place_shared import place_shared
@@ -19,23 +20,18 @@ from tessera.passes.specialise import specialise
 from tessera.passes.stage_operands import stage_operands
 from tessera.passes.subtile import subtile
 from tessera.target.arch import Arch
-from tessera.target.schedule import Schedule, default_schedule
+from tessera.target.schedule import Schedule, schedule_of
 
 
 @dataclass
 class Context:
-    """What passes may ask. `schedule` is chosen for the specialised kernel unless the caller gives one."""
+    """What passes may ask. `schedule` overrides the default point for the kernel."""
 
     arch: Arch
     static: dict[str, int] = field(default_factory=dict)
     divisors: dict[str, int] = field(default_factory=dict)
     alignment: dict[str, int] = field(default_factory=dict)
     schedule: Schedule | None = None
-
-    def scheduled(self, kernel: Kernel) -> Schedule:
-        if self.schedule is None:
-            self.schedule = default_schedule(kernel, self.arch)
-        return self.schedule
 
 
 @dataclass(frozen=True)
@@ -53,12 +49,14 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("specialise", lambda k, c: specialise(k, c.static, c.divisors, c.alignment)),
     # Dead buffers must not count when the schedule is chosen.
     Pass("canonicalise", lambda k, c: canonicalise(k)),
+    # The choice is written into the IR, where every later pass reads it and a reader sees it.
+    Pass("choose_schedule", lambda k, c: choose_schedule(k, c.arch, c.schedule)),
     # Before operands are staged: a streamed operand becomes a load in a K loop, which staging turns into a copy.
-    Pass("subtile", lambda k, c: subtile(k, c.scheduled(k))),
+    Pass("subtile", lambda k, c: subtile(k, schedule_of(k))),
     Pass("stage_operands", lambda k, c: stage_operands(k)),
     # Offsets that slicing made fold to constants, which widens accesses.
     Pass("canonicalise_slices", lambda k, c: canonicalise(k)),
-    Pass("lower_to_target", lambda k, c: lower_to_target(k, c.scheduled(k)), TARGET),
+    Pass("lower_to_target", lambda k, c: lower_to_target(k, schedule_of(k)), TARGET),
     # A layout change or a fragment loop leaves unused values and repeated constants behind.
     Pass("canonicalise_target", lambda k, c: canonicalise(k), TARGET),
     # Placement before barriers: buffers that share bytes need barriers between them.

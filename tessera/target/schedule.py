@@ -31,6 +31,17 @@ class Schedule:
     block_k: int = BLOCK_K
 
 
+def schedule_of(kernel: Kernel) -> Schedule:
+    """The schedule that `choose_schedule` wrote. Raises SourceError TS703 for a kernel that has none."""
+    data = kernel.attributes.get("schedule")
+    if not isinstance(data, dict):
+        raise SourceError("TS703", f"kernel '{kernel.name}' has no schedule: run choose_schedule first", kernel.loc)
+    try:
+        return Schedule(**data)
+    except TypeError as error:
+        raise SourceError("TS703", f"the schedule of kernel '{kernel.name}' is not one: {error}", kernel.loc) from None
+
+
 def elements(value: Value) -> int:
     """Number of elements of a value whose sizes are all bound."""
     return math.prod(int_shape(value.type))

@@ -254,7 +254,7 @@ HEAD = 'tessera 1 tile\nfile 0 "a"\nkernel @k(%x: view<[8], f32>, %n: i64) {\n'
         ("  %s: buffer<[8], f32> = shared {shape = (8,), dtype = f32}\n}", "TS702", "op shared is not of the tile", 26),
         ("  yield\n}", "TS703", "yield can only end a region", 3),
         ("  for %n, %n, %n (%i: i64) {\n  }\n}", "TS703", "a region of for does not end in yield", 3),
-        ("  for %n, %n, %n (%i: i64) {\n    yield %n\n  }\n}", "TS703", "of this for do not fit", 3),
+        ("  for %n, %n, %n (%i: i64) {\n    yield %n\n  }\n}", "TS703", "yields as many values", 3),
         ("  for %n, %n, %n {\n    yield\n  }\n}", "TS703", "a loop body takes the index", 3),
         ("  for %n, %n, %n\n}", "TS703", "op for has 1 regions, not 0", 3),
         ("  barrier @7:1:1\n}", "TS703", "file 7 of the location is not declared above", 11),
