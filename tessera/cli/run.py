@@ -175,8 +175,8 @@ def _run_program(subject: Subject, lane: str, arch: str, dims: dict[str, int], a
 
 
 def _roofline(kernel: Kernel, result: Result, dims: dict[str, int], extents: tuple[int, ...]) -> float | None:
-    from tessera.runtime.roofline import roofline_seconds
     from tessera.compiler import find_arch
+    from tessera.runtime.roofline import roofline_seconds
 
     assert result.outcome is not None and result.arch is not None
     least = roofline_seconds(kernel, execute.parameters_of(kernel), dims, extents, find_arch(result.arch))

@@ -60,10 +60,10 @@ def _environment() -> Any:
 
 def emit(kernel: Kernel) -> CudaKernel:
     """The CUDA text of a placed Target kernel. Raises InternalError for an op without a template."""
-    return _Emitter(kernel).run()
+    return Emitter(kernel).run()
 
 
-class _Emitter:
+class Emitter:
     def __init__(self, kernel: Kernel):
         self.kernel = kernel
         self.names = Names()
@@ -126,7 +126,8 @@ class _Emitter:
         lowering = op.definition.lower
         if lowering is None or not (lowering.template or lowering.expression or lowering.integer):
             raise InternalError("TS901", f"op {op.name} has no CUDA text at Target level", op.loc)
-        context = statements.context(self, op)
+        family = statements.statement_of(op.name) or statements.basic.elementwise
+        context = family(self, op)
         if context is None:  # says nothing: its users refer to the operand itself
             return []
         text = _environment().get_template(f"{lowering.template or 'elementwise'}.j2").render(context)

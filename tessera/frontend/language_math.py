@@ -100,7 +100,7 @@ _SPELLED = frozenset([*BINARY.values(), *UNARY.values(), "floordiv", "mod", "whe
 
 
 def from_table(name: str) -> Intrinsic | None:
-    """`tile.<name>` for an elementwise op of the table that is declared nowhere else; None where there is no such op."""
+    """`tile.<name>` for an elementwise op of the table that is declared nowhere else, or None."""
     from tessera.ir.opdef import ELEMENTWISE, table  # here, so that importing the package stays light
 
     definition = table().get(name)

@@ -169,8 +169,8 @@ class Builder:
         if not definition.check_arity(len(operands)) or len(regions) != definition.regions:
             raise SourceError(
                 "TS703",
-                f"op {name} takes {' '.join(definition.operands) or 'no operands'} and {definition.regions} regions, not "
-                f"{len(operands)} operands and {len(regions)} regions",
+                f"op {name} takes {' '.join(definition.operands) or 'no operands'} and {definition.regions} regions, "
+                f"not {len(operands)} operands and {len(regions)} regions",
                 self.origin[0] if self.origin else None,
             )
         op = Op(name, list(operands), definition.complete(attributes), [], list(regions), self.origin)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tessera.dtypes import TYPES, DType
 from tessera.errors import SourceError, TesseraError, did_you_mean
@@ -125,7 +125,7 @@ def _read(text: str, file: str) -> Module:
         raise _Fault("TS701", f"the character {found!r} cannot stand here", where) from None
     except UnexpectedInput as error:
         raise _Fault("TS701", "this is not IR text", _Position(error.line or 1, error.column or 1)) from None
-    return _ModuleBuilder(level, file).module(declarations)
+    return _ModuleBuilder(level, file).module(cast(list[Any], declarations))  # the transformer made them
 
 
 def _shown(token: Token) -> str:

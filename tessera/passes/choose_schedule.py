@@ -1,4 +1,4 @@
-"""Write the schedule into the kernel: the caller's, or the default point for the kernel's sizes and the architecture."""
+"""Write the schedule into the kernel: the caller's, or the default point for its sizes and the architecture."""
 
 from __future__ import annotations
 

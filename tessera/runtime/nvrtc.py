@@ -86,7 +86,7 @@ def compile_cubin(source: str, arch: str, name: str, options: Iterable[str] = ()
     try:
         log = _compile_program(nvrtc, program, name, arch, (*BASE_OPTIONS, *options))
         cubin = nvrtc.getCUBIN(program)
-        # CuPy takes the last byte of a cubin for a terminating NUL and drops it. The driver does not mind, nvdisasm does.
+        # CuPy takes the last byte of a cubin for a terminating NUL and drops it. Unlike the driver, nvdisasm minds.
         cubin += bytes(-len(cubin) % 8)
         # With a real architecture NVRTC keeps the PTX that it assembled, so no second compilation is needed.
         ptx = _text(nvrtc.getPTX(program)) if want_ptx else None

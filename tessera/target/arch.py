@@ -192,9 +192,9 @@ def arch(name: str) -> Arch:
 def nearest_lane(compute_capability: tuple[int, int]) -> Arch:
     """Facts for a device: its own row, or those of the newest known one that is not newer, under the device's name.
 
-    (10, 3) gives the row of sm_100a as `sm_103`: machine code runs on no other generation, and an architecture-specific
-    target such as sm_100a on no other chip, so the code is compiled for the device itself. Callers compare the name with
-    `ARCHS` and tell the user that the device is not in the table. ValueError for a device older than 8.0.
+    (10, 3) gives the row of sm_100a as `sm_103`: machine code runs on no other generation, and that of an
+    architecture-specific target such as sm_100a on no other chip, so the code is compiled for the device itself.
+    ValueError for a device older than 8.0.
     """
     major, minor = compute_capability
     older = [facts for facts in ARCHS.values() if facts.compute_capability <= compute_capability]
@@ -210,7 +210,7 @@ _NAME = re.compile(r"sm_(\d+)(\d)")
 
 
 def find(name: str) -> Arch | None:
-    """Facts by name: a row of the table, or those of `nearest_lane` for the plain name of a chip that it does not have."""
+    """Facts by name: a row of the table, or those of `nearest_lane` for the plain name of another chip."""
     match = _NAME.fullmatch(name)
     if name in ARCHS or match is None or int(match[1]) < 8:
         return ARCHS.get(name)

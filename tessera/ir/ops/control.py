@@ -22,7 +22,7 @@ def _for_type(op: Op) -> tuple[Type, ...]:
     (body,) = op.regions
     carried = op.operands[3:]
     if len(body.arguments) != len(carried) + 1 or len(_yielded(op, body)) != len(carried):
-        raise SourceError("TS703", "a loop body takes the index and one argument per carried value, and yields as many values")
+        raise SourceError("TS703", "a loop body takes the index and its carried values, and yields as many values")
     for initial, argument, final in zip(carried, body.arguments[1:], _yielded(op, body), strict=True):
         if not initial.type == argument.type == final:
             raise SourceError(

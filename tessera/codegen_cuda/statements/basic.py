@@ -1,0 +1,96 @@
+"""Scalars, elementwise ops and ops that only rearrange registers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tessera.codegen_cuda.names import literal, size_text
+from tessera.codegen_cuda.reductions import reduction_lines
+from tessera.codegen_cuda.statements.common import tile_info
+from tessera.codegen_cuda.statements.registry import statement
+from tessera.ir.core import Op
+from tessera.ir.ops.elementwise import computes_in_float
+from tessera.ir.types import dtype_of, int_shape, shape_of, tile_layout
+
+if TYPE_CHECKING:
+    from tessera.codegen_cuda.emit import Emitter
+
+
+def elementwise(emitter: Emitter, op: Op) -> dict[str, Any]:
+    lower = op.definition.lower
+    assert lower is not None
+    in_float = op.name != "cast" and computes_in_float(op)
+    terms = []
+    for value in op.operands:
+        element = emitter.name(value) + ("[r]" if emitter.is_tile(value) else "")
+        terms.append(f"ts_to_f32({element})" if in_float and not dtype_of(value.type).is_bool else element)
+    text = (lower.expression if in_float or op.name == "cast" else lower.integer).format(*terms)
+    result = op.result
+    ctype = dtype_of(result.type).cuda
+    return {
+        "out": emitter.name(result),
+        "ctype": ctype,
+        "expression": f"ts_cast<{ctype}>({text})",
+        "count": tile_info(emitter, result)["count"] if emitter.is_tile(result) else 0,
+    }
+
+
+@statement("constant")
+def _constant(emitter: Emitter, op: Op) -> dict[str, Any]:
+    dtype = op.attributes["dtype"]
+    ctype = "float" if dtype.is_float else dtype.cuda
+    return {"out": emitter.name(op.result), "ctype": ctype, "value": literal(op.attributes["value"], dtype)}
+
+
+@statement("size")
+def _size(emitter: Emitter, op: Op) -> dict[str, Any]:
+    return {"out": emitter.name(op.result), "value": size_text(op.attributes["size"])}
+
+
+@statement("program_id")
+def _program_id(emitter: Emitter, op: Op) -> dict[str, Any]:
+    return {"out": emitter.name(op.result), "axis": op.attributes["axis"], "scale": op.attributes["scale"]}
+
+
+@statement("full")
+def _full(emitter: Emitter, op: Op) -> dict[str, Any]:
+    return {"out": tile_info(emitter, op.result), "value": emitter.name(op.operands[0])}
+
+
+@statement("broadcast")
+def _broadcast(emitter: Emitter, op: Op) -> dict[str, Any]:
+    """Register r of the result is a register of the operand: spread axes leave the index one by one."""
+    layout, source = tile_layout(op.result.type), op.operands[0]
+    index = list(range(layout.registers_per_thread))
+    for axis, (small, large) in enumerate(zip(shape_of(source.type), shape_of(op.result.type), strict=True)):
+        if small == 1 and large != 1:
+            step = layout.slice_map(axis)
+            index = [step[i] for i in index]
+            layout = layout.slice(axis)
+    return {"out": tile_info(emitter, op.result), "source": emitter.name(source), "index": index}
+
+
+@statement("reshape")
+def _reshape(emitter: Emitter, op: Op) -> None:
+    """The same registers: the result is another name of the operand."""
+    emitter.names.of_value[op.result] = emitter.name(op.operands[0])
+
+
+@statement("reduce_sum", "reduce_max", "reduce_min")
+def _reduce(emitter: Emitter, op: Op) -> dict[str, Any]:
+    source = op.operands[0]
+    layout, shape = tile_layout(source.type), int_shape(source.type)
+    axis = op.attributes["axis"] % len(shape)
+    lines = reduction_lines(
+        op.name,
+        layout,
+        axis,
+        shape[axis],
+        emitter.name(source),
+        emitter.layouts.tile(layout),
+    )
+    out = tile_info(emitter, op.result)
+    return {
+        "out": out,
+        "lines": [line.replace("{out}", out["name"]).replace("{ctype}", out["ctype"]) for line in lines],
+    }

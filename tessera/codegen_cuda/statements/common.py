@@ -1,0 +1,44 @@
+"""What several families of statements say alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tessera.ir.core import Value
+from tessera.ir.types import dtype_of, shape_of, tile_layout
+
+if TYPE_CHECKING:
+    from tessera.codegen_cuda.emit import Emitter
+
+
+def tile_info(emitter: Emitter, value: Value) -> dict[str, Any]:
+    """A register tile as templates see it."""
+    layout = tile_layout(value.type)
+    return {
+        "name": emitter.name(value),
+        "ctype": dtype_of(value.type).cuda,
+        "count": layout.registers_per_thread,
+        "layout": emitter.layouts.tile(layout),
+        "shape": shape_of(value.type),
+        "physical": layout.shape,
+    }
+
+
+def known_number(value: Value) -> int | None:
+    op = value.defining_op
+    return int(op.attributes["value"]) if op is not None and op.name == "constant" else None
+
+
+def coordinate_texts(layout: str, rank: int, register: str) -> list[str]:
+    return [f"{layout}_t{axis} + {layout}_r{axis}({register})" for axis in range(rank)]
+
+
+def register_count(value: Value) -> int:
+    return tile_layout(value.type).registers_per_thread
+
+
+def offset_text(emitter: Emitter, value: Value) -> str:
+    number = known_number(value)
+    if number is not None:
+        return f"{number} + " if number else ""
+    return f"(int){emitter.name(value)} + "

@@ -1,0 +1,82 @@
+"""Regions and the values that leave them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tessera.codegen_cuda.statements.common import register_count
+from tessera.codegen_cuda.statements.registry import statement
+from tessera.ir.core import Op
+from tessera.ir.types import dtype_of
+
+if TYPE_CHECKING:
+    from tessera.codegen_cuda.emit import Emitter
+
+
+@statement("for")
+def _for(emitter: Emitter, op: Op) -> dict[str, Any]:
+    body = op.regions[0]
+    carried = []
+    for result, initial, argument, final in zip(
+        op.results, op.operands[3:], body.arguments[1:], body.ops[-1].operands, strict=True
+    ):
+        emitter.names.of_value[argument] = emitter.names.of_value[result] = emitter.fresh(
+            result.name or argument.name or "carried"
+        )
+        carried.append(
+            {
+                "name": emitter.name(result),
+                "initial": emitter.name(initial),
+                "ctype": dtype_of(result.type).cuda,
+                "count": register_count(result) if emitter.is_tile(result) else 0,
+                "final": final,
+            }
+        )
+    lower, upper, step = (emitter.name(v) for v in op.operands[:3])
+    return {
+        "index": emitter.name(body.arguments[0]),
+        "lower": lower,
+        "upper": upper,
+        "step": step,
+        "carried": carried,
+        "unroll": op.attributes["unroll"],
+    }
+
+
+@statement("if")
+def _if(emitter: Emitter, op: Op) -> dict[str, Any]:
+    results = [
+        {
+            "name": emitter.name(r),
+            "ctype": dtype_of(r.type).cuda,
+            "count": register_count(r) if emitter.is_tile(r) else 0,
+        }
+        for r in op.results
+    ]
+    return {"condition": emitter.name(op.operands[0]), "results": results}
+
+
+@statement("yield")
+def _yield(emitter: Emitter, op: Op) -> dict[str, Any]:
+    """Moves the values of a region to where its op's results live.
+
+    A value that another move overwrites goes by a copy.
+    """
+    owner = next(o for o in emitter.kernel.body.walk() if any(op in region.ops for region in o.regions))
+    moves = []
+    targets = [emitter.name(result) for result in owner.results]
+    for result, value in zip(owner.results, op.operands, strict=True):
+        name, source = emitter.name(result), emitter.name(value)
+        if name == source:
+            continue
+        crossing = source in targets
+        moves.append(
+            {
+                "name": name,
+                "source": source,
+                "ctype": dtype_of(result.type).cuda,
+                "crossing": crossing,
+                "count": register_count(result) if emitter.is_tile(result) else 0,
+            }
+        )
+    return {"moves": moves}

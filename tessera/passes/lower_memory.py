@@ -1,0 +1,123 @@
+"""Memory ops: loads, stores, buffers and asynchronous copies."""
+
+from __future__ import annotations
+
+from tessera.ir.core import Builder, Op, Value
+from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, tile_layout
+from tessera.passes.access import access_bytes
+from tessera.passes.assign_layouts import coalesced
+from tessera.passes.lowering import Lowering, rule
+from tessera.target.schedule import elements
+
+STAGED_STORE = 32 * 32  # elements from which a narrow store is worth a trip through shared memory
+
+
+@rule("load")
+def lower_load(lowering: Lowering, op: Op, builder: Builder) -> None:
+    view = lowering.mapping[op.operands[0]]
+    if not isinstance(op.result.type, TileType):
+        lowering.mapping[op.result] = builder.value("ld_global", view, hint=op.result.name)
+        return
+    layout = lowering.layouts.tile[op.result]
+    lowering.mapping[op.result] = builder.value(
+        "ld_global",
+        view,
+        layout=layout,
+        hint=op.result.name,
+        vector=lowering.global_vector(op.operands[0], layout, op.result.type.dtype),
+    )
+
+
+@rule("store")
+def lower_store(lowering: Lowering, op: Op, builder: Builder) -> None:
+    view, value = op.operands
+    new = lowering.mapping[value]
+    dtype = dtype_of(view.type)
+    vector = lowering.global_vector(view, tile_layout(new.type), dtype)
+    wide = coalesced(value, lowering.schedule, dtype.bytes)
+    best = lowering.global_vector(view, wide, dtype)
+    if vector < best and len(int_shape(new.type)) == 2 and elements(new) >= STAGED_STORE:
+        if dtype_of(new.type) != dtype:
+            new = builder.value("cast", new, dtype=dtype, hint=new.name)  # the store's own rounding, done earlier
+        new, vector = lowering.convert(builder, new, wide), best
+    builder.op("st_global", [lowering.mapping[view], new], vector=vector)
+
+
+@rule("alloc_shared")
+def lower_alloc_shared(lowering: Lowering, op: Op, builder: Builder) -> None:
+    type_ = op.result.type
+    assert isinstance(type_, BufferType)
+    lowering.mapping[op.result] = builder.value(
+        "shared", shape=type_.shape, dtype=type_.dtype, hint=op.result.name, layout=lowering.layouts.buffer[op.result]
+    )
+
+
+@rule("copy_async")
+def lower_copy_async(lowering: Lowering, op: Op, builder: Builder) -> None:
+    buffer, view = op.operands
+    if lowering.open and _waits(lowering, lowering.open[-1]) != _waits(lowering, op.result):
+        _commit(lowering, builder)
+    lowering.mapping[op.result] = builder.value(
+        "cp_async",
+        lowering.mapping[buffer],
+        lowering.mapping[view],
+        vector=access_bytes(view, lowering.kernel, lowering.loops),
+        bypass_l1=op.attributes["bypass_l1"],
+    )
+    lowering.open.append(op.result)
+
+
+def _waits(lowering: Lowering, token: Value) -> tuple[int, ...]:
+    return tuple(op.id for op in lowering.used.get(token, ()))
+
+
+def _commit(lowering: Lowering, builder: Builder) -> None:
+    group = builder.value("async_commit", *(lowering.mapping[token] for token in lowering.open))
+    lowering.groups.append((set(lowering.open), group))
+    lowering.open.clear()
+
+
+@rule("wait")
+def lower_wait(lowering: Lowering, op: Op, builder: Builder) -> None:
+    """Waits until the youngest group that holds one of the tokens has landed; younger groups may stay in flight."""
+    tokens = set(op.operands)
+    if tokens & set(lowering.open):
+        _commit(lowering, builder)
+    youngest = max(index for index, (members, _) in enumerate(lowering.groups) if members & tokens)
+    done = [group for _, group in lowering.groups[: youngest + 1]]
+    pending = len(lowering.groups) - youngest - 1
+    lowering.groups = lowering.groups[youngest + 1 :]
+    builder.op("async_wait", done, pending=pending)
+
+
+@rule("read")
+def lower_read(lowering: Lowering, op: Op, builder: Builder) -> None:
+    if all(user.name == "mma" and op.result in user.operands[:2] for user in lowering.used.get(op.result, ())):
+        return  # the product loads its fragments itself
+    type_ = op.result.type
+    assert isinstance(type_, TileType)
+    offsets = [lowering.mapping[v] for v in op.operands[1:]] or lowering.zeros(builder, len(type_.shape))
+    layout = lowering.layouts.tile[op.result]
+    old = op.operands[1:] or offsets
+    lowering.mapping[op.result] = builder.value(
+        "ld_shared",
+        lowering.mapping[op.operands[0]],
+        *offsets,
+        shape=type_.shape,
+        layout=layout,
+        vector=lowering.shared_vector(layout, type_.dtype, list(old)),
+        hint=op.result.name,
+    )
+
+
+@rule("write")
+def lower_write(lowering: Lowering, op: Op, builder: Builder) -> None:
+    buffer, value = op.operands[:2]
+    new = lowering.mapping[value]
+    offsets = [lowering.mapping[v] for v in op.operands[2:]] or lowering.zeros(builder, len(int_shape(new.type)))
+    old = op.operands[2:] or offsets
+    builder.op(
+        "st_shared",
+        [lowering.mapping[buffer], new, *offsets],
+        vector=lowering.shared_vector(tile_layout(new.type), dtype_of(buffer.type), list(old)),
+    )

@@ -1,0 +1,120 @@
+"""What lowering a kernel to Target IR needs: the mapping of values, layout changes, and a rule per op that is special.
+
+An op without a rule keeps its name: a tile op gets the layout of its group, any other is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tessera.dtypes import DType, i64
+from tessera.errors import SourceError
+from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, uses
+from tessera.ir.layout import RegisterLayout, shared_layout
+from tessera.ir.types import TileType, dtype_of, int_shape, tile_layout
+from tessera.passes.access import access_bytes, divisor_of, loops_of
+from tessera.passes.assign_layouts import Layouts
+from tessera.target.schedule import Schedule
+
+Rule = Callable[["Lowering", Op, Builder], None]
+_RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Decorator: the function lowers the Tile ops of these names."""
+
+    def register(function: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+class Lowering:
+    def __init__(self, kernel: Kernel, layouts: Layouts, schedule: Schedule, mapping: Mapping):
+        self.kernel, self.layouts, self.schedule, self.mapping = kernel, layouts, schedule, mapping
+        self.loops = loops_of(kernel)
+        self.used = uses(kernel.body)
+        self.open: list[Value] = []  # tokens of copies in no group yet
+        self.groups: list[tuple[set[Value], Value]] = []  # committed groups in order: Tile tokens, Target token
+
+    def block(self, block: Block, builder: Builder) -> None:
+        for op in block.ops:
+            builder.at(op)
+            special = _RULES.get(op.name)
+            if special is not None:
+                special(self, op, builder)
+            elif op.regions:
+                self.region_op(op, builder)
+            elif any(isinstance(r.type, TileType) for r in op.results):
+                self.tile_op(op, builder)
+            else:
+                clone_op(builder, op, self.mapping)
+
+    def region_op(self, op: Op, builder: Builder) -> None:
+        regions = []
+        for region in op.regions:
+            copy = Block()
+            for argument in region.arguments:
+                type_ = argument.type
+                if isinstance(type_, TileType):
+                    type_ = TileType(type_.shape, type_.dtype, self.layouts.tile[argument])
+                self.mapping[argument] = copy.add_argument(type_, argument.name)
+            self.block(region, builder.inner(copy))
+            regions.append(copy)
+        new = builder.at(op).op(op.name, self.operands(op), regions, [r.name for r in op.results], **op.attributes)
+        self.mapping.update(zip(op.results, new.results, strict=True))
+
+    def operands(self, op: Op) -> list[Value]:
+        return [self.mapping[value] for value in op.operands]
+
+    def define(self, old: Value, new: Value, builder: Builder) -> None:
+        """Records the Target value of a Tile value, moved into the layout that its group has."""
+        wanted = self.layouts.tile.get(old)
+        self.mapping[old] = new if wanted is None else self.convert(builder, new, wanted)
+
+    def tile_op(self, op: Op, builder: Builder) -> None:
+        attributes = dict(op.attributes)
+        if "layout" in attributes:
+            attributes["layout"] = self.layouts.tile[op.result]
+        value = builder.value(op.name, *self.operands(op), hint=op.result.name, **attributes)
+        self.define(op.result, value, builder)
+
+    def convert(self, builder: Builder, value: Value, layout: RegisterLayout) -> Value:
+        """The same tile in another register layout, through shared memory."""
+        old = tile_layout(value.type)
+        if old == layout:
+            return value
+        shape, dtype = int_shape(value.type), dtype_of(value.type)
+        buffer = self.scratch(builder, shape, dtype, value.name)
+        zeros = self.zeros(builder, len(shape))
+        builder.op("st_shared", [buffer, value, *zeros], vector=self.shared_vector(old, dtype, zeros))
+        return builder.value(
+            "ld_shared",
+            buffer,
+            *zeros,
+            shape=shape,
+            layout=layout,
+            hint=value.name,
+            vector=self.shared_vector(layout, dtype, zeros),
+        )
+
+    def scratch(self, builder: Builder, shape: tuple[int, ...], dtype: DType, hint: str) -> Value:
+        *rows, columns = shape
+        if len(rows) > 1:
+            raise SourceError("TS102", f"a tile of {len(shape)} axes cannot change its layout yet", builder.origin[0])
+        layout = shared_layout(rows[0] if rows else 1, columns, dtype.bytes)
+        return builder.value("shared", shape=shape, dtype=dtype, layout=layout, hint=f"{hint or 'tile'}_scratch")
+
+    def zeros(self, builder: Builder, count: int) -> list[Value]:
+        return [builder.value("constant", value=0, dtype=i64)] * count
+
+    def shared_vector(self, layout: RegisterLayout, dtype: DType, offsets: list[Value]) -> int:
+        """Bytes of one shared-memory access: consecutive registers, at most 16 bytes, aligned by the column offset."""
+        column = divisor_of(offsets[-1], self.kernel.attributes.get("divisors", {}), self.loops)
+        axis = len(layout.shape) - 1
+        return min(layout.contiguous(axis, 16 // dtype.bytes), column) * dtype.bytes
+
+    def global_vector(self, view: Value, layout: RegisterLayout, dtype: DType) -> int:
+        wide = access_bytes(view, self.kernel, self.loops)
+        return layout.contiguous(len(layout.shape) - 1, wide // dtype.bytes) * dtype.bytes
