@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tessera.codegen_cuda.statements.common import coordinate_texts, tile_info
+from tessera.codegen_cuda.statements.common import coordinate_texts, known_number, tile_info
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.errors import InternalError
 from tessera.ir.core import Op, Value
