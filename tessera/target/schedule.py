@@ -14,6 +14,7 @@ from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
 from tessera.target.arch import Arch
 
 REGISTER_TILE_LIMIT = 128  # f32 registers of one tile per thread: half of the 255 that a thread can have
+ELEMENTS_PER_THREAD = 32  # of the largest tile of a kernel without products: more lowers the occupancy that hides latency
 SUBTILE_COLUMNS = 128  # columns of a product that are computed at a time when not all fit
 BLOCK_K = 64  # K extent of a streamed matrix operand: 128-byte rows of bf16
 
@@ -84,7 +85,11 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
     products = [op for op in kernel.body.walk() if op.name == "mma"]
     largest = max(map(elements, tiles), default=1)
     product = max((elements(op.result) for op in products), default=0)
-    warps = 8 if max(product, largest // 2) >= 128 * 128 or largest > 16384 else 4
+    if products:
+        warps = 8 if product >= 128 * 128 else 4
+    else:
+        warps = min(max(largest // (ELEMENTS_PER_THREAD * 32), 4), 16)
+        warps = 1 << (warps.bit_length() - 1)
     streamed = _streamed(kernel, arch)
     subtile = 0
     stored = [op.operand("value") for op in kernel.body.walk() if op.name == "store"]
