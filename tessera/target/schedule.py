@@ -14,7 +14,7 @@ from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
 from tessera.target.arch import Arch
 
 REGISTER_TILE_LIMIT = 128  # f32 registers of one tile per thread: half of the 255 that a thread can have
-ELEMENTS_PER_THREAD = 32  # of the largest tile of a kernel without products: more lowers the occupancy that hides latency
+ELEMENTS_PER_THREAD = 32  # of the largest tile where there is no product: more would lower the occupancy
 SUBTILE_COLUMNS = 128  # columns of a product that are computed at a time when not all fit
 BLOCK_K = 64  # K extent of a streamed matrix operand: 128-byte rows of bf16
 
