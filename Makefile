@@ -9,7 +9,7 @@ RUN_STAMP := $(VENV)/.installed-$(EXTRA)
 DEV_STAMP := $(VENV)/.installed-$(EXTRA)-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format clean
+.PHONY: help run test lint format docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ lint: $(DEV_STAMP) ## ruff and pyright
 format: $(DEV_STAMP) ## format the sources
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(DEV_STAMP) ## write the generated pages and type stubs from the tables
+	$(BIN)/python -m tools.make_docs
 
 clean: ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tessera.dtypes import accum, bf16, f32, i32, i64
+from tessera.dtypes import accum, bf16, f16, f32, fp8_e4m3, fp8_e5m2, i8, i32, i64
+from tessera.dtypes import boolean as bool_
 from tessera.errors import TesseraError, did_you_mean
 from tessera.frontend import definition as _definition
 from tessera.frontend.annotations import Tensor
@@ -24,9 +25,14 @@ __all__ = [
     "TesseraError",
     "accum",
     "bf16",
+    "bool_",
     "cast",
+    "f16",
     "f32",
+    "fp8_e4m3",
+    "fp8_e5m2",
     "function",
+    "i8",
     "i32",
     "i64",
     "kernel",
@@ -38,7 +44,8 @@ __all__ = [
 def _launch(definition: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **options: Any) -> Any:
     import importlib
 
-    return importlib.import_module("tessera.runtime.api").call(definition, grid, args, kwargs, **options)
+    _definition.launcher = importlib.import_module("tessera.runtime.api").call  # from now on without this detour
+    return _definition.launcher(definition, grid, args, kwargs, **options)
 
 
 _definition.launcher = _launch

@@ -182,6 +182,7 @@ def make_program(kernel: Kernel, texts: list[CudaKernel], arch: str) -> Program:
                     value.type.shape,
                     roles.get(value.name, "in"),
                     alignment.get(value.name, 16),
+                    kernel.attributes.get("strides", {}).get(value.name, ()),
                 )
             )
         elif isinstance(value.type, ScalarType):

@@ -23,6 +23,7 @@ class Config:
     """Settings; the variable of each field is TESSERA_ and the field's name in capitals."""
 
     cache_dir: Path | None = None  # where compiled programs are kept; None: the user's cache folder
+    cache_bytes: int = 2 << 30  # how much is kept there; the least recently used goes first, and 0 keeps nothing
     backend: str = "auto"  # lane of calls that name none: one of BACKENDS
     arch: str | None = None  # architecture to compile for when no GPU decides it, such as sm_80
     dump: frozenset[str] = frozenset()  # comma-separated DUMPS to print to stderr while compiling
@@ -55,6 +56,10 @@ def config() -> Config:
 def _parse(name: str, variable: str, text: str) -> object:
     if name == "cache_dir":
         return Path(text).expanduser()
+    if name == "cache_bytes":
+        if not (text.isascii() and text.isdigit() and len(text) < 19):
+            raise ArgumentError("TS801", f"{variable} is '{text}' and must be a number of bytes, such as 2147483648")
+        return int(text)
     if name == "backend":
         return _one_of(BACKENDS, variable, text)
     if name == "dump":

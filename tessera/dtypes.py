@@ -35,6 +35,7 @@ class DType:
     precision: int = field(default=0, compare=False)
     min_exponent: int = field(default=0, compare=False)
     accumulator: str = field(default="", compare=False)  # name of the dtype in which sums of it are kept
+    saturates: bool = field(default=False, compare=False)  # what is too large, infinity too, becomes the largest value
 
     @property
     def bytes(self) -> int:
@@ -87,12 +88,14 @@ class NumericType:
         return f"{self.dtype} @ accum({self.accumulate})"
 
 
-def _float(name: str, numpy: object, carrier: object, cuda: str, rank: int, accumulator: str = "") -> DType:
+def _float(
+    name: str, numpy: object, carrier: object, cuda: str, rank: int, accumulator: str = "", saturates: bool = False
+) -> DType:
     info = ml_dtypes.finfo(numpy)  # type: ignore[arg-type]
     storage, held = np.dtype(numpy), np.dtype(carrier)  # type: ignore[call-overload]
-    # nmant leaves out the hidden bit.
+    largest, precision = float(info.max), info.nmant + 1  # nmant leaves out the hidden bit
     return DType(
-        name, info.bits, "float", storage, held, cuda, rank, float(info.max), info.nmant + 1, info.minexp, accumulator
+        name, info.bits, "float", storage, held, cuda, rank, largest, precision, info.minexp, accumulator, saturates
     )
 
 
@@ -102,13 +105,21 @@ def _int(name: str, numpy: type[np.signedinteger], cuda: str, rank: int) -> DTyp
 
 
 boolean = DType("bool", 8, "bool", np.dtype(np.bool_), np.dtype(np.bool_), "bool", 0, 1)
-i32 = _int("i32", np.int32, "ts_i32", 1)
-i64 = _int("i64", np.int64, "ts_i64", 2)
+i8 = _int("i8", np.int8, "ts_i8", 1)
+i32 = _int("i32", np.int32, "ts_i32", 2)
+i64 = _int("i64", np.int64, "ts_i64", 3)
+# Both fp8 types round as CUDA's cvt.rn.satfinite does: beyond the largest value, infinity included, is the largest
+# value, and NaN stays NaN. e4m3 has no infinity; that of e5m2 comes from memory only and the next rounding ends it.
+fp8_e4m3 = _float("fp8_e4m3", ml_dtypes.float8_e4m3fn, np.float32, "ts_fp8_e4m3", 5, "f32", saturates=True)
+fp8_e5m2 = _float("fp8_e5m2", ml_dtypes.float8_e5m2, np.float32, "ts_fp8_e5m2", 5, "f32", saturates=True)
+f16 = _float("f16", np.float16, np.float32, "ts_f16", 10, accumulator="f32")
 bf16 = _float("bf16", ml_dtypes.bfloat16, np.float32, "ts_bf16", 10, accumulator="f32")
 f32 = _float("f32", np.float32, np.float32, "float", 20)
 f64 = _float("f64", np.float64, np.float64, "double", 30)  # host references only: no kernel computes in it
 
-TYPES: dict[str, DType] = {dtype.name: dtype for dtype in (boolean, i32, i64, bf16, f32, f64)}
+TYPES: dict[str, DType] = {
+    dtype.name: dtype for dtype in (boolean, i8, i32, i64, fp8_e4m3, fp8_e5m2, f16, bf16, f32, f64)
+}
 
 
 def accum(dtype: DType) -> Accumulate:
@@ -133,18 +144,22 @@ def from_numpy(dtype: object) -> DType | None:
 
 
 def promote(a: DType, b: DType) -> DType:
-    """Result dtype of an elementwise op: the higher of two; bool is lowest, and int with float is at least f32."""
+    """Result dtype of an elementwise op on two dtypes: bool < i8 < i32 < i64 < fp8 < f16 and bf16 < f32.
+
+    The wider one, except where neither holds the values of the other: bf16 with f16, one fp8 with the other, and an
+    integer with a float narrower than f32 give f32.
+    """
     low, high = sorted((a, b), key=lambda dtype: dtype.rank)
     if low.is_int and high.is_float:
         return high if high.rank >= f32.rank else f32
-    return high
+    return high if low.rank < high.rank or low == high else f32
 
 
 def round_to(dtype: DType, array: object) -> np.ndarray:
     """`array` rounded once, to nearest even, to `dtype`; the result has the dtype's carrier type.
 
-    NaN stays NaN and float overflow gives infinity. A float becomes an integer by dropping its fraction. Raises
-    SourceError TS401 when a value does not fit an integer dtype.
+    NaN stays NaN. Float overflow gives infinity, or the largest value of a dtype that saturates. A float becomes an
+    integer by dropping its fraction. Raises SourceError TS401 when a value does not fit an integer dtype.
     """
     values = np.asarray(array)
     if values.dtype not in _CARRIERS:
@@ -162,8 +177,8 @@ def round_to(dtype: DType, array: object) -> np.ndarray:
     if dtype.carrier == dtype.numpy:
         with np.errstate(over="ignore"):  # overflow to infinity is the documented result
             return values.astype(dtype.carrier)
-    if dtype == bf16 and values.dtype == np.float32:
-        return _float32_to_bf16(values)
+    if values.dtype == np.float32:
+        return _float32_to_bf16(values) if dtype == bf16 else _float32_to_narrow(dtype, values)
     return _round_significand(dtype, _to_float64_sticky(values)).astype(dtype.carrier)
 
 
@@ -172,7 +187,8 @@ def to_storage(dtype: DType, carrier: object) -> np.ndarray:
     values = round_to(dtype, carrier)
     if dtype == bf16:
         return np.asarray(values.view(np.uint32) >> np.uint32(16)).astype(np.uint16).view(dtype.numpy)
-    return values.astype(dtype.numpy, copy=False)
+    with np.errstate(invalid="ignore"):  # NaN is a value like any other
+        return values.astype(dtype.numpy, copy=False)
 
 
 def from_storage(dtype: DType, array: np.ndarray) -> np.ndarray:
@@ -181,7 +197,8 @@ def from_storage(dtype: DType, array: np.ndarray) -> np.ndarray:
         raise ArgumentError("TS604", f"an array of dtype {dtype.name} was expected, not one of {array.dtype}")
     if dtype == bf16:
         return np.asarray(array.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return array.astype(dtype.carrier, copy=False)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN
+        return array.astype(dtype.carrier, copy=False)
 
 
 def ulp(dtype: DType, array: object) -> np.ndarray:
@@ -202,6 +219,14 @@ def _float32_to_bf16(values: np.ndarray) -> np.ndarray:
     rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) & np.uint32(0xFFFF0000)
     # The carry would turn some NaNs into infinity or zero.
     return np.where(np.isnan(values), np.float32(np.nan), np.asarray(rounded).view(np.float32))
+
+
+def _float32_to_narrow(dtype: DType, values: np.ndarray) -> np.ndarray:
+    """To f16 and fp8, whose conversions from float32 in NumPy and ml_dtypes round once but do not saturate."""
+    if dtype.saturates:
+        values = np.clip(values, -dtype.largest, dtype.largest)  # keeps NaN
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(values.astype(dtype.numpy).astype(np.float32))
 
 
 def _to_float64_sticky(values: np.ndarray) -> np.ndarray:
@@ -228,7 +253,8 @@ def _round_significand(dtype: DType, values: np.ndarray) -> np.ndarray:
     exponent = _spacing_exponent(dtype, values)
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = np.ldexp(np.rint(np.ldexp(values, -exponent)), exponent)
-    return np.where(np.abs(rounded) > dtype.largest, np.copysign(np.inf, values), rounded)
+    too_large = dtype.largest if dtype.saturates else np.inf
+    return np.where(np.abs(rounded) > dtype.largest, np.copysign(too_large, values), rounded)
 
 
 def _round_to_integer(dtype: DType, values: np.ndarray) -> np.ndarray:

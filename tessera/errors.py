@@ -70,6 +70,10 @@ CODES: dict[str, Code] = {
     "TS506": Code("NVRTC is missing", "pip install 'tessera[cuda12]'"),
     "TS507": Code("g++ is missing", "install a C++ compiler (g++), or use --backend interpret"),
     "TS508": Code("unknown architecture", "name one of the supported architectures, as in --arch sm_80"),
+    "TS509": Code("assertion in a kernel failed", "see the values that the program had, as with tile.print"),
+    "TS510": Code(
+        "kernel is not loaded while a graph is captured", "call it once with such arguments before"
+    ),
     # 6: launch and arguments
     "TS601": Code("missing or unexpected argument", "pass every parameter without a default; outputs may be left out"),
     "TS602": Code("output shares memory with another argument", "pass a separate array, or leave the output out"),
@@ -82,6 +86,7 @@ CODES: dict[str, Code] = {
     "TS703": Code("IR is not valid", "if the text was edited, undo the edit; if a pass made it, report it"),
     # 8: cache and tuning
     "TS801": Code("invalid setting", "set the variable to one of the allowed values, or unset it"),
+    "TS802": Code("cache cannot be used", "make the folder writable, or set TESSERA_CACHE_DIR to another one"),
     # 9: internal
     "TS901": Code("internal error", "report it with the command and the source that caused it"),
 }

@@ -22,7 +22,8 @@ class Parameter:
     """A parameter of the kernel as the author declared it. `kind`: "tensor" or "scalar"; `role`: "in", "out", "inout".
 
     `shape` holds sizes over dim symbols (named dims, or `<parameter>.<axis>` for undeclared ones). `alignment` is the
-    least byte alignment of the base address that the code was compiled for.
+    least byte alignment of the base address that the code was compiled for. `strides`, in elements, are empty for a
+    tensor that must be contiguous; else its dims `<parameter>.stride<axis>` are arguments of the launch.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Parameter:
     shape: tuple[Size, ...] = ()
     role: str = "in"
     alignment: int = 16
+    strides: tuple[Size, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ class Program:
         data = {name: getattr(self, name) for name in ("name", "arch", "dims", "static", "divisors", "cuda", "notes")}
         data["schema"] = SCHEMA
         data["cubin"] = base64.b64encode(self.cubin).decode()
-        data["parameters"] = [{**vars(p), "shape": [to_text(s) for s in p.shape]} for p in self.parameters]
+        data["parameters"] = [
+            {**vars(p), "shape": [to_text(s) for s in p.shape], "strides": [to_text(s) for s in p.strides]}
+            for p in self.parameters
+        ]
         data["launches"] = [
             {
                 **vars(x),
@@ -98,7 +103,10 @@ class Program:
                 )
                 for x in data.pop("launches")
             )
-            parameters = tuple(Parameter(**{**p, "shape": _sizes(p["shape"])}) for p in data.pop("parameters"))
+            parameters = tuple(
+                Parameter(**{**p, "shape": _sizes(p["shape"]), "strides": _sizes(p["strides"])})
+                for p in data.pop("parameters")
+            )
             cubin = base64.b64decode(data.pop("cubin"))
             return Program(
                 **{**data, "dims": tuple(data["dims"]), "notes": tuple(data["notes"])},

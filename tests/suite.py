@@ -1,5 +1,7 @@
 """The kernels that every lane is tested on, with the shapes at which the issue that introduced them names them."""
 
+import functools
+import glob
 import itertools
 
 from tessera.frontend.document import load_document
@@ -8,12 +10,16 @@ DOCUMENT = "examples/gdn/gdn_part1.md"
 MATMULS = [f"matmul_{case}_{dtype}" for dtype in ("bf16", "f32") for case in ("nn", "nt", "tn", "tt")]
 
 
+@functools.cache
+def _loaded(path):
+    return load_document(path)
+
+
 def load(name):
     """A kernel of the examples or of the document by name."""
-    for path in (DOCUMENT, "examples/vector_add.py", "examples/softmax.py", "examples/matmul.py"):
-        loaded = load_document(path)
-        if name in loaded.namespace:
-            return loaded[name]
+    for path in (DOCUMENT, *sorted(glob.glob("examples/*.py"))):
+        if name in _loaded(path).namespace:
+            return _loaded(path)[name]
     raise KeyError(name)
 
 
@@ -45,7 +51,20 @@ OTHERS = [
     *(("softmax_bf16", {"M": m, "N": n}) for m, n in ((17, 25), (40, 64), (3, 2048))),
     *((name, {"M": m, "N": n, "K": k}) for name in MATMULS for m, n, k in ((64, 64, 64), (33, 100, 129), (70, 9, 40))),
 ]
-SUITE = GATING + OTHERS
+EXAMPLES = [
+    *(("layer_norm", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (16, 1024))),
+    *(("column_sum", {"M": m, "N": n}) for m, n in ((1, 1), (70, 100), (200, 64))),
+    *(("sum_of_first", {"M": m, "N": n}) for m, n in ((1, 1), (40, 130))),
+    *(("cumulative_max", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (5, 300))),
+    *(("top_1", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (64, 257))),
+    *(("matmul_bias_gelu", {"M": m, "N": n, "K": k}) for m, n, k in ((64, 64, 64), (70, 9, 40))),
+    *(("batched_matmul", {"B": b, "M": 33, "N": 40, "K": k}) for b, k in ((1, 16), (3, 50))),
+    *(("fp8_matmul", {"M": m, "N": n, "K": k}) for m, n, k in ((64, 64, 64), (33, 100, 129))),
+    *(("transpose", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (64, 32))),
+    *(("gather_rows", {"M": 20, "N": n, "K": k}) for n, k in ((1, 1), (100, 30))),
+    *(("histogram", {"N": n, "K": k}) for n, k in ((1, 16), (1000, 12))),
+]
+SUITE = GATING + OTHERS + EXAMPLES
 
 
 def identify(case):

@@ -16,6 +16,7 @@ def test_defaults():
 def test_every_setting():
     environment = {
         "TESSERA_CACHE_DIR": "~/c",
+        "TESSERA_CACHE_BYTES": "1000",
         "TESSERA_BACKEND": "interpret",
         "TESSERA_ARCH": "sm_80",
         "TESSERA_DUMP": "tile, cuda",
@@ -24,7 +25,7 @@ def test_every_setting():
     assert set(environment) == {PREFIX + field.name.upper() for field in fields(Config)}
     assert len(environment) <= 10
     assert read_config(environment) == Config(
-        Path.home() / "c", "interpret", "sm_80", frozenset({"tile", "cuda"}), "clang++"
+        Path.home() / "c", 1000, "interpret", "sm_80", frozenset({"tile", "cuda"}), "clang++"
     )
 
 
@@ -32,6 +33,8 @@ def test_every_setting():
     ("variable", "value", "message"),
     [
         ("TESSERA_BACKEND", "gpu", "TESSERA_BACKEND is 'gpu' and must be one of auto, interpret, emulate, cuda"),
+        ("TESSERA_CACHE_BYTES", "2GB", "TESSERA_CACHE_BYTES is '2GB' and must be a number of bytes"),
+        ("TESSERA_CACHE_BYTES", "-1", "TESSERA_CACHE_BYTES is '-1' and must be a number of bytes"),
         ("TESSERA_DUMP", "tile,ptx", "TESSERA_DUMP is 'ptx' and must be one of graph, tile, target, cuda"),
         ("TESSERA_BAKCEND", "auto", "there is no variable TESSERA_BAKCEND .*did you mean 'TESSERA_BACKEND'"),
     ],

@@ -1,5 +1,6 @@
 """Rounding is checked against ml_dtypes, and against exact rational arithmetic where ml_dtypes rounds twice."""
 
+import math
 from fractions import Fraction
 
 import ml_dtypes
@@ -156,3 +157,85 @@ def test_names():
     with pytest.raises(SourceError, match="did you mean 'bf16'") as caught:
         dtypes.parse("bf61")
     assert caught.value.code == "TS201"
+
+
+NARROW = [dtypes.f16, dtypes.fp8_e4m3, dtypes.fp8_e5m2]
+
+
+def codes(dtype):
+    return np.arange(1 << dtype.bits, dtype=np.uint32).astype(f"u{dtype.bytes}").view(dtype.numpy)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_every_code_survives_storage(dtype):
+    stored = codes(dtype)
+    held = dtypes.from_storage(dtype, stored)
+    assert held.dtype == np.float32
+    kept = np.isfinite(held) | (np.isinf(held) & (not dtype.saturates))
+    back = dtypes.to_storage(dtype, held)
+    np.testing.assert_array_equal(back[kept].view(f"u{dtype.bytes}"), stored[kept].view(f"u{dtype.bytes}"))
+    np.testing.assert_array_equal(np.isnan(dtypes.from_storage(dtype, back)), np.isnan(held))
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_rounding_takes_the_nearest_value_and_the_even_one_of_two(dtype):
+    """Every midpoint of neighbours and its neighbours in float64 and float32, against the table of values."""
+    values = dtypes.from_storage(dtype, codes(dtype))
+    values = np.unique(values[np.isfinite(values)].astype(np.float64))
+    middle = (values[1:] + values[:-1]) / 2
+    for step in (np.inf, -np.inf):
+        beside = np.nextafter(middle, step)
+        np.testing.assert_array_equal(round_to(dtype, beside), values[1:] if step > 0 else values[:-1])
+    even = round_to(dtype, middle)
+    np.testing.assert_array_equal(even, round_to(dtype, middle.astype(np.float32)))
+    bits = dtypes.to_storage(dtype, even).view(f"u{dtype.bytes}")
+    assert (bits % 2 == 0).all() and ((even == values[1:]) | (even == values[:-1])).all()
+
+
+def test_fp8_saturates_and_f16_overflows():
+    large = np.array([448, 449, 1e5, -1e30, np.inf, -np.inf])
+    for values in (large, large.astype(np.float32)):
+        np.testing.assert_array_equal(round_to(dtypes.fp8_e4m3, values), [448, 448, 448, -448, 448, -448])
+        np.testing.assert_array_equal(round_to(dtypes.fp8_e5m2, values)[2:], [57344, -57344, 57344, -57344])
+        np.testing.assert_array_equal(round_to(dtypes.f16, values)[2:], [np.inf, -np.inf, np.inf, -np.inf])
+    for dtype in NARROW:
+        assert np.isnan(round_to(dtype, np.nan)) and np.isnan(round_to(dtype, np.float32(np.nan)))
+    assert round_to(dtypes.f16, np.float32(65519.0)) == 65504 and np.isinf(round_to(dtypes.f16, np.float32(65520.0)))
+    assert round_to(dtypes.fp8_e4m3, 2.0**-10) == 0 and round_to(dtypes.fp8_e4m3, 1.5 * 2.0**-10) == 2.0**-9
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+@settings(deadline=None, max_examples=200)
+def test_narrow_floats_from_int64_round_once(value):
+    for dtype in NARROW:
+        exponent = max(abs(value).bit_length() - dtype.precision, 0)
+        expected = float(round(Fraction(value) / 2**exponent) * 2**exponent)
+        if abs(expected) > dtype.largest:
+            expected = math.copysign(dtype.largest if dtype.saturates else math.inf, value)
+        assert float(round_to(dtype, np.int64(value))) == expected
+
+
+def test_i8_range():
+    np.testing.assert_array_equal(round_to(dtypes.i8, np.float32([-128.9, 127.9])), [-128, 127])
+    with pytest.raises(SourceError, match="the value 128 does not fit i8"):
+        round_to(dtypes.i8, np.array([128]))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "result"),
+    [
+        ("fp8_e4m3", "bf16", "bf16"),
+        ("fp8_e5m2", "f16", "f16"),
+        ("fp8_e4m3", "fp8_e5m2", "f32"),
+        ("f16", "bf16", "f32"),
+        ("f16", "f16", "f16"),
+        ("f16", "f32", "f32"),
+        ("i8", "i32", "i32"),
+        ("i8", "fp8_e4m3", "f32"),
+        ("i8", "f16", "f32"),
+        ("bool", "fp8_e4m3", "fp8_e4m3"),
+    ],
+)
+def test_promotion_of_narrow_dtypes(a, b, result):
+    a, b, result = map(dtypes.parse, (a, b, result))
+    assert promote(a, b) == promote(b, a) == result

@@ -13,8 +13,8 @@ def test_language_document_is_unchanged():
 
 def test_data_files_are_packaged():
     pyproject = (ROOT / "pyproject.toml").read_text()
-    packaged = {".py", ".j2", ".h", ".lark", ".typed"}
-    for suffix in packaged - {".py", ".typed"}:
+    packaged = {".py", ".pyi", ".j2", ".h", ".lark", ".typed"}
+    for suffix in packaged - {".py", ".pyi", ".typed"}:  # setuptools ships stubs and py.typed by itself
         assert f'"*{suffix}"' in pyproject
     shipped = {
         path.suffix for path in (ROOT / "tessera").rglob("*") if path.is_file() and "__pycache__" not in path.parts

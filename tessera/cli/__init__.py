@@ -99,6 +99,25 @@ def opt(**options: Any) -> int:
     return verb(**options)
 
 
+@cli.command()
+@click.argument("action", type=click.Choice(["list", "stats", "clear", "verify"]))
+@_json
+def cache(**options: Any) -> int:
+    """List, count, empty or check what is compiled on disk."""
+    from tessera.cli.cache import cache as verb
+
+    return verb(**options)
+
+
+@cli.command()
+@_json
+def doctor(**options: Any) -> int:
+    """Check what this machine has and can do, and say what to install."""
+    from tessera.cli.doctor import doctor as verb
+
+    return verb(**options)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code: 0 when all is well, 1 for an error, 2 for a usage error."""
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -13,7 +13,7 @@ from tessera.cli.opt import write
 from tessera.cli.target import Target, resolve, split
 from tessera.errors import ArgumentError, TesseraError, did_you_mean, to_json
 from tessera.program import Launch
-from tessera.runtime import api, inputs, nvrtc
+from tessera.runtime import api, inputs, nvrtc, programs
 
 KINDS = ("cuda", "ptx", "cubin", "sass", "resources")
 SUFFIXES = {"cuda": "cu", "ptx": "ptx", "cubin": "cubin", "sass": "sass", "resources": "json"}
@@ -22,7 +22,10 @@ TEXTS = {"cuda": "c++", "ptx": "text", "sass": "text"}  # what can be printed, w
 
 @dataclass
 class Built:
-    """One kernel for one architecture. `products` holds the texts and bytes that were asked for, by kind."""
+    """One kernel for one architecture. `products` holds the texts and bytes that were asked for, by kind.
+
+    `cached`: NVRTC's part was read from the disk cache; None where nothing of NVRTC's was asked for.
+    """
 
     name: str
     arch: str
@@ -30,6 +33,7 @@ class Built:
     resources: list[dict[str, Any]]
     times: dict[str, float]
     products: dict[str, str | bytes]
+    cached: bool | None = None
     files: list[str] = field(default_factory=list)
 
 
@@ -56,7 +60,7 @@ def compile_(
     failures += [("", error) for error in targets.failures]
     for item in targets.items:
         try:
-            built += [build(item, given, arch, kinds) for arch in dict.fromkeys(names)]
+            built += [build(item, given, arch, kinds, timed) for arch in dict.fromkeys(names)]
         except TesseraError as error:
             if single or error.code == "TS605":
                 raise
@@ -81,8 +85,8 @@ def _kinds(emit: str | None, directory: str | None) -> list[str]:
     return kinds
 
 
-def build(target: Target, given: dict[str, int] | None, arch: str, kinds: Sequence[str]) -> Built:
-    """Compiles one kernel for one architecture as far as `kinds` need."""
+def build(target: Target, given: dict[str, int] | None, arch: str, kinds: Sequence[str], timed: bool = False) -> Built:
+    """Compiles one kernel for one architecture as far as `kinds` need; `timed` reads nothing from the disk cache."""
     if target.error is not None:
         raise target.error
     compilation, dims = compile_target(target, given, arch)
@@ -91,8 +95,9 @@ def build(target: Target, given: dict[str, int] | None, arch: str, kinds: Sequen
     times = dict(compilation.times)
     products: dict[str, str | bytes] = {"cuda": program.cuda}
     resources: list[dict[str, Any]] = [_entry(step, arch) for step in program.launches]
+    cached = None
     if set(kinds) - {"cuda"}:
-        compiled = nvrtc.compile_cubin(program.cuda, arch, program.name, want_ptx=True)
+        compiled, cached = programs.compile_texts(program, fresh=timed)
         assert compiled.ptx is not None
         times["nvrtc"] = compiled.seconds
         products |= {"ptx": compiled.ptx, "cubin": compiled.cubin}
@@ -101,7 +106,7 @@ def build(target: Target, given: dict[str, int] | None, arch: str, kinds: Sequen
             from tessera.runtime.sass import disassemble
 
             products["sass"] = disassemble(compiled.cubin)
-    return Built(target.name, arch, dims, resources, times, {k: v for k, v in products.items() if k in kinds})
+    return Built(target.name, arch, dims, resources, times, {k: v for k, v in products.items() if k in kinds}, cached)
 
 
 def _entry(step: Launch, arch: str) -> dict[str, Any]:
@@ -188,7 +193,8 @@ def _show_json(target: str, built: list[Built], failures: list[tuple[str, Tesser
     for item in built:
         for entry in item.resources:
             texts = {} if written else {k: v for k, v in item.products.items() if isinstance(v, str)}
-            kernels.append({**entry, "dims": item.dims, "seconds": item.times, "files": item.files, **texts})
+            facts = {"dims": item.dims, "seconds": item.times, "cached": item.cached, "files": item.files}
+            kernels.append({**entry, **facts, **texts})
     archs = list(dict.fromkeys(item.arch for item in built))
     body: dict[str, Any] = {
         "ok": not failures,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,8 @@ from tessera.codegen_cuda.names import Names, dim_name, size_text
 from tessera.codegen_cuda.views import ViewNames, parameter_view
 from tessera.errors import InternalError
 from tessera.ir.core import Block, Kernel, Op, Value
-from tessera.ir.types import ScalarType, TileType, ViewType, strides
+from tessera.ir.strides import parameter_strides
+from tessera.ir.types import ScalarType, TileType, ViewType
 
 TEMPLATES = Path(__file__).parent / "templates"
 BODY = "<<body>>"  # the line of a template where an op's region goes
@@ -58,6 +60,15 @@ def _environment() -> Any:
     )
 
 
+_DECLARED = re.compile(r"(?:\b(?:int|float|bool|char|ts_\w+)|\}\}|,)[ *]+(\w+)(?= = |\[|;)")
+
+
+@cache
+def template_locals(template: str) -> frozenset[str]:
+    """The variables that a template declares: inside its statement, a value of the same name would be hidden."""
+    return frozenset(_DECLARED.findall((TEMPLATES / f"{template}.j2").read_text(encoding="utf-8")))
+
+
 def emit(kernel: Kernel) -> CudaKernel:
     """The CUDA text of a placed Target kernel. Raises InternalError for an op without a template."""
     return Emitter(kernel).run()
@@ -77,6 +88,9 @@ class Emitter:
     def run(self) -> CudaKernel:
         kernel = self.kernel
         self.names.taken |= {"shared_base"}
+        for op in kernel.body.walk():
+            if op.definition.lower is not None and op.definition.lower.template:
+                self.names.taken |= template_locals(op.definition.lower.template)
         static = kernel.attributes.get("static", {})
         dims = [dim for dim in kernel.attributes.get("dims", ()) if dim not in static]
         roles = dict(kernel.attributes.get("parameters", ()))
@@ -84,7 +98,8 @@ class Emitter:
         for value in kernel.parameters:
             name = self.names.value(value)
             if isinstance(value.type, ViewType):
-                view = parameter_view(name, value.type, strides(value.type.shape), roles.get(value.name, "in") == "in")
+                steps = parameter_strides(value.name, value.type.shape, kernel.attributes)
+                view = parameter_view(name, value.type, steps, roles.get(value.name, "in") == "in")
                 signature.append(f"{view.dtype}* TS_RESTRICT {name}")
                 pointers.append(value.name)
                 self.views[value] = view
@@ -136,7 +151,7 @@ class Emitter:
             place = op.loc.file.replace("\\", "/").rsplit("/", 1)[-1]
             lines.append(
                 Line(
-                    f"{indent}// {op.name} {op.result.name if op.results else ''}".rstrip()
+                    f"{indent}// {op.name} {', '.join(result.name for result in op.results if result.name)}".rstrip()
                     + f"  {place}:{op.loc.line}",
                     op,
                 )

@@ -6,22 +6,30 @@ import math
 import re
 from typing import Any
 
-from tessera.dtypes import DType
+from tessera.dtypes import DType, round_to, to_storage
 from tessera.ir.core import Value
 from tessera.ir.dims import Atom, Dim, Size
 
 _CALLS = {"floordiv": "ts_floordiv", "mod": "ts_floormod", "cdiv": "ts_cdiv", "min": "ts_imin", "max": "ts_imax"}
+# C++17's, the words for operators among them.
 _KEYWORDS = frozenset(
-    "auto bool break case char class const continue default delete do double else enum extern false float for "
-    "goto if inline int long new operator private public register return short signed sizeof static struct "
-    "switch template this true typedef union unsigned using virtual void volatile while".split()
+    "alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t char32_t class compl const "
+    "const_cast constexpr continue decltype default delete do double dynamic_cast else enum explicit export extern "
+    "false float for friend goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or "
+    "or_eq private protected public register reinterpret_cast return short signed sizeof static static_assert "
+    "static_cast struct switch template this thread_local throw true try typedef typeid typename union unsigned using "
+    "virtual void volatile wchar_t while xor xor_eq".split()
 )
+
+# Names of layouts and of the parts of reductions and coordinates.
+_NUMBERED = re.compile(r"[cx]\d+|[LS]\d+\w*|total")
 
 
 def identifier(hint: str) -> str:
-    """A C identifier near `hint`, never one that starts with `ts_` or `TS_` as the device header's names do."""
+    """A C identifier near `hint`, never one that starts with `ts_` or `TS_` as the device header's names do, nor one
+    of the numbered names of emitted text."""
     text = re.sub(r"\W", "_", hint, flags=re.ASCII) or "v"
-    if text[0].isdigit() or text.lower().startswith("ts_") or text in _KEYWORDS:
+    if text[0].isdigit() or text.lower().startswith("ts_") or text in _KEYWORDS or _NUMBERED.fullmatch(text):
         text = "v_" + text
     return text
 
@@ -47,6 +55,17 @@ class Names:
             op = value.defining_op
             self.of_value[value] = self.fresh(value.name or (op.name if op is not None else "index"))
         return self.of_value[value]
+
+
+def c_string(text: str) -> str:
+    """A C string literal; what is not plain ASCII goes by its UTF-8 bytes."""
+    plain = {ord(c) for c in map(chr, range(32, 127))} - {ord('"'), ord("\\"), ord("?")}
+    return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode()) + '"'
+
+
+def integer_text(number: int) -> str:
+    """An integer constant wide enough for its value, so that arithmetic with it is 64-bit where it must be."""
+    return f"{number}" if abs(number) < 1 << 31 else f"{number}LL"
 
 
 def dim_name(symbol: str) -> str:
@@ -75,16 +94,18 @@ def _atom(atom: Atom) -> str:
 
 
 def literal(value: Any, dtype: DType) -> str:
-    """A constant of `dtype`; floats print exactly."""
+    """A constant of `dtype`, rounded to it here, so that a compiler rounds nothing; a bit type is given by its bits."""
     if dtype.is_bool:
         return "true" if value else "false"
     if dtype.is_int:
-        return (
-            f"{int(value)}LL" if abs(int(value)) < 1 << 63 and value != -(1 << 63) else "(-9223372036854775807LL - 1)"
-        )
-    number = float(value)
+        number = int(round_to(dtype, value))
+        return "(-9223372036854775807LL - 1)" if number == -(1 << 63) else f"{number}LL"
+    stored = to_storage(dtype, value)
+    if dtype.bits < 32:
+        return f"{{0x{int(stored.view(f'u{dtype.bytes}')):0{dtype.bits // 4}X}}}"
+    number = float(stored)
     if math.isnan(number):
         return "ts_nan()"
     if math.isinf(number):
         return "ts_infinity()" if number > 0 else "(-ts_infinity())"
-    return f"{number!r}f" if "e" in repr(number) or "." in repr(number) else f"{number!r}.0f"
+    return f"{stored!s}f"  # the shortest text that rounds to this f32

@@ -1,80 +1,209 @@
-"""Reductions along an axis whose bits are in registers and lanes, in the defined order.
+"""Reductions and scans inside blocks of 32 of an axis whose bits are in registers and lanes, in the defined order.
 
-The order is pairs inside blocks of 32, then blocks. Coordinate bits 0 to 4 are combined lowest first, each by a
-register addition or by a butterfly shuffle; then the blocks of 32 are added in ascending order, across registers and,
-by shuffles that every lane takes part in, across lanes.
+A reduction combines coordinate bits 0 to 4 lowest first, each by an operation of two registers or by a butterfly
+shuffle; then the blocks of 32 are combined in ascending order, across registers and, by shuffles that every lane takes
+part in, across lanes. A scan takes the same bits: where bit k is set, the element takes in the last one below it whose
+bit k is clear, which lies in a place that is known from the layout.
 """
 
 from __future__ import annotations
 
-from tessera.ir.layout import RegisterLayout
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-_COMBINE = {"reduce_sum": "{0} + {1}", "reduce_max": "ts_max({0}, {1})", "reduce_min": "ts_min({0}, {1})"}
-_IDENTITY = {"reduce_sum": "0.0f", "reduce_max": "(-ts_infinity())", "reduce_min": "ts_infinity()"}
+from tessera.codegen_cuda.names import literal
+from tessera.dtypes import DType
+from tessera.ir.layout import RegisterLayout, block_layout
+
 PAIR_BITS = 5  # log2 of the block of 32
+BLOCK = 1 << PAIR_BITS
 
 
-def reduction_lines(name: str, layout: RegisterLayout, axis: int, size: int, source: str, alias: str) -> list[str]:
-    """Statements that fill `out[s]` for every register s of `layout.slice(axis)`; `size` is the axis' logical size."""
-    bits = layout.axis_bits(axis)
-    lane_bits = {place: 1 << bit for place, (kind, bit) in enumerate(bits) if kind == "lane"}
+@dataclass(frozen=True)
+class Arithmetic:
+    """How elements of a dtype are combined: in f32, or in the integer type itself."""
+
+    kind: str
+    dtype: DType
+
+    @property
+    def ctype(self) -> str:
+        return "float" if self.dtype.is_float else self.dtype.cuda
+
+    def load(self, element: str) -> str:
+        return f"ts_to_f32({element})" if self.dtype.is_float else element
+
+    def combine(self, a: str, b: str) -> str:
+        if self.kind == "sum":
+            return f"{a} + {b}"
+        if self.dtype.is_float:
+            return f"ts_{self.kind}({a}, {b})"
+        return f"({self.ctype})ts_i{self.kind}({a}, {b})"
+
+    @property
+    def identity(self) -> str:
+        if self.dtype.is_float:
+            return {"sum": "0.0f", "max": "(-ts_infinity())", "min": "ts_infinity()"}[self.kind]
+        largest = int(self.dtype.largest)
+        number = {"sum": 0, "max": -largest - 1, "min": largest}[self.kind]
+        return literal(number, self.dtype)
+
+
+@dataclass(frozen=True)
+class Line:
+    """An axis of a tile as the text sees it: its layout, logical size, and the names of the array and of the layout."""
+
+    layout: RegisterLayout
+    axis: int
+    size: int
+    source: str
+    alias: str
+
+    @property
+    def lane_bits(self) -> dict[int, int]:
+        """Coordinate bits that lanes hold, with the lane's bit as a mask."""
+        bits = self.layout.axis_bits(self.axis)
+        return {place: 1 << bit for place, (kind, bit) in enumerate(bits) if kind == "lane"}
+
+    @property
+    def block_lanes(self) -> int:
+        """The lane bits inside a block of 32."""
+        return sum(mask for place, mask in self.lane_bits.items() if place < PAIR_BITS)
+
+    def place(self, register: int) -> int:
+        """The coordinate along the axis of a register of lane and warp 0."""
+        return self.layout.coordinates(register, 0, 0)[self.axis]
+
+    def blocks(self) -> Iterator[tuple[int, dict[int, int]]]:
+        """For each register of `block_layout`: its block in lane and warp 0, and the registers of it by coordinate."""
+        partial = block_layout(self.layout, self.axis)
+        members: dict[tuple[int, ...], dict[int, int]] = {}
+        for register in range(self.layout.registers_per_thread):
+            at = self.layout.coordinates(register, 0, 0)
+            key = tuple(c // BLOCK if a == self.axis else c for a, c in enumerate(at))
+            members.setdefault(key, {})[at[self.axis]] = register
+        for register in range(partial.registers_per_thread):
+            at = partial.coordinates(register, 0, 0)
+            yield at[self.axis], dict(sorted(members[at].items()))
+
+    def load(self, arithmetic: Arithmetic, places: dict[int, int]) -> tuple[list[str], dict[int, str]]:
+        """Statements that load the elements at `places`, and their names; elements past the end are the identity."""
+        lines, values = [], {}
+        for place, register in places.items():
+            text = arithmetic.load(f"{self.source}[{register}]")
+            if self.layout.shape[self.axis] > self.size:
+                text = f"({self.alias}_t{self.axis} + {place} < {self.size} ? {text} : {arithmetic.identity})"
+            values[place] = f"x{place}"
+            lines.append(f"{arithmetic.ctype} x{place} = {text};")
+        return lines, values
+
+
+def reduction_lines(arithmetic: Arithmetic, line: Line, out: str, ctype: str) -> list[str]:
+    """Statements that fill `out[s]` for every register s of the layout's slice: the whole axis lies in one warp."""
     groups: dict[int, dict[int, int]] = {}
-    for register, result in enumerate(layout.slice_map(axis)):
-        groups.setdefault(result, {})[layout.coordinates(register, 0, 0)[axis]] = register
+    for register, result in enumerate(line.layout.slice_map(line.axis)):
+        groups.setdefault(result, {})[line.place(register)] = register
     lines = []
     for result, members in sorted(groups.items()):
-        lines += [
-            "{",
-            *(
-                "    " + text
-                for text in _one(name, members, lane_bits, layout.shape[axis], size, source, f"{alias}_t{axis}", result)
-            ),
-            "}",
-        ]
+        body, values = line.load(arithmetic, dict(sorted(members.items())))
+        body += _pair(arithmetic, values, line.lane_bits)
+        body += _fold(arithmetic, values, line.lane_bits)
+        if line.size < BLOCK:
+            body += _padded(arithmetic, "total")
+        lines += _scope([*body, f"{out}[{result}] = ts_cast<{ctype}>(total);"])
     return lines
 
 
-def _one(
-    name: str,
-    members: dict[int, int],
-    lane_bits: dict[int, int],
-    physical: int,
-    size: int,
-    source: str,
-    thread: str,
-    result: int,
-) -> list[str]:
-    lines, values = [], {}
-    for place, register in sorted(members.items()):
-        text = f"ts_to_f32({source}[{register}])"
-        if physical > size:
-            text = f"({thread} + {place} < {size} ? {text} : {_IDENTITY[name]})"
-        values[place] = f"x{place}"
-        lines.append(f"float x{place} = {text};")
-    lines += _pair(name, values, lane_bits)
-    lines += _add_blocks(name, values, lane_bits, result)
+def block_lines(arithmetic: Arithmetic, line: Line, out: str) -> list[str]:
+    """Statements that fill `out[s]` for every register s of `block_layout` with the reduction of its block."""
+    lines = []
+    for result, (block, members) in enumerate(line.blocks()):
+        body, values = line.load(arithmetic, members)
+        body += _pair(arithmetic, values, line.lane_bits)
+        (total,) = values.values()
+        if line.layout.shape[line.axis] < BLOCK * (block + 1):
+            body += _padded(arithmetic, total)
+        lines += _scope([*body, f"{out}[{result}] = {total};"])
     return lines
 
 
-def _pair(name: str, values: dict[int, str], lane_bits: dict[int, int]) -> list[str]:
+def _padded(arithmetic: Arithmetic, total: str) -> list[str]:
+    """The zeros that fill up a block are part of the defined sum: they turn -0 into 0."""
+    return [f"{total} = {total} + 0.0f;"] if arithmetic.kind == "sum" and arithmetic.dtype.is_float else []
+
+
+def scan_lines(arithmetic: Arithmetic, line: Line, out: str) -> list[str]:
+    """Statements that fill `out` with the scan inside each block, register by register."""
+    lines = []
+    for block, members in line.blocks():
+        body, values = line.load(arithmetic, members)
+        inside = {place - BLOCK * block: name for place, name in values.items()}
+        body += _scan_block(arithmetic, inside, line.lane_bits)
+        body += [f"{out}[{register}] = {values[place]};" for place, register in members.items()]
+        lines += _scope(body)
+    return lines
+
+
+def _scan_block(arithmetic: Arithmetic, values: dict[int, str], lane_bits: dict[int, int]) -> list[str]:
+    """`values` by coordinate inside the block, as far as registers hold it."""
+    lines = []
+    register_bits = sum(1 << bit for bit in range(PAIR_BITS) if any(place >> bit & 1 for place in values))
+    for bit in range(PAIR_BITS):
+        step = 1 << bit
+        below = register_bits & (step - 1)
+        lanes_below = sum(mask for place, mask in lane_bits.items() if place < bit)
+        takes = list(values) if bit in lane_bits else [place for place in values if place & step]
+        sources = {place: place & ~(2 * step - 1) | below for place in takes}
+        names = {}
+        for source in dict.fromkeys(sources.values()):
+            names[source] = values[source]
+            if bit in lane_bits or lanes_below:
+                kept = f"(ts_lane() & ~{lane_bits[bit]})" if bit in lane_bits else "ts_lane()"
+                names[source] = f"below{bit}_{source}"
+                lines.append(
+                    f"const {arithmetic.ctype} {names[source]} = ts_shfl({values[source]}, {kept} | {lanes_below});"
+                )
+        for place, source in sources.items():
+            text = arithmetic.combine(names[source], values[place])
+            condition = f"if ((ts_lane() & {lane_bits[bit]}) != 0) " if bit in lane_bits else ""
+            lines.append(f"{condition}{values[place]} = {text};")
+    return lines
+
+
+def total_lines(line: Line, out: str) -> list[str]:
+    """Statements that fill `out[s]` with the last element of each block, known in all lanes of the block."""
+    lines = []
+    for result, (_, members) in enumerate(line.blocks()):
+        last = f"{line.source}[{members[max(members)]}]"
+        if line.block_lanes:
+            last = f"ts_shfl({last}, ts_lane() | {line.block_lanes})"
+        lines.append(f"{out}[{result}] = {last};")
+    return lines
+
+
+def _scope(body: list[str]) -> list[str]:
+    return ["{", *("    " + text for text in body), "}"]
+
+
+def _pair(arithmetic: Arithmetic, values: dict[int, str], lane_bits: dict[int, int]) -> list[str]:
     """Combines coordinate bits below 32 in place; `values` keeps the lowest member of each pair."""
     lines = []
     for place in range(PAIR_BITS):
         step = 1 << place
         if place in lane_bits:
             lines += [
-                f"{x} = {_COMBINE[name].format(x, f'ts_shfl_xor({x}, {lane_bits[place]})')};" for x in values.values()
+                f"{x} = {arithmetic.combine(x, f'ts_shfl_xor({x}, {lane_bits[place]})')};" for x in values.values()
             ]
             continue
         for low in sorted(values):
             if not low & step and any(v & step for v in values):
-                other = values.pop(low | step, _IDENTITY[name])
-                lines.append(f"{values[low]} = {_COMBINE[name].format(values[low], other)};")
+                other = values.pop(low | step, arithmetic.identity)
+                lines.append(f"{values[low]} = {arithmetic.combine(values[low], other)};")
     return lines
 
 
-def _add_blocks(name: str, values: dict[int, str], lane_bits: dict[int, int], result: int) -> list[str]:
-    """Adds the blocks of 32 in ascending order. Lane bits at or above 32 say which lanes hold which block."""
+def _fold(arithmetic: Arithmetic, values: dict[int, str], lane_bits: dict[int, int]) -> list[str]:
+    """Combines the blocks of 32 in ascending order. Lane bits at or above 32 say which lanes hold which block."""
     high = {place: mask for place, mask in lane_bits.items() if place >= PAIR_BITS}
     lanes = sum(high.values())
     blocks: list[tuple[int, str]] = []
@@ -87,6 +216,5 @@ def _add_blocks(name: str, values: dict[int, str], lane_bits: dict[int, int], re
             text = f"ts_shfl({x}, (ts_lane() & {31 & ~lanes}) | {lane})" if high else x
             blocks.append((place + offset, text))
     blocks.sort()
-    lines = [f"float total = {blocks[0][1]};"]
-    lines += [f"total = {_COMBINE[name].format('total', text)};" for _, text in blocks[1:]]
-    return [*lines, f"{{out}}[{result}] = ts_cast<{{ctype}}>(total);"]
+    lines = [f"{arithmetic.ctype} total = {blocks[0][1]};"]
+    return [*lines, *(f"total = {arithmetic.combine('total', text)};" for _, text in blocks[1:])]

@@ -140,7 +140,8 @@ class KernelDefinition(Definition):
         self.grid = grid
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _launch(self, None, args, kwargs)
+        run = launcher
+        return _launch(self, None, args, kwargs) if run is None else run(self, None, args, kwargs)
 
     def __getitem__(self, grid: Any) -> LaunchOn:
         return LaunchOn(self, grid if isinstance(grid, tuple) else (grid,))
@@ -154,7 +155,12 @@ class LaunchOn:
     grid: tuple[Any, ...]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _launch(self.definition, self.grid, args, kwargs)
+        run = launcher
+        return (
+            _launch(self.definition, self.grid, args, kwargs)
+            if run is None
+            else run(self.definition, self.grid, args, kwargs)
+        )
 
     def partial(self, *args: Any, **kwargs: Any) -> Any:
         """The same call for a grid that leaves part of an output unwritten on purpose."""

@@ -141,7 +141,7 @@ def _roles(kernel: Kernel) -> Iterable[tuple[str, str]]:
 
 def _base(value: Value) -> Value:
     """The parameter or buffer behind a reference."""
-    while value.defining_op is not None and value.defining_op.name == "window":
+    while value.defining_op is not None and isinstance(value.type, ViewType):
         value = value.defining_op.operands[0]
     return value
 

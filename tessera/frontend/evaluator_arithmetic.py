@@ -26,9 +26,6 @@ _SIZES: dict[str, Callable[..., Size]] = {
     "max": dims.maximum,
     "min": dims.minimum,
 }
-_INTEGERS_ONLY = frozenset({"floordiv", "mod"})
-_BOOLS_ONLY = frozenset({"and", "or", "not"})
-_ANY = frozenset({"eq", "ne", "where", "cast"})
 
 BINARY: dict[type[ast.operator], tuple[str, str, Callable[[Any, Any], Any]]] = {
     ast.Add: ("add", "+", operator.add),
@@ -62,15 +59,15 @@ def elementwise(emit: Emitter, op: str, values: Sequence[Any], texts: Sequence[s
     """
     from tessera.ir.opdef import lookup  # here, so that importing the package stays light
 
-    lowering = lookup(op).lower
-    floats_only = lowering is not None and lowering.floats_only
+    definition = lookup(op)
+    floats_only = definition.lower is not None and definition.lower.floats_only
     if floats_only:
         values = [float(value) if type(value) is int else value for value in values]
     operands: list[Handle] = []
     for position, value in enumerate(values):
         same = next((i for i in range(position) if values[i] is value and isinstance(value, Handle)), None)
         operands.append(emit.operand(value, texts[position]) if same is None else operands[same])
-    _check_kinds(emit, op, operands, texts)
+    _check_kinds(emit, op, definition.takes, operands, texts)
     from tessera.ir.ops.elementwise import result_dtype
 
     if floats_only and not result_dtype([operand.type for operand in operands]).is_float:
@@ -79,20 +76,20 @@ def elementwise(emit: Emitter, op: str, values: Sequence[Any], texts: Sequence[s
     return emit.emit(op, *operands, known=_known(emit, op, operands), **attributes)
 
 
-def _check_kinds(emit: Emitter, op: str, operands: Sequence[Handle], texts: Sequence[str]) -> None:
-    if op in _ANY:
-        return
+def _check_kinds(
+    emit: Emitter, op: str, takes: frozenset[str], operands: Sequence[Handle], texts: Sequence[str]
+) -> None:
+    """Raises SourceError TS204 for an operand of a kind that the op table does not allow."""
     for operand, text in zip(operands, texts, strict=True):
-        if op in _BOOLS_ONLY and not operand.dtype.is_bool:
-            raise SourceError(
-                "TS204", f"'{op}' takes bools, but '{text}' is {describe(operand)}; compare it first", emit.place
-            )
-        if op in _INTEGERS_ONLY and not operand.dtype.is_int:
-            raise SourceError("TS204", f"'{op}' takes integers, but '{text}' is {describe(operand)}", emit.place)
-        if op not in _BOOLS_ONLY and operand.dtype.is_bool:
-            raise SourceError(
-                "TS204", f"'{op}' takes numbers, but '{text}' is {describe(operand)}; use tile.where", emit.place
-            )
+        if operand.dtype.kind in takes:
+            continue
+        if takes == {"bool"}:
+            kinds, remedy = "bools", "; compare it first"
+        elif operand.dtype.is_bool:
+            kinds, remedy = "integers" if takes == {"int"} else "numbers", "; use tile.where"
+        else:
+            kinds, remedy = "integers", ""
+        raise SourceError("TS204", f"'{op}' takes {kinds}, but '{text}' is {describe(operand)}{remedy}", emit.place)
 
 
 def _known(emit: Emitter, op: str, operands: Sequence[Handle]) -> Size | None:

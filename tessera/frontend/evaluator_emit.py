@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from tessera.dtypes import DType, NumericType, boolean, f32, i64
+from tessera.dtypes import DType, NumericType, boolean, f32, f64, i64
 from tessera.errors import SourceError
 from tessera.frontend.evaluator_copies import CopyGroups
 from tessera.frontend.evaluator_values import (
@@ -164,7 +164,7 @@ class Emitter:
                 f"'{argument}' takes a dtype such as ts.bf16, but {quoted(self.text(argument))} is {describe(value)}",
                 argument,
             )
-        if value.name not in ("bf16", "f32", "i32", "i64", "bool"):
+        if value == f64:
             self.fail("TS204", f"kernels do not compute in {value.name}", argument)
         return value
 
@@ -185,7 +185,9 @@ class Emitter:
     # -- tiles
 
     def load(self, view: Handle) -> Handle:
-        return self.emit("load", view)
+        """The elements of a view; one integer of a tensor is a run-time integer like any other, 64 bits wide."""
+        loaded = self.emit("load", view)
+        return self.cast(loaded, i64) if loaded.is_int else loaded
 
     def read(self, buffer: Handle) -> Handle:
         """The tile in a whole buffer."""

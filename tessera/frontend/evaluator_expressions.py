@@ -12,7 +12,7 @@ from tessera.frontend.evaluator_arithmetic import binary, compare, elementwise, 
 from tessera.frontend.evaluator_calls import Calls
 from tessera.frontend.evaluator_frames import Frame
 from tessera.frontend.evaluator_values import Handle, RunTimeRange, describe
-from tessera.frontend.evaluator_windows import Slice, Subscript, subscript_buffer, subscript_view
+from tessera.frontend.evaluator_windows import Slice, Subscript, subscript_buffer, subscript_tile, subscript_view
 from tessera.frontend.language_math import transposed
 from tessera.ir.dims import Dim
 from tessera.location import Loc
@@ -25,7 +25,6 @@ _CONSTRUCTS = {
     "Yield": "yield",
     "YieldFrom": "yield from",
     "NamedExpr": "':='",
-    "While": "a while loop",
     "With": "a with block",
     "AsyncWith": "async with",
     "AsyncFor": "async for",
@@ -228,19 +227,15 @@ class Expressions(Calls):
         owner = self.evaluate(node.value)
         text = self.frame.text(node.value)
         if isinstance(owner, Handle):
-            items = self._subscripts(node.slice)
+            items = self.subscripts(node.slice)
             self.at(node)
             if owner.is_view:
                 return subscript_view(self.emit, owner, text, items)
             if owner.is_buffer:
                 return subscript_buffer(self.emit, owner, text, items)
-            what = "slicing a tile" if owner.is_tile else f"a subscript of {describe(owner)}"
-            raise SourceError(
-                "TS102",
-                f"'{text}' is {describe(owner)}: {what} is not supported; slice the tensor or "
-                "buffer that it comes from",
-                self.emit.place,
-            )
+            if owner.is_tile:
+                return subscript_tile(self.emit, owner, text, items)
+            raise SourceError("TS203", f"'{text}' is {describe(owner)} and has no elements to choose", self.emit.place)
         return self.native(node, lambda: owner[self.container_index(node.slice)])
 
     def container_index(self, node: ast.expr) -> Any:
@@ -255,7 +250,7 @@ class Expressions(Calls):
             return self.emit.concrete(value, self.frame.text(node), "a Python container is indexed at compile time")
         return value
 
-    def _subscripts(self, node: ast.expr) -> list[Subscript]:
+    def subscripts(self, node: ast.expr) -> list[Subscript]:
         nodes = node.elts if isinstance(node, ast.Tuple) else [node]
         return [Subscript(self._subscript(item), self.frame.text(item), self.frame.loc(item)) for item in nodes]
 

@@ -12,9 +12,10 @@ from tessera.dtypes import DType, boolean, f32, i64
 from tessera.errors import SourceError
 from tessera.frontend.evaluator_arithmetic import truth
 from tessera.frontend.evaluator_copies import CopyGroups
-from tessera.frontend.evaluator_expressions import Expressions
+from tessera.frontend.evaluator_expressions import UNROLL_LIMIT, Expressions
 from tessera.frontend.evaluator_frames import assigned_names
 from tessera.frontend.evaluator_values import Handle, Lost, RunTimeRange, describe, describe_type, is_number
+from tessera.frontend.evaluator_windows import write_buffer
 from tessera.ir.core import Block, Value
 from tessera.ir.ops.elementwise import INDEX
 
@@ -187,8 +188,12 @@ class Statements(Expressions):
 
     def _assign_item(self, target: ast.Subscript, value: Any) -> None:
         owner, text = self.evaluate(target.value), self.frame.text(target)
+        if isinstance(owner, Handle) and owner.is_buffer:
+            items = self.subscripts(target.slice)
+            self.at(target)
+            return write_buffer(self.emit, owner, self.frame.text(target.value), items, value, f"the value of {text}")
         if isinstance(owner, Handle):
-            remedy = f"tile.store(value, {text})" if owner.is_view else "an operation with dst="
+            remedy = f"tile.store(value, {text})" if owner.is_view else "tile.where, or a shared buffer"
             raise SourceError(
                 "TS102",
                 f"'{text}' cannot be assigned: '{self.frame.text(target.value)}' is {describe(owner)}; use {remedy}",
@@ -207,12 +212,7 @@ class Statements(Expressions):
         if not isinstance(condition, Handle):
             holds = truth(self.emit, condition, text, "this if decides at compile time")
             return self.execute(node.body if holds else node.orelse)
-        if condition.is_view and not condition.shape:
-            condition = self.emit.load(condition)
-        if not condition.is_condition:
-            remedy = "compare it first" if condition.is_scalar else "an if needs one bool; use tile.where"
-            raise SourceError("TS204", f"'{text}' is {describe(condition)}; {remedy}", self.frame.loc(node.test))
-        self._run_time_if(node, condition)
+        self._run_time_if(node, self._condition(condition, "an if", node.test))
         return None
 
     def _run_time_if(self, node: ast.If, condition: Handle) -> None:
@@ -255,6 +255,8 @@ class Statements(Expressions):
         handles: list[Handle] = []
         for value, block in zip(values, blocks, strict=True):
             with self.emit.region(block):
+                if isinstance(value, Handle) and value.is_view and not all(map(_is_view, values)):
+                    value = self.emit.load(value)  # a tile on the other side: the tile that this window holds
                 handle = self._as_value(value, dtype)
             if handle is not None:
                 handles.append(handle)
@@ -305,6 +307,82 @@ class Statements(Expressions):
                 return signal
         return self.execute(node.orelse)
 
+    def _While(self, node: ast.While) -> Any:
+        """Iterations are unrolled as long as the condition is known at compile time, then one loop runs the rest."""
+        for _ in range(UNROLL_LIMIT):
+            condition, text = self.evaluate(node.test), self.frame.text(node.test)
+            self.emit.place = self.frame.loc(node.test)
+            if isinstance(condition, Handle):
+                self._run_time_while(node, self._condition(condition, "a while", node.test))
+                return None
+            if not truth(self.emit, condition, text, "this while decides at compile time"):
+                return self.execute(node.orelse)
+            self._unrolled.append(self.emit.block)
+            signal = self.execute(node.body)
+            self._unrolled.pop()
+            if signal is BREAK:
+                return None
+            if isinstance(signal, Returned):
+                return signal
+        raise SourceError(
+            "TS102",
+            f"'{self.frame.text(node.test)}' is known at compile time, and its loop would be unrolled more than "
+            f"{UNROLL_LIMIT} times; use tile.range, or a condition on run-time values",
+            self.frame.loc(node.test),
+        )
+
+    def _condition(self, value: Handle, what: str, node: ast.expr) -> Handle:
+        """A run-time bool for `what`, an if or a while."""
+        if value.is_view and not value.shape:
+            value = self.emit.load(value)
+        if not value.is_condition:
+            remedy = "compare it first" if value.is_scalar else f"{what} needs one bool; use tile.where"
+            message = f"'{self.frame.text(node)}' is {describe(value)}; {remedy}"
+            raise SourceError("TS204", message, self.frame.loc(node))
+        return value
+
+    def _run_time_while(self, node: ast.While, condition: Handle) -> None:
+        if node.orelse:
+            raise SourceError("TS102", "else after a run-time loop is not supported", self.frame.loc(node.orelse[0]))
+        place = self.emit.place = self._first_line(node)
+        body, line = Block(), node.lineno
+        body.add_argument(condition.type, condition.value.name)
+        before, copies = self.frame.locals, self.emit.copies
+        assigned = assigned_names(node.body)
+        self.frame.locals = dict(before)
+        carried = self._enter_loop(assigned, body, line)
+        entered = dict(self.frame.locals)
+        with self.emit.region(body):
+            self.execute(node.body)
+            test, text = self.evaluate(node.test), self.frame.text(node.test)
+            self.emit.place = self.frame.loc(node.test)
+            if isinstance(test, Handle):
+                again = self._condition(test, "a while", node.test)
+            else:
+                again = self.emit.number(truth(self.emit, test, text, "this while decides at compile time"), boolean)
+            self.emit.place = place
+            after = self.frame.locals
+            self._forget(assigned, before, entered, line)
+            carried, values = self._leave_loop(carried, after, body, line)
+            self.emit.place = place
+            self.emit.make("yield", again, *values)
+        self._end_region(copies, "iteration")
+        initial = [condition, *(variable.initial for variable in carried)]
+        results = self.emit.make("while", *initial, regions=(body,))
+        for variable, result in zip(carried, results[1:], strict=True):
+            result.name = variable.name
+            self.frame.locals[variable.name] = self.emit.handle(result)
+
+    def _forget(self, assigned: list[str], before: dict[str, Any], entered: dict[str, Any], line: int) -> None:
+        """After a loop, what it assigned is lost unless it is carried."""
+        self.frame.locals = dict(before)
+        gone = Lost(
+            f"is assigned inside the loop on line {line} and does not exist after it; assign it before the loop"
+        )
+        for name in assigned:
+            barred = entered.get(name)
+            self.frame.locals[name] = barred if isinstance(barred, Lost) and name in before else gone
+
     def _run_time_loop(self, node: ast.For, bounds: RunTimeRange) -> None:
         if node.orelse:
             raise SourceError("TS102", "else after a run-time loop is not supported", self.frame.loc(node.orelse[0]))
@@ -328,13 +406,7 @@ class Statements(Expressions):
             self.execute(node.body)
             self.emit.place = place
             after = self.frame.locals
-            self.frame.locals = dict(before)
-            gone = Lost(
-                f"is assigned inside the loop on line {line} and does not exist after it; assign it before the loop"
-            )
-            for name in [*assigned, node.target.id]:
-                barred = entered.get(name)
-                self.frame.locals[name] = barred if isinstance(barred, Lost) and name in before else gone
+            self._forget([*assigned, node.target.id], before, entered, line)
             carried, values = self._leave_loop(carried, after, body, line)
             self.emit.place = place
             self.emit.make("yield", *values)
@@ -396,6 +468,10 @@ class Statements(Expressions):
         for position, argument in enumerate(body.arguments):
             argument.index = position
         return kept, values
+
+
+def _is_view(value: Any) -> bool:
+    return isinstance(value, Handle) and value.is_view
 
 
 def _outcome(value: Any) -> str:

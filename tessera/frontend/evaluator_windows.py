@@ -1,4 +1,7 @@
-"""Subscripts of tensors and buffers: windows of constant extent at offsets that may be known only at run time."""
+"""Subscripts of tensors, buffers and tiles: windows of constant extent.
+
+Offsets into tensors and buffers may be known only at run time.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 from tessera.errors import SourceError
 from tessera.frontend.evaluator_arithmetic import binary
 from tessera.frontend.evaluator_emit import Emitter
-from tessera.frontend.evaluator_values import RUN_TIME, Handle, Window, describe, plain
+from tessera.frontend.evaluator_values import RUN_TIME, Handle, Window, describe, is_number, plain
 from tessera.ir import dims
 from tessera.ir.dims import Dim, Size
 from tessera.ir.types import shape_text
@@ -118,7 +121,12 @@ def _readable(extent: Size, *bounds: Any) -> str:
 
 def subscript_view(emit: Emitter, view: Handle, text: str, items: list[Subscript]) -> Handle:
     """The window of a view. A window of a window is one window of the parameter, its offsets added."""
-    axes = iter(choose_axes(emit, view, text, items))
+    return narrow(emit, view, text, choose_axes(emit, view, text, items))
+
+
+def narrow(emit: Emitter, view: Handle, text: str, chosen: list[Axis]) -> Handle:
+    """The part of a view that `chosen`, an entry per axis, describes."""
+    axes = iter(chosen)
     outer = view.window
     assert outer is not None
     offsets, extents, kept = [], [], []
@@ -138,10 +146,32 @@ def subscript_view(emit: Emitter, view: Handle, text: str, items: list[Subscript
     return made
 
 
+def window_at(emit: Emitter, view: Handle, text: str, starts: list[Any], extents: list[Size]) -> Handle:
+    """The window of `extents` at `starts` on the first axes of a view, whole on the others."""
+    axes = [Axis(loaded_index(emit, start), extent, True) for start, extent in zip(starts, extents, strict=True)]
+    axes += [Axis(0, size, True) for size in view.shape[len(axes) :]]
+    return narrow(emit, view, text, axes)
+
+
+def loaded_index(emit: Emitter, value: Any) -> Any:
+    """An index; one element of a tensor is loaded."""
+    value = plain(value)
+    return emit.load(value) if isinstance(value, Handle) and value.is_view and not value.shape else value
+
+
 def subscript_buffer(emit: Emitter, buffer: Handle, text: str, items: list[Subscript]) -> Handle:
     """The tile in a window of a buffer; indexed axes are dropped. Constant windows must lie inside it (TS504)."""
-    axes = choose_axes(emit, buffer, text, items)
-    for number, (axis, size, item) in enumerate(zip(axes, buffer.shape, _padded(items, len(axes)), strict=True)):
+    axes = _inside(emit, buffer, text, items)
+    emit.check_landed(buffer)
+    offsets = [emit.index(axis.offset, f"an offset in '{text}'") for axis in axes]
+    tile = emit.emit("read", buffer, *offsets, extents=tuple(axis.extent for axis in axes))
+    return emit.reshape(tile, _kept_shape(axes))
+
+
+def _inside(emit: Emitter, handle: Handle, text: str, items: list[Subscript]) -> list[Axis]:
+    """What the subscript chooses of a buffer or a tile; raises TS504 for a constant window that leaves it."""
+    axes = choose_axes(emit, handle, text, items)
+    for number, (axis, size, item) in enumerate(zip(axes, handle.shape, _padded(items, len(axes)), strict=True)):
         room = _known(size) - _known(axis.offset) - axis.extent
         start = _known(axis.offset)
         if (isinstance(room, int) and room < 0) or (isinstance(start, int) and start < 0):
@@ -150,10 +180,51 @@ def subscript_buffer(emit: Emitter, buffer: Handle, text: str, items: list[Subsc
             raise SourceError(
                 "TS504", f"the window '{shown}' leaves axis {number} of '{text}', whose size is {size}", place
             )
+    return axes
+
+
+def _kept_shape(axes: list[Axis]) -> tuple[Size, ...]:
+    """The axes that are sliced; a part of which every axis is indexed keeps one of size 1."""
+    return tuple(axis.extent for axis in axes if axis.kept) or (1,)
+
+
+def subscript_tile(emit: Emitter, tile: Handle, text: str, items: list[Subscript]) -> Handle:
+    """A part of a tile at constant places; indexed axes are dropped. Raises TS205 for a place known at run time."""
+    axes = _inside(emit, tile, text, items)
+    starts = tuple(_known(axis.offset) for axis in axes)
+    for axis, start in zip(axes, starts, strict=True):
+        if any(name.startswith(RUN_TIME) for name in dims.symbols(start)):
+            raise SourceError(
+                "TS205",
+                f"'{text}' is {describe(tile)}, whose elements lie in registers, so a part of it is chosen at compile "
+                f"time, but the place '{_readable(start, axis.offset)}' is known only at run time; slice the tensor "
+                "or buffer that it comes from",
+                emit.place,
+            )
+    extents = tuple(axis.extent for axis in axes)
+    part = tile if extents == tile.shape else emit.emit("extract", tile, starts=starts, extents=extents)
+    return emit.reshape(part, _kept_shape(axes))
+
+
+def write_buffer(emit: Emitter, buffer: Handle, text: str, items: list[Subscript], value: Any, value_text: str) -> None:
+    """`buffer[...] = value`: a tile or a number, rounded to the buffer's dtype, to a window of the buffer."""
+    axes = _inside(emit, buffer, text, items)
+    extents, kept = tuple(axis.extent for axis in axes), _kept_shape(axes)
+    if is_number(plain(value)):
+        tile = emit.full(extents, value, buffer.dtype, value_text)
+    else:
+        tile = emit.operand(value, value_text)
+        if tile.is_scalar:
+            tile = emit.full(extents, tile, buffer.dtype, value_text)
+        elif tile.shape != kept:
+            raise SourceError(
+                "TS301",
+                f"'{value_text}' is {shape_text(tile.shape)}, but the window of '{text}' is {shape_text(kept)}",
+                emit.place,
+            )
     emit.check_landed(buffer)
     offsets = [emit.index(axis.offset, f"an offset in '{text}'") for axis in axes]
-    tile = emit.emit("read", buffer, *offsets, extents=tuple(axis.extent for axis in axes))
-    return emit.reshape(tile, tuple(axis.extent for axis in axes if axis.kept))
+    emit.make("write", buffer, emit.reshape(tile, extents), *offsets)
 
 
 def _padded(items: list[Subscript], rank: int) -> list[Subscript | None]:

@@ -30,7 +30,7 @@ from tessera.ir.affine import (
 from tessera.ir.core import Block, Kernel, Op, Value, clone_kernel
 from tessera.ir.dims import Size
 from tessera.ir.locality import row_dependence
-from tessera.ir.opdef import LOOP
+from tessera.ir.opdef import COUNTED, ORDERED
 from tessera.ir.types import ViewType
 
 SPELLING = "@ts.kernel(grid=lambda d: (...))"
@@ -89,7 +89,7 @@ class _Facts:
             for effect, value in op.definition.effects_of(op):
                 if isinstance(value.type, ViewType):
                     self.accesses.append(Access(op, window_of(value, self.cache), effect, around))
-            inner = (*around, opaque_symbol(op.regions[0].arguments[0])) if op.definition.has(LOOP) else around
+            inner = (*around, opaque_symbol(op.regions[0].arguments[0])) if op.definition.has(COUNTED) else around
             for region in op.regions:
                 self._collect(region, inner)
 
@@ -183,9 +183,13 @@ def _not_inferred(facts: _Facts, axis: int, reason: str) -> SourceError:
 
 
 def _deciding_uses(facts: _Facts, axis: int) -> list[Use]:
-    """The uses of an id that decide its extent: in outputs, else in loads. All agree on size and step."""
+    """The uses of an id that decide its extent: in stores, else in loads, else in atomic updates.
+
+    All agree on size and step.
+    """
     symbol = PROGRAM_IDS[axis]
-    for accesses in (facts.stores, [a for a in facts.accesses if a.effect != "writes"]):
+    effects = ("writes", "reads", "accumulates")
+    for accesses in ([a for a in facts.accesses if a.effect == effect] for effect in effects):
         uses = [
             _use(facts, access, tensor_axis, axis)
             for access in accesses
@@ -271,7 +275,8 @@ def _extent(facts: _Facts, axis: int, uses: list[Use], scale: int) -> Size:
 
 def _scale(facts: _Facts, axis: int) -> int:
     """Every how many-th id is enough: the fewest ids that a store's window spans, 1 where that is not proven."""
-    if any(access.effect == "accumulates" for access in facts.accesses):
+    repeats = any(access.effect == "accumulates" for access in facts.accesses)
+    if repeats or any(_counts_programs(op) for op in facts.kernel.body.walk()):
         return 1
     scales = []
     for store in facts.stores:
@@ -284,6 +289,11 @@ def _scale(facts: _Facts, axis: int) -> int:
                 spans = axis in overlapping and isinstance(use.step, int) and isinstance(use.extent, int)
                 scales.append(max(use.extent // use.step, 1) if spans else 1)  # type: ignore[operator]
     return min(scales, default=1)
+
+
+def _counts_programs(op: Op) -> bool:
+    """Whether an op tells how many programs there are, or shows that a program ran."""
+    return op.name == "num_programs" or op.definition.has(ORDERED)
 
 
 # Overlap --------------------------------------------------------------------------------------------------------------

@@ -1,18 +1,19 @@
-"""Computing with tiles: elementwise functions, reductions, shapes, and the matrix product."""
+"""Computing with tiles: elementwise functions, reductions and shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from tessera.dtypes import bf16, f32
+from tessera.dtypes import f32
 from tessera.frontend.evaluator_arithmetic import FOLDS, elementwise
 from tessera.frontend.evaluator_emit import Emitter
-from tessera.frontend.evaluator_values import Handle, describe
+from tessera.frontend.evaluator_values import Handle, describe, plain
 from tessera.frontend.language import Intrinsic, intrinsic
 from tessera.frontend.language_memory import is_buffer
-from tessera.ir.dims import Size
 from tessera.ir.types import shape_text
+
+MAX_RANK = 4  # axes of a tile that a reshape makes
 
 # Named functions by the op that they build.
 BINARY = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "maximum": "max", "minimum": "min"}
@@ -162,8 +163,36 @@ def broadcast_to(emit: Emitter, x: Any, shape: Any) -> Handle:
 
 @intrinsic("tile.reshape")
 def reshape(emit: Emitter, x: Any, shape: Any) -> Handle:
-    """The elements of `x` in row-major order under another shape with as many elements."""
-    return emit.reshape(emit.tile(x, "x"), emit.shape(shape))
+    """The elements of `x` in row-major order under another shape with as many elements; one size may be -1."""
+    tile = emit.tile(x, "x")
+    wanted = [plain(size) for size in (shape if isinstance(shape, (list, tuple)) else [shape])]
+    if any(type(size) is int and size == -1 for size in wanted):
+        wanted = _fill_in(emit, tile, wanted)
+    sizes = emit.shape(wanted)
+    if tile.shape != sizes and len(sizes) > MAX_RANK:
+        emit.fail("TS304", f"a tile has at most {MAX_RANK} axes, not {shape_text(sizes)}", "shape")
+    return emit.reshape(tile, sizes)
+
+
+def _fill_in(emit: Emitter, tile: Handle, wanted: list[Any]) -> list[Any]:
+    """A shape with its one -1 replaced by what the number of elements leaves."""
+    total, rest = product(tile.shape), product([size for size in wanted if size != -1])
+    if wanted.count(-1) == 1 and isinstance(rest, int) and rest > 0:
+        left = total if rest == 1 else total // rest if isinstance(total, int) and total % rest == 0 else None
+        if left is not None:
+            return [left if size == -1 else size for size in wanted]
+    emit.fail(
+        "TS301",
+        f"'{emit.text('x')}' is {shape_text(tile.shape)}, from which '{emit.text('shape')}' does not give the size -1",
+        "shape",
+    )
+
+
+def product(sizes: Sequence[Any]) -> Any:
+    total: Any = 1
+    for size in sizes:
+        total = total * size
+    return total
 
 
 @intrinsic("tile.transpose")
@@ -176,118 +205,3 @@ def transposed(emit: Emitter, tile: Handle, text: str) -> Handle:
     if len(tile.shape) < 2:
         emit.fail("TS304", f"'{text}' has {len(tile.shape)} axes {shape_text(tile.shape)}; a transpose needs two")
     return emit.emit("transpose", tile)
-
-
-def _reduction(op: str) -> Callable[..., Any]:
-    def build(emit: Emitter, x: Any, axis: Any = None, keepdims: Any = False) -> Handle:
-        """the axis is dropped unless `keepdims`"""
-        tile = emit.tile(x, "x")
-        rank, text = len(tile.shape), emit.text("x")
-        if axis is None and rank != 1:
-            emit.fail("TS202", f"'{text}' has {rank} axes {shape_text(tile.shape)}: say which one, as in axis=-1")
-        number = emit.concrete(-1 if axis is None else axis, emit.text("axis"), "axis= is a compile-time constant")
-        if not -rank <= number < rank:
-            emit.fail(
-                "TS304", f"'{text}' has {rank} axes {shape_text(tile.shape)}, so there is no axis {number}", "axis"
-            )
-        if not tile.dtype.is_float:
-            emit.fail("TS204", f"'{text}' is {describe(tile)}; reductions take floats", "x")
-        number %= rank
-        reduced = emit.emit(op, tile, axis=number - rank)
-        shape: tuple[Size, ...] = (*tile.shape[:number], *tile.shape[number + 1 :])
-        return reduced if keepdims else emit.reshape(reduced, shape)
-
-    return build
-
-
-for _name in ("sum", "max", "min"):
-    Intrinsic(f"tile.{_name}", _reduction(f"reduce_{_name}"), op=f"reduce_{_name}")
-
-
-@intrinsic("tile.mma")
-def mma(
-    emit: Emitter,
-    a: Any,
-    b: Any,
-    acc: Any = None,
-    accumulator_type: Any = f32,
-    precision_policy: Any = None,
-    transpose_a: Any = False,
-    transpose_b: Any = False,
-) -> Handle:
-    """acc + a @ b on the matrix unit, an f32 tile: a is [M, K] (or [K, M] with `transpose_a`), b is [K, N] (or [N, K]).
-
-    `precision_policy` is None or "mixed_<input>_<accumulator>", which must agree with the operands' dtypes.
-    """
-    left, right = emit.tile(a, "a"), emit.tile(b, "b")
-    for tile, argument in ((left, "a"), (right, "b")):
-        if len(tile.shape) != 2:
-            emit.fail(
-                "TS304",
-                f"tile.mma takes tiles of two axes, but '{emit.text(argument)}' is {shape_text(tile.shape)}",
-                argument,
-            )
-    for flag, argument in ((transpose_a, "transpose_a"), (transpose_b, "transpose_b")):
-        if type(flag) is not bool:
-            emit.fail("TS203", f"{argument}= is True or False, not {describe(flag)}", argument)
-    if left.dtype != right.dtype or left.dtype not in (bf16, f32):
-        emit.fail(
-            "TS204",
-            f"tile.mma takes two tiles of bf16 or two of f32, but '{emit.text('a')}' is {left.dtype.name} and "
-            f"'{emit.text('b')}' is {right.dtype.name}",
-        )
-    _check_policy(emit, left, accumulator_type, precision_policy)
-    m, k = reversed(left.shape) if transpose_a else left.shape
-    inner, n = reversed(right.shape) if transpose_b else right.shape
-    if k != inner:
-        emit.fail(
-            "TS301",
-            f"the inner sizes of '{emit.text('a')}' {shape_text(left.shape)} and '{emit.text('b')}' "
-            f"{shape_text(right.shape)} are {k} and {inner}",
-        )
-    operands = [left, right]
-    if acc is not None:
-        operands.append(_accumulator(emit, acc, (m, n)))
-    return emit.emit("mma", *operands, transpose_a=transpose_a, transpose_b=transpose_b)
-
-
-def _accumulator(emit: Emitter, acc: Any, shape: tuple[Size, Size]) -> Handle:
-    tile = emit.tile(acc, "acc")
-    if tile.shape != shape:
-        emit.fail(
-            "TS301",
-            f"the accumulator '{emit.text('acc')}' is {shape_text(tile.shape)}, but the product is {shape_text(shape)}",
-            "acc",
-        )
-    if tile.dtype != f32:
-        emit.fail("TS204", f"the accumulator '{emit.text('acc')}' is {tile.dtype.name}; it must be f32", "acc")
-    return tile
-
-
-def _check_policy(emit: Emitter, operand: Handle, accumulator_type: Any, policy: Any) -> None:
-    accumulator = emit.dtype(accumulator_type, "accumulator_type")
-    if accumulator != f32:
-        emit.fail(
-            "TS402",
-            f"products of {operand.dtype.name} are accumulated in f32, not in {accumulator.name}",
-            "accumulator_type",
-        )
-    if policy is None:
-        return
-    parts = policy.split("_") if isinstance(policy, str) else []
-    if len(parts) != 3 or parts[0] != "mixed":
-        emit.fail(
-            "TS402", f"{policy!r} is no precision policy; the form is mixed_<input>_<accumulator>", "precision_policy"
-        )
-    if parts[1] != operand.dtype.name:
-        emit.fail(
-            "TS402",
-            f"{policy!r} asks for {parts[1]} operands, but '{emit.text('a')}' is {operand.dtype.name}",
-            "precision_policy",
-        )
-    if parts[2] != accumulator.name:
-        emit.fail(
-            "TS402",
-            f"{policy!r} accumulates in {parts[2]}, but accumulator_type is {accumulator.name}",
-            "precision_policy",
-        )

@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from tessera.dtypes import f32
+from tessera.frontend.evaluator_arithmetic import elementwise
 from tessera.frontend.evaluator_copies import Copy
 from tessera.frontend.evaluator_emit import Emitter
 from tessera.frontend.evaluator_values import Handle, describe, is_number, plain
 from tessera.frontend.language import Intrinsic, intrinsic
-from tessera.ir.types import shape_text
+from tessera.ir.core import Value
+from tessera.ir.types import Shape, dtype_of, shape_text
 
 SWIZZLES = ("none", "xor")
 
@@ -108,12 +110,23 @@ def barrier(emit: Emitter) -> None:
     emit.make("barrier")
 
 
-def _load(emit: Emitter, ref: Any) -> Handle:
-    """The elements of a window as a tile, zero outside the tensor; a window without axes gives a scalar."""
-    if is_view(ref):
-        return emit.load(ref)
-    if is_buffer(ref):
-        return emit.read(ref)
+def _load(emit: Emitter, ref: Any, mask: Any = None, other: Any = 0) -> Handle:
+    """The elements of a window as a tile, zero outside the tensor; a window without axes gives a scalar.
+
+    With `mask`, a tile of bools, an element is the number `other` where that does not hold.
+    """
+    if is_view(ref) or is_buffer(ref):
+        loaded = emit.load(ref) if is_view(ref) else emit.read(ref)
+        if mask is None:
+            return loaded
+        chosen = _mask(emit, mask, loaded.shape)
+        rest = plain(other)
+        if not is_number(rest):
+            rest = emit.operand(rest, emit.text("other"))
+            if not rest.is_scalar:
+                emit.fail("TS203", f"other= is one number, but '{emit.text('other')}' is {describe(rest)}", "other")
+            rest = emit.cast(rest, loaded.dtype)
+        return elementwise(emit, "where", (chosen, loaded, rest), (emit.text("mask"), emit.text("ref"), "other"))
     emit.fail("TS203", f"a load takes a window of a tensor, but '{emit.text('ref')}' is {describe(ref)}", "ref")
 
 
@@ -134,8 +147,29 @@ def load_scalar(emit: Emitter, ref: Any) -> Handle:
     return emit.cast(element, f32) if element.dtype.is_float else element
 
 
-def _store(emit: Emitter, value: Any, ref: Any, coalesce: Any = False) -> None:
-    """Rounds a tile to the tensor's dtype and writes what lies inside the tensor. `coalesce` is a hint."""
+def _mask(emit: Emitter, mask: Any, shape: Shape) -> Handle:
+    """The `mask` argument of the call being built as a tile of bools of `shape`."""
+    text = emit.text("mask")
+    tile = emit.operand(mask, text)
+    if not tile.dtype.is_bool:
+        emit.fail("TS204", f"a mask is a tile of bools, but '{text}' is {describe(tile)}; compare it first", "mask")
+    fits = len(tile.shape) == len(shape) and all(
+        have in (1, want) for have, want in zip(tile.shape, shape, strict=True)
+    )
+    if tile.is_tile and not fits:
+        emit.fail(
+            "TS301", f"the mask '{text}' is {shape_text(tile.shape)}, but the window is {shape_text(shape)}", "mask"
+        )
+    if not shape:
+        emit.fail("TS203", f"the mask '{text}' goes with a window of at least one axis; use an if statement", "mask")
+    return emit.spread(tile, shape) if tile.is_tile else emit.full(shape, tile, tile.dtype, text)
+
+
+def _store(emit: Emitter, value: Any, ref: Any, coalesce: Any = False, mask: Any = None) -> None:
+    """Rounds a tile to the tensor's dtype and writes what lies inside the tensor.
+
+    With `mask`, a tile of bools, it writes only where that holds. `coalesce` is a hint.
+    """
     if not is_view(ref):
         swapped = f"; the value comes first, and '{emit.text('value')}' is {describe(value)}" if is_view(value) else ""
         emit.fail(
@@ -148,8 +182,14 @@ def _store(emit: Emitter, value: Any, ref: Any, coalesce: Any = False) -> None:
     tile = None if is_number(plain(value)) else emit.operand(value, emit.text("value"))
     if tile is None or tile.is_scalar:
         tile = emit.full(ref.shape, value if tile is None else tile, ref.dtype, emit.text("value"))
-    if tile.dtype.is_bool:
+    if tile.dtype.is_bool and not ref.dtype.is_bool:
         emit.fail("TS204", f"'{emit.text('value')}' is {describe(tile)}; choose numbers with tile.where first", "value")
+    if ref.dtype.is_bool and not tile.dtype.is_bool:
+        emit.fail(
+            "TS204",
+            f"'{emit.text('value')}' is {describe(tile)}, but '{emit.text('ref')}' holds bools; compare it first",
+            "value",
+        )
     if tile.shape != ref.shape:
         emit.fail(
             "TS301",
@@ -157,7 +197,7 @@ def _store(emit: Emitter, value: Any, ref: Any, coalesce: Any = False) -> None:
             f"{shape_text(ref.shape)}",
             "value",
         )
-    emit.make("store", ref, tile)
+    emit.make("store", ref, tile, *([] if mask is None else [_mask(emit, mask, ref.shape)]))
 
 
 store = Intrinsic("tile.store", _store)
@@ -166,11 +206,35 @@ store_global = Intrinsic("tile.store_global", _store)
 
 @intrinsic("tile.fill")
 def fill(emit: Emitter, buffer: Any, value: Any) -> None:
-    """Writes one number to every element of a buffer."""
-    if not is_buffer(buffer):
+    """Writes one number to every element of a buffer, of a window of it (`buffer[0:16]`), or of a tensor's window."""
+    text = emit.text("value")
+    if is_buffer(buffer):
+        emit.write(buffer, emit.full(buffer.shape, value, buffer.dtype, text))
+        return
+    if is_view(buffer):
+        emit.make("store", buffer, emit.full(buffer.shape, value, buffer.dtype, text))
+        return
+    place = _written_in_place(emit, buffer)
+    if place is None:
         emit.fail(
             "TS203",
-            f"tile.fill takes a shared buffer first, but '{emit.text('buffer')}' is {describe(buffer)}",
+            f"tile.fill takes a shared buffer or a window first, but '{emit.text('buffer')}' is {describe(buffer)}",
             "buffer",
         )
-    emit.write(buffer, emit.full(buffer.shape, value, buffer.dtype, emit.text("value")))
+    reference, offsets, extents = place
+    emit.make("write", reference, emit.full(extents, value, dtype_of(reference.type), text), *offsets)
+
+
+def _written_in_place(emit: Emitter, tile: Any) -> tuple[Value, list[Value], Shape] | None:
+    """Buffer, offsets and extents of `buffer[...]` as it stands in a call, whose read is taken back; else None."""
+    chain = []
+    op = tile.value.defining_op if isinstance(tile, Handle) else None
+    while op is not None and op.name == "reshape":
+        chain.append(op)
+        op = op.operands[0].defining_op
+    named = isinstance(tile, Handle) and tile.value.name
+    if op is None or op.name != "read" or op not in emit.block.ops or named:
+        return None
+    chain.append(op)
+    emit.block.ops[:] = [other for other in emit.block.ops if other not in chain]
+    return op.operands[0], op.operands[1:], op.attributes["extents"]

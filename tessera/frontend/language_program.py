@@ -8,6 +8,7 @@ from typing import Any
 from tessera.frontend.evaluator_arithmetic import binary
 from tessera.frontend.evaluator_emit import Emitter
 from tessera.frontend.evaluator_values import RUN_TIME, Handle, RunTimeRange, describe
+from tessera.frontend.evaluator_windows import loaded_index
 from tessera.frontend.language import intrinsic
 from tessera.ir import dims
 from tessera.ir.dims import Dim, Size
@@ -32,20 +33,17 @@ def program_id(emit: Emitter, axis: Any = 0) -> Handle:
 
 @intrinsic("tile.range")
 def range_(emit: Emitter, start: Any, stop: Any = None, step: Any = 1) -> RunTimeRange:
-    """A loop on the device: `for i in tile.range(stop)` or `tile.range(start, stop, step)` with a positive step."""
+    """A loop on the device over the numbers of Python's `range`; its bounds and step may be run-time integers."""
     first, last = (0, start) if stop is None else (start, stop)
+    bounds = []
     for bound, argument in ((first, "start"), (last, "start" if stop is None else "stop"), (step, "step")):
+        bound = loaded_index(emit, bound)
         if not (type(bound) is int or isinstance(bound, Dim) or isinstance(bound, Handle) and bound.is_int):
             emit.fail("TS203", f"tile.range takes integers, but '{emit.text(argument)}' is {describe(bound)}", argument)
-    if isinstance(step, Handle):
-        emit.fail(
-            "TS205",
-            f"the step of tile.range is a compile-time constant, but '{emit.text('step')}' is {describe(step)}",
-            "step",
-        )
-    if type(step) is int and step < 1:
-        emit.fail("TS203", f"the step of tile.range must be positive, not {step}", "step")
-    return RunTimeRange(first, last, step)
+        bounds.append(bound)
+    if bounds[2] == 0:
+        emit.fail("TS203", "the step of tile.range must not be 0", "step")
+    return RunTimeRange(*bounds)
 
 
 @intrinsic("tile.static_range")

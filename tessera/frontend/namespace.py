@@ -10,7 +10,15 @@ import keyword
 from typing import Any
 
 from tessera.errors import did_you_mean
-from tessera.frontend import language_math, language_memory, language_ops, language_program  # noqa: F401  declare
+from tessera.frontend import (  # noqa: F401  declare
+    language_effects,
+    language_math,
+    language_matrix,
+    language_memory,
+    language_ops,
+    language_program,
+    language_reductions,
+)
 from tessera.frontend.annotations import Tensor
 from tessera.frontend.language import INTRINSICS
 

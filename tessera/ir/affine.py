@@ -18,7 +18,7 @@ from tessera.errors import InternalError
 from tessera.ir import dims
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.dims import Size
-from tessera.ir.opdef import LOOP
+from tessera.ir.opdef import COUNTED
 from tessera.ir.ops.elementwise import is_index
 from tessera.ir.types import ViewType
 
@@ -131,9 +131,10 @@ def window_of(view: Value, cache: Cache | None = None) -> Window:
     """Follows windows of windows back to the parameter that `view` is a part of."""
     chain: list[Op] = []
     while (op := view.defining_op) is not None:
-        if op.name != "window":
+        if op.name == "window":
+            chain.append(op)
+        elif op.name != "limit":  # which only masks some of the elements
             raise InternalError("TS901", f"a view made by {op.name} is not understood", op.loc)
-        chain.append(op)
         view = op.operand("view")
     assert isinstance(view.type, ViewType)
     rank = len(view.type.shape)
@@ -158,12 +159,12 @@ class Progression:
     count: Size
 
     def evaluate(self, values: Mapping[str, int]) -> range | None:
-        """The same in numbers, or None where `values` leaves a symbol open or the step is not positive."""
+        """The same in numbers, or None where `values` leaves a symbol open or the step is zero."""
         try:
             start, step, count = (dims.evaluate(size, values) for size in (self.start, self.step, self.count))
         except (KeyError, ZeroDivisionError):
             return None
-        return range(start, start + step * max(count, 0), step) if step > 0 else None
+        return range(start, start + step * max(count, 0), step) if step != 0 else None
 
 
 def loop_progression(loop: Op, cache: Cache | None = None) -> tuple[str, Progression]:
@@ -176,8 +177,8 @@ def loop_progression(loop: Op, cache: Cache | None = None) -> tuple[str, Progres
 
 
 def loops(block: Block) -> Iterator[Op]:
-    """Every loop of the block and of the regions inside it."""
-    return (op for op in block.walk() if op.definition.has(LOOP))
+    """Every counted loop of the block and of the regions inside it."""
+    return (op for op in block.walk() if op.definition.has(COUNTED))
 
 
 def cover(
@@ -231,7 +232,7 @@ def symbol_ranges(
     values: Mapping[str, int] | None = None,
     cache: Cache | None = None,
 ) -> dict[str, Interval]:
-    """What each symbol of the kernel's expressions may be: ids in [0, grid), loop indices in [lower, upper), dims >= 0.
+    """What each symbol of the kernel's expressions may be: ids in [0, grid), loop indices in bounds, dims >= 0.
 
     `values` are dims that are known, besides `kernel.attributes["static"]`; without `grid` the kernel's own is taken.
     """
@@ -246,9 +247,12 @@ def symbol_ranges(
         greatest = bounds(extents[axis], ranges)[1] if axis < len(extents) else (None if not extents else 1)
         ranges[name] = (0, None if greatest is None else max(greatest - 1, 0))
     for loop in loops(kernel.body):
-        lower, upper = (bounds(value, ranges, cache) for value in loop.operands[:2])
+        lower, upper, step = (bounds(value, ranges, cache) for value in loop.operands[:3])
         index = opaque_symbol(loop.regions[0].arguments[0])
-        ranges[index] = (lower[0], None if upper[1] is None else upper[1] - 1)
+        if step[0] is not None and step[0] > 0:
+            ranges[index] = (lower[0], None if upper[1] is None else upper[1] - 1)
+        elif step[1] is not None and step[1] < 0:
+            ranges[index] = (None if upper[0] is None else upper[0] + 1, lower[1])
     return ranges
 
 

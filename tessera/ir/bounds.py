@@ -118,6 +118,27 @@ def monotone(function: Callable[[Array], Array]) -> Callable[..., Bar]:
     return bound
 
 
+def unimodal(
+    function: Callable[[Array], Array], minimum: float, amplification: Callable[[Array], Array] | None = None
+) -> Callable[..., Bar]:
+    """A smooth function that falls up to `minimum` and rises after it: a bar that holds the minimum reaches down to it.
+
+    `amplification` gives further ulp, by argument, to the stated error: what the function makes of the rounding of an
+    intermediate result.
+    """
+    rising = monotone(function)
+
+    def bound(op: Any, a: Bar) -> Bar:
+        ends = rising(op, a)
+        with np.errstate(all="ignore"):
+            inside = (a.e > 0) & (a.r - a.e < minimum) & (minimum < a.r + a.e)
+            e = np.where(inside, np.maximum(ends.e, _hull(ends.r, function(np.full_like(a.r, minimum)))), ends.e)
+            further = 0.0 if amplification is None else 2 * HALF_ULP_F32 * np.abs(ends.r) * amplification(a.r)
+        return widen(ends.r, e, further)
+
+    return bound
+
+
 def extremum(function: Callable[[Array, Array], Array]) -> Callable[..., Bar]:
     """Maximum or minimum: the hull of the candidates that the bars allow."""
 
@@ -224,6 +245,15 @@ def exact_integers(function: Callable[..., Array]) -> Callable[..., Bar]:
         return Bar(r, np.where(uncertain, np.inf, 0.0))
 
     return bound
+
+
+def rounded_explicitly(function: Callable[[Array], Array], value: Bar) -> Bar:
+    """A rounding by a monotone function that nothing may skip: e = 0 stays 0."""
+    r = function(value.r)
+    if not value.e.any():
+        return Bar(r, np.zeros_like(r))
+    with np.errstate(all="ignore"):
+        return Bar(r, _hull(r, function(value.r - value.e), function(value.r + value.e)))
 
 
 def round_explicit(dtype: DType, value: Bar) -> Bar:

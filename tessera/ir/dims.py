@@ -9,6 +9,7 @@ operation returns the normal form, so equality of polynomials is equality of `Di
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Union
@@ -281,12 +282,25 @@ def to_text(size: Size) -> str:
     return text
 
 
+# Names that no author wrote have dots: `x.0` is an undeclared dim of the parameter x, `x.stride0` a stride.
+_DOTTED = re.compile(r"(?<![\w.])[^\W\d]\w*\.(?:stride)?\d+(?![\w.])")
+
+
 def parse(text: str) -> Size:
     """Reads the text of a size. Raises ValueError for anything but integers, names, + - * // % and the functions."""
+    dotted: list[str] = []
+
+    def stand_in(match: re.Match[str]) -> str:
+        dotted.append(match[0])
+        return f"_dotted_{len(dotted) - 1}"
+
     try:
-        return _from_ast(ast.parse(text.strip(), mode="eval").body)
+        read = _from_ast(ast.parse(_DOTTED.sub(stand_in, text.strip()), mode="eval").body)
     except (SyntaxError, KeyError, TypeError, ZeroDivisionError, RecursionError) as error:
         raise ValueError(f"'{text}' is not a size expression") from error
+    return (
+        substitute(read, {f"_dotted_{number}": symbol(name) for number, name in enumerate(dotted)}) if dotted else read
+    )
 
 
 def _from_ast(node: ast.expr) -> Size:

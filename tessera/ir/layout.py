@@ -28,17 +28,23 @@ __all__ = [
     "RegisterLayout",
     "SharedLayout",
     "bank_wavefronts",
+    "block_layout",
     "blocked",
     "conversion",
     "draw",
     "draw_shared",
     "ldmatrix_wavefronts",
+    "reduction_layout",
     "register_map",
     "row_reduction",
     "shared_layout",
+    "splits_blocks",
+    "transposed_layout",
+    "transposed_map",
 ]
 
 LANES = 32
+LONG_LINE = 512  # elements, 16 a lane, up to which a warp keeps a line to itself: shared memory costs two barriers
 
 Conversion = Literal["none", "registers", "shuffle", "shared"]
 
@@ -271,6 +277,78 @@ def blocked(shape: Sequence[int], warps: int, vector: int, order: Sequence[int] 
 def row_reduction(shape: Sequence[int], warps: int, axis: int, vector: int) -> RegisterLayout:
     """A blocked layout in which each line along `axis` lies inside one warp: a reduction needs no shared memory."""
     return _blocked(shape, warps, vector, None, [a for a in range(len(shape)) if a != axis % len(shape)])
+
+
+def reduction_layout(shape: Sequence[int], warps: int, axis: int, vector: int) -> RegisterLayout:
+    """A blocked layout for a reduction or a scan along `axis`: each block of 32 of a line lies inside one warp.
+
+    Warps go along the other axes while those have room, even where that leaves fewer lanes for them. Only a line that
+    would cost a thread many registers is shared by warps (`LONG_LINE`): then partial results meet in shared memory.
+    """
+    axis %= len(shape)
+    order = tuple(reversed(range(len(shape))))
+    others = [a for a in order if a != axis]
+    builder = _BlockBuilder(shape)
+    for _ in range(bit_count(min(vector, power_of_two_above(shape[order[0]])))):
+        builder.add("register", order[0])
+    lane_bits, warp_bits = bit_count(LANES), bit_count(warps)
+    if order[0] == axis:
+        builder.spread("lane", lane_bits, order)
+    else:
+        room = sum(bit_count(power_of_two_above(shape[a]) // builder.block[a]) for a in others)
+        along_others = max(0, min(lane_bits, room - warp_bits))
+        builder.spread("lane", along_others, others)
+        builder.spread("lane", lane_bits - along_others, [axis, *others])
+    for _ in range(warp_bits):
+        free = [a for a in others if builder.fits(a)] or [a for a in others if builder.block[a] < shape[a]]
+        long = builder.block[axis] >= LANES and shape[axis] > LONG_LINE and builder.fits(axis)
+        builder.add("warp", free[0] if free else axis if long else None)
+    return builder.finish()
+
+
+def splits_blocks(layout: RegisterLayout, axis: int) -> bool:
+    """Whether several warps hold elements of one block of 32 along `axis`."""
+    return any(0 < vector[axis] < LANES for vector in layout.block.group("warp"))
+
+
+def block_layout(layout: RegisterLayout, axis: int) -> RegisterLayout:
+    """The layout of one value for each block of 32 along `axis`, held where the elements of the block are.
+
+    Register bits inside a block disappear, lanes inside a block become replicas.
+    """
+    axis %= layout.block.axes
+    extent, repeats = layout.block_shape[axis], layout.repeats[axis]
+    if extent < LANES:
+        repeats = -(-extent * repeats // LANES)
+
+    def coarse(vector: Basis) -> Basis:
+        return tuple(c // LANES if a == axis else c for a, c in enumerate(vector))
+
+    bases = {name: [coarse(vector) for vector in group] for name, group in layout.block.bases}
+    bases["register"] = [vector for vector in bases["register"] if any(vector)]
+    counts = tuple(repeats if a == axis else r for a, r in enumerate(layout.repeats))
+    return RegisterLayout(LinearLayout.of(layout.block.axes, **bases), counts)
+
+
+def transposed_layout(layout: RegisterLayout) -> RegisterLayout:
+    """Every element stays in its thread when the last two axes are exchanged; `transposed_map` has its register."""
+
+    def swap(values: Sequence[int]) -> tuple[int, ...]:
+        return (*values[:-2], values[-1], values[-2])
+
+    bases = {name: [swap(vector) for vector in group] for name, group in layout.block.bases}
+    return RegisterLayout(LinearLayout.of(layout.block.axes, **bases), swap(layout.repeats))
+
+
+def transposed_map(layout: RegisterLayout) -> tuple[int, ...]:
+    """For each register of `transposed_layout(layout)`, the register of `layout` that holds the element."""
+    result = transposed_layout(layout)
+    place = {layout.coordinates(register, 0, 0): register for register in range(layout.registers_per_thread)}
+    sources = []
+    for register in range(result.registers_per_thread):
+        *leading, row, column = result.coordinates(register, 0, 0)
+        sources.append(place[(*leading, column, row)])
+    return tuple(sources)
 
 
 # Converting layouts --------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from tessera.ir import dims
 from tessera.ir.affine import PROGRAM_IDS, Cache, expression, opaque_symbol, opaque_values, window_of
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.dims import Size
-from tessera.ir.opdef import BRANCH, CONSTANT, ELEMENTWISE, LOOP, PURE
+from tessera.ir.opdef import BRANCH, CONSTANT, COUNTED, ELEMENTWISE, LOOP, PURE
+from tessera.ir.ops.control import carried_values
 from tessera.ir.ops.tiles import negative_axis
 from tessera.ir.types import BufferType, TokenType, ViewType, shape_of
 
@@ -145,26 +146,27 @@ class _Analysis:
     def enter(self, op: Op, control: Varying | None) -> None:
         """Regions: what decides whether and how often they run decides about every value that they give."""
         loop, branch = op.definition.has(LOOP), op.definition.has(BRANCH)
-        deciding = op.operands[:3] if loop else op.operands[:1] if branch else op.operands
+        counted = op.definition.has(COUNTED)
+        deciding = op.operands[:3] if counted else op.operands[:1] if loop or branch else op.operands
+        if loop and not counted:
+            deciding = [*deciding, op.regions[0].ops[-1].operands[0]]
         for value in deciding:
             if isinstance(self.states.get(value), Varying):
                 control = control or Varying(f"a program id decides about the {op.name} around it")
         if not loop and not branch:
             control = control or Varying(f"{op.name} is not understood")
         for region in op.regions:
-            if loop:
+            if counted:
                 self.raise_to(region.arguments[0], control or ())
-                for initial, argument in zip(op.operands[3:], region.arguments[1:], strict=True):
-                    self.raise_to(argument, self.states.get(initial))
+            for initial, argument, _, _ in carried_values(op) if loop else ():
+                self.raise_to(argument, self.states.get(initial))
             self.walk(region, control)
             final = region.ops[-1].operands if region.ops else []
-            for index, (value, result) in enumerate(zip(final, op.results, strict=False)):
-                if loop:
-                    self.raise_to(region.arguments[index + 1], self.states.get(value))
+            for value, result in zip(final, op.results, strict=False):
                 self.raise_to(result, control or self.states.get(value))
-        if loop:  # the results of a loop that runs no time at all
-            for initial, result in zip(op.operands[3:], op.results, strict=True):
-                self.raise_to(result, control or self.states.get(initial))
+        for initial, argument, value, result in carried_values(op) if loop else ():
+            self.raise_to(argument, self.states.get(value))
+            self.raise_to(result, control or self.states.get(initial))  # of a loop that runs no time at all
 
     def result(self, op: Op, value: Value) -> State | None:
         if isinstance(value.type, (TokenType, BufferType)):
@@ -248,6 +250,11 @@ class _Analysis:
         if control is not None:
             return RowDependence(False, reason=control.reason, conditional=True)
         state = self.states.get(store.operand("value"))
+        for mask in store.operands[2:]:
+            found = self.states.get(mask)
+            if isinstance(found, Varying):
+                return RowDependence(False, reason=f"its mask differs: {found.reason}", conditional=True)
+            state = state if state is None or found is None else join(state, found)
         if state is None:
             return RowDependence(False, reason="it reads a buffer that nothing writes")
         if isinstance(state, Varying):
@@ -315,6 +322,28 @@ def _reduce(analysis: _Analysis, op: Op, states: list[tuple[Axis, ...]]) -> Stat
     return tuple(axes)
 
 
+def _scan(analysis: _Analysis, op: Op, states: list[tuple[Axis, ...]]) -> State:
+    axes = list(states[0])
+    axis = negative_axis(op, len(axes))
+    if isinstance(axes[axis], Aligned):
+        return Varying(f"a {op.name} over the rows of the window goes into it")
+    axes[axis] = FREE
+    return tuple(axes)
+
+
+def _iota(analysis: _Analysis, op: Op, states: list[tuple[Axis, ...]]) -> State:
+    axes: list[Axis] = [SAME] * len(shape_of(op.result.type))
+    axes[op.attributes["axis"]] = FREE
+    return tuple(axes)
+
+
+def _extract(analysis: _Analysis, op: Op, states: list[tuple[Axis, ...]]) -> State:
+    sizes = zip(states[0], op.attributes["extents"], shape_of(op.operands[0].type), strict=True)
+    if any(isinstance(axis, Aligned) and extent != size for axis, extent, size in sizes):
+        return Varying("a part of the rows of the window goes into it")
+    return states[0]
+
+
 def _mma(analysis: _Analysis, op: Op, states: list[tuple[Axis, ...]]) -> State:
     row, inner_a = reversed(states[0]) if op.attributes.get("transpose_a") else states[0]
     inner_b, column = reversed(states[1]) if op.attributes.get("transpose_b") else states[1]
@@ -356,11 +385,16 @@ def _reshape(analysis: _Analysis, op: Op, states: list[tuple[Axis, ...]]) -> Sta
     return tuple(axes)
 
 
+def _first(analysis: _Analysis, op: Op, states: list[tuple[Axis, ...]]) -> State:
+    return states[0]
+
+
 _WINDOWED = ("window", "read")
 _RULES: dict[str, Callable[[_Analysis, Op, list[tuple[Axis, ...]]], State]] = {
     "program_id": _program_id,
     "window": _window,
-    "load": lambda analysis, op, states: states[0],
+    "limit": _first,  # where the limits do not vary, an element is masked by its index alone
+    "load": _first,
     "read": _read,
     "full": _full,
     "broadcast": _broadcast,
@@ -370,6 +404,12 @@ _RULES: dict[str, Callable[[_Analysis, Op, list[tuple[Axis, ...]]], State]] = {
     "reduce_sum": _reduce,
     "reduce_max": _reduce,
     "reduce_min": _reduce,
+    "argmax": _reduce,
+    "argmin": _reduce,
+    "cumsum": _scan,
+    "cummax": _scan,
+    "iota": _iota,
+    "extract": _extract,
 }
 
 __all__ = ["FREE", "SAME", "Aligned", "RowDependence", "Varying", "join", "row_dependence"]

@@ -5,9 +5,12 @@ The interpreter at every level and the CPU twin of the device header compute by 
 - a smooth function is the correctly rounded f32 of its f64 value (a value near a rounding boundary is taken again in
   long double);
 - a matrix product adds one k-block after the other, acc = f32(acc + s), where s is the f64 sum of the block in
-  ascending k (k-block 16 for 16-bit operands, 8 for f32);
+  ascending k. The k-block is the depth of the instruction that runs: 16 for 16-bit operands and for fp8, which the
+  f16 instruction multiplies, 8 for tf32 and f32 (`tessera.ir.products`). Operands of a tf32 product are rounded to
+  tf32 first (`round_tf32`);
 - a sum takes ascending blocks of 32 (the last one padded with zeros), pairs neighbours inside a block, and adds the
   blocks in order, every addition rounded to f32;
+- a scan works in the same blocks of 32: `scan_blocks`, then each block takes in the ascending fold of those before;
 - a maximum or minimum is NaN when any element is, and +0 is above -0.
 """
 
@@ -18,7 +21,10 @@ from collections.abc import Callable
 import numpy as np
 
 Array = np.ndarray
-SUM_BLOCK = 32
+BLOCK = 32  # elements that a reduction or a scan takes at a time
+# Units in the last place of f64 within which two libraries agree on any function here. The largest error is that of
+# gelu at its left end, where erfc makes 2 z^2 = 170 units of each unit of its argument.
+UNSURE = 1024
 
 
 def correctly_rounded(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -29,7 +35,7 @@ def correctly_rounded(function: Callable[[Array], Array]) -> Callable[[Array], A
             y = np.asarray(function(np.asarray(x, np.float64)))
             result = y.astype(np.float32)
             below = y.view(np.int64) & ((1 << 29) - 1)  # the bits that rounding to f32 drops
-            near = np.abs(below - (1 << 28)) <= 16
+            near = np.abs(below - (1 << 28)) <= UNSURE
             tiny = (np.abs(y) < 2.0**-125) & (y != 0)  # f32 subnormals round at another place
             again = (near | tiny) & np.isfinite(y)
             if again.any():
@@ -55,21 +61,99 @@ def minimum(a: Array, b: Array) -> Array:
 
 
 def reduce_sum(x: Array, axis: int) -> Array:
-    """Sum along the negative `axis`, kept with size 1, in the dtype of `x`."""
-    x = np.moveaxis(x, axis, -1)
-    count = x.shape[-1]
-    blocks = -(-count // SUM_BLOCK)
-    padded = np.zeros((*x.shape[:-1], blocks * SUM_BLOCK), x.dtype)
-    padded[..., :count] = x
-    pairs = padded.reshape(*x.shape[:-1], blocks, SUM_BLOCK)
-    plus = checked(np.add) if x.dtype.kind == "i" else np.add
+    """Sum along the negative `axis`, kept with size 1, in the dtype of `x`; of integers in int64."""
+    return fold_blocks("sum", reduce_blocks("sum", x, axis), axis)
+
+
+def reduce_blocks(kind: str, x: Array, axis: int) -> Array:
+    """The "sum", "max" or "min" of each block of 32 along `axis`, which becomes the number of blocks."""
+    blocks = _in_blocks(x, axis, _fill(kind, x))
+    if kind != "sum":
+        ends = (reduce_max if kind == "max" else reduce_min)(blocks, -1)
+        return np.moveaxis(ends[..., 0], -1, axis)
+    plus = _combine(kind, blocks)
     with np.errstate(all="ignore"):
-        while pairs.shape[-1] > 1:
-            pairs = plus(pairs[..., 0::2], pairs[..., 1::2])
-        total = pairs[..., 0, 0]
-        for block in range(1, blocks):
-            total = plus(total, pairs[..., block, 0])
-    return np.moveaxis(total[..., None], -1, axis)
+        while blocks.shape[-1] > 1:
+            blocks = plus(blocks[..., 0::2], blocks[..., 1::2])
+    return np.moveaxis(blocks[..., 0], -1, axis)
+
+
+def fold_blocks(kind: str, x: Array, axis: int) -> Array:
+    """Blocks combined in ascending order along `axis`, which stays with size 1."""
+    x = np.moveaxis(x, axis, 0)
+    combine, total = _combine(kind, x), x[0]
+    with np.errstate(all="ignore"):
+        for block in x[1:]:
+            total = combine(total, block)
+    return np.moveaxis(total[None], 0, axis)
+
+
+def scan_blocks(kind: str, x: Array, axis: int) -> Array:
+    """Running "sum" or "max" inside each block of 32 along `axis`: for d = 1, 2, 4, 8, 16, each element whose index
+    has the bit d takes in the last element before its run of d. The last of a full block is the block's reduction.
+    """
+    count = x.shape[axis]
+    blocks = _in_blocks(x, axis, 0)
+    combine = _combine(kind, blocks)
+    with np.errstate(all="ignore"):
+        for step in (1, 2, 4, 8, 16):
+            runs = blocks.reshape(*blocks.shape[:-1], -1, 2, step)
+            upper = combine(runs[..., :1, -1:], runs[..., 1:, :])
+            blocks = np.concatenate([runs[..., :1, :], upper], axis=-2).reshape(blocks.shape)
+    flat = blocks.reshape(*blocks.shape[:-2], -1)[..., :count]
+    return np.moveaxis(flat, -1, axis)
+
+
+def carry_blocks(kind: str, scanned: Array, totals: Array, axis: int) -> Array:
+    """`scan_blocks` of an axis, each element combined with the ascending fold of the `totals` of the blocks before."""
+    blocks = _in_blocks(scanned, axis, 0)
+    totals = np.moveaxis(totals, axis, -1)
+    combine = _combine(kind, blocks)
+    parts, carry = [blocks[..., 0, :]], totals[..., 0]
+    with np.errstate(all="ignore"):
+        for block in range(1, blocks.shape[-2]):
+            parts.append(combine(carry[..., None], blocks[..., block, :]))
+            carry = combine(carry, totals[..., block])
+    return np.moveaxis(np.concatenate(parts, axis=-1)[..., : scanned.shape[axis]], -1, axis)
+
+
+def block_totals(scanned: Array, axis: int) -> Array:
+    """The last element of each block of 32 along `axis` (0 of one that is not full: nothing comes after it)."""
+    return np.moveaxis(_in_blocks(scanned, axis, 0)[..., -1], -1, axis)
+
+
+def scan(kind: str, x: Array, axis: int) -> Array:
+    """Running "sum" or "max" along `axis`, in the dtype of `x`; of integers in int64."""
+    scanned = scan_blocks(kind, x, axis)
+    return carry_blocks(kind, scanned, block_totals(scanned, axis), axis)
+
+
+def _in_blocks(x: Array, axis: int, fill: float | int) -> Array:
+    """[..., blocks, 32]: `axis` moved to the end and padded with `fill`; integers as int64."""
+    x = np.moveaxis(x, axis, -1)
+    x = x.astype(np.int64) if x.dtype.kind == "i" else x
+    count = x.shape[-1]
+    blocks = -(-count // BLOCK)
+    padded = np.full((*x.shape[:-1], blocks * BLOCK), fill, x.dtype)
+    padded[..., :count] = x
+    return padded.reshape(*x.shape[:-1], blocks, BLOCK)
+
+
+def _fill(kind: str, x: Array) -> float | int:
+    """What changes no reduction of `x`."""
+    if kind == "sum":
+        return 0
+    limits = np.iinfo(np.int64)
+    lowest, highest = (-np.inf, np.inf) if x.dtype.kind == "f" else (limits.min, limits.max)
+    return lowest if kind == "max" else highest
+
+
+def _combine(kind: str, x: Array) -> Callable[[Array, Array], Array]:
+    if kind == "sum":
+        return checked(np.add) if x.dtype.kind == "i" else np.add
+    if x.dtype.kind == "i":
+        return np.maximum if kind == "max" else np.minimum
+    return maximum if kind == "max" else minimum
 
 
 def reduce_max(x: Array, axis: int) -> Array:
@@ -84,16 +168,30 @@ def reduce_min(x: Array, axis: int) -> Array:
     return -reduce_max(-x, axis) if x.dtype.kind == "f" else np.min(x, axis=axis, keepdims=True)
 
 
+def round_tf32(x: Array) -> Array:
+    """`x` rounded to tf32, f32 with 10 fraction bits: to nearest, ties away from zero, as cvt.rna.tf32.f32 does.
+
+    float32 or float64, and the result alike; NaN stays NaN, and what lies half a step above the largest is infinite.
+    """
+    with np.errstate(all="ignore"):
+        wide = np.asarray(x, np.float64)
+        exponent = np.maximum(np.frexp(wide)[1] - 1, -126)  # below, subnormals keep one spacing
+        spacing = np.ldexp(1.0, exponent - 10)
+        magnitude = np.floor(np.abs(wide) / spacing + 0.5) * spacing
+        magnitude = np.where(magnitude < 2.0**128, magnitude, np.inf)
+        return np.where(np.isfinite(wide), np.copysign(magnitude, wide), wide).astype(np.asarray(x).dtype)
+
+
 def matmul(a: Array, b: Array, acc: Array, k_block: int) -> Array:
     """acc + a @ b over the last two axes by the k-block rule; a: [..., M, K], b: [..., K, N], acc: [..., M, N], f32."""
     depth = -(-a.shape[-1] // k_block) * k_block  # the last block is filled up with zero products
     a64 = np.zeros((*a.shape[:-1], depth))
-    a64[..., : a.shape[-1]] = a
     b64 = np.zeros((*b.shape[:-2], depth, b.shape[-1]))
-    b64[..., : b.shape[-2], :] = b
     product_shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     acc = np.broadcast_to(acc, np.broadcast_shapes(acc.shape, product_shape))
     with np.errstate(all="ignore"):
+        a64[..., : a.shape[-1]] = a
+        b64[..., : b.shape[-2], :] = b
         for start in range(0, depth, k_block):
             acc = _add_block(a64[..., start : start + k_block], b64[..., start : start + k_block, :], acc)
     return acc

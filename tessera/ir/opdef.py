@@ -22,11 +22,17 @@ TILE, TARGET = "tile", "target"
 PURE = "pure"  # no effect: may be folded, merged, moved or dropped
 ELEMENTWISE = "elementwise"  # result element i depends on element i of each tile operand; scalars spread
 TERMINATOR = "terminator"  # ends a region
-LOOP = "loop"  # region runs zero or more times
+LOOP = "loop"  # region runs zero or more times; its last arguments and operands are the carried values
+COUNTED = "counted"  # a loop over lower, upper, step, whose region takes the index first
 BRANCH = "branch"  # regions run at most once
 ASYNC = "async"  # completes at the wait that consumes its token
 STRUCTURAL = "structural"  # moves elements without arithmetic: reference mode applies `evaluate` to value and bar
 COLLECTIVE = "collective"  # every thread of the block must reach it
+ALIGNED = "aligned"  # its tile operands meet element by element: they share one register layout
+ORDERED = "ordered"  # an effect that is seen outside, once and in program order: programs run one by one
+UNORDERED = "unordered"  # threads and programs meet in no fixed order: sums of floats are right within a bound only
+REDUCTION = "reduction"  # along `axis`, which stays with size 1; other axes are untouched
+SCAN = "scan"  # along `axis`: an element depends on itself and those before it; other axes are untouched
 CONSTANT = "constant"
 
 
@@ -74,6 +80,7 @@ class OpDef:
     evaluate: Callable[..., Any] | None = None
     bound: Callable[..., Any] | None = None
     lower: Lowering | None = None
+    takes: frozenset[str] = frozenset(("float", "int", "bool"))  # kinds of dtype that an elementwise op is defined for
     ulp: float = 0.5  # stated CUDA error of the f32 function, in ulp
     on_numbers: Callable[..., Any] | None = None  # the same on Python numbers, in float64
 
@@ -97,7 +104,13 @@ class OpDef:
 
     def effects_of(self, op: Op) -> list[tuple[str, Any]]:
         """`(effect, operand value)` of this op itself, regions not counted."""
-        return [(effect, op.operand(name)) for name, effect in self.effects.items()]
+        found: list[tuple[str, Any]] = []
+        for name, effect in self.effects.items():
+            if name.startswith("*"):
+                found += [(effect, value) for value in op.operands[len(self.operands) - 1 :]]
+            else:
+                found.append((effect, op.operand(name)))
+        return found
 
     def has(self, trait: str) -> bool:
         return trait in self.traits

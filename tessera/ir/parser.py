@@ -117,7 +117,8 @@ def _read(text: str, file: str) -> Module:
         wanted = sorted({_TERMINALS.get(name, f"'{name.lower()}'") for name in error.expected})
         expected = " or ".join(wanted) if len(wanted) <= 4 else ", ".join(wanted[:4]) + " or another of these"
         if error.token.type == "$END":
-            raise _Fault("TS701", f"the text ends where {expected} should follow", _position(text, len(text))) from None
+            place = _position(text, len(text.rstrip()))  # after the last word: a line that there is
+            raise _Fault("TS701", f"the text ends where {expected} should follow", place) from None
         raise _Fault("TS701", f"{_shown(error.token)} stands where {expected} should be", error.token) from None
     except UnexpectedCharacters as error:
         found = text[error.pos_in_stream] if error.pos_in_stream is not None else "?"

@@ -6,8 +6,8 @@ mode an array is a `Bar` instead; the classes here hold either.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Tensor:
 
     data: Any
     dtype: DType
+    sums: Any = None  # in reference mode, of elements that atomics add to: how often, and the sum of the magnitudes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,13 +49,16 @@ class Tensor:
 class View:
     """A window of a tensor: per tensor axis an offset per program (int64, [P]) and an extent.
 
-    An axis that is not kept has extent 1 and does not show in tiles.
+    An axis that is not kept has extent 1 and does not show in tiles; where it is not `masked` either, its index must
+    lie inside the tensor. `limits` holds, by tensor axis, where elements begin to count as outside (int64, [P]).
     """
 
     tensor: Tensor
     offsets: tuple[Array, ...]
     extents: tuple[int, ...]
     kept: tuple[bool, ...]
+    masked: frozenset[int] = frozenset()
+    limits: tuple[tuple[int, Array], ...] = ()
 
     @staticmethod
     def whole(tensor: Tensor) -> View:
@@ -65,23 +69,47 @@ class View:
     def shape(self) -> tuple[int, ...]:
         return tuple(extent for extent, keep in zip(self.extents, self.kept, strict=True) if keep)
 
-    def narrow(self, offsets: list[Array], extents: tuple[int, ...], kept: tuple[bool, ...]) -> View:
-        """A window of this view; `offsets` has an entry per kept axis."""
-        new_offsets, new_extents, new_kept = [], [], []
-        rest = iter(zip(offsets, extents, kept, strict=True))
-        for offset, extent, keep in zip(self.offsets, self.extents, self.kept, strict=True):
+    def narrow(
+        self, offsets: list[Array], extents: tuple[int, ...], kept: tuple[bool, ...], masked: Sequence[bool] = ()
+    ) -> View:
+        """A window of this view; `offsets` has an entry per kept axis, and so has `masked` where it is given."""
+        new_offsets, new_extents, new_kept, new_masked = [], [], [], set(self.masked)
+        rest = iter(zip(offsets, extents, kept, masked or (False,) * len(offsets), strict=True))
+        for axis, (offset, extent, keep) in enumerate(zip(self.offsets, self.extents, self.kept, strict=True)):
             if keep:
-                shift, extent, keep = next(rest)
+                shift, extent, keep, mask = next(rest)
                 offset = offset + shift
+                new_masked |= {axis} if mask else set()
             new_offsets.append(offset)
             new_extents.append(extent)
             new_kept.append(keep)
-        return View(self.tensor, tuple(new_offsets), tuple(new_extents), tuple(new_kept))
+        return View(
+            self.tensor,
+            tuple(new_offsets),
+            tuple(new_extents),
+            tuple(new_kept),
+            frozenset(new_masked),
+            self.limits,
+        )
 
-    def _index(self) -> tuple[tuple[Array, ...], Array]:
-        """Tensor indices of every element and where they are inside the tensor, both [P, *extents].
+    def limit(self, limits: list[Array]) -> View:
+        """The same view; elements at `limits` (an entry per kept axis, from its start) and beyond are outside."""
+        axes = [axis for axis, keep in enumerate(self.kept) if keep]
+        added = tuple((axis, self.offsets[axis] + limit) for axis, limit in zip(axes, limits, strict=True))
+        return replace(self, limits=(*self.limits, *added))
 
-        Raises SourceError TS504 when a single index (an axis that is not kept) is outside: only windows are masked.
+    def end(self, axis: int) -> Array:
+        """Where the elements that count as inside end along a tensor axis: [P] or [1]."""
+        least = np.array([self.tensor.shape[axis]], np.int64)
+        for limited, limit in self.limits:
+            if limited == axis:
+                least = np.minimum(least, limit)
+        return least
+
+    def positions(self) -> tuple[tuple[Array, ...], Array]:
+        """Tensor indices of every element and where they are inside, both [P, *extents].
+
+        Raises SourceError TS504 when a single index (an axis that is neither kept nor masked) is outside the tensor.
         """
         rank = len(self.extents)
         index, inside = [], np.ones((1,) * (rank + 1), bool)
@@ -89,18 +117,19 @@ class View:
             shape = [1] * (rank + 1)
             shape[0], shape[axis + 1] = len(offset), extent
             position = (offset[:, None] + np.arange(extent)).reshape(shape)
-            if not self.kept[axis] and not np.all((position >= 0) & (position < limit)):
+            checked = not self.kept[axis] and axis not in self.masked
+            if checked and not np.all((position >= 0) & (position < limit)):
                 outside = position[(position < 0) | (position >= limit)]
                 where = f"axis {axis} of the tensor, whose size is {limit}"
                 raise SourceError("TS504", f"the index {int(outside.flat[0])} is outside {where}")
-            inside = inside & (position >= 0) & (position < limit)
+            inside = inside & (position >= 0) & (position < self.end(axis).reshape((-1, *(1,) * rank)))
             index.append(position)
         return tuple(index), inside
 
     def load(self) -> Any:
         """The elements as a tile [P, *shape], zero outside the tensor."""
-        index, inside = self._index()
-        programs = max(len(offset) for offset in self.offsets) if self.offsets else 1
+        index, inside = self.positions()
+        programs = inside.shape[0]
         tile_shape = (programs, *self.shape)
         if 0 in self.tensor.shape:
             if isinstance(self.tensor.data, Bar):
@@ -118,12 +147,19 @@ class View:
 
         return bounds.lift(lambda x: mask(x).reshape(tile_shape), self.tensor.read(clipped))
 
-    def store(self, tile: Any) -> None:
-        """Writes [P, *shape] where it lies inside the tensor; of programs that overlap, the last one stays."""
-        index, inside = self._index()
-        programs = max([len(offset) for offset in self.offsets] + [tile.shape[0]])
+    def store(self, tile: Any, mask: Any = None) -> None:
+        """Writes [P, *shape] where it is inside the tensor and `mask` holds; of programs that overlap, the last stays.
+
+        In reference mode an element whose mask is open has an unbounded error.
+        """
+        index, inside = self.positions()
+        programs = max([inside.shape[0], tile.shape[0]] + ([mask.shape[0]] if mask is not None else []))
         full = (programs, *self.extents)
         inside = np.broadcast_to(inside, full)
+        if mask is not None:
+            holds = mask.r != 0 if isinstance(mask, Bar) else mask
+            everywhere = inside
+            inside = inside & np.broadcast_to(holds, (programs, *holds.shape[1:])).reshape(full)
         chosen = tuple(np.broadcast_to(i, full)[inside] for i in index)
 
         def pick(x: Array) -> Array:
@@ -131,6 +167,9 @@ class View:
             return expanded[inside]
 
         self.tensor.write(chosen, bounds.lift(pick, tile))
+        if isinstance(mask, Bar) and mask.e.any():
+            doubtful = np.broadcast_to(mask.e > 0, (programs, *mask.shape[1:])).reshape(full) & everywhere
+            self.tensor.data.e[tuple(np.broadcast_to(i, full)[doubtful] for i in index)] = np.inf
 
     @property
     def dtype(self) -> DType:

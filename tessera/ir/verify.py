@@ -103,12 +103,16 @@ ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("scale", "unroll"), ("a positive integer", lambda value: _is_int(value) and value > 0)),
     **dict.fromkeys(("weak", "bypass_l1", "transpose_a", "transpose_b", "transposed"), ("true or false", _is_bool)),
     **dict.fromkeys(("shape", "extents"), ("a tuple of sizes", _tuple_of(_is_size))),
+    "starts": ("a tuple of sizes", _tuple_of(_is_size)),
     "kept": ("a tuple of true and false", _tuple_of(_is_bool)),
+    "combine": ("sum, max or min", lambda value: isinstance(value, str) and value in ("sum", "max", "min")),
     "size": ("a size", _is_size),
     "value": ("a number", _is_number),
     "dtype": ("a dtype", lambda value: isinstance(value, DType)),
     "layout": ("a layout", _is_layout),
-    "swizzle": ("a string", lambda value: isinstance(value, str)),
+    **dict.fromkeys(("swizzle", "precision"), ("a string", lambda value: isinstance(value, str))),
+    **dict.fromkeys(("format", "message"), ("a string", lambda value: isinstance(value, str))),
+    "kind": ('"add" or "max"', lambda value: isinstance(value, str) and value in ("add", "max")),
     "role": ('"a" or "b"', lambda value: isinstance(value, str) and value in ("a", "b")),
 }
 
@@ -117,6 +121,10 @@ KERNEL_ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "static": ("integers by dim", _counts),
     "divisors": ("integers by dim", _counts),
     "alignment": ("bytes by parameter", _counts),
+    "strides": (
+        "a tuple of sizes by parameter",
+        lambda value: isinstance(value, dict) and all(map(_tuple_of(_is_size), value.values())),
+    ),
     "arch": ("a string", lambda value: isinstance(value, str)),
     "warps": ("a positive integer", lambda value: _is_int(value) and value > 0),
     "shared_bytes": ("an integer", lambda value: _is_int(value) and value >= 0),

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from tessera.ir.core import Kernel, Value
 from tessera.ir.dims import Size, divisor
-from tessera.ir.types import ViewType, strides
+from tessera.ir.strides import parameter_strides
+from tessera.ir.types import ViewType
 
 LIMIT = 1 << 20
 
@@ -50,8 +51,11 @@ def access_bytes(view: Value, kernel: Kernel, loops: Loops) -> int:
     item = type_.dtype.bytes
     if not axes or axes[-1] != len(type_.shape) - 1:
         return item
+    steps = parameter_strides(root.name, type_.shape, kernel.attributes)
+    if steps[-1] != 1:  # neighbours in a row are no neighbours in memory
+        return item
     aligned = kernel.attributes.get("alignment", {}).get(root.name, 16)
-    for axis, stride in enumerate(strides(type_.shape)):
+    for axis, stride in enumerate(steps):
         stride_bytes = divisor(stride, dims, LIMIT) * item
         for offset in offsets.get(axis, ()):
             aligned = min(aligned, divisor_of(offset, dims, loops) * stride_bytes)
@@ -67,6 +71,8 @@ def _resolve(view: Value, offsets: dict[int, list[Value]]) -> tuple[Value, list[
     if op is None:
         return view, list(range(len(view.type.shape))), list(view.type.shape)
     root, axes, _ = _resolve(op.operands[0], offsets)
+    if op.name == "limit":
+        return root, axes, list(view.type.shape)
     for axis, offset in zip(axes, op.operands[1:], strict=True):
         offsets.setdefault(axis, []).append(offset)
     kept = [axis for axis, keep in zip(axes, op.attributes["kept"], strict=True) if keep]

@@ -11,13 +11,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from tessera.errors import SourceError
 from tessera.ir.core import Kernel, Op, Value
-from tessera.ir.layout import LinearLayout, RegisterLayout, SharedLayout, blocked, row_reduction, shared_layout
-from tessera.ir.opdef import ELEMENTWISE, LOOP
-from tessera.ir.ops.tiles import negative_axis
+from tessera.ir.layout import (
+    LinearLayout,
+    RegisterLayout,
+    SharedLayout,
+    blocked,
+    reduction_layout,
+    shared_layout,
+    transposed_layout,
+)
+from tessera.ir.opdef import ALIGNED, ELEMENTWISE, LOOP, REDUCTION, SCAN
+from tessera.ir.ops.control import carried_values
+from tessera.ir.ops.tiles import format_of, k_block, negative_axis
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
-from tessera.target.fragments import accumulator_layout, fma_layouts, operand_a_layout, operand_b_layout
+from tessera.target import fragments
 from tessera.target.schedule import Schedule
 
 
@@ -50,17 +58,16 @@ def assign_layouts(kernel: Kernel, schedule: Schedule) -> Layouts:
     """Raises SourceError TS501 for a tile whose registers do not fit a thread."""
     layouts = Layouts()
     groups = _Groups(kernel)
-    reduced = {groups.of(op.operands[0]) for op in kernel.body.walk() if op.name.startswith("reduce_")}
+    along = [op for op in kernel.body.walk() if _has_axis(op)]
+    rows_reduced = {groups.of(op.operands[0]) for op in along if op.attributes["axis"] in _last_axis(op)}
     known: dict[int, RegisterLayout] = {}
     for op in kernel.body.walk():
         if op.name == "mma":
             group = groups.of(op.result)
-            layouts.product[op.id] = product_layouts(op, schedule, group in reduced)
+            layouts.product[op.id] = product_layouts(op, schedule, group in rows_reduced)
             known.setdefault(group, layouts.product[op.id][2])
-    for op in kernel.body.walk():
-        if op.name.startswith("reduce_"):
-            group = groups.of(op.operands[0])
-            known.setdefault(group, _reduction_layout(op, schedule))
+    for op in along:
+        known.setdefault(groups.of(op.operands[0]), layout_along(op, schedule))
     _spread(kernel, groups, known)
     for value in groups.values:
         group = groups.of(value)
@@ -85,14 +92,12 @@ class _Groups:
             for value in op.results:
                 self._add(value)
         for op in kernel.body.walk():
-            if op.definition.has(ELEMENTWISE):
+            if any(op.definition.has(trait) for trait in (ELEMENTWISE, ALIGNED, SCAN)):
                 self._join([*op.results, *op.operands])
             elif op.name == "mma":
                 self._join([op.result, *op.operands[2:]])
             elif op.definition.has(LOOP):
-                body = op.regions[0]
-                final = body.ops[-1].operands
-                for group in zip(op.results, op.operands[3:], body.arguments[1:], final, strict=True):
+                for group in carried_values(op):
                     self._join(list(group))
             elif op.regions:
                 for group in zip(op.results, *(region.ops[-1].operands for region in op.regions), strict=True):
@@ -124,18 +129,25 @@ def product_layouts(
     """Layouts of one k-block of a product: operand a, operand b and the accumulator."""
     m, n = int_shape(op.result.type)
     grid = warp_grid((m, n), schedule.warps, rows_in_warps)
-    if dtype_of(op.operands[0].type).bits == 16:
-        return operand_a_layout((m, 16), grid), operand_b_layout((16, n), grid), accumulator_layout((m, n), grid)
-    parts = fma_layouts((m, n), grid)
-    a = RegisterLayout(parts.a.block, (parts.a.repeats[0], 8))
-    b = RegisterLayout(parts.b.block, (8, parts.b.repeats[1]))
-    return a, b, parts.accumulator
+    transposed = op.attributes["transpose_a"], op.attributes["transpose_b"]
+    return fragments.product_layouts(format_of(op), (m, n), k_block(op), grid, transposed)
 
 
-def _reduction_layout(op: Op, schedule: Schedule) -> RegisterLayout:
+def _has_axis(op: Op) -> bool:
+    """Whether the op reduces or scans its operand along an axis."""
+    return op.definition.has(REDUCTION) or op.definition.has(SCAN)
+
+
+def _last_axis(op: Op) -> tuple[int, int]:
+    """Both spellings of the last axis."""
+    return -1, len(int_shape(op.operands[0].type)) - 1
+
+
+def layout_along(op: Op, schedule: Schedule) -> RegisterLayout:
+    """What a reduction or a scan wants of its operand: each block of 32 along its axis inside a warp."""
     shape = int_shape(op.operands[0].type)
     axis = negative_axis(op, len(shape)) + len(shape)
-    return row_reduction(shape, schedule.warps, axis, _vector(op.operands[0]))
+    return reduction_layout(shape, schedule.warps, axis, _vector(op.operands[0]))
 
 
 def coalesced(value: Value, schedule: Schedule, item: int | None = None) -> RegisterLayout:
@@ -185,9 +197,12 @@ def _spread(kernel: Kernel, groups: _Groups, known: dict[int, RegisterLayout]) -
             if op.name == "reshape":
                 changed |= _spread_reshape(op, groups, known)
                 continue
+            if op.name == "transpose":
+                changed |= _spread_transpose(op, groups, known)
+                continue
             if op.name == "broadcast":
                 large, small = op.result, op.operands[0]
-            elif op.name.startswith("reduce_"):
+            elif op.definition.has(REDUCTION):
                 large, small = op.operands[0], op.result
             else:
                 continue
@@ -208,45 +223,52 @@ def _spread_reshape(op: Op, groups: _Groups, known: dict[int, RegisterLayout]) -
     return False
 
 
+def _spread_transpose(op: Op, groups: _Groups, known: dict[int, RegisterLayout]) -> bool:
+    """A transpose keeps every element in its thread: its users take the layout that follows."""
+    source, target = groups.of(op.operands[0]), groups.of(op.result)
+    if source not in known or target in known:
+        return False
+    known[target] = transposed_layout(known[source])
+    return True
+
+
 def _assign_buffers(kernel: Kernel, layouts: Layouts) -> None:
-    """Physical shapes: at least the logical one, and all that a product reads past its edges."""
+    """Physical shapes: at least the logical one, and all that a product reads past its edges. All axes but the last
+    are rows.
+    """
     rows: dict[Value, int] = {}
     cols: dict[Value, int] = {}
     for op in kernel.body.walk():
         for value in op.results:
             if isinstance(value.type, BufferType):
                 *leading, cols[value] = int_shape(value.type)
-                rows[value] = leading[-1] if leading else 1
+                rows[value] = math.prod(leading)
     for op in kernel.body.walk():
         if op.name == "mma":
             for role, value in zip("ab", op.operands[:2], strict=True):
                 _require(op, role, value, layouts, rows, cols)
     for value, row_count in rows.items():
-        rank = len(int_shape(value.type))
-        if rank > 2:
-            raise SourceError(
-                "TS501",
-                f"the buffer '{value.name}' has {rank} axes; at most two can be placed so far",
-                value.defining_op.loc if value.defining_op else None,
-            )
         layouts.buffer[value] = shared_layout(row_count, cols[value], dtype_of(value.type).bytes)
 
 
 def _require(op: Op, role: str, value: Value, layouts: Layouts, rows: dict[Value, int], cols: dict[Value, int]) -> None:
     read = value.defining_op
     assert read is not None and read.name == "read", "stage_operands ran before"
-    k_block = 16 if dtype_of(value.type).bits == 16 else 8
+    depth = k_block(op)
     flipped = op.attributes["transpose_a" if role == "a" else "transpose_b"]
     shape = int_shape(value.type)
     layout = layouts.product[op.id][0 if role == "a" else 1]
     k_axis = (0 if role == "b" else 1) ^ flipped
     physical = [0, 0]
-    physical[k_axis] = -(-shape[k_axis] // k_block) * k_block
+    physical[k_axis] = -(-shape[k_axis] // depth) * depth
     physical[1 - k_axis] = layout.shape[0 if role == "a" else 1]
     buffer = read.operands[0]
-    start = [_constant_start(value) for value in read.operands[1:]] or [0, 0]
-    rows[buffer] = max(rows[buffer], (start[0] or 0) + physical[0])
-    cols[buffer] = max(cols[buffer], (start[1] or 0) + physical[1])
+    # A start that only the run knows is at most where the window still lies inside the buffer.
+    latest = [size - extent for size, extent in zip(int_shape(buffer.type), shape, strict=True)]
+    known = [_constant_start(value) for value in read.operands[1:]] or [0, 0]
+    row, col = (most if start is None else start for most, start in zip(latest, known, strict=True))
+    rows[buffer] = max(rows[buffer], row + physical[0])
+    cols[buffer] = max(cols[buffer], col + physical[1])
 
 
 def _constant_start(value: Value) -> int | None:

@@ -58,8 +58,14 @@ def _constant(value: Value) -> Any:
 
 
 def _fold(op: Op, operands: list[Value], builder: Builder) -> Value | None:
-    """A simpler value for the op, or None: integer constants are computed, x + 0 and x * 1 are x."""
+    """A simpler value for the op, or None: integer constants are computed, x + 0 and x * 1 are x, products read
+    transposed operands as they are.
+    """
     type_ = op.result.type
+    if op.name == "mma":
+        return _absorb_transposes(op, operands, builder)
+    if op.name == "transpose" and (inner := operands[0].defining_op) is not None and inner.name == "transpose":
+        return inner.operands[0]
     if not isinstance(type_, ScalarType) or not type_.dtype.is_int or not operands or op.definition.has(CONSTANT):
         return None
     constants = [_constant(value) for value in operands]
@@ -76,6 +82,19 @@ def _fold(op: Op, operands: list[Value], builder: Builder) -> Value | None:
         if op.name in ("add", "mul") and constants[0] == neutral and operands[1].type == type_:
             return operands[1]
     return None
+
+
+def _absorb_transposes(op: Op, operands: list[Value], builder: Builder) -> Value | None:
+    flags = dict(op.attributes)
+    sources = list(operands)
+    for index, flag in enumerate(("transpose_a", "transpose_b")):
+        producer = operands[index].defining_op
+        if producer is not None and producer.name == "transpose":
+            sources[index] = producer.operands[0]
+            flags[flag] = not flags[flag]
+    if flags == op.attributes:
+        return None
+    return builder.value(op.name, *sources, hint=op.result.name, **flags)
 
 
 def drop_unused(kernel: Kernel) -> Kernel:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like
-from tessera.ir.opdef import ASYNC, COLLECTIVE
+from tessera.ir.opdef import ASYNC, COLLECTIVE, LOOP
 from tessera.ir.types import BufferType
 from tessera.passes.place_shared import share_bytes
 
@@ -95,7 +95,7 @@ def _meet(buffers: set[Value], others: set[Value]) -> bool:
 
 
 def _flow_regions(op: Op, state: State, needed: set[int]) -> None:
-    if op.name == "for":
+    if op.definition.has(LOOP):
         entry = state.copy()
         while True:  # the needed set only grows, and with it what a pass clears
             inside = entry.copy()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from tessera.ir.core import Builder, Op, Value
-from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, tile_layout
+from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, shape_of, tile_layout
 from tessera.passes.access import access_bytes
 from tessera.passes.assign_layouts import coalesced
 from tessera.passes.lowering import Lowering, rule
@@ -30,17 +32,17 @@ def lower_load(lowering: Lowering, op: Op, builder: Builder) -> None:
 
 @rule("store")
 def lower_store(lowering: Lowering, op: Op, builder: Builder) -> None:
-    view, value = op.operands
+    view, value, *masks = op.operands
     new = lowering.mapping[value]
     dtype = dtype_of(view.type)
     vector = lowering.global_vector(view, tile_layout(new.type), dtype)
     wide = coalesced(value, lowering.schedule, dtype.bytes)
     best = lowering.global_vector(view, wide, dtype)
-    if vector < best and len(int_shape(new.type)) == 2 and elements(new) >= STAGED_STORE:
+    if not masks and vector < best and len(int_shape(new.type)) >= 2 and elements(new) >= STAGED_STORE:
         if dtype_of(new.type) != dtype:
             new = builder.value("cast", new, dtype=dtype, hint=new.name)  # the store's own rounding, done earlier
         new, vector = lowering.convert(builder, new, wide), best
-    builder.op("st_global", [lowering.mapping[view], new], vector=vector)
+    builder.op("st_global", [lowering.mapping[view], new, *(lowering.mapping[m] for m in masks)], vector=vector)
 
 
 @rule("alloc_shared")
@@ -116,8 +118,8 @@ def lower_write(lowering: Lowering, op: Op, builder: Builder) -> None:
     new = lowering.mapping[value]
     offsets = [lowering.mapping[v] for v in op.operands[2:]] or lowering.zeros(builder, len(int_shape(new.type)))
     old = op.operands[2:] or offsets
-    builder.op(
-        "st_shared",
-        [lowering.mapping[buffer], new, *offsets],
-        vector=lowering.shared_vector(tile_layout(new.type), dtype_of(buffer.type), list(old)),
-    )
+    dtype = dtype_of(buffer.type)
+    vector = lowering.shared_vector(tile_layout(new.type), dtype, list(old))
+    if shape_of(buffer.type) != shape_of(new.type):  # what lies beside a part stays: no access may reach past it
+        vector = min(vector, math.gcd(int_shape(new.type)[-1], vector // dtype.bytes) * dtype.bytes)
+    builder.op("st_shared", [lowering.mapping[buffer], new, *offsets], vector=vector)

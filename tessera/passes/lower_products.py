@@ -1,66 +1,152 @@
-"""Matrix products: a rolled loop over k-blocks of fragment loads and matrix instructions."""
+"""Matrix products: a rolled loop over k-blocks of fragment loads and matrix instructions.
+
+Which instruction, and how its operands are loaded, is data in `tessera.target.fragments`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from tessera import dtypes
 from tessera.dtypes import i64
 from tessera.ir.core import Block, Builder, Op, Value
+from tessera.ir.layout import RegisterLayout
+from tessera.ir.ops.tiles import format_of, k_block
 from tessera.ir.types import dtype_of, int_shape
+from tessera.passes.access import divisor_of
 from tessera.passes.lowering import Lowering, rule
+from tessera.target.fragments import OPERAND_LOADS, PRODUCT_INSTRUCTIONS, ProductInstruction, vector_registers
 
 MMA_LIMIT = 128  # mma.sync in one straight-line region: ptxas time explodes beyond
+THREAD_REGISTERS = 255  # the most that a thread can have
+VECTOR_BYTES = 16  # the widest access to shared memory
+LDMATRIX_ROW_BYTES = 16  # what its row addresses must be multiples of
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Where one operand of a product lies: `offsets` into `buffer`, which holds its transpose where `transposed`.
+
+    `shape` and `layout` are those of the fragment of one k-block; `load` the Target op that loads it, `vector` bytes
+    an access where it loads by elements.
+    """
+
+    role: str
+    buffer: Value
+    offsets: list[Value]
+    transposed: bool
+    shape: tuple[int, int]
+    layout: RegisterLayout
+    load: str
+    vector: int
+
+    @property
+    def k_axis(self) -> int:
+        """The axis of the buffer that runs along k."""
+        return _k_axis(self.role, self.transposed)
+
+    def fragment(self, builder: Builder, k: Value, instruction: ProductInstruction) -> Value:
+        """The fragment at k, in the instruction's format."""
+        at = [builder.value("add", o, k) if axis == self.k_axis else o for axis, o in enumerate(self.offsets)]
+        by_elements = {"dtype": dtypes.parse(instruction.operand), "vector": self.vector}
+        value = builder.value(
+            self.load,
+            self.buffer,
+            *at,
+            shape=self.shape,
+            layout=self.layout,
+            role=self.role,
+            transposed=self.transposed,
+            hint=self.role,
+            **(by_elements if self.load == "ld_operand" else {}),
+        )
+        return builder.value(instruction.rounding, value, hint=self.role) if instruction.rounding else value
+
+
+def _k_axis(role: str, transposed: bool) -> int:
+    return (1 if role == "a" else 0) ^ transposed
 
 
 @rule("mma")
 def lower_mma(lowering: Lowering, op: Op, builder: Builder) -> None:
     """A rolled loop over k-blocks: load the fragments of a and b, multiply, accumulate."""
-    a_layout, b_layout, acc_layout = lowering.layouts.product[op.id]
-    m, n = int_shape(op.result.type)
-    flip_a, flip_b = op.attributes["transpose_a"], op.attributes["transpose_b"]
-    depth = int_shape(op.operands[0].type)[0 if flip_a else 1]
-    on_tensor_cores = dtype_of(op.operands[0].type).bits == 16
-    k_block = 16 if on_tensor_cores else 8
-    load, multiply = ("ldmatrix", "mma_sync") if on_tensor_cores else ("ld_operand", "fma_block")
-    if len(op.operands) > 2:
-        start = lowering.convert(builder, lowering.mapping[op.operands[2]], acc_layout)
-    else:
-        dtype = dtype_of(op.result.type)
-        zero = builder.value("constant", value=0.0, dtype=dtype)
-        start = builder.value("full", zero, shape=(m, n), dtype=dtype, layout=acc_layout)
-    sources = [_operand_source(lowering, builder, value) for value in op.operands[:2]]
-
-    def step(inner: Builder, k: Value, acc: Value) -> Value:
-        loaded = []
-        for role, (buffer, offsets), layout, flip, shape in (
-            ("a", sources[0], a_layout, flip_a, (m, k_block)),
-            ("b", sources[1], b_layout, flip_b, (k_block, n)),
-        ):
-            k_axis = (1 if role == "a" else 0) ^ flip
-            at = [inner.value("add", o, k) if axis == k_axis else o for axis, o in enumerate(offsets)]
-            loaded.append(
-                inner.value(load, buffer, *at, shape=shape, layout=layout, role=role, transposed=flip, hint=role)
-            )
-        return inner.value(multiply, *loaded, acc, hint=op.result.name or "acc")
-
-    blocks = -(-depth // k_block)
-    zero, bound, stride = (builder.value("constant", value=v, dtype=i64) for v in (0, blocks * k_block, k_block))
+    instruction, depth = PRODUCT_INSTRUCTIONS[format_of(op)], k_block(op)
+    layouts = lowering.layouts.product[op.id]
+    a, b = (_operand(lowering, builder, op, index, layouts[index]) for index in range(2))
+    start = _start(lowering, builder, op, layouts[2])
+    extent = int_shape(op.operands[0].type)[0 if op.attributes["transpose_a"] else 1]
+    blocks = -(-extent // depth)
+    zero, bound, stride = (builder.value("constant", value=v, dtype=i64) for v in (0, blocks * depth, depth))
     body = Block()
     k, acc = body.add_argument(zero.type, "k"), body.add_argument(start.type, op.result.name or "acc")
     inner = builder.inner(body)
-    inner.op("yield", [step(inner, k, acc)])
-    # One k-block's instructions: fragments of 8 (a) and 4 (b) registers; a true-f32 block is 8 FMA per accumulator.
-    cost = (
-        (a_layout.registers_per_thread // 8) * (b_layout.registers_per_thread // 4)
-        if on_tensor_cores
-        else (acc_layout.registers_per_thread // 4)
-    )
-    unroll = max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * cost <= MMA_LIMIT))
+    fragments = [operand.fragment(inner, k, instruction) for operand in (a, b)]
+    inner.op("yield", [inner.value(instruction.multiply, *fragments, acc, hint=op.result.name or "acc")])
+    unroll = _unroll(blocks, instruction, *layouts)
     loop = builder.op("for", [zero, bound, stride, start], [body], [op.result.name], unroll=unroll)
     lowering.define(op.result, loop.result, builder)
 
 
-def _operand_source(lowering: Lowering, builder: Builder, value: Value) -> tuple[Value, list[Value]]:
-    read = value.defining_op
+def _unroll(
+    blocks: int, instruction: ProductInstruction, a: RegisterLayout, b: RegisterLayout, acc: RegisterLayout
+) -> int:
+    """How many k-blocks are one straight line: as many as divide `blocks` and keep within MMA_LIMIT instructions.
+
+    Multiply-adds of true f32 count as one for a row of four. Their operands stay in registers for a whole k-block, and
+    the next one's are loaded early where the loop is unrolled: it is not where both do not fit.
+    """
+    operands, sums = a.registers_per_thread + b.registers_per_thread, acc.registers_per_thread
+    atom = instruction.atom
+    if atom is not None:
+        cost = (a.registers_per_thread // atom.a.size("register")) * (b.registers_per_thread // atom.b.size("register"))
+    else:
+        cost = sums // 4 if sums + 2 * operands < THREAD_REGISTERS else MMA_LIMIT
+    return max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * cost <= MMA_LIMIT))
+
+
+def _start(lowering: Lowering, builder: Builder, op: Op, layout: RegisterLayout) -> Value:
+    """What the product is added to, in the accumulator's layout."""
+    if len(op.operands) > 2:
+        return lowering.convert(builder, lowering.mapping[op.operands[2]], layout)
+    dtype = dtype_of(op.result.type)
+    zero = builder.value("constant", value=0.0, dtype=dtype)
+    return builder.value("full", zero, shape=int_shape(op.result.type), dtype=dtype, layout=layout)
+
+
+def _operand(lowering: Lowering, builder: Builder, op: Op, index: int, layout: RegisterLayout) -> Operand:
+    read = op.operands[index].defining_op
     assert read is not None and read.name == "read", "stage_operands ran before"
-    return lowering.mapping[read.operands[0]], [lowering.mapping[v] for v in read.operands[1:]] or lowering.zeros(
-        builder, 2
+    role, transposed = "ab"[index], op.attributes["transpose_b" if index else "transpose_a"]
+    depth, extent = k_block(op), int_shape(op.result.type)[index]
+    dtype = dtype_of(op.operands[index].type)
+    along_k = _k_axis(role, transposed) == 1
+    load = OPERAND_LOADS[dtype.name, format_of(op)][0 if along_k else 1]
+    limit = _column_divisor(lowering, read, depth if along_k else 0)
+    if limit * dtype.bytes < LDMATRIX_ROW_BYTES:
+        load = "ld_operand"
+    return Operand(
+        role,
+        lowering.mapping[read.operands[0]],
+        [lowering.mapping[v] for v in read.operands[1:]] or lowering.zeros(builder, 2),
+        transposed,
+        (depth, extent) if index else (extent, depth),
+        layout,
+        load,
+        _vector(layout, 0 if transposed else 1, dtype.bytes, limit),
     )
+
+
+def _column_divisor(lowering: Lowering, read: Op, step: int) -> int:
+    """A power of two that divides the first column of every fragment; `step` is that of a column that runs along k."""
+    divisors = [step] if step else []
+    if len(read.operands) > 1:
+        divisors.append(divisor_of(read.operands[-1], lowering.kernel.attributes.get("divisors", {}), lowering.loops))
+    return min(divisors, default=VECTOR_BYTES)
+
+
+def _vector(layout: RegisterLayout, axis: int, item: int, limit: int) -> int:
+    """Bytes of the widest access along an axis of the fragment that lies along the buffer's rows."""
+    width = min(VECTOR_BYTES // item, limit)
+    while vector_registers(layout, axis, width) is None:
+        width //= 2
+    return width * item

@@ -1,56 +1,73 @@
-"""Ops on tiles whose layouts need care: broadcasts, reductions, reshapes."""
+"""Ops that move elements of tiles: broadcasts, reshapes, transposes, parts."""
 
 from __future__ import annotations
 
-from tessera.errors import SourceError
-from tessera.ir.core import Builder, Op
-from tessera.ir.layout import row_reduction
-from tessera.ir.types import int_shape, shape_text, tile_layout
+import math
+
+from tessera.dtypes import i64
+from tessera.ir.core import Builder, Op, Value
+from tessera.ir.layout import RegisterLayout, shared_layout
+from tessera.ir.types import dtype_of, int_shape, tile_layout
 from tessera.passes.assign_layouts import reshaped, sliced
 from tessera.passes.lowering import Lowering, rule
 
 
 @rule("broadcast")
 def lower_broadcast(lowering: Lowering, op: Op, builder: Builder) -> None:
-    layout = lowering.layouts.tile[op.result]
-    source = op.operands[0]
-    wanted = sliced(layout, int_shape(op.result.type), int_shape(source.type))
-    small = lowering.convert(builder, lowering.mapping[source], wanted)
-    lowering.mapping[op.result] = builder.value(
-        "broadcast", small, shape=op.attributes["shape"], layout=layout, hint=op.result.name
-    )
+    source, layout = op.operands[0], lowering.layouts.tile[op.result]
+    small = lowering.mapping[source]
+    lowering.mapping[op.result] = spread(lowering, builder, small, int_shape(op.result.type), layout, op.result.name)
 
 
-@rule("reduce_sum", "reduce_max", "reduce_min")
-def lower_reduction(lowering: Lowering, op: Op, builder: Builder) -> None:
-    source, axis = lowering.mapping[op.operands[0]], op.attributes["axis"]
-    layout = tile_layout(source.type)
-    rank = len(layout.shape)
-    if any(name == "warp" for name, _ in layout.axis_bits(axis % rank)):
-        inside = row_reduction(int_shape(source.type), lowering.schedule.warps, axis % rank, 1)
-        source = lowering.convert(builder, source, inside)
-    value = builder.value(op.name, source, axis=axis, hint=op.result.name)
-    lowering.define(op.result, value, builder)
+def spread(
+    lowering: Lowering, builder: Builder, small: Value, shape: tuple[int, ...], layout: RegisterLayout, hint: str
+) -> Value:
+    """A tile whose axes of size 1 repeat to `shape`, in `layout`."""
+    wanted = sliced(layout, shape, int_shape(small.type))
+    small = lowering.convert(builder, small, wanted)
+    return builder.value("broadcast", small, shape=shape, layout=layout, hint=hint)
 
 
 @rule("reshape")
 def lower_reshape(lowering: Lowering, op: Op, builder: Builder) -> None:
+    """The same registers where only axes of size 1 come and go, else one line of elements in shared memory."""
     source = lowering.mapping[op.operands[0]]
     shapes = int_shape(op.operands[0].type), int_shape(op.result.type)
     layout = reshaped(tile_layout(source.type), *shapes)
-    if layout is None:
-        raise SourceError(
-            "TS102",
-            f"a reshape of {shape_text(shapes[0])} to {shape_text(shapes[1])} moves elements between "
-            "threads, which has no lowering yet; only axes of size 1 can be added or dropped",
-            op.loc,
-        )
-    value = builder.value("reshape", source, shape=shapes[1], layout=layout, hint=op.result.name)
-    lowering.define(op.result, value, builder)
+    if layout is not None:
+        value = builder.value("reshape", source, shape=shapes[1], layout=layout, hint=op.result.name)
+        return lowering.define(op.result, value, builder)
+    dtype, count = dtype_of(source.type), math.prod(shapes[0])
+    line = shared_layout(1, count, dtype.bytes, swizzle=False)
+    buffer = builder.value("shared", shape=(count,), dtype=dtype, layout=line, hint=f"{op.result.name or 'tile'}_line")
+    old, new = tile_layout(source.type), lowering.layouts.tile[op.result]
+    builder.op("st_flat", [buffer, source], vector=_flat_vector(old, shapes[0], dtype.bytes))
+    lowering.mapping[op.result] = builder.value(
+        "ld_flat",
+        buffer,
+        shape=shapes[1],
+        layout=new,
+        vector=_flat_vector(new, shapes[1], dtype.bytes),
+        hint=op.result.name,
+    )
+
+
+def _flat_vector(layout: RegisterLayout, shape: tuple[int, ...], itemsize: int) -> int:
+    """Bytes of one access: consecutive along the last axis, at most 16, in rows that all start at a multiple of it."""
+    return math.gcd(layout.contiguous(len(shape) - 1, 16 // itemsize), shape[-1]) * itemsize
 
 
 @rule("transpose")
 def lower_transpose(lowering: Lowering, op: Op, builder: Builder) -> None:
-    raise SourceError(
-        "TS102", "a transpose outside a product has no lowering yet; use transpose_a or transpose_b of mma", op.loc
+    value = builder.value("transpose", lowering.mapping[op.operands[0]], hint=op.result.name)
+    lowering.define(op.result, value, builder)
+
+
+@rule("extract")
+def lower_extract(lowering: Lowering, op: Op, builder: Builder) -> None:
+    """Through shared memory, from where any thread reads any part."""
+    source = lowering.mapping[op.operands[0]]
+    starts = [builder.value("constant", value=start, dtype=i64) for start in op.attributes["starts"]]
+    lowering.mapping[op.result] = lowering.through_shared(
+        builder, source, lowering.layouts.tile[op.result], starts, op.attributes["extents"]
     )

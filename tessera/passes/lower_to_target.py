@@ -8,7 +8,13 @@ later passes.
 from __future__ import annotations
 
 from tessera.ir.core import Kernel, new_kernel_like
-from tessera.passes import lower_memory, lower_products, lower_tiles  # noqa: F401  register their rules
+from tessera.passes import (  # noqa: F401  register their rules
+    lower_effects,
+    lower_memory,
+    lower_products,
+    lower_reductions,
+    lower_tiles,
+)
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.lowering import Lowering
 from tessera.target.schedule import Schedule

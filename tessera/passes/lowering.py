@@ -5,10 +5,10 @@ An op without a rule keeps its name: a tile op gets the layout of its group, any
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from tessera.dtypes import DType, i64
-from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, uses
 from tessera.ir.layout import RegisterLayout, shared_layout
 from tessera.ir.types import TileType, dtype_of, int_shape, tile_layout
@@ -82,28 +82,33 @@ class Lowering:
 
     def convert(self, builder: Builder, value: Value, layout: RegisterLayout) -> Value:
         """The same tile in another register layout, through shared memory."""
-        old = tile_layout(value.type)
-        if old == layout:
+        if tile_layout(value.type) == layout:
             return value
+        shape = int_shape(value.type)
+        return self.through_shared(builder, value, layout, self.zeros(builder, len(shape)), shape)
+
+    def through_shared(
+        self, builder: Builder, value: Value, layout: RegisterLayout, starts: list[Value], extents: tuple[int, ...]
+    ) -> Value:
+        """The part of a tile of `extents` at `starts`, in `layout`."""
         shape, dtype = int_shape(value.type), dtype_of(value.type)
         buffer = self.scratch(builder, shape, dtype, value.name)
         zeros = self.zeros(builder, len(shape))
-        builder.op("st_shared", [buffer, value, *zeros], vector=self.shared_vector(old, dtype, zeros))
+        vector = self.shared_vector(tile_layout(value.type), dtype, zeros)
+        builder.op("st_shared", [buffer, value, *zeros], vector=vector)
         return builder.value(
             "ld_shared",
             buffer,
-            *zeros,
-            shape=shape,
+            *starts,
+            shape=extents,
             layout=layout,
             hint=value.name,
-            vector=self.shared_vector(layout, dtype, zeros),
+            vector=self.shared_vector(layout, dtype, starts),
         )
 
     def scratch(self, builder: Builder, shape: tuple[int, ...], dtype: DType, hint: str) -> Value:
         *rows, columns = shape
-        if len(rows) > 1:
-            raise SourceError("TS102", f"a tile of {len(shape)} axes cannot change its layout yet", builder.origin[0])
-        layout = shared_layout(rows[0] if rows else 1, columns, dtype.bytes)
+        layout = shared_layout(math.prod(rows), columns, dtype.bytes)
         return builder.value("shared", shape=shape, dtype=dtype, layout=layout, hint=f"{hint or 'tile'}_scratch")
 
     def zeros(self, builder: Builder, count: int) -> list[Value]:

@@ -2,13 +2,14 @@
 
 A loaded operand becomes an asynchronous copy into a buffer, waited for before its first use; a computed one is written
 to a buffer. An operand that is read from a buffer stays where it is, unless the buffer changes between the read and the
-product. Exact: values only move.
+product, or the product's k-blocks would read what lies beside it. Exact: values only move.
 """
 
 from __future__ import annotations
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like, uses
-from tessera.ir.types import TileType
+from tessera.ir.ops.tiles import k_block
+from tessera.ir.types import TileType, int_shape, shape_of
 
 
 def stage_operands(kernel: Kernel) -> Kernel:
@@ -82,9 +83,10 @@ class _Stager:
 
     def _product(self, block: Block, op: Op, builder: Builder, mapping: Mapping) -> None:
         operands = []
-        for value in op.operands[:2]:
+        for index, value in enumerate(op.operands[:2]):
             source = value.defining_op
-            if source is not None and source.name == "load" or _reads_stable_buffer(block, value, op):
+            loaded = source is not None and source.name == "load"
+            if loaded or _reads_stable_buffer(block, value, op) and self._reads_zeros_beyond(value, op, index):
                 operands.append(mapping.get(value, value))
                 continue
             buffer = self._allocate(builder, op, value)
@@ -92,6 +94,27 @@ class _Stager:
             operands.append(builder.value("read", buffer, hint=value.name))
         operands += [mapping.get(value, value) for value in op.operands[2:]]
         mapping[op.result] = builder.value("mma", *operands, hint=op.result.name, **op.attributes)
+
+    def _reads_zeros_beyond(self, value: Value, op: Op, index: int) -> bool:
+        """Whether the k-blocks of a product that read past the end of `value` find zeros in its buffer: there are none,
+        or the end is that of the buffer, and whole writes have filled what follows.
+        """
+        read = value.defining_op
+        assert read is not None
+        buffer, extents = read.operands[0], int_shape(value.type)
+        if any(_writes_part(user, buffer) for user in self.used.get(buffer, ())):
+            return False
+        k_axis = (1 if index == 0 else 0) ^ op.attributes["transpose_a" if index == 0 else "transpose_b"]
+        if extents[k_axis] % k_block(op) == 0 or len(read.operands) == 1:
+            return True
+        start = read.operands[1 + k_axis].defining_op
+        if start is None or start.name != "constant":
+            return False
+        return start.attributes["value"] + extents[k_axis] == int_shape(buffer.type)[k_axis]
+
+
+def _writes_part(op: Op, buffer: Value) -> bool:
+    return op.name == "write" and op.operands[0] is buffer and shape_of(op.operands[1].type) != shape_of(buffer.type)
 
 
 def _reads_stable_buffer(block: Block, value: Value, user: Op) -> bool:

@@ -8,15 +8,16 @@ k-blocks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tessera.dtypes import i64
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like
-from tessera.ir.opdef import ELEMENTWISE
+from tessera.ir.opdef import ELEMENTWISE, REDUCTION, SCAN
 from tessera.ir.ops.tiles import negative_axis
 from tessera.ir.types import Shape, TileType, dtype_of, int_shape, shape_of, shape_text
-from tessera.target.schedule import Schedule, plain_copies
+from tessera.target.schedule import REGISTER_TILE_LIMIT, Schedule, elements, plain_copies, root
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,12 @@ def subtile(kernel: Kernel, schedule: Schedule) -> Kernel:
     copies = {buffer: op for buffer, op in plain_copies(kernel).items() if buffer.name in schedule.streamed}
     new, builder, mapping = new_kernel_like(kernel)
     slicer = _Slicer(schedule, copies, mapping)
-    for op in kernel.body.ops:
+    made_at = {result: place for place, op in enumerate(kernel.body.ops) for result in op.results}
+    last_use = {value: place for place, op in enumerate(kernel.body.ops) for value in _taken(op)}
+    for place, op in enumerate(kernel.body.ops):
+        slicer.keep(
+            builder, op, [value for value, last in last_use.items() if made_at.get(value, place) < place < last]
+        )
         if op.name == "store":
             slicer.store(builder, op)
         elif op.id in {copy.id for copy in copies.values()} or op.results and op.results[0] in copies:
@@ -49,21 +55,86 @@ def subtile(kernel: Kernel, schedule: Schedule) -> Kernel:
             if tokens:
                 builder.at(op).op("wait", tokens)
         elif not (op.results and isinstance(op.results[0].type, TileType)) or op.regions:
-            clone_op(builder, op, mapping)  # tiles are made again where a slice needs them
+            # Tiles are made again where a slice needs them; what is no store takes them whole.
+            for value in _taken(op):
+                if isinstance(value.type, TileType) and value not in mapping:
+                    mapping[value] = slicer.complete(builder, value)
+            clone_op(builder.at(op), op, mapping)
+            for value in [value for value in mapping if isinstance(value.type, TileType)]:
+                op_of = value.defining_op
+                if op_of is not None and not op_of.regions and value not in slicer.kept:
+                    del mapping[value]  # made again where the next use needs it
     return new
 
 
+def _taken(op: Op) -> list[Value]:
+    """What an op and the regions inside it use."""
+    inside = [value for region in op.regions for inner in region.walk() for value in inner.operands]
+    made = {result for region in op.regions for inner in region.walk() for result in inner.results}
+    made |= {argument for block in _blocks(op) for argument in block.arguments}
+    return [value for value in dict.fromkeys([*op.operands, *inside]) if value not in made]
+
+
+def _blocks(op: Op) -> list[Block]:
+    inner = [block for region in op.regions for other in region.walk() for block in other.regions]
+    return [*op.regions, *inner]
+
+
+def _written(op: Op) -> set[Value]:
+    """The buffers and tensors that an op and the regions inside it change."""
+    inner = [op, *(other for region in op.regions for other in region.walk())]
+    return {root(ref) for each in inner for effect, ref in each.definition.effects_of(each) if effect != "reads"}
+
+
+def _sources(value: Value) -> Iterator[tuple[Value, bool]]:
+    """What a tile is read from, and whether only elementwise ops lie between. A value that a region made has none."""
+    waiting, seen = [(value, True)], set()
+    while waiting:
+        item = waiting.pop()
+        value, elementwise = item
+        op = value.defining_op
+        if item in seen or op is None or op.regions or not isinstance(value.type, TileType):
+            continue
+        seen.add(item)
+        yield from ((source, elementwise) for effect, source in op.definition.effects_of(op) if effect == "reads")
+        waiting += [(operand, elementwise and op.definition.has(ELEMENTWISE)) for operand in op.operands]
+
+
+def _same_window(a: Value, b: Value) -> bool:
+    first, second = a.defining_op, b.defining_op
+    if a is b or first is None or second is None:
+        return a is b
+    return (first.name, first.operands, first.attributes) == (second.name, second.operands, second.attributes)
+
+
 class _Slicer:
+    """`kept`: tiles that are computed whole, because what they read changes before their last use."""
+
     def __init__(self, schedule: Schedule, streamed: dict[Value, Op], mapping: Mapping):
         self.schedule = schedule
         self.streamed = streamed
         self.mapping = mapping
+        self.kept: set[Value] = set()
+
+    def keep(self, builder: Builder, op: Op, later: list[Value]) -> None:
+        """Computes the tiles for `later` that read what this op changes, before it does."""
+        written = _written(op)
+        if not written:
+            return
+        for value in later:
+            if value not in self.mapping and any(root(source) in written for source, _ in _sources(value)):
+                self.mapping[value] = self.complete(builder, value)
+                self.kept.add(value)
 
     def store(self, builder: Builder, op: Op) -> None:
         """The store as a loop over sub-tiles and, where the extent does not divide, one store of the rest."""
         value = op.operand("value")
         shape = int_shape(value.type)
-        axis = self._axis(value, len(shape))
+        axis = self._axis(op)
+        if axis is None:
+            values = [self.complete(builder, value) for value in op.operands[1:]]
+            builder.at(op).op("store", [self.mapping[op.operand("view")], *values])
+            return
         size, step = shape[axis], self.schedule.subtile
         if not step or size <= step:
             step = size
@@ -83,23 +154,51 @@ class _Slicer:
             start = builder.at(op).value("constant", value=full, dtype=i64)
             self._store_slice(builder, op, Slice(axis, start, size - full))
 
-    def _axis(self, value: Value, rank: int) -> int:
-        """The last axis along which no op needs the whole tile: columns where possible, else rows."""
-        for axis in reversed(range(rank)):
-            if not _needs_whole(value, axis):
-                return axis
+    def complete(self, builder: Builder, value: Value) -> Value:
+        """A whole tile of the old kernel, with what it is computed from."""
+        if not isinstance(value.type, TileType) or value in self.mapping:
+            return self.mapping[value]
         op = value.defining_op
+        if op is None or self._is_streamed(value):
+            zero = builder.value("constant", value=0, dtype=i64)
+            return self.value(builder, value, Slice(0, zero, int_shape(value.type)[0]), {})
+        operands = [self.complete(builder, operand) for operand in op.operands]
+        return builder.at(op).value(op.name, *operands, hint=value.name, **op.attributes)
+
+    def _axis(self, op: Op) -> int | None:
+        """The last axis along which a store needs no whole tile: columns where possible, else rows.
+
+        None where there is none but all of the tile fits the registers.
+        """
+        value = op.operand("value")
+        axes = range(len(shape_of(value.type)))
+        if not self._overtakes(op):
+            for axis in reversed(axes):
+                if not any(self._needs_whole(value, axis) for value in op.operands[1:]):
+                    return axis
+        if elements(value) <= REGISTER_TILE_LIMIT * 32 * self.schedule.warps:
+            return None
         raise SourceError(
             "TS501",
             f"the tile {shape_text(shape_of(value.type))} is too large for the registers and cannot be "
             "computed in parts: an op needs all of it",
-            op.loc if op else None,
+            value.defining_op.loc if value.defining_op else None,
+        )
+
+    def _overtakes(self, op: Op) -> bool:
+        """Whether the first slices of a store would change what later ones still have to read."""
+        view = op.operand("view")
+        return any(
+            root(source) is root(view) and not (elementwise and _same_window(source, view))
+            for value in op.operands[1:]
+            for source, elementwise in _sources(value)
         )
 
     def _store_slice(self, builder: Builder, op: Op, part: Slice) -> None:
-        value = self.value(builder, op.operand("value"), part, {})
+        done: dict[tuple[Value, Slice], Value] = {}
+        values = [self.value(builder, value, part, done) for value in op.operands[1:]]
         view = self.window(builder.at(op), op.operand("view"), part)
-        builder.at(op).op("store", [view, value])
+        builder.at(op).op("store", [view, *values])
 
     def window(self, builder: Builder, view: Value, part: Slice) -> Value:
         shape = shape_of(view.type)
@@ -116,10 +215,13 @@ class _Slicer:
             return self.mapping[value]
         if (value, part) not in done:
             op = value.defining_op
-            if op is None or op.regions:
+            if value in self.kept and part.of(shape_of(value.type)) == shape_of(value.type):
+                return self.mapping[value]
+            if op is None or op.regions or value in self.kept:
+                why = "is used after what it reads has changed" if value in self.kept else "comes from a loop"
                 raise SourceError(
                     "TS501",
-                    f"the tile '{value.name}' comes from a loop and is too large for the registers",
+                    f"the tile '{value.name}' {why} and is too large for the registers",
                     op.loc if op else None,
                 )
             done[value, part] = self._slice(builder, op, part, done)
@@ -135,6 +237,14 @@ class _Slicer:
             return self._read(builder.at(op), op, part)
         shape = shape_of(op.result.type)
         sliced = part.of(shape)
+        if op.name == "transpose":
+            other = Slice(_exchanged(part.axis, len(shape)), part.start, part.extent)
+            source = self.value(builder, op.operands[0], other, done)
+            return builder.at(op).value("transpose", source, hint=op.result.name)
+        if op.name == "iota" and op.attributes["axis"] % len(shape) == part.axis:
+            return self._iota(builder.at(op), op, part)
+        if op.name == "extract":
+            return self._extract(builder.at(op), op, part, done)
         operands = []
         for operand in op.operands:
             spread = isinstance(operand.type, TileType) and operand.type.shape[part.axis] == 1 != shape[part.axis]
@@ -145,6 +255,24 @@ class _Slicer:
                 operands.append(self.value(builder, operand, part, done))
         changed = {"shape": sliced} if "shape" in op.attributes else {}
         return builder.at(op).value(op.name, *operands, hint=op.result.name, **{**op.attributes, **changed})
+
+    def _extract(self, builder: Builder, op: Op, part: Slice, done: dict[tuple[Value, Slice], Value]) -> Value:
+        """The slice of a part is a slice of the tile that it is taken from, and along the other axes a part of that."""
+        starts = list(op.attributes["starts"])
+        offset = builder.value("constant", value=starts[part.axis], dtype=i64)
+        start = builder.value("add", part.start, offset)
+        source = self.value(builder, op.operands[0], Slice(part.axis, start, part.extent), done)
+        starts[part.axis], extents = 0, part.of(shape_of(op.result.type))
+        if extents == shape_of(source.type):
+            return source
+        return builder.at(op).value("extract", source, starts=tuple(starts), extents=extents, hint=op.result.name)
+
+    def _iota(self, builder: Builder, op: Op, part: Slice) -> Value:
+        """Indices counted from the start of the slice, and the start added."""
+        shape = part.of(shape_of(op.result.type))
+        index = builder.value("iota", shape=shape, axis=op.attributes["axis"], dtype=i64)
+        moved = builder.value("add", index, part.start)
+        return builder.value("cast", moved, dtype=op.attributes["dtype"], hint=op.result.name)
 
     def _read(self, builder: Builder, op: Op, part: Slice) -> Value:
         """A slice of a resident buffer, or of the tensor that a streamed buffer copies."""
@@ -213,7 +341,7 @@ class _Slicer:
                 )
             if cuts:
                 return self.value(builder, operand, cuts[0], {})
-            return self._whole(builder, operand)
+            return self.complete(builder, operand)
         streamed = op.name == "read" and op.operands[0] in self.streamed
         if op.name == "load" or streamed:
             view = self.streamed[op.operands[0]].operand("view") if streamed else op.operands[0]
@@ -228,27 +356,33 @@ class _Slicer:
             extents[cut.axis] = cut.extent
         return builder.value("read", self.mapping[op.operands[0]], *offsets, extents=tuple(extents), hint=operand.name)
 
-    def _whole(self, builder: Builder, operand: Value) -> Value:
-        zero = builder.value("constant", value=0, dtype=i64)
-        return self.value(builder, operand, Slice(0, zero, int_shape(operand.type)[0]), {})
-
-
-def _needs_whole(value: Value, axis: int) -> bool:
-    """Whether a slice along `axis` needs more than that slice of something (a reduction along it, a reshape)."""
-    op = value.defining_op
-    if not isinstance(value.type, TileType):
+    def _needs_whole(self, value: Value, axis: int) -> bool:
+        """Whether a slice along `axis` needs more than that slice of something: a reduction or a scan along it, or a
+        reshape.
+        """
+        op = value.defining_op
+        if not isinstance(value.type, TileType):
+            return False
+        if value in self.kept:
+            return value.type.shape[axis] != 1
+        if op is None or op.regions or op.name == "reshape":
+            return True
+        if op.name == "transpose":
+            return self._needs_whole(op.operands[0], _exchanged(axis, len(value.type.shape)))
+        if op.name == "mma":
+            side = op.operands[0 if axis == 0 else 1]
+            flipped = op.attributes["transpose_a" if axis == 0 else "transpose_b"]
+            return self._needs_whole(side, 1 - axis if flipped else axis) or any(
+                self._needs_whole(v, axis) for v in op.operands[2:]
+            )
+        along = op.definition.has(REDUCTION) or op.definition.has(SCAN)
+        if along and negative_axis(op, len(value.type.shape)) + len(value.type.shape) == axis:
+            return True
+        if along or op.definition.has(ELEMENTWISE) or op.name in ("broadcast", "extract"):
+            return any(self._needs_whole(v, axis) for v in op.operands)
         return False
-    if op is None or op.regions or op.name in ("reshape", "transpose"):
-        return True
-    if op.name == "mma":
-        side = op.operands[0 if axis == 0 else 1]
-        flipped = op.attributes["transpose_a" if axis == 0 else "transpose_b"]
-        return _needs_whole(side, 1 - axis if flipped else axis) or any(_needs_whole(v, axis) for v in op.operands[2:])
-    if op.name.startswith("reduce_") and negative_axis(op, len(value.type.shape)) + len(value.type.shape) == axis:
-        return True
-    if op.definition.has(ELEMENTWISE) or op.name.startswith("reduce_"):
-        return any(_needs_whole(v, axis) for v in op.operands)
-    if op.name == "broadcast":
-        source = op.operands[0]
-        return shape_of(source.type)[axis] != 1 and _needs_whole(source, axis)
-    return False
+
+
+def _exchanged(axis: int, rank: int) -> int:
+    """The axis that a transpose of the last two axes puts at `axis`."""
+    return {rank - 1: rank - 2, rank - 2: rank - 1}.get(axis, axis)

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
-from tessera.compiler import compile_kernel
 from tessera.config import config
 from tessera.errors import ArgumentError, EnvironmentProblem, SourceError, did_you_mean
 from tessera.frontend.annotations import ScalarAnnotation, TensorAnnotation
 from tessera.frontend.definition import REQUIRED, KernelDefinition
 from tessera.frontend.evaluator import trace
 from tessera.frontend.grid import apply_grid, check_coverage, launch_grid
-from tessera.ir.core import Kernel
-from tessera.ir.dims import symbols
+from tessera.ir.core import Kernel, Module
+from tessera.ir.dims import Size, symbols
+from tessera.ir.opdef import TILE
+from tessera.ir.strides import with_strides
 from tessera.program import Parameter, Program
-from tessera.runtime import arrays, execute, launch
+from tessera.runtime import arrays, execute, launch, plan, programs
 from tessera.runtime.bind import Binding, bind, unify
 from tessera.runtime.execute import KernelRun
+from tessera.runtime.programs import with_cubin
 from tessera.target.arch import ARCHS, find, nearest_lane
 
 BASE_ARCH = "sm_80"
@@ -56,23 +58,62 @@ def call(
     fit (`runtime.bind`), TS306 for a grid that leaves part of an output unwritten unless `partial`, and
     EnvironmentProblem TS505 when the cuda lane is asked for without a GPU.
     """
-    state = _state(definition)
-    chosen = None if grid is None else _grid(definition.name, grid)
+    state = vars(definition).get("_runtime_state") or _state(definition)
+    values = (*args, *kwargs.values()) if kwargs else args
+    form = None if grid is None and not kwargs else (tuple(kwargs), grid, partial)
+    seen = plan.read(form, values)
+    known = None if seen is None else state.plan_for(seen[0])
+    if known is not None and seen is not None:
+        done, result = known.run(seen[1])
+        if done:
+            state.last_run = known.record
+            return result
+    return _cold_call(
+        state, grid, args, kwargs, partial, lambda: plan.read(form, values) if plan.learn(values) else None
+    )
+
+
+def _cold_call(
+    state: KernelState,
+    grid: tuple[Any, ...] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    partial: bool,
+    signature: Callable[[], tuple[plan.Signature, Any] | None],
+) -> Any:
+    """A call with everything checked; where it runs on a GPU it leaves a plan for the calls that are like it."""
+    chosen = None if grid is None else _grid(state.definition.name, grid)
     binding, kernel = _bind(state, chosen, args, kwargs)
     lane = choose_lane(config().backend, binding.device)
     extents = launch_grid(kernel, binding.dims)
     notes = tuple(kernel.attributes.get("notes", ()))
-    made = binding.allocate()
+    binding.allocate()
     if 0 in extents or all(0 in binding.infos[name].shape for name in binding.outputs):
         state.last_run = Run(lane, (), notes)
-        return made
+        return binding.results()
     state.check_coverage(kernel, binding.dims, extents, partial)
     if lane == "interpret":
         ran = execute.interpret(kernel, _host_arguments(binding), binding.dims, extents).kernels
+    elif lane == "emulate" or binding.device is None:
+        ran = _run_from_host(state, binding, lane, chosen)
     else:
-        ran = _run_program(state, binding, lane, chosen)
+        program = state.program(
+            binding.dims,
+            device_arch(binding.device),
+            chosen,
+            binding.alignment,
+            True,
+            binding.strides,
+            binding.stride_values,
+        )
+        prepared = launch.LAUNCHER.launch(program, binding, binding.stream())
+        ran = tuple(KernelRun(step.kernel, size) for step, size in execute.launches_of(program, binding.dims))
+        seen = signature() if plan.can_plan(binding) else None
+        if seen is not None:
+            run = Run(lane, ran, notes)
+            state.keep_plan(seen[0], plan.Plan(launch.LAUNCHER.driver, prepared, binding, config(), run))
     state.last_run = Run(lane, ran, notes)
-    return made
+    return binding.results()
 
 
 def _bind(
@@ -83,7 +124,7 @@ def _bind(
     parameters = state.parameters_for(args, kwargs)
     binding = bind(name, parameters, args, kwargs, state.defaults)
     kernel = state.kernel(binding.dims, grid)
-    actual = execute.parameters_of(kernel)
+    actual = state.parameters_of(kernel)
     if actual != parameters:  # the dims decided which tensors are written
         binding = bind(name, actual, args, kwargs, state.defaults)
     return binding, kernel
@@ -104,6 +145,8 @@ class KernelState:
         self._kernels: list[tuple[dict[str, int], Kernel]] = []
         self._gridded: dict[tuple[int, tuple[int, ...]], Kernel] = {}
         self._programs: dict[tuple[Any, ...], list[tuple[dict[str, int], Program]]] = {}
+        self._parameters: dict[int, tuple[Parameter, ...]] = {}
+        self._plans: dict[plan.Signature, plan.Plan] = {}
         self._covered: set[tuple[Any, ...]] = set()
         self._compiling = threading.RLock()
 
@@ -135,7 +178,7 @@ class KernelState:
     def parameters_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Parameter, ...]:
         """The parameters with their roles, for a call with these arguments."""
         if self.symbolic is not None:
-            return execute.parameters_of(self.symbolic)
+            return self.parameters_of(self.symbolic)
         shapes = {}
         for parameter, value in [
             *zip(self.signature, args, strict=False),
@@ -144,7 +187,27 @@ class KernelState:
             info = arrays.describe(value)
             if info is not None and len(info.shape) == len(parameter.shape):
                 shapes[parameter.name] = info.shape
-        return execute.parameters_of(self.kernel(unify(self.signature, shapes)))
+        return self.parameters_of(self.kernel(unify(self.signature, shapes)))
+
+    def parameters_of(self, kernel: Kernel) -> tuple[Parameter, ...]:
+        """`execute.parameters_of`, which walks the whole body, once per kernel of this state."""
+        known = self._parameters.get(id(kernel))  # a kernel lives as long as this state
+        if known is None:
+            known = self._parameters[id(kernel)] = execute.parameters_of(kernel)
+        return known
+
+    def plan_for(self, signature: plan.Signature) -> plan.Plan | None:
+        """The plan of an earlier call of this signature, under the settings of now."""
+        try:
+            known = self._plans.get(signature)
+        except TypeError:  # a grid that is no tuple of integers
+            return None
+        return known if known is not None and known.settings is config() else None
+
+    def keep_plan(self, signature: plan.Signature, made: plan.Plan) -> None:
+        if len(self._plans) >= plan.LARGEST:
+            self._plans.clear()
+        self._plans[signature] = made
 
     def kernel(self, dims: Mapping[str, int], grid: tuple[int, ...] | None = None) -> Kernel:
         """The Tile-level kernel for these dims, on the given grid or its own."""
@@ -178,20 +241,48 @@ class KernelState:
         grid: tuple[int, ...] | None,
         alignment: dict[str, int],
         machine_code: bool = False,
+        strides: Mapping[str, tuple[Size, ...]] | None = None,
+        sizes: Mapping[str, int] | None = None,
     ) -> Program:
-        """A program for these dims, compiled now or before; with its cubin where `machine_code` asks for it."""
-        divisors = innermost_divisors(self.signature, dims)
-        key = (arch, grid, machine_code, tuple(divisors.items()), tuple(alignment.items()))
+        """A program for these dims, compiled now or before; with its cubin where `machine_code` asks for it.
+
+        `strides` as `Binding.strides` for the tensors that are not contiguous, and `sizes` the values of their symbols.
+        """
+        divisors = {**innermost_divisors(self.signature, dims), **_power_divisors(sizes or {})}
+        key = (
+            arch,
+            grid,
+            machine_code,
+            tuple(divisors.items()),
+            tuple(alignment.items()),
+            tuple((strides or {}).items()),
+        )
         with self._compiling:
             known = self._programs.setdefault(key, [])
             for decided, program in known:
                 if all(dims.get(name) == value for name, value in decided.items()):
                     return program
-            compilation = compile_kernel(self.definition, dims, arch, grid, alignment, divisors)
-            assert compilation.program is not None
-            program = with_cubin(compilation.program) if machine_code else compilation.program
-            known.append((_decided(compilation.stages[0].module.kernel(), dims), program))
+            kernel = trace(self.definition, dict(dims)).kernel()
+            kernel = kernel if grid is None else apply_grid(kernel, grid)
+            kernel = with_strides(kernel, strides) if strides else kernel
+            decided = _decided(kernel, dims)
+            options = (arch, None, alignment, divisors)
+
+            def build() -> Program:
+                program = compile_kernel(Module(TILE, [kernel]), dims, *options).program
+                assert program is not None
+                return program
+
+            program = programs.compiled(kernel, decided, options, build) if machine_code else build()
+            known.append((decided, program))
             return program
+
+
+def compile_kernel(*arguments: Any) -> Any:
+    """`compiler.compile_kernel`, imported by the first kernel that the disk does not know: that takes a while."""
+    from tessera import compiler
+
+    return compiler.compile_kernel(*arguments)
 
 
 def _decided(kernel: Kernel, dims: Mapping[str, int]) -> dict[str, int]:
@@ -211,26 +302,18 @@ def _state(definition: KernelDefinition) -> KernelState:
     return found
 
 
-def with_cubin(program: Program) -> Program:
-    """The program with machine code. Raises EnvironmentProblem TS506 where NVRTC is missing."""
-    from tessera.runtime.nvrtc import compile_cubin
-
-    return replace(program, cubin=compile_cubin(program.cuda, program.arch, program.name).cubin)
-
-
-def _run_program(
+def _run_from_host(
     state: KernelState, binding: Binding, lane: str, grid: tuple[int, ...] | None
 ) -> tuple[KernelRun, ...]:
     if lane == "emulate":
-        program = state.program(binding.dims, choose_arch(None), grid, binding.alignment)
+        aligned, strides, sizes = binding.alignment, binding.strides, binding.stride_values
+        program = state.program(binding.dims, choose_arch(None), grid, aligned, False, strides, sizes)
         return execute.emulate(program, _host_arguments(binding), binding.dims).kernels
-    if binding.device is None:  # host arrays on a machine with a GPU: they travel there and back
-        program = state.program(binding.dims, device_arch(0), grid, dict.fromkeys(binding.alignment, 16), True)
-        return execute.cuda(program, _host_arguments(binding), binding.dims).kernels
-    program = state.program(binding.dims, device_arch(binding.device), grid, binding.alignment, True)
-    stream = binding.library.stream(binding.device)
-    launch.LAUNCHER.launch(program, binding, stream)
-    return tuple(KernelRun(step.kernel, size) for step, size in execute.launches_of(program, binding.dims))
+    # Host arrays on a machine with a GPU travel there and back, and are contiguous there.
+    program = state.program(
+        binding.dims, device_arch(launch.current_device()), grid, dict.fromkeys(binding.alignment, 16), True
+    )
+    return execute.cuda(program, _host_arguments(binding), binding.dims).kernels
 
 
 def _host_arguments(binding: Binding) -> dict[str, Any]:
@@ -246,7 +329,11 @@ def _grid(kernel: str, grid: tuple[Any, ...]) -> tuple[int, ...]:
 def innermost_divisors(parameters: tuple[Parameter, ...], dims: Mapping[str, int]) -> dict[str, int]:
     """The power of two up to 16 that divides each dim of an innermost axis: what decides how wide an access may be."""
     names = sorted({name for p in parameters if p.shape for name in symbols(p.shape[-1])})
-    return {name: min(dims[name] & -dims[name], LARGEST_DIVISOR) or LARGEST_DIVISOR for name in names if name in dims}
+    return _power_divisors({name: dims[name] for name in names if name in dims})
+
+
+def _power_divisors(sizes: Mapping[str, int]) -> dict[str, int]:
+    return {name: min(size & -size, LARGEST_DIVISOR) or LARGEST_DIVISOR for name, size in sizes.items()}
 
 
 def choose_lane(backend: str | None, device: int | None = None, count: Callable[[], int] = launch.device_count) -> str:
@@ -286,12 +373,17 @@ def choose_arch(name: str | None) -> str:
 def device_arch(device: int) -> str:
     """The architecture to compile for on a GPU; one that the table does not have takes the facts of the one below it.
 
-    Raises EnvironmentProblem TS508 for a GPU that is too old.
+    Raises EnvironmentProblem TS508 for a GPU that is too old, or newer than the installed NVRTC.
     """
     try:
         facts = nearest_lane(launch.compute_capability(device))
     except ValueError as error:
         raise EnvironmentProblem("TS508", f"GPU {device} cannot be used: {error}") from None
+    if facts.name not in ARCHS:
+        supported = launch.nvrtc_architectures()
+        if supported and int(facts.name.removeprefix("sm_")) not in supported:
+            message = f"GPU {device} is {facts.name}, newer than any that the installed NVRTC compiles for"
+            raise EnvironmentProblem("TS508", f"{message} (sm_{max(supported)}); install a newer NVRTC")
     return facts.name
 
 

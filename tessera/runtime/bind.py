@@ -15,6 +15,7 @@ import numpy as np
 from tessera import dtypes
 from tessera.errors import ArgumentError, did_you_mean
 from tessera.ir.dims import Dim, Size, coefficient, evaluate, substitute, symbols, to_text
+from tessera.ir.strides import stride_name, stride_symbols
 from tessera.program import Parameter
 from tessera.runtime.arrays import NUMPY, Adapter, ArrayInfo, describe
 
@@ -23,8 +24,8 @@ from tessera.runtime.arrays import NUMPY, Adapter, ArrayInfo, describe
 class Binding:
     """A checked call. `arrays` and `infos` hold the tensors that were passed, `scalars` Python numbers.
 
-    `omitted` maps each output that was left out to its shape; `allocate` makes those. `device` is the CUDA ordinal on
-    which the arrays live, None for the host.
+    `omitted` maps each output that was left out to its shape; `allocate` makes those. `given` names the arguments in
+    the order of the call. `device` is the CUDA ordinal on which the arrays live, None for the host.
     """
 
     kernel: str
@@ -34,6 +35,7 @@ class Binding:
     scalars: dict[str, int | float] = field(default_factory=dict)
     dims: dict[str, int] = field(default_factory=dict)
     omitted: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    given: tuple[str, ...] = ()
 
     @property
     def library(self) -> Adapter:
@@ -53,6 +55,25 @@ class Binding:
         }
 
     @property
+    def strides(self) -> dict[str, tuple[Size, ...]]:
+        """For each tensor that is not contiguous, what its kernel is to know of its strides: symbols, and 1."""
+        return {
+            name: stride_symbols(name, len(info.shape), _strides(info)[-1] == 1)
+            for name, info in self.infos.items()
+            if not info.contiguous
+        }
+
+    @property
+    def stride_values(self) -> dict[str, int]:
+        """The value of every symbol in `strides`."""
+        return {
+            size_name: value
+            for name, steps in self.strides.items()
+            for size_name, value in _stride_dims(name, self.infos[name]).items()
+            if any(size_name in symbols(step) for step in steps)
+        }
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the tensors that the kernel writes."""
         return tuple(p.name for p in self.parameters if p.role in ("out", "inout"))
@@ -60,16 +81,67 @@ class Binding:
     def allocate(self) -> Any:
         """Makes the outputs that were left out, in the caller's library and on its device, and adds them to `arrays`.
 
-        Returns what the call returns: None, one array, or a tuple in the order of the parameters.
+        Returns them: None, one array, or a tuple in the order of the parameters.
         """
         for parameter in self.parameters:
             if parameter.name in self.omitted:
-                made = self.library.empty(self.omitted[parameter.name], dtypes.parse(parameter.dtype), self.device)
+                dtype = dtypes.parse(parameter.dtype)
+                made = self.library.empty(self.omitted[parameter.name], dtype, self.device)
                 info = describe(made)
                 assert info is not None
-                self.arrays[parameter.name], self.infos[parameter.name] = made, info
-        made = tuple(self.arrays[name] for name in self.omitted)
-        return None if not made else made[0] if len(made) == 1 else made
+                self.arrays[parameter.name], self.infos[parameter.name] = made, info.adapter.seen_as(info, dtype)
+        return as_result([self.arrays[name] for name in self.omitted])
+
+    def results(self) -> Any:
+        """What the call returns once its kernels are queued: the outputs that were left out, as the caller's arrays."""
+        return as_result([self.library.returned(self.arrays[name], self.device) for name in self.omitted])
+
+    def stream(self) -> int:
+        """The CUDA stream of the caller's library, on which the work of every argument is waited for."""
+        assert self.device is not None
+        stream = self.library.stream(self.device)
+        for name, info in self.infos.items():
+            info.adapter.after(self.arrays[name], stream, self.device)
+        return stream
+
+
+def as_result(made: Sequence[Any]) -> Any:
+    """What a call that made these arrays returns: None, one array, or a tuple."""
+    return None if not made else made[0] if len(made) == 1 else tuple(made)
+
+
+def stride_values(parameters: Sequence[Parameter], infos: Mapping[str, ArrayInfo]) -> dict[str, int]:
+    """The value of every stride symbol of a program with these parameters.
+
+    Raises ArgumentError TS603 for a view where the program takes only contiguous tensors, or neighbours in rows.
+    """
+    values: dict[str, int] = {}
+    for parameter in parameters:
+        info = infos.get(parameter.name)
+        if info is None or (info.contiguous and not parameter.strides):
+            continue
+        if not parameter.strides:
+            raise ArgumentError("TS603", f"'{parameter.name}' is not contiguous, and this program was compiled for one")
+        strides = _strides(info)
+        if parameter.strides[-1] == 1 != strides[-1]:
+            message = f"the rows of '{parameter.name}' have a stride of {strides[-1]}, where this program needs 1"
+            raise ArgumentError("TS603", message)
+        values.update(_stride_dims(parameter.name, info))
+    return values
+
+
+def _stride_dims(name: str, info: ArrayInfo) -> dict[str, int]:
+    return {stride_name(name, axis): stride for axis, stride in enumerate(_strides(info))}
+
+
+def _strides(info: ArrayInfo) -> tuple[int, ...]:
+    """Strides of a view in elements; along an axis of size 1, where they say nothing, the least troublesome ones."""
+    assert info.strides is not None
+    last = len(info.shape) - 1
+    return tuple(
+        stride if size != 1 else 1 if axis == last else 0
+        for axis, (size, stride) in enumerate(zip(info.shape, info.strides, strict=True))
+    )
 
 
 def bind(
@@ -82,10 +154,12 @@ def bind(
     """Checks a call of `kernel`; `defaults` holds the values of scalars that have one in the signature.
 
     Raises ArgumentError: TS601 missing or unexpected argument, TS203 wrong kind, TS204 dtype, TS304 rank, TS301 and
-    TS302 sizes, TS602 an output that shares memory, TS603 not contiguous, TS604 unusable array or mixed devices.
+    TS302 sizes, TS602 an output that shares memory, TS603 strides that no launch can pass, TS604 unusable array or
+    mixed devices.
     """
     binding = Binding(kernel, tuple(parameters))
     given = _match(kernel, parameters, args, kwargs, defaults or {})
+    binding.given = tuple(given)
     for parameter in parameters:
         name = parameter.name
         if name in given:
@@ -164,8 +238,11 @@ def _take(binding: Binding, parameter: Parameter, value: Any) -> None:
                 "TS203", f"'{parameter.name}' is a tensor of {parameter.dtype}, but the number {value} was passed"
             )
         raise ArgumentError(
-            "TS604", f"'{parameter.name}' must be an array of NumPy, CuPy or torch, not {type(value).__name__}"
+            "TS604",
+            f"'{parameter.name}' must be an array of NumPy, CuPy, torch or JAX, or have __cuda_array_interface__ or "
+            f"__dlpack__, which {type(value).__name__} has not",
         )
+    info = info.adapter.seen_as(info, dtypes.parse(parameter.dtype))
     _check_array(parameter, info)
     binding.arrays[parameter.name], binding.infos[parameter.name] = value, info
 
@@ -199,13 +276,25 @@ def _check_array(parameter: Parameter, info: ArrayInfo) -> None:
             f"'{name}' has {len(parameter.shape)} axes [{declared}], but an array of "
             f"{len(info.shape)} axes was passed, {list(info.shape)}",
         )
-    if not info.contiguous:
-        raise ArgumentError("TS603", f"'{name}' is not contiguous: its elements must lie row by row without gaps")
+    if info.strides is None:
+        raise ArgumentError(
+            "TS603", f"'{name}' has strides that are no whole number of its {wanted.bytes}-byte elements"
+        )
+    if parameter.role != "in" and info.writable and info.folded:
+        message = f"'{name}' is written by the kernel, but elements of the array that was passed share memory"
+        raise ArgumentError(
+            "TS602", f"{message}: its strides are {list(info.strides)} for the shape {list(info.shape)}"
+        )
     if 0 not in info.shape and info.pointer % wanted.bytes:
         raise ArgumentError(
             "TS604",
             f"'{name}' starts at an address that is not a multiple of its {wanted.bytes}-byte element; pass a copy",
         )
+    if parameter.role != "in" and info.adapter.immutable:
+        remedy = (
+            "leave it out, and a new one is returned" if parameter.role == "out" else "pass another library's array"
+        )
+        raise ArgumentError("TS604", f"'{name}' is written by the kernel, but {info.adapter.immutable}; {remedy}")
     if parameter.role != "in" and not info.writable:
         raise ArgumentError("TS604", f"'{name}' is written by the kernel, but the array that was passed is read-only")
 

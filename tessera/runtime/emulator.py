@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import platform
 import re
 import shutil
@@ -26,6 +25,8 @@ import numpy as np
 from tessera.codegen_cuda.include import twin_include_directory, twin_text
 from tessera.config import config
 from tessera.errors import EnvironmentProblem, InternalError
+from tessera.runtime.cache import open_cache
+from tessera.runtime.interpreter_output import write_line
 
 # No contraction: a * b + c must round twice unless the text says fma. -O1 builds a kernel in about 0.3 s.
 FLAGS = (
@@ -52,6 +53,7 @@ KINDS = (
     "guard-overwritten",
     "division-by-zero",
     "bad-launch",
+    "assertion",
 )
 
 MAX_FAULTS = 16  # kept per launch; the rest is only counted
@@ -117,7 +119,13 @@ class _Error(ctypes.Structure):
 
 
 class _Report(ctypes.Structure):
-    _fields_ = [("count", ctypes.c_int), ("capacity", ctypes.c_int), ("errors", ctypes.POINTER(_Error))]
+    _fields_ = [
+        ("count", ctypes.c_int),
+        ("capacity", ctypes.c_int),
+        ("errors", ctypes.POINTER(_Error)),
+        ("output", ctypes.c_void_p),
+        ("output_bytes", ctypes.c_int64),
+    ]
 
 
 class _Allocation(ctypes.Structure):
@@ -261,7 +269,7 @@ class Library:
         pointers = (ctypes.c_void_p * max(1, len(values)))(*(ctypes.addressof(value) for value in values))
         options = _Options(seed, int(races), len(arrays), memory.allocations())
         errors = (_Error * MAX_FAULTS)()
-        report = _Report(0, MAX_FAULTS, errors)
+        report = _Report(0, MAX_FAULTS, errors, None, 0)
         run = getattr(self._library, f"ts_twin_run_{kernel}")
         with self._lock:
             run(
@@ -272,6 +280,9 @@ class Library:
                 ctypes.byref(options),
                 ctypes.byref(report),
             )
+            printed = ctypes.string_at(report.output, report.output_bytes) if report.output_bytes else b""
+        for line in printed.decode(errors="replace").splitlines():
+            write_line(line)
         if report.count:
             faults = [
                 Fault(KINDS[error.kind], error.message.decode(errors="replace"), tuple(error.block), error.thread)
@@ -313,30 +324,45 @@ def _pointer_table(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def build(cuda_text: str, kernel_names: Sequence[str]) -> Library:
-    """Build emitted text for this CPU; the result is cached on disk by text, twin headers, compiler and flags.
+    """Build emitted text for this CPU; the result is kept on disk by text, twin headers, compiler and flags.
 
     Raises EmulatorUnavailable without a compiler and EmulatorBuildError with its output when it rejects the text.
     """
     compiler, version = _compiler(config().cxx)
     flags = (*FLAGS, *_poison_flags(version))
     parts = (cuda_text, *kernel_names, twin_text(), version, *flags, platform.machine())
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    path = _cache_directory() / f"{key}.so"
-    if path.exists():
-        try:
-            return Library(path)
-        except OSError:  # a damaged file: build it again
-            pass
+    key = "emulator/" + hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    cache = open_cache()
+    found = _private.get(key) or _loaded(cache.file(key))
+    if found is not None:
+        return found
     entries = "".join(f"TS_TWIN_ENTRY({name})\n" for name in kernel_names)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tessera-build-") as folder:
         (Path(folder) / "kernel.cu").write_text(cuda_text, encoding="utf-8")
         (Path(folder) / "entry.cpp").write_text(f'#include "kernel.cu"\n{entries}', encoding="utf-8")
         command = [compiler, *flags, f"-I{twin_include_directory()}", "entry.cpp", "-o", "kernel.so", "-lm"]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if result.returncode != 0:
             raise EmulatorBuildError(result.stderr)
-        os.replace(Path(folder) / "kernel.so", path)  # atomic: other processes see the whole file or none
-    return Library(path)
+        cache.put(key, (Path(folder) / "kernel.so").read_bytes())
+        found = _loaded(cache.file(key))
+        if found is None:  # nothing can be stored, or nothing can be executed from there
+            found = _private[key] = Library(Path(folder) / "kernel.so")  # stays mapped when the folder goes
+    return found
+
+
+# Libraries that the disk cache did not take, for the life of the process.
+_private: dict[str, Library] = {}
+
+
+def _loaded(path: Path | None) -> Library | None:
+    """The library in a checked file; None without one, and where another process evicted it at this moment."""
+    if path is None:
+        return None
+    try:
+        return Library(path)
+    except OSError:
+        return None
 
 
 @cache
@@ -353,29 +379,3 @@ def _poison_flags(version: str) -> tuple[str, ...]:
     match = re.search(r"(\d+)\.\d+", version)
     known = match is not None and int(match[1]) >= (8 if "clang" in version else 12)
     return ("-ftrivial-auto-var-init=pattern",) if known else ()
-
-
-@cache
-def _cache_directory() -> Path:
-    """Folder of built libraries; a private temporary one when the cache cannot be written."""
-    root = config().cache_dir
-    if root is None:
-        import platformdirs
-
-        root = Path(platformdirs.user_cache_dir("tessera"))
-    folder = root / "emulator"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    except OSError:
-        pass
-    return _private_directory()
-
-
-def _private_directory() -> Path:
-    import atexit
-
-    folder = Path(tempfile.mkdtemp(prefix="tessera-emulator-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder

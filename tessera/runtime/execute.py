@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from tessera.errors import InternalError
+from tessera.errors import InternalError, SourceError
 from tessera.ir.core import Kernel
 from tessera.ir.dims import evaluate
 from tessera.ir.types import ScalarType, ViewType
 from tessera.program import Launch, Parameter, Program
+from tessera.runtime.arrays import NUMPY
+from tessera.runtime.bind import stride_values
 from tessera.runtime.compare import Comparison, check
 
 LANES = ("interpret", "emulate", "cuda")
@@ -59,7 +61,8 @@ def parameters_of(kernel: Kernel) -> tuple[Parameter, ...]:
         elif isinstance(type_, ViewType):
             role = "in" if value not in writes else "inout" if value in reads else "out"
             aligned = alignment.get(value.name, 16)
-            result.append(Parameter(value.name, "tensor", type_.dtype.name, type_.shape, role, aligned))
+            strides = kernel.attributes.get("strides", {}).get(value.name, ())
+            result.append(Parameter(value.name, "tensor", type_.dtype.name, type_.shape, role, aligned, strides))
         else:
             raise InternalError("TS901", f"the parameter '{value.name}' is neither a tensor nor a scalar", kernel.loc)
     return tuple(result)
@@ -91,16 +94,20 @@ def emulate(program: Program, arguments: Mapping[str, Any], dims: Mapping[str, i
 
     library = emulator.build(program.cuda, [step.kernel for step in program.launches])
     roles = {parameter.name: parameter.role for parameter in program.parameters}
+    infos = {p.name: NUMPY.describe(arguments[p.name]) for p in program.parameters if p.kind == "tensor"}
+    sizes = {**dims, **stride_values(program.parameters, infos)}
     start = time.perf_counter()
     done = []
     for step in program.launches:
         grid = tuple(evaluate(size, dims) for size in step.grid)
         if 0 in grid:
             continue
-        packed = [_emulated(argument, arguments, dims, roles) for argument in step.arguments]
+        packed = [_emulated(argument, arguments, sizes, roles) for argument in step.arguments]
         try:
             library.launch(step.kernel, grid, step.threads, step.shared_bytes, packed, seed)
         except emulator.EmulatorFault as fault:
+            if fault.faults[0].kind == "assertion":
+                raise SourceError("TS509", fault.faults[0].message) from None
             notes = [f"{found.kind}: {found.message}" for found in fault.faults[1:]]
             raise InternalError("TS901", f"the emitted CUDA is wrong: {fault}", notes=notes) from fault
         done.append(KernelRun(step.kernel, grid))

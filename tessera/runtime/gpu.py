@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from tessera.dtypes import from_numpy
 from tessera.program import Program
+from tessera.runtime.arrays import cupy_storage
 from tessera.runtime.bind import bind
 from tessera.runtime.launch import LAUNCHER, grid_of, require_device
 
@@ -29,14 +31,17 @@ def run(
     require_device()
     import cupy
 
-    moved = {name: cupy.asarray(value) if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
+    moved = {
+        name: cupy.asarray(carried(value), order="C") if isinstance(value, np.ndarray) else value
+        for name, value in arguments.items()
+    }
     binding = bind(program.name, program.parameters, (), moved)
     binding.dims = {**dims, **binding.dims}  # a dim that is compiled in may appear in no shape
     stream = cupy.cuda.get_current_stream()
     seconds = _timed(cupy, stream, lambda: LAUNCHER.launch(program, binding, stream.ptr))
     for parameter in program.parameters:
         if parameter.role in ("out", "inout"):
-            arguments[parameter.name][...] = moved[parameter.name].get()
+            carried(arguments[parameter.name])[...] = moved[parameter.name].get()
     if repeats:
         flush = cupy.empty(FLUSH_BYTES, cupy.uint8)
         samples = []
@@ -46,6 +51,12 @@ def run(
         seconds = statistics.median(samples)
     grids = [(step.kernel, grid_of(step, binding.dims)) for step in program.launches]
     return seconds, [(kernel, grid) for kernel, grid in grids if 0 not in grid]
+
+
+def carried(array: np.ndarray) -> np.ndarray:
+    """The same memory under the dtype in which CuPy holds it."""
+    dtype = from_numpy(array.dtype)
+    return array if dtype is None else array.view(cupy_storage(dtype))
 
 
 def _timed(cupy: Any, stream: Any, launch: Any) -> float:

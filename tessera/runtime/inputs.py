@@ -19,6 +19,7 @@ from tessera.program import Parameter
 DEFAULT_DIMS = {"B": 2, "S": 150, "D": 64}
 OTHER_DIMS = 16
 DEFAULT_INT, DEFAULT_FLOAT = 2, 1.0
+FP8_LIMIT = 56.0  # a value of both fp8 types
 # Elements of all tensors of one run together; beyond it the machine would swap rather than answer.
 MAX_ELEMENTS = 2**31
 
@@ -144,11 +145,16 @@ def make_arrays(parameters: Sequence[Parameter], dims: Mapping[str, int], seed: 
 
 
 def values(shape: tuple[int, ...], dtype: DType, random: np.random.Generator) -> np.ndarray:
-    """Seeded values: normal floats, those of rank 2 scaled by 1/sqrt(rows) as weights are; integers from 0 to 15."""
+    """Seeded values: normal floats, those of rank 2 scaled by 1/sqrt(rows) as weights are; integers from 0 to 15.
+
+    Values of fp8 stay below 64, so that sums of a few do not saturate.
+    """
     if dtype.is_float:
         normal = random.standard_normal(shape, np.float32)
         if len(shape) == 2:
             normal = normal / np.float32(np.sqrt(max(shape[0], 1)))
+        if dtype.saturates:
+            normal = np.clip(normal, -FP8_LIMIT, FP8_LIMIT)
         return dtypes.to_storage(dtype, normal)
     return random.integers(0, 2 if dtype.is_bool else 16, shape).astype(dtype.numpy)
 

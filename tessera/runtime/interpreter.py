@@ -22,8 +22,11 @@ from tessera.dtypes import round_to
 from tessera.errors import InternalError, SourceError, TesseraError
 from tessera.ir import values
 from tessera.ir.core import Block, Kernel, Op, Value
+from tessera.ir.ops.effects import format_pieces, nested_text
 from tessera.ir.ops.target import physical_shape
-from tessera.ir.types import BufferType, ScalarType, dtype_of
+from tessera.ir.programs import program_text, scales_of
+from tessera.ir.types import BufferType, ScalarType, dtype_of, shape_of
+from tessera.runtime.interpreter_output import write_line
 from tessera.runtime.interpreter_setup import (
     accessed,
     bind_dims,
@@ -184,6 +187,40 @@ class Machine:
         extent = self.grid[axis] if axis < len(self.grid) else 1
         return [self.number(self.programs // stride % extent * op.attributes["scale"])]
 
+    def num_programs(self, op: Op) -> list[Any]:
+        axis = op.attributes["axis"]
+        return [self.number(np.array([self.grid[axis] if axis < len(self.grid) else 1], np.int64))]
+
+    def identifiers(self, program: int) -> list[int]:
+        """The ids of a program, an entry per grid axis, as `program_id` gives them."""
+        ids = []
+        for extent, scale in zip(self.grid, scales_of(self.kernel), strict=False):
+            ids.append(int(program) % extent * scale)
+            program //= extent
+        return ids
+
+    def print_line(self, op: Op) -> list[Any]:
+        """Programs of a kernel that prints run one by one."""
+        texts = iter([self.printed(value) for value in op.operands])
+        pieces = (next(texts) if piece is None else piece for piece in format_pieces(op.attributes["format"]))
+        write_line(f"[{program_text(self.identifiers(self.programs[0]))}] {''.join(pieces)}")
+        return []
+
+    def printed(self, value: Value) -> str:
+        current = self.values[value]
+        if not isinstance(current, values.Buffer):
+            return nested_text(np.asarray(current)[0], dtype_of(value.type))
+        shape = tuple(slice(size) for size in numbers(shape_of(value.type)))
+        return nested_text(np.asarray(current.data)[0][shape], current.dtype)
+
+    def check_assertion(self, op: Op) -> list[Any]:
+        condition = np.asarray(self.values[op.operands[0]])
+        wrong = np.flatnonzero(~condition.reshape(condition.shape[0], -1).all(axis=1))
+        if wrong.size:
+            program = program_text(self.identifiers(self.programs[wrong[0] if condition.shape[0] > 1 else 0]))
+            raise SourceError("TS509", f"assertion failed in {program}: {op.attributes['message']}", op.loc)
+        return []
+
     def size(self, op: Op) -> list[Any]:
         return [self.number(np.array([op.attributes["size"]], np.int64))]
 
@@ -205,6 +242,15 @@ class Machine:
             carried = self.block(body)
         return carried
 
+    def repeat(self, op: Op) -> list[Any]:
+        """A while: programs that stop at different iterations are different batches."""
+        carried = self.read(op.operands)
+        (body,) = op.regions
+        while self.uniform(self.integers(carried[0])):
+            self.values.update(zip(body.arguments, carried, strict=True))
+            carried = self.block(body)
+        return carried
+
     def branch(self, op: Op) -> list[Any]:
         condition = self.uniform(self.integers(self.values[op.operands[0]]))
         return self.block(op.regions[0 if condition else 1])
@@ -221,6 +267,10 @@ _SPECIAL = {
     "size": Machine.size,
     "alloc_shared": Machine.allocate,
     "shared": Machine.allocate,
+    "num_programs": Machine.num_programs,
+    "print": lambda machine, op: machine.print_line(op),
+    "assert": lambda machine, op: machine.check_assertion(op),
+    "while": Machine.repeat,
     "for": Machine.loop,
     "if": Machine.branch,
 }

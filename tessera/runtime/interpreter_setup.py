@@ -15,6 +15,7 @@ import numpy as np
 from tessera.errors import ArgumentError, SourceError
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.dims import Dim, evaluate, to_text
+from tessera.ir.opdef import ORDERED
 from tessera.ir.types import BufferType, ScalarType, Shape, TileType, Type, ViewType, dtype_of, substitute_type
 
 # Values of one batch of programs together. Temporaries of an op come on top, and small batches stay near the caches.
@@ -161,7 +162,13 @@ def _root(view: Value) -> Value | None:
 
 
 def must_be_sequential(kernel: Kernel, arguments: Mapping[str, Any]) -> bool:
-    """Whether a program may read what another one writes, directly or because two arguments share memory."""
+    """Whether programs must run one after the other.
+
+    A program may read what another one writes, directly or because two arguments share memory; or what it does is seen
+    outside, as a print is.
+    """
+    if any(op.definition.has(ORDERED) for op in kernel.body.walk()):
+        return True
     reads, writes = accessed(kernel)
     return any(
         read is written or np.may_share_memory(arguments[read.name], arguments[written.name])

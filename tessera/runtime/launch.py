@@ -1,29 +1,43 @@
 """Launches compiled programs on a GPU: loads cubins, packs arguments, and queues kernels on the caller's own stream.
 
-`Driver` is all that is asked of CUDA, so the rest is tested without a device. Arguments are NumPy
-scalars, which CuPy passes by value.
+`Driver` is all that is asked of CUDA, so the rest is tested without a device. A launch is prepared once per signature
+of a call: its grid and its functions are known then, and each call packs its arguments with one call of `struct`.
 """
 
 from __future__ import annotations
 
+import ctypes
+import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Protocol
-
-import numpy as np
 
 from tessera import dtypes
 from tessera.errors import ArgumentError, EnvironmentProblem
 from tessera.ir.dims import evaluate
 from tessera.program import Launch, Program
-from tessera.runtime.bind import Binding
+from tessera.runtime.bind import Binding, stride_values
 
 # A block gets more shared memory than this only through the opt-in attribute (CUfunction_attribute 8).
 SHARED_BYTES_WITHOUT_OPT_IN = 48 * 1024
 MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
+SLOT = 8  # bytes: no argument is larger, and every one is aligned
+# How `struct` writes a scalar parameter; the rest of its slot is padding.
+SCALAR_CODES = {"i64": "q", "i32": "i4x", "bool": "?7x", "f32": "f4x", "f64": "d"}
+
+
+class Arguments:
+    """The memory that a launch reads its arguments from: a slot each, and the table of their addresses."""
+
+    def __init__(self, layout: struct.Struct) -> None:
+        self.slots = ctypes.create_string_buffer(max(layout.size, SLOT))
+        base, count = ctypes.addressof(self.slots), layout.size // SLOT
+        self._table = (ctypes.c_void_p * max(count, 1))(*(base + SLOT * number for number in range(count)))
+        self.address = ctypes.addressof(self._table)
 
 
 class Driver(Protocol):
@@ -31,22 +45,32 @@ class Driver(Protocol):
 
     def load(self, cubin: bytes, device: int) -> Any: ...
 
-    def function(self, module: Any, kernel: str, shared_bytes: int) -> Any: ...
+    def function(self, module: Any, kernel: str, shared_bytes: int, device: int) -> Any: ...
+
+    def capturing(self, stream: int, device: int) -> bool:
+        """Whether work queued on the stream becomes part of a CUDA graph and does not run now."""
+        ...
 
     def launch(
         self,
         function: Any,
-        grid: tuple[int, ...],
+        grid: tuple[int, int, int],
         threads: int,
-        arguments: tuple[Any, ...],
+        arguments: Arguments,
         shared_bytes: int,
         stream: int,
         device: int,
-    ) -> None: ...
+    ) -> None:
+        """Queues a kernel; `arguments` is read before this returns."""
+        ...
 
 
 class CupyDriver:
     """CUDA through CuPy's thin bindings, which the first use imports."""
+
+    def __init__(self) -> None:
+        self._calls: tuple[Callable[[], int], Callable[..., None]] | None = None
+        self._threads = threading.local()
 
     def load(self, cubin: bytes, device: int) -> Any:
         from cupy.cuda.function import Module
@@ -56,31 +80,47 @@ class CupyDriver:
             module.load(cubin)
         return module
 
-    def function(self, module: Any, kernel: str, shared_bytes: int) -> Any:
-        function = module.get_function(kernel)
-        if shared_bytes > SHARED_BYTES_WITHOUT_OPT_IN:
-            _cuda().driver.funcSetAttribute(function.ptr, MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
+    def function(self, module: Any, kernel: str, shared_bytes: int, device: int) -> Any:
+        with _on_device(device):
+            function = module.get_function(kernel)
+            if shared_bytes > SHARED_BYTES_WITHOUT_OPT_IN:
+                _cuda().driver.funcSetAttribute(function.ptr, MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
         return function
+
+    def capturing(self, stream: int, device: int) -> bool:
+        runtime = _cuda().runtime
+        with _on_device(device):
+            try:
+                return bool(runtime.streamIsCapturing(stream))
+            except runtime.CUDARuntimeError:  # the legacy stream while another one captures
+                return True
 
     def launch(
         self,
         function: Any,
-        grid: tuple[int, ...],
+        grid: tuple[int, int, int],
         threads: int,
-        arguments: tuple[Any, ...],
+        arguments: Arguments,
         shared_bytes: int,
         stream: int,
         device: int,
     ) -> None:
-        with _on_device(device):
-            function(grid, (threads, 1, 1), arguments, shared_bytes, _Stream(stream))
+        current_device, launch = self._calls or self._bind()
+        x, y, z = grid
+        if current_device() != device:
+            with _cuda().Device(device):
+                launch(function.ptr, x, y, z, threads, 1, 1, shared_bytes, stream, arguments.address, 0)
+            return
+        if not hasattr(self._threads, "ready"):
+            # A thread that has made no CUDA call yet has a current device, but not its context.
+            _cuda().runtime.setDevice(device)
+            self._threads.ready = True
+        launch(function.ptr, x, y, z, threads, 1, 1, shared_bytes, stream, arguments.address, 0)
 
-
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """CuPy reads nothing of a launch's stream but its handle; building its own Stream objects costs more than that."""
-
-    ptr: int
+    def _bind(self) -> tuple[Callable[[], int], Callable[..., None]]:
+        cuda = _cuda()
+        self._calls = cuda.runtime.getDevice, cuda.driver.launchKernel
+        return self._calls
 
 
 def _on_device(device: int) -> Any:
@@ -94,6 +134,49 @@ def _cuda() -> Any:
     return cupy.cuda
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedLaunch:
+    """One launch of a program for one signature. `pick` chooses its arguments, in order, from the values of a call.
+
+    `free` holds argument memory that no launch reads just now: a thread takes one out and puts it back, so threads
+    never share one and none waits.
+    """
+
+    function: Any
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+    layout: struct.Struct
+    pick: Callable[[Sequence[Any]], tuple[Any, ...]]
+    free: list[Arguments]
+
+    def queue(self, driver: Driver, values: Sequence[Any], stream: int, device: int) -> None:
+        """Raises struct.error or OverflowError for a number that its slot cannot hold."""
+        try:
+            arguments = self.free.pop()
+        except IndexError:
+            arguments = Arguments(self.layout)
+        try:
+            self.layout.pack_into(arguments.slots, 0, *self.pick(values))
+            driver.launch(self.function, self.grid, self.threads, arguments, self.shared_bytes, stream, device)
+        finally:
+            self.free.append(arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The launches of a program for one signature, and the numbers that follow the arguments in their values."""
+
+    launches: tuple[PreparedLaunch, ...]
+    constants: tuple[int, ...]
+
+    def queue(self, driver: Driver, values: list[Any], stream: int, device: int) -> None:
+        """`values`: an address or a number for every parameter of the program, in order."""
+        values = [*values, *self.constants] if self.constants else values
+        for launch in self.launches:
+            launch.queue(driver, values, stream, device)
+
+
 class Launcher:
     """Launches programs through one driver and keeps what it loaded, per device, for the life of the process."""
 
@@ -104,40 +187,87 @@ class Launcher:
         self._functions: dict[tuple[int, bytes, str], Any] = {}
         self._loading = threading.Lock()
 
-    def launch(self, program: Program, binding: Binding, stream: int) -> int:
-        """Queues the launches of `program`, whose outputs are allocated, on a stream; returns how many there were.
+    def launch(self, program: Program, binding: Binding, stream: int) -> Prepared:
+        """Queues the launches of `program`, whose outputs are allocated, on a stream; returns them for calls like this.
 
-        A grid without blocks, as for a dim of size 0, is not launched. Raises ArgumentError TS604 for arrays on the
-        host and TS305 for a grid that CUDA cannot hold.
+        A grid without blocks, as for a dim of size 0, is not launched. Raises what `prepare` raises.
         """
-        device = binding.device
-        if device is None:
-            raise ArgumentError("TS604", f"the arrays given to {program.name} live on the host, not on a GPU")
-        count = 0
+        prepared = self.prepare(program, binding, stream)
+        prepared.queue(self.driver, argument_values(program, binding), stream, device_of(program, binding))
+        return prepared
+
+    def prepare(self, program: Program, binding: Binding, stream: int) -> Prepared:
+        """The launches of a call and of every one like it.
+
+        Raises ArgumentError TS604 for arrays on the host, TS603 for views that the program was not compiled for, and
+        TS305 for a grid that CUDA cannot hold; EnvironmentProblem TS510 for code that would have to be loaded while
+        `stream` is captured.
+        """
+        device = device_of(program, binding)
+        sizes = {**binding.dims, **stride_values(program.parameters, binding.infos)}
+        prepared: list[PreparedLaunch] = []
+        constants: list[int] = []
+        places = {parameter.name: number for number, parameter in enumerate(program.parameters)}
+        scalars = {p.name: p.dtype for p in program.parameters if p.kind == "scalar"}
         for step in program.launches:
             grid = grid_of(step, binding.dims)
             if 0 in grid:
                 continue
             _check_grid(step.kernel, grid)
-            function = self._function(program, step, device)
-            arguments = pack(program, step, binding)
-            self.driver.launch(function, grid, step.threads, arguments, step.shared_bytes, stream, device)
-            count += 1
-        return count
+            codes, picked = [], []
+            for argument in step.arguments:
+                if argument.kind == "size":
+                    codes.append("q")
+                    picked.append(len(places) + len(constants))
+                    constants.append(evaluate(argument.size, sizes))
+                else:
+                    codes.append("Q" if argument.kind == "pointer" else SCALAR_CODES[scalars[argument.name]])
+                    picked.append(places[argument.name])
+            function = self._function(program, step, device, stream)
+            layout, pick = struct.Struct("<" + "".join(codes)), _picker(picked)
+            prepared.append(PreparedLaunch(function, grid, step.threads, step.shared_bytes, layout, pick, []))
+        return Prepared(tuple(prepared), tuple(constants))
 
-    def _function(self, program: Program, step: Launch, device: int) -> Any:
+    def _function(self, program: Program, step: Launch, device: int, stream: int) -> Any:
         key = (device, program.cubin, step.kernel)
         function = self._functions.get(key)
         if function is None:
             with self._loading:
                 module = self._modules.get(key[:2])
                 if module is None:
+                    self._refuse_capture(step.kernel, device, stream)
                     module = self._modules[key[:2]] = self.driver.load(program.cubin, device)
-                function = self._functions[key] = self.driver.function(module, step.kernel, step.shared_bytes)
+                function = self._functions[key] = self.driver.function(module, step.kernel, step.shared_bytes, device)
         return function
+
+    def _refuse_capture(self, kernel: str, device: int, stream: int) -> None:
+        if self.driver.capturing(stream, device):
+            raise EnvironmentProblem(
+                "TS510",
+                f"{kernel} is called for the first time with such arguments while its stream is captured into a CUDA "
+                "graph, where CUDA loads no code",
+            )
 
 
 LAUNCHER = Launcher(CupyDriver())
+
+
+def device_of(program: Program, binding: Binding) -> int:
+    """The GPU that a binding's arrays live on. Raises ArgumentError TS604 for arrays on the host."""
+    if binding.device is None:
+        raise ArgumentError("TS604", f"the arrays given to {program.name} live on the host, not on a GPU")
+    return binding.device
+
+
+def argument_values(program: Program, binding: Binding) -> list[int | float]:
+    """One value per parameter, in order: the address of a tensor, a number as its dtype holds it."""
+    values: list[int | float] = []
+    for parameter in program.parameters:
+        if parameter.kind == "tensor":
+            values.append(binding.infos[parameter.name].pointer)
+        else:
+            values.append(dtypes.parse(parameter.dtype).numpy.type(binding.scalars[parameter.name]).item())
+    return values
 
 
 def grid_of(step: Launch, dims: dict[str, int]) -> tuple[int, int, int]:
@@ -146,18 +276,10 @@ def grid_of(step: Launch, dims: dict[str, int]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def pack(program: Program, step: Launch, binding: Binding) -> tuple[np.generic, ...]:
-    """The arguments of one launch in the kernel's order: pointers as uint64, sizes and ints as int64, floats as f32."""
-    scalar_dtype = {p.name: dtypes.parse(p.dtype) for p in program.parameters if p.kind == "scalar"}
-    packed: list[np.generic] = []
-    for argument in step.arguments:
-        if argument.kind == "pointer":
-            packed.append(np.uint64(binding.infos[argument.name].pointer))
-        elif argument.kind == "size":
-            packed.append(np.int64(evaluate(argument.size, binding.dims)))
-        else:
-            packed.append(scalar_dtype[argument.name].numpy.type(binding.scalars[argument.name]))
-    return tuple(packed)
+def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda values: tuple(values[place] for place in places)  # itemgetter of one place gives no tuple
 
 
 def _check_grid(kernel: str, grid: Sequence[int]) -> None:
@@ -188,6 +310,21 @@ def require_device() -> None:
         raise EnvironmentProblem(
             "TS505", "the cuda lane was asked for, but there is no NVIDIA GPU, or no CuPy to reach it"
         )
+
+
+def current_device() -> int:
+    return _cuda().runtime.getDevice()
+
+
+def nvrtc_architectures() -> tuple[int, ...]:
+    """The numbers of the architectures that NVRTC compiles for, such as 80 and 121; empty without NVRTC."""
+    try:
+        from cupy.cuda import nvrtc as bindings
+
+        nvrtc: Any = bindings
+        return tuple(nvrtc.getSupportedArchs())
+    except (ImportError, OSError, RuntimeError, AttributeError):  # not there, or a CuPy built without it
+        return ()
 
 
 def compute_capability(device: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from tessera import dtypes
 from tessera.ir.affine import loop_progression
 from tessera.ir.core import Block, Kernel
 from tessera.ir.dims import evaluate
-from tessera.ir.opdef import LOOP
+from tessera.ir.opdef import COUNTED
 from tessera.ir.types import dtype_of, shape_of
 from tessera.program import Parameter
 from tessera.target.arch import Arch
@@ -52,7 +52,7 @@ def _product_operations(block: Block, dims: Mapping[str, int]) -> tuple[int, int
                 half += count
             else:
                 single += count
-        times = _trip_count(op, dims) if op.definition.has(LOOP) else 1
+        times = _trip_count(op, dims) if op.definition.has(COUNTED) else 1
         for region in op.regions:
             inside = _product_operations(region, dims)
             half, single = half + times * inside[0], single + times * inside[1]

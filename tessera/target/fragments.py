@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
+from tessera.dtypes import DType
 from tessera.ir.layout import LANES, LinearLayout, RegisterLayout
 from tessera.ir.layout_linear import bit_count, power_of_two_above
 
@@ -25,16 +26,22 @@ __all__ = [
     "M16N8K16_BF16",
     "M16N8K16_F16",
     "MMA_ATOMS",
+    "OPERAND_LOADS",
+    "PRODUCT_INSTRUCTIONS",
     "FmaLayouts",
     "MmaAtom",
+    "ProductInstruction",
     "accumulator_layout",
     "atom_counts",
     "atom_origin",
     "fma_layouts",
     "mma_mismatch",
+    "multiplying_instruction",
     "operand_a_layout",
     "operand_b_layout",
     "pairs_columns",
+    "product_layouts",
+    "vector_registers",
 ]
 
 
@@ -119,6 +126,50 @@ M16N8K8_TF32 = MmaAtom(
 )
 
 MMA_ATOMS: dict[str, MmaAtom] = {atom.operand: atom for atom in (M16N8K16_BF16, M16N8K16_F16, M16N8K8_TF32)}
+
+
+# What a product runs as ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProductInstruction:
+    """How products of one format run. Formats and k-blocks are those of `tessera.ir.products`.
+
+    `multiply` is the Target op of one k-block and `operand` the dtype of its fragments; `atom` is its instruction, None
+    where there is none; `function` the device function of one atom; `rounding` the Target op that brings operands into
+    the format, or "".
+    """
+
+    multiply: str
+    operand: str
+    atom: MmaAtom | None
+    function: str
+    rounding: str = ""
+
+
+PRODUCT_INSTRUCTIONS: dict[str, ProductInstruction] = {
+    "bf16": ProductInstruction("mma_sync", "bf16", M16N8K16_BF16, "ts_mma_m16n8k16_bf16"),
+    "f16": ProductInstruction("mma_sync", "f16", M16N8K16_F16, "ts_mma_m16n8k16_f16"),
+    "tf32": ProductInstruction("mma_sync", "f32", M16N8K8_TF32, "ts_mma_m16n8k8_tf32", "round_tf32"),
+    "f32": ProductInstruction("fma_block", "f32", None, "ts_fma_block8"),
+}
+
+# The Target op that loads an operand, by its dtype in shared memory and its format: (the buffer's rows run along k,
+# they run across k). ldmatrix transposes 16-bit elements only; along k it also serves 4-byte ones, since a row of 16
+# bytes goes to four lanes, 4 bytes each, whatever the elements are.
+OPERAND_LOADS: dict[tuple[str, str], tuple[str, str]] = {
+    ("bf16", "bf16"): ("ldmatrix", "ldmatrix"),
+    ("f16", "f16"): ("ldmatrix", "ldmatrix"),
+    ("fp8_e4m3", "f16"): ("ld_operand", "ld_operand"),
+    ("fp8_e5m2", "f16"): ("ld_operand", "ld_operand"),
+    ("f32", "tf32"): ("ldmatrix", "ld_operand"),
+    ("f32", "f32"): ("ld_operand", "ld_operand"),
+}
+
+
+def multiplying_instruction(multiply: str, operand: DType) -> ProductInstruction:
+    """The row of a Target product by the name of its op and the dtype of its operands."""
+    return next(x for x in PRODUCT_INSTRUCTIONS.values() if x.multiply == multiply and x.operand == operand.name)
 
 
 # Block-level layouts ------------------------------------------------------------------------------------------------
@@ -225,12 +276,16 @@ _FMA_LANE_COLUMNS = 8
 _FMA_THREAD_ROWS = 8
 
 
-def fma_layouts(shape: tuple[int, int], warps: tuple[int, int]) -> FmaLayouts:
+def fma_layouts(
+    shape: tuple[int, int], warps: tuple[int, int], adjacent: tuple[bool, bool] = (False, True)
+) -> FmaLayouts:
     """Layouts of an (M, N) f32 accumulator over wm * wn warps, warp = warp_row + warp_column * wm.
 
-    A thread holds up to 8 rows of 4 consecutive columns in the block, and repeats.  A warp is 4 rows x 8 column
-    vectors of lanes.  Neighbouring rows are in neighbouring lanes, so the rows of A that a warp reads at once lie in
-    different banks.  Threads beyond a small tile hold replicas.
+    A thread holds up to 8 rows of 4 columns in the block, and repeats; a warp has 8 lanes along the columns and 4 along
+    the rows. `adjacent` says by axis (rows, columns) whether a thread's first four lie side by side: so they do where
+    the operand's rows in shared memory run along that axis, and come in one 16-byte access. Where they run along k, it
+    is neighbouring lanes that hold neighbouring rows or columns, so what a warp reads at once lies in different banks.
+    Threads beyond a small tile hold replicas.
     """
     rows, columns = shape
     if min(shape) < 1:
@@ -243,8 +298,10 @@ def fma_layouts(shape: tuple[int, int], warps: tuple[int, int]) -> FmaLayouts:
         if axis is not None:
             block[axis] *= 2
 
-    for _ in range(bit_count(min(_FMA_VECTOR, power_of_two_above(columns)))):
-        add("register", 1)
+    for axis in (1, 0):
+        if adjacent[axis]:
+            for _ in range(bit_count(min(_FMA_VECTOR, power_of_two_above(shape[axis])))):
+                add("register", axis)
     for bit in range(bit_count(LANES)):
         open_axes = [axis for axis in (1, 0) if block[axis] < shape[axis]]
         prefer_rows = bit >= bit_count(_FMA_LANE_COLUMNS) and 0 in open_axes
@@ -252,10 +309,53 @@ def fma_layouts(shape: tuple[int, int], warps: tuple[int, int]) -> FmaLayouts:
     for axis, count in enumerate(warps):
         for _ in range(bit_count(count)):
             add("warp", axis if block[axis] < shape[axis] else None)
-    for _ in range(bit_count(_FMA_THREAD_ROWS)):
-        # More rows a thread only where they cost no padding.
-        if -rows % (2 * block[0]) == -rows % block[0] and block[0] < rows:
-            add("register", 0)
+    for axis, most in enumerate((_FMA_THREAD_ROWS, _FMA_VECTOR)):
+        for _ in range(bit_count(most // _FMA_VECTOR if adjacent[axis] else most)):
+            # More of a thread only where they cost no padding.
+            extent, now = shape[axis], block[axis]
+            if -extent % (2 * now) == -extent % now and now < extent:
+                add("register", axis)
     repeats = (-(-rows // block[0]), -(-columns // block[1]))
     accumulator = RegisterLayout(LinearLayout.of(2, **bases), repeats)
     return FmaLayouts(accumulator, accumulator.slice(1), accumulator.slice(0))
+
+
+def product_layouts(
+    format_: str,
+    shape: tuple[int, int],
+    k_block: int,
+    warps: tuple[int, int],
+    transposed: tuple[bool, bool] = (False, False),
+) -> tuple[RegisterLayout, RegisterLayout, RegisterLayout]:
+    """Layouts of operand a, operand b and the accumulator for one k-block of an (M, N) product of a format.
+
+    `transposed`: which operands (a, b) shared memory holds as their transpose.
+    """
+    (m, n), atom = shape, PRODUCT_INSTRUCTIONS[format_].atom
+    if atom is not None:
+        return (
+            operand_a_layout((m, k_block), warps, atom),
+            operand_b_layout((k_block, n), warps, atom),
+            accumulator_layout((m, n), warps, atom),
+        )
+    parts = fma_layouts((m, n), warps, (transposed[0], not transposed[1]))
+    a = RegisterLayout(parts.a.block, (parts.a.repeats[0], k_block))
+    b = RegisterLayout(parts.b.block, (k_block, parts.b.repeats[1]))
+    return a, b, parts.accumulator
+
+
+def vector_registers(layout: RegisterLayout, axis: int, width: int) -> list[tuple[int, ...]] | None:
+    """The registers of a thread in groups that hold `width` consecutive coordinates along `axis`, lowest first, from a
+    multiple of `width` on; None where they do not fall into such groups. Registers of a group need not be adjacent.
+    """
+    if any(vector[axis] % width for name in ("lane", "warp") for vector in layout.block.group(name)):
+        return None
+    groups: dict[tuple[int, ...], dict[int, int]] = {}
+    for register in range(layout.registers_per_thread):
+        place = list(layout.coordinates(register, 0, 0))
+        step = place[axis] % width
+        place[axis] -= step
+        groups.setdefault(tuple(place), {})[step] = register
+    if any(len(group) != width for group in groups.values()):
+        return None
+    return [tuple(group[step] for step in range(width)) for group in groups.values()]

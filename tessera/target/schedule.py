@@ -57,7 +57,7 @@ def plain_copies(kernel: Kernel) -> dict[Value, Op]:
     written = {
         value for op in kernel.body.walk() for effect, value in op.definition.effects_of(op) if effect == "writes"
     }
-    roots = {_root(value) for value in written}
+    roots = {root(value) for value in written}
     found: dict[Value, Op] = {}
     counts: dict[Value, int] = {}
     for op in kernel.body.walk():
@@ -67,12 +67,12 @@ def plain_copies(kernel: Kernel) -> dict[Value, Op]:
     for op in kernel.body.ops:
         if op.name == "copy_async":
             buffer, view = op.operands
-            if counts[buffer] == 1 and _root(view) not in roots:
+            if counts[buffer] == 1 and root(view) not in roots:
                 found[buffer] = op
     return found
 
 
-def _root(value: Value) -> Value:
+def root(value: Value) -> Value:
     """The parameter behind a view; other values are their own root."""
     while value.defining_op is not None and value.defining_op.name == "window":
         value = value.defining_op.operands[0]

@@ -372,7 +372,7 @@ def test_mma_operands_and_policy():
     assert names(traced.body) == (
         "program_id mul alloc_shared window copy_async wait full window read load mma window store"
     )
-    assert the(traced, "mma").attributes == {"transpose_a": False, "transpose_b": True}
+    assert the(traced, "mma").attributes == {"transpose_a": False, "transpose_b": True, "precision": None}
 
 
 # -- the kernel's attributes

@@ -112,6 +112,18 @@ def test_normal_form(size: Size, text: str) -> None:
     assert dims.to_text(size) == dims.to_text(dims.parse(text))
 
 
+@pytest.mark.parametrize("name", ["x.0", "x.stride0", "long_name.12"])
+def test_names_with_dots_read_back(name: str) -> None:
+    for size in (symbol(name), cdiv(symbol(name) * 3 + symbol("S"), 128), symbol(name) * symbol("x.1") - 5):
+        assert dims.parse(dims.to_text(size)) == size
+
+
+@pytest.mark.parametrize("text", ["x.", ".0", "x..0", "x.stride", "x.0.1", "x.stride0.", "x.0(1, 2)"])
+def test_other_dots_are_no_names(text: str) -> None:
+    with pytest.raises(ValueError, match="not a size expression"):
+        dims.parse(text)
+
+
 def test_constants_are_integers() -> None:
     s = symbol("S")
     for size in (s - s, s * 0, (s + 3) - s, cdiv(s * 4, 4) - s, mod(s * 4 + 2, 2), cdiv(s, s)):

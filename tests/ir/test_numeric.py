@@ -238,3 +238,23 @@ def test_quotients_follow_python():
             else:
                 assert numeric.floordiv(left, right).tolist() == [a // b]
                 assert numeric.mod(left, right).tolist() == [a % b]
+
+
+def test_tf32_rounds_to_nearest_and_ties_away_from_zero():
+    """cvt.rna.tf32.f32 on bits: half of the 13 dropped bits more, and the rest cleared."""
+    patterns = np.random.default_rng(0).integers(0, 2**32, 200000, dtype=np.uint32)
+    patterns[:8] = [0, 1 << 31, 0x1000, 0xFFF, 0x3F801000, 0xBF801000, 0x7F7FF000, 0x7F7FEFFF]
+    x = patterns.view(np.float32)
+    finite = np.isfinite(x)
+    expected = (patterns[finite] + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    np.testing.assert_array_equal(numeric.round_tf32(x[finite]).view(np.uint32), expected)
+    np.testing.assert_array_equal(numeric.round_tf32(np.array([np.nan, np.inf, -np.inf])), [np.nan, np.inf, -np.inf])
+    assert numeric.round_tf32(x[6]) == np.inf and numeric.round_tf32(x[7]) == np.float32(2.0**128 - 2.0**117)
+
+
+def test_tf32_of_a_float64_is_rounded_once():
+    step = 2.0**-10
+    just_above_half = 1 + step / 2 + 2.0**-40  # through f32 it would be the tie itself, either way up
+    just_below_half = 1 + step / 2 - 2.0**-40  # through f32 it would be a tie, and go up
+    np.testing.assert_array_equal(numeric.round_tf32(np.array([just_above_half, just_below_half])), [1 + step, 1.0])
+    assert numeric.round_tf32(np.array(just_below_half)).dtype == np.float64

@@ -234,10 +234,10 @@ HEAD = 'tessera 1 tile\nfile 0 "a"\nkernel @k(%x: view<[8], f32>, %n: i64) {\n'
     ("body", "code", "message", "column"),
     [
         ("  %y: tile<[8], f32> = lode %x\n}", "TS702", "there is no op 'lode'; did you mean 'load'?", 24),
-        ("  barrier\n", "TS701", "the text ends where", 1),
+        ("  barrier\n", "TS701", "the text ends where", 10),
         ("  %y: tile<[8], f32> = load %z\n}", "TS703", "%z is not defined above", 29),
         ("  %y: tile<[8], bf16> = load %x\n}", "TS703", "written as tile<[8], bf16>, but this load gives tile", 7),
-        ("  %y: tile<[8], f16> = load %x\n}", "TS702", "there is no dtype 'f16'; did you mean", 17),
+        ("  %y: tile<[8], f17> = load %x\n}", "TS702", "there is no dtype 'f17'; did you mean", 17),
         ("  %x: tile<[8], f32> = load %x\n}", "TS703", "%x is defined twice", 3),
         ("  %y: tile<[8], f32> = load %x, %x\n}", "TS703", "op load takes view, not 2 operands", 24),
         ("  %y: tile<[8], f32> = load %n\n}", "TS703", "must be a tensor in global memory", 24),

@@ -124,7 +124,7 @@ def bad_grid(kernel: Kernel, build: Builder) -> None:
     ("damage", "message"),
     [
         (set_name, "there is no op 'nge'"),
-        (drop_operand, "op store takes view, value, not 1 operands"),
+        (drop_operand, "op store takes view, value, *mask, not 1 operands"),
         (add_region, "op neg has 0 regions, not 1"),
         (drop_attribute, "op program_id needs the attribute 'scale'"),
         (add_attribute, "op program_id has no attribute 'speed'"),

@@ -6,7 +6,6 @@ The emitted CUDA computes the same on a CPU.
 
 import dataclasses
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -19,6 +18,8 @@ from tessera.ir.parser import parse_module
 from tessera.ir.printer import print_module
 from tessera.passes import PIPELINE
 from tessera.runtime import emulator
+from tessera.runtime.execute import parameters_of
+from tessera.runtime.inputs import make_arrays
 from tessera.runtime.interpreter import interpret
 from tessera.target.schedule import Schedule
 from tests.passes import kernels
@@ -39,21 +40,11 @@ ALL = [
 
 
 def arguments_of(kernel, dims, seed=0):
-    """Random inputs and NaN outputs for a Tile kernel's parameters."""
-    from tessera.ir.dims import evaluate
-    from tessera.ir.types import ViewType
-
-    rng = np.random.default_rng(seed)
-    roles = dict(kernel.attributes["parameters"])
-    arguments = {}
-    for value in kernel.parameters:
-        if not isinstance(value.type, ViewType):
-            arguments[value.name] = 3 if value.type.dtype.is_int else 1.25
-            continue
-        shape = tuple(evaluate(size, dims) for size in value.type.shape)
-        data = rng.standard_normal(shape) if roles[value.name] == "in" else np.full(shape, np.nan)
-        arguments[value.name] = data.astype(value.type.dtype.numpy)
-    return arguments
+    """Random inputs and NaN outputs for a Tile kernel's parameters, as `tessera run` makes them."""
+    parameters = parameters_of(kernel)
+    arrays = make_arrays(parameters, dims, seed)
+    scalars = {p.name: 3 if p.dtype.startswith("i") else 1.25 for p in parameters if p.kind == "scalar"}
+    return {p.name: arrays[p.name] if p.kind == "tensor" else scalars[p.name] for p in parameters}
 
 
 def outputs_of(kernel, dims, level, grid=None):
@@ -80,7 +71,7 @@ def emulated(compilation, dims, seed=0):
 
 
 def bits(array):
-    return array.view(np.uint16 if array.dtype == ml_dtypes.bfloat16 else np.uint32)
+    return array.view(f"u{array.dtype.itemsize}")
 
 
 def assert_same_bits(expected, actual, what):

@@ -99,7 +99,7 @@ def test_wrong_arguments_reach_the_caller(backend):
     for call, code in [
         (lambda: scale(), "TS601"),
         (lambda: scale(x.astype(ml_dtypes.bfloat16)), "TS204"),
-        (lambda: scale(x[:, ::2]), "TS603"),
+        (lambda: scale(x, np.broadcast_to(np.float32(0), (20, 8))), "TS604"),  # NumPy makes it read-only
         (lambda: scale(x, x), "TS602"),
         (lambda: scale[2.5](x), "TS203"),
     ]:
@@ -191,6 +191,7 @@ def test_architectures(monkeypatch):
         ((9, 0), "sm_90a"),
         ((12, 1), "sm_121"),
         ((7, 5), None),
+        ((99, 0), None),
         ((10, 3), "sm_103"),
     ],
 )
@@ -245,6 +246,95 @@ class TestOnAGpu:
             out = scale(x)
         side.synchronize()
         assert isinstance(out, torch.Tensor) and out.device == x.device and torch.equal(out, x * 0.5)
+
+    def test_torch_graphs(self):
+        torch = pytest.importorskip("torch")
+        scale = make_scale()
+        x, out = torch.randn(300, 64, device="cuda"), torch.empty(300, 64, device="cuda")
+        graph = torch.cuda.CUDAGraph()
+        with pytest.raises(EnvironmentProblem, match="called for the first time .* captured"), torch.cuda.graph(graph):
+            scale(x, out)
+        scale(x, out)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            scale(x, out)
+            made = scale(x)  # from the graph's own pool
+        out.zero_()
+        x.add_(1)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(out, x * 0.5) and torch.equal(made, out)
+
+    def test_cupy_graphs(self):
+        import cupy
+
+        scale, x = make_scale(), cupy.asarray(values(300, 64))
+        out = cupy.empty_like(x)
+        scale(x, out)
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            stream.begin_capture()
+            scale(x, out)
+            graph = stream.end_capture()
+            x += 1
+            graph.launch(stream)
+            stream.synchronize()
+        assert (out == x * np.float32(0.5)).all()
+
+    def test_the_work_is_queued_on_the_caller_s_stream(self):
+        import cupy
+
+        scale, x = make_scale(), cupy.zeros((4096, 1024), cupy.float32)
+        out = cupy.empty_like(x)
+        scale(x, out)
+        for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.ptds, cupy.cuda.Stream.null):
+            with stream:
+                for number in range(20):  # a launch on any other stream would see an earlier number
+                    x.fill(number)
+                    scale(x, out)
+                    assert float(out[-1, -1]) == number / 2
+            cupy.cuda.runtime.deviceSynchronize()
+
+    def test_a_thread_that_has_not_used_cuda(self):
+        import threading
+
+        import cupy
+
+        scale, x = make_scale(), cupy.asarray(values(300, 64))
+        out = cupy.zeros_like(x)
+        scale(x, out)
+        out.fill(0)
+        cupy.cuda.runtime.deviceSynchronize()
+        worker = threading.Thread(target=scale, args=(x, out))
+        worker.start()
+        worker.join()
+        cupy.cuda.runtime.deviceSynchronize()
+        assert (out == x * np.float32(0.5)).all()
+
+    def test_two_devices(self):
+        import cupy
+
+        if launch.device_count() < 2:
+            pytest.skip("needs two GPUs")
+        scale, x = make_scale(), cupy.asarray(values(300, 64))
+        with cupy.cuda.Device(1):
+            there = cupy.asarray(values(300, 64))
+        for _ in range(2):
+            out = scale(there)  # while device 0 is current
+            assert out.device.id == 1 and cupy.cuda.runtime.getDevice() == 0
+            assert (cupy.asnumpy(out) == values(300, 64) * np.float32(0.5)).all()
+        with pytest.raises(ArgumentError, match="'x' is on GPU 0 but 'out' is on GPU 1"):
+            scale(x, there)
+
+    def test_empty_arrays(self):
+        import cupy
+
+        scale = make_scale()
+        assert scale(cupy.zeros((0, 64), cupy.float32)).shape == (0, 64)
+        assert scale(cupy.zeros((5, 0), cupy.float32)).shape == (5, 0)
+        torch = pytest.importorskip("torch")
+        assert scale(torch.zeros(0, 64, device="cuda")).shape == (0, 64)
 
     def test_host_arrays_travel(self):
         scale, x = make_scale(), values(300, 64)

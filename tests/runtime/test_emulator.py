@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tessera.runtime import emulator
+from tessera.runtime.cache import Cache
 from tessera.runtime.emulator import EmulatorFault, build
 
 TEXTS = Path(__file__).parent / "texts"
@@ -472,10 +473,11 @@ def test_uninitialised_registers_are_not_zero() -> None:
 
 
 def test_build_is_cached_and_a_damaged_file_is_rebuilt(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(emulator, "_cache_directory", lambda: tmp_path)
+    cache = Cache(tmp_path, 1 << 30)
+    monkeypatch.setattr(emulator, "open_cache", lambda: cache)
     source = text("vector_add")
     first = build(source, ["vadd"])
-    assert [path.name for path in tmp_path.iterdir()] == [first.path.name]
+    assert [entry.path for entry in cache.entries()] == [first.path]
     before = first.path.stat().st_mtime_ns
     assert build(source, ["vadd"]).path.stat().st_mtime_ns == before
     other = build(source + "\n", ["vadd"])
@@ -483,6 +485,15 @@ def test_build_is_cached_and_a_damaged_file_is_rebuilt(tmp_path, monkeypatch) ->
     other.path.unlink()  # writing into a mapped library would change the loaded one
     other.path.write_bytes(b"not a library")
     assert build(source + "\n", ["vadd"]).signature("vadd") == "pppl"
+    assert cache.verify() == []
+
+
+def test_without_a_cache_a_library_lives_as_long_as_the_process(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(emulator, "open_cache", lambda: Cache(tmp_path, 0))
+    source = text("vector_add") + "// of no cache\n"
+    first = build(source, ["vadd"])
+    assert first.signature("vadd") == "pppl" and not first.path.exists() and list(tmp_path.iterdir()) == []
+    assert build(source, ["vadd"]) is first
 
 
 def test_rejected_text_and_missing_compiler(monkeypatch) -> None:

@@ -106,3 +106,22 @@ def test_the_seed_decides_the_values_of_each_parameter():
 
 def test_arrays_that_no_machine_holds():
     assert "choose smaller ones" in usage(inputs.make_arrays, PARAMETERS, {**DIMS, "S": 2**40}, 0)
+
+
+@pytest.mark.parametrize("name", sorted(dtypes.TYPES))
+def test_values_and_poison_of_every_dtype(name):
+    dtype = dtypes.parse(name)
+    made = inputs.values((300, 7), dtype, np.random.default_rng(0))
+    assert made.dtype == dtype.numpy and len(np.unique(made.astype(np.float64))) > (1 if dtype.is_bool else 7)
+    assert np.isfinite(made.astype(np.float64)).all()
+    poisoned = inputs.poison((3,), dtype)
+    assert poisoned.dtype == dtype.numpy and (not dtype.is_float or np.isnan(poisoned.astype(np.float64)).all())
+
+
+def test_fp8_values_stay_below_64():
+    class Large:
+        def standard_normal(self, shape, dtype):
+            return np.full(shape, 1000, dtype)
+
+    for name in ("fp8_e4m3", "fp8_e5m2"):
+        assert (inputs.values((4,), dtypes.parse(name), Large()).astype(np.float32) == 56).all()

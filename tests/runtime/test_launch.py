@@ -1,5 +1,8 @@
 """Binding of arguments, and launches against a driver that only writes down what it is asked to do."""
 
+import ctypes
+import struct
+
 import numpy as np
 import pytest
 
@@ -98,15 +101,24 @@ def unaligned():
     return np.zeros(2 * 5 * 8 * 2 + 1, np.uint8)[1:].view(bf16.numpy).reshape(2, 5, 8)
 
 
+def between():
+    return np.lib.stride_tricks.as_strided(tensor(2, 5, 16), (2, 5, 8), (160, 32, 3))
+
+
+def folded():
+    return np.lib.stride_tricks.as_strided(tensor(2, 5, 8), (2, 5, 8), (80, 0, 2))
+
+
 WRONG = [
     ({"params": tensor(4, 4)}, "TS302", r"the dim D is 8 on axis 2 of 'delta' but 4 on axis 0 of 'params'"),
     ({"params": tensor(8, 4)}, "TS302", r"the dim D is 8 on axis 2 of 'delta' but 4 on axis 1 of 'params'"),
     ({"output": tensor(2, 6, 8)}, "TS302", r"the dim S is 5 .* but 6 on axis 1 of 'output'"),
     ({"delta": tensor(10, 8)}, "TS304", r"'delta' has 3 axes \[B, S, D\], but .* 2 axes was passed, \[10, 8\]"),
     ({"delta": tensor(2, 5, 8, dtype=np.float32)}, "TS204", "'delta' must have dtype bf16, but .* has f32"),
-    ({"delta": tensor(2, 5, 8, dtype=np.float16)}, "TS204", "must have dtype bf16, but .* has float16"),
-    ({"delta": tensor(2, 5, 16)[:, :, ::2]}, "TS603", "'delta' is not contiguous"),
-    ({"delta": [1, 2]}, "TS604", "'delta' must be an array of NumPy, CuPy or torch, not list"),
+    ({"delta": tensor(2, 5, 8, dtype=np.complex64)}, "TS204", "must have dtype bf16, but .* has complex64"),
+    ({"delta": between()}, "TS603", "'delta' has strides that are no whole number of its 2-byte elements"),
+    ({"output": folded()}, "TS602", r"'output' is written .* share memory: its strides are \[40, 0, 1\]"),
+    ({"delta": [1, 2]}, "TS604", "'delta' must be an array of NumPy, CuPy, torch or JAX, .* which list has not"),
     ({"delta": 1.5}, "TS203", "'delta' is a tensor of bf16, but the number 1.5"),
     ({"delta": unaligned()}, "TS604", "'delta' starts at an address"),
     ({"distance": 1.5}, "TS203", "'distance' takes an int, but the float 1.5 was passed"),
@@ -173,6 +185,9 @@ def test_alignment_is_that_of_the_addresses():
 # ---- launches ---------------------------------------------------------------------------------------------------
 
 
+CAPTURED = 99  # a stream
+
+
 class FakeDriver:
     def __init__(self):
         self.loaded, self.functions, self.launches = [], [], []
@@ -181,12 +196,18 @@ class FakeDriver:
         self.loaded.append((cubin, device))
         return cubin
 
-    def function(self, module, kernel, shared_bytes):
-        self.functions.append((kernel, shared_bytes))
+    def function(self, module, kernel, shared_bytes, device):
+        self.functions.append((kernel, shared_bytes, device))
         return kernel
 
+    def capturing(self, stream, device):
+        return stream == CAPTURED
+
     def launch(self, function, grid, threads, arguments, shared_bytes, stream, device):
-        self.launches.append((function, grid, threads, arguments, shared_bytes, stream, device))
+        count = len(arguments.slots) // launch.SLOT
+        table = (ctypes.c_void_p * count).from_address(arguments.address)
+        slots = [ctypes.string_at(address, launch.SLOT) for address in table]
+        self.launches.append((function, grid, threads, slots, shared_bytes, stream, device))
 
 
 def program(**changes):
@@ -231,20 +252,20 @@ def test_what_is_launched():
     driver = FakeDriver()
     launcher = launch.Launcher(driver)
     binding = on_gpu(gate(delta=tensor(2, 300, 8)), device=1)
-    assert launcher.launch(program(), binding, 77) == 1
+    launcher.launch(program(), binding, 77)
     ((kernel, grid, threads, arguments, shared, stream, device),) = driver.launches
     assert (kernel, grid, threads, shared, stream, device) == ("gate_0", (2, 3, 1), 256, 65536, 77, 1)
-    pointers = [np.uint64(binding.infos[name].pointer) for name in ("delta", "params", "output")]
-    assert list(arguments) == [*pointers, np.int64(300), np.int64(3)]
-    assert [type(a) for a in arguments] == [np.uint64, np.uint64, np.uint64, np.int64, np.int64]
+    pointers = [binding.infos[name].pointer for name in ("delta", "params", "output")]
+    assert arguments == [struct.pack("<q", number) for number in (*pointers, 300, 3)]
 
 
 def test_floats_are_passed_as_f32():
     parameters = (Parameter("x", "tensor", "f32", (S,)), Parameter("scale", "scalar", "f32"))
     step = Launch("k", (1,), 32, 0, (Argument("scalar", "scale"),))
     binding = bind("k", parameters, (tensor(3, dtype=np.float32), 0.1), {})
-    (value,) = launch.pack(program(parameters=parameters), step, binding)
-    assert type(value) is np.float32 and value == np.float32(0.1)
+    driver = FakeDriver()
+    launch.Launcher(driver).launch(program(parameters=parameters, launches=(step,)), on_gpu(binding), 0)
+    assert driver.launches[0][3] == [np.float32(0.1).tobytes() + bytes(4)]
 
 
 def test_a_module_is_loaded_once_per_device():
@@ -252,14 +273,15 @@ def test_a_module_is_loaded_once_per_device():
     launcher = launch.Launcher(driver)
     for device in (0, 0, 1):
         launcher.launch(program(), on_gpu(gate(), device), 0)
-    assert driver.loaded == [(b"cubin", 0), (b"cubin", 1)] and len(driver.functions) == 2
+    assert driver.loaded == [(b"cubin", 0), (b"cubin", 1)]
+    assert driver.functions == [("gate_0", 65536, 0), ("gate_0", 65536, 1)]
     assert len(driver.launches) == 3
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 8), (2, 0, 8)])
 def test_nothing_is_launched_for_empty_tensors(shape):
     driver = FakeDriver()
-    assert launch.Launcher(driver).launch(program(), on_gpu(gate(delta=tensor(*shape))), 0) == 0
+    launch.Launcher(driver).launch(program(), on_gpu(gate(delta=tensor(*shape))), 0)
     assert driver.launches == [] and driver.loaded == []
 
 
@@ -275,19 +297,66 @@ def test_arrays_on_the_host_are_not_launched_on():
         launch.Launcher(FakeDriver()).launch(program(), gate(), 0)
 
 
+def test_no_code_is_loaded_while_a_graph_is_captured():
+    driver = FakeDriver()
+    launcher = launch.Launcher(driver)
+    with pytest.raises(EnvironmentProblem, match="gate_0 is called for the first time .* captured") as caught:
+        launcher.launch(program(), on_gpu(gate()), CAPTURED)
+    assert caught.value.code == "TS510" and driver.loaded == []
+    launcher.launch(program(), on_gpu(gate()), 0)
+    launcher.launch(program(), on_gpu(gate(delta=tensor(3, 7, 8))), CAPTURED)
+    assert len(driver.launches) == 2 and len(driver.loaded) == 1
+
+
+def test_strides_are_arguments():
+    parameters = (
+        Parameter("x", "tensor", "f32", (S, D), strides=(symbol("x.stride0"), 1)),
+        Parameter("y", "tensor", "f32", (S, D), "out"),
+    )
+    step = Launch("k", (1,), 32, 0, (Argument("pointer", "x"), Argument("size", size=symbol("x.stride0"))))
+    memory = tensor(6, 32, dtype=np.float32)
+    driver = FakeDriver()
+    launcher = launch.Launcher(driver)
+    for x, stride in [(memory[:, :8], 32), (memory[::-1, 8:16], -32), (memory[:1, :8], 0), (memory, 32)]:
+        binding = on_gpu(bind("k", parameters, (x,), {}))
+        launcher.launch(program(parameters=parameters, launches=(step,)), binding, 0)
+        assert driver.launches[-1][3] == [struct.pack("<q", x.ctypes.data), struct.pack("<q", stride)]
+    with pytest.raises(ArgumentError, match="the rows of 'x' have a stride of 2, where this program needs 1"):
+        binding = on_gpu(bind("k", parameters, (memory[:, ::2],), {}))
+        launcher.launch(program(parameters=parameters, launches=(step,)), binding, 0)
+    with pytest.raises(ArgumentError, match="'y' is not contiguous") as caught:
+        binding = on_gpu(bind("k", parameters, (memory[:, :16], memory.copy()[:, ::2]), {}))
+        launcher.launch(program(parameters=parameters, launches=(step,)), binding, 0)
+    assert caught.value.code == "TS603"
+
+
+def test_views_that_share_no_element_are_no_aliases():
+    parameters = (Parameter("x", "tensor", "f32", (S, D)), Parameter("y", "tensor", "f32", (S, D), "out"))
+    memory = tensor(6, 32, dtype=np.float32)
+    assert bind("k", parameters, (memory[:, :16], memory[:, 16:]), {}).strides.keys() == {"x", "y"}
+    with pytest.raises(ArgumentError, match="'y' is written by k and shares memory with 'x'"):
+        bind("k", parameters, (memory[:, :16], memory[:, 15:31]), {})
+    with pytest.raises(ArgumentError, match="shares memory"):
+        bind("k", parameters, (memory[::-1, :16], memory[:, :16]), {})
+
+
 def test_mixed_devices(monkeypatch):
     from dataclasses import replace
 
     from tessera.runtime import bind as module
 
-    real = module.describe
+    real, devices = module.describe, {}
 
     def describe(value):
         info = real(value)
-        return replace(info, device=0) if info and info.shape == (8, 8) else info
+        return replace(info, device=devices.get(info.shape)) if info else None
 
     monkeypatch.setattr(module, "describe", describe)
+    devices.update({(8, 8): 0})
     with pytest.raises(ArgumentError, match="'delta' is on the host but 'params' is on GPU 0"):
+        gate()
+    devices.update({(2, 5, 8): 1})
+    with pytest.raises(ArgumentError, match="'delta' is on GPU 1 but 'params' is on GPU 0"):
         gate()
 
 

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
+from tessera.codegen_cuda.include import device_header
+from tessera.dtypes import parse
 from tessera.ir.layout import LANES, RegisterLayout, conversion, ldmatrix_wavefronts, shared_layout
+from tessera.ir.products import FORMATS, K_BLOCKS
 from tessera.target.fragments import (
     M16N8K8_TF32,
     M16N8K16_BF16,
     M16N8K16_F16,
     MMA_ATOMS,
+    OPERAND_LOADS,
+    PRODUCT_INSTRUCTIONS,
     MmaAtom,
     accumulator_layout,
     atom_counts,
     atom_origin,
     fma_layouts,
     mma_mismatch,
+    multiplying_instruction,
     operand_a_layout,
     operand_b_layout,
     pairs_columns,
+    product_layouts,
+    vector_registers,
 )
 
 ATOMS = [M16N8K16_BF16, M16N8K8_TF32]
@@ -233,14 +243,19 @@ def test_atoms_load_by_conflict_free_ldmatrix() -> None:
     ("shape", "warps"),
     [((128, 128), (2, 4)), ((64, 100), (4, 1)), ((3, 5), (2, 2)), ((1, 100), (1, 4)), ((100, 1), (4, 1))],
 )
-def test_fma_layouts(shape: tuple[int, int], warps: tuple[int, int]) -> None:
-    layouts = fma_layouts(shape, warps)
+@pytest.mark.parametrize("adjacent", [(False, True), (True, True), (False, False), (True, False)], ids=str)
+def test_fma_layouts(shape: tuple[int, int], warps: tuple[int, int], adjacent: tuple[bool, bool]) -> None:
+    layouts = fma_layouts(shape, warps, adjacent)
     accumulator = layouts.accumulator
     coordinates = accumulator.all_coordinates()
     assert accumulator.warps == warps[0] * warps[1]
     assert {tuple(e) for e in coordinates.reshape(-1, 2).tolist()} == set(np.ndindex(*accumulator.shape))
     assert all(physical >= extent for physical, extent in zip(accumulator.shape, shape, strict=True))
-    assert accumulator.contiguous(1, 4) >= min(4, shape[1])
+    for axis in (0, 1):
+        wide = vector_registers(accumulator, axis, 4) is not None
+        assert wide or not adjacent[axis] or shape[axis] < 4
+    if adjacent[1]:
+        assert accumulator.contiguous(1, 4) >= min(4, shape[1])
     # A thread finds both factors of each accumulator in its own registers.
     rows = layouts.a.all_coordinates()[:, :, list(accumulator.slice_map(1)), 0]
     columns = layouts.b.all_coordinates()[:, :, list(accumulator.slice_map(0)), 1]
@@ -253,3 +268,55 @@ def test_fma_layout_of_a_large_tile() -> None:
         "regs[[0,1],[0,2],[8,0],[16,0],[32,0]] lanes[[0,4],[0,8],[0,16],[1,0],[2,0]] "
         "warps[[4,0],[0,32],[0,64]] rep[2,1]"
     )
+
+
+# Instructions of products -------------------------------------------------------------------------------------------
+
+
+def test_every_format_has_an_instruction_of_its_depth_and_loads() -> None:
+    assert set(FORMATS.values()) == set(PRODUCT_INSTRUCTIONS) == set(K_BLOCKS)
+    for format_, instruction in PRODUCT_INSTRUCTIONS.items():
+        assert instruction.atom is None or instruction.atom.k == K_BLOCKS[format_]
+        assert instruction.function in device_header()
+        assert multiplying_instruction(instruction.multiply, parse(instruction.operand)) is instruction
+    sources = {(dtype, format_) for (*operands, _), format_ in FORMATS.items() for dtype in operands}
+    assert sources == set(OPERAND_LOADS)
+    for (source, format_), loads in OPERAND_LOADS.items():
+        assert loads[1] == "ld_operand" or parse(source).bits == 16, "ldmatrix transposes 16-bit elements only"
+        assert "ldmatrix" not in loads or source == PRODUCT_INSTRUCTIONS[format_].operand
+
+
+@pytest.mark.parametrize("format_", PRODUCT_INSTRUCTIONS)
+def test_layouts_of_a_k_block_fit_their_instruction(format_: str) -> None:
+    depth, atom = K_BLOCKS[format_], PRODUCT_INSTRUCTIONS[format_].atom
+    a, b, c = product_layouts(format_, (64, 100), depth, (2, 2))
+    assert (a.shape[1], b.shape[0], a.shape[0], b.shape[1]) == (depth, depth, *c.shape)
+    if atom is not None:
+        assert mma_mismatch(atom, a, b, c) is None
+
+
+def test_an_8x8_matrix_of_16_byte_rows_is_a_tf32_fragment_too() -> None:
+    """ldmatrix gives lane l the bytes 4 (l % 4) to 4 (l % 4) + 3 of row l / 4: k = l % 4 of four-byte elements."""
+    for fragment, k_axis in ((M16N8K8_TF32.a, 1), (M16N8K8_TF32.b, 0)):
+        for lane in range(LANES):
+            place = fragment.apply(register=0, lane=lane)
+            assert (place[1 - k_axis], place[k_axis]) == (lane // 4, lane % 4)
+    assert [M16N8K8_TF32.a.apply(register=r, lane=0) for r in range(4)] == [(0, 0), (8, 0), (0, 4), (8, 4)]
+
+
+def test_vector_registers() -> None:
+    a, b, _ = product_layouts("f16", (16, 16), 16, (1, 1))
+    assert vector_registers(a, 1, 2) == [(0, 1), (2, 3), (4, 5), (6, 7)]  # k runs in pairs
+    assert vector_registers(a, 1, 4) is None and vector_registers(a, 0, 2) is None
+    assert vector_registers(b, 0, 2) == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert vector_registers(b, 1, 2) is None and vector_registers(b, 1, 1) == [(r,) for r in range(8)]
+    a, b, _ = product_layouts("f32", (64, 64), 8, (2, 2))
+    for layout, axis in ((a, 1), (b, 0), (b, 1)):
+        groups = vector_registers(layout, axis, 4)
+        assert groups is not None
+        assert sorted(r for group in groups for r in group) == list(range(layout.registers_per_thread))
+        for lane, group in itertools.product((0, 5, 31), groups):
+            places = [layout.coordinates(register, lane, 1) for register in group]
+            assert [p[axis] - places[0][axis] for p in places] == [0, 1, 2, 3] and places[0][axis] % 4 == 0
+            assert len({p[1 - axis] for p in places}) == 1
+    assert vector_registers(a, 0, 2) is None  # rows are spread over lanes

@@ -6,6 +6,7 @@ a host compiler finds ``twin/tessera_device.h`` when :func:`twin_include_directo
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +14,8 @@ DEVICE_HEADER_NAME = "tessera_device.h"
 
 # Largest error of each device function in units in the last place of its f32 result, over the whole range of its
 # argument (CUDA C++ Programming Guide, "Mathematical Functions", single precision, without -use_fast_math; sigmoid is
-# composed of exp, one addition and one division). A normal result y is off by at most ulp * 2^-23 * |y|. 0.5 means
-# correctly rounded, 0 exact.
+# composed of exp, one addition and one division; silu, gelu and gelu_tanh as the header says). A normal result y is
+# off by at most ulp * 2^-23 * |y|. 0.5 means correctly rounded, 0 exact.
 CUDA_ULP: dict[str, float] = {
     "exp": 2,
     "exp2": 2,
@@ -22,6 +23,10 @@ CUDA_ULP: dict[str, float] = {
     "log2": 1,
     "tanh": 2,
     "sigmoid": 4,
+    "erf": 2,
+    "silu": 7,
+    "gelu": 13,
+    "gelu_tanh": 7,
     "sqrt": 0.5,
     "rsqrt": 2,
     "div": 0.5,
@@ -30,6 +35,7 @@ CUDA_ULP: dict[str, float] = {
     "abs": 0,
     "neg": 0,
     "floor": 0,
+    "ceil": 0,
 }
 
 _DIRECTORY = Path(__file__).parent
@@ -37,8 +43,9 @@ _DIRECTORY = Path(__file__).parent
 
 @cache
 def device_header() -> str:
-    """Text of the device header; it includes nothing."""
-    return (_DIRECTORY / DEVICE_HEADER_NAME).read_text(encoding="utf-8")
+    """Text of the device header, its parts in their places: nothing is left to include."""
+    text = (_DIRECTORY / DEVICE_HEADER_NAME).read_text(encoding="utf-8")
+    return re.sub(r'#include "(tessera_device_\w+\.h)"\n', lambda m: (_DIRECTORY / m[1]).read_text("utf-8"), text)
 
 
 def twin_header_path() -> Path:

@@ -1,6 +1,7 @@
-// Device header: every name that an emitted kernel may use, for NVRTC. It includes nothing, so it costs no parse
-// time, and it is the only text of the project that contains PTX. tessera_twin.h defines the same names in plain C++
-// for the emulator: a name added here must be added there.
+// Device header: every name that an emitted kernel may use, for NVRTC. It includes nothing but its own parts, which are
+// put in their places before NVRTC sees it, so it costs no parse time, and it is the only text of the project that
+// contains PTX. tessera_twin.h defines the same names in plain C++ for the emulator: a name added here must be added
+// there.
 //
 // Pointers into shared memory are ordinary generic `char*`; functions that need a shared-window address convert inside.
 // Base lane: sm_80 (cp.async, ldmatrix, mma.sync, bf16 conversions).
@@ -23,10 +24,20 @@ typedef long long ts_i64;
 typedef unsigned long long ts_u64;
 typedef int ts_i32;
 typedef unsigned int ts_u32;
+typedef signed char ts_i8;
 
-// A bit type: no implicit arithmetic, so that each rounding in the text is one that the compiler decided on.
+// Bit types: no implicit arithmetic, so that each rounding in the text is one that the compiler decided on.
 struct ts_bf16 {
     unsigned short bits;
+};
+struct ts_f16 {
+    unsigned short bits;
+};
+struct ts_fp8_e4m3 {
+    unsigned char bits;
+};
+struct ts_fp8_e5m2 {
+    unsigned char bits;
 };
 
 // ---- indices ---------------------------------------------------------------------------------------------------
@@ -237,14 +248,27 @@ TS_LDMATRIX_X4(ts_ldmatrix_x4_trans, ".trans")
 
 // ---- products --------------------------------------------------------------------------------------------------
 
-// c[4] += a[4] (16x16, row) * b[2] (16x8, column), bf16 operands, f32 accumulators.
-TS_DEVICE void ts_mma_m16n8k16_bf16(float* c, const ts_u32* a, const ts_u32* b) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+// c[4] += a[4] (16 x k, row) * b[2] (k x 8, column), f32 accumulators; a word of a or b holds two 16-bit operands or
+// one tf32 operand.
+#define TS_MMA(name, shape, operand)                                                                               \
+    TS_DEVICE void name(float* c, const ts_u32* a, const ts_u32* b) {                                              \
+        asm volatile("mma.sync.aligned." shape ".row.col.f32." operand "." operand                                 \
+                     ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                        \
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                              \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                          \
+    }
+TS_MMA(ts_mma_m16n8k16_bf16, "m16n8k16", "bf16")
+TS_MMA(ts_mma_m16n8k16_f16, "m16n8k16", "f16")
+TS_MMA(ts_mma_m16n8k8_tf32, "m16n8k8", "tf32")  // operands rounded to tf32 before: other bits are ignored
+#undef TS_MMA
+
+// f32 to tf32, to nearest, ties away from zero.
+TS_DEVICE ts_u32 ts_round_tf32(float x) {
+    ts_u32 result;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(x));
+    return result;
 }
+TS_DEVICE ts_u32 ts_round_tf32(ts_u32 bits) { return ts_round_tf32(__uint_as_float(bits)); }
 
 // acc + a[0] b[0] + ... + a[7] b[7] in true f32: eight fused multiply-adds in ascending order. Strides in elements.
 TS_DEVICE float ts_fma_block8(float acc, const float* a, int a_stride, const float* b, int b_stride) {
@@ -253,44 +277,30 @@ TS_DEVICE float ts_fma_block8(float acc, const float* a, int a_stride, const flo
     return acc;
 }
 
-// ---- conversions -----------------------------------------------------------------------------------------------
-
-TS_DEVICE float ts_to_f32(float x) { return x; }
-TS_DEVICE float ts_to_f32(ts_bf16 x) { return __uint_as_float((ts_u32)x.bits << 16); }
-TS_DEVICE float ts_to_f32(ts_i64 x) { return (float)x; }
-TS_DEVICE float ts_to_f32(ts_i32 x) { return (float)x; }
-TS_DEVICE float ts_to_f32(bool x) { return x ? 1.0f : 0.0f; }
-
-// Round to nearest even; NaN gives 0x7FFF.
-TS_DEVICE ts_bf16 ts_to_bf16(float x) {
-    ts_bf16 result;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
-    return result;
-}
-
-template <class To> struct ts_convert;
-template <> struct ts_convert<float> {
-    template <class From> static TS_DEVICE float from(From x) { return ts_to_f32(x); }
-};
-template <> struct ts_convert<ts_bf16> {
-    static TS_DEVICE ts_bf16 from(ts_bf16 x) { return x; }
-    template <class From> static TS_DEVICE ts_bf16 from(From x) { return ts_to_bf16(ts_to_f32(x)); }
-};
-template <> struct ts_convert<bool> {
-    static TS_DEVICE bool from(ts_i64 x) { return x != 0; }
-    static TS_DEVICE bool from(ts_i32 x) { return x != 0; }
-    template <class From> static TS_DEVICE bool from(From x) { return ts_to_f32(x) != 0.0f; }
-};
-template <> struct ts_convert<ts_i64> {
-    template <class From> static TS_DEVICE ts_i64 from(From x) { return (ts_i64)x; }
-};
-template <> struct ts_convert<ts_i32> {
-    template <class From> static TS_DEVICE ts_i32 from(From x) { return (ts_i32)x; }
-};
-template <class To, class From> TS_DEVICE To ts_cast(From x) { return ts_convert<To>::from(x); }
+#include "tessera_device_convert.h"
 
 // Two bf16 values in one fragment register, the lower index in the lower half.
 TS_DEVICE ts_u32 ts_pack_bf16x2(ts_bf16 low, ts_bf16 high) { return (ts_u32)low.bits | ((ts_u32)high.bits << 16); }
+// Two neighbouring elements of a matrix operand as one fragment register of the 16-bit format that they run in.
+TS_DEVICE ts_u32 ts_operand_pair(ts_bf16 low, ts_bf16 high) { return ts_pack_bf16x2(low, high); }
+TS_DEVICE ts_u32 ts_operand_pair(ts_f16 low, ts_f16 high) { return (ts_u32)low.bits | ((ts_u32)high.bits << 16); }
+TS_DEVICE ts_u32 ts_operand_pair(ts_fp8_e5m2 low, ts_fp8_e5m2 high) {
+    return ((ts_u32)low.bits << 8) | ((ts_u32)high.bits << 24);
+}
+TS_DEVICE ts_u32 ts_operand_pair(ts_fp8_e4m3 low, ts_fp8_e4m3 high) {
+    ts_u32 pair;
+#if __CUDA_ARCH__ >= 890
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"((unsigned short)(low.bits | high.bits << 8)));
+#else
+    // Both halves at once: the fields at the places of f16 times 256, whose f16 is 0x5C00, and NaN put back.
+    const ts_u32 bytes = (ts_u32)low.bits | ((ts_u32)high.bits << 16);
+    const ts_u32 fields = ((bytes & 0x00800080u) << 8) | ((bytes & 0x007F007Fu) << 7);
+    const ts_u32 nan = ((bytes & 0x007F007Fu) + 0x00010001u) & 0x00800080u;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(fields), "r"(0x5C005C00u));
+    pair |= (nan << 8) - (nan >> 7);
+#endif
+    return pair;
+}
 TS_DEVICE ts_bf16 ts_low_bf16(ts_u32 pair) {
     ts_bf16 result;
     result.bits = (unsigned short)(pair & 0xFFFFu);
@@ -327,6 +337,7 @@ TS_DEVICE float ts_sigmoid(float x) {
     const float r = ts_reciprocal_in_1_2(1.0f + e);
     return x >= 0.0f ? r : e * r;
 }
+TS_DEVICE float ts_erf(float x) { return erff(x); }      // 2
 // Exact. max and min give NaN when either operand is NaN, and order -0 below +0.
 TS_DEVICE float ts_max(float a, float b) {
     float result;
@@ -343,18 +354,51 @@ TS_DEVICE float ts_infinity() { return __uint_as_float(0x7F800000u); }
 TS_DEVICE float ts_abs(float x) { return fabsf(x); }
 TS_DEVICE float ts_neg(float x) { return -x; }
 TS_DEVICE float ts_floor(float x) { return floorf(x); }
+TS_DEVICE float ts_ceil(float x) { return ceilf(x); }
+
+// The activations, in an order in which nothing overflows and no intermediate is a subnormal whose bits are missed.
+// Errors are sums of relative units of 2^-23: exp 2, erfcx 4, an addition, a product or a quotient 0.5. The smallest
+// arguments are clamped to some whose result is zero already, so that -infinity gives zero and not NaN.
+
+// x e / (1 + e) with e = h^2: 2 * 2 for h, 2 * 0.5 and 0.5 for the products, 0.5 for the sum, 0.5 for the quotient,
+// and at most 0.25 that e's second error leaves in the sum: below 7.
+TS_DEVICE float ts_silu(float x) {
+    x = ts_max(x, -256.0f);
+    if (x >= 0.0f) return x / (1.0f + expf(-x));
+    const float h = expf(0.5f * x);
+    return x * h * h / (1.0f + h * h);
+}
+// For x < 0: x / 2 erfcx(-x / sqrt 2) exp(-x^2 / 2), with the square in two parts and its exponential as a square. 4
+// for erfcx, 2 of its argument, 2 * 2 for exp, 2 for the products, 1 for the last correction: 13.
+TS_DEVICE float ts_gelu(float x) {
+    x = ts_max(x, -16.0f);
+    const float z = 0.707106781f * x;
+    if (x >= 0.0f) return 0.5f * x * (1.0f + erff(z));
+    const float square = x * x, rest = fmaf(x, x, -square);
+    const float h = expf(-0.25f * square);
+    return 0.5f * x * erfcxf(-z) * h * (h - 0.5f * rest * h);
+}
+// x times the sigmoid of u = 2 sqrt(2 / pi) (x + 0.044715 x^3), whose 2 units become 2 |u| in the exponential: the 7 of
+// silu and those (the op's bound adds them by argument).
+TS_DEVICE float ts_gelu_tanh(float x) {
+    x = ts_max(x, -16.0f);
+    const float u = x * fmaf(0.0713548163f * x, x, 1.59576912f);
+    if (x >= 0.0f) return x / (1.0f + expf(-u));
+    const float h = expf(0.5f * u);
+    return x * h * h / (1.0f + h * h);
+}
 
 // ---- shuffles: all 32 lanes take part --------------------------------------------------------------------------
 
 template <class T>
 TS_DEVICE T ts_shfl_xor(T value, int mask) {
-    static_assert(sizeof(T) == 4, "shuffles move 4 bytes");
-    return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+    if constexpr (sizeof(T) < 4) return (T)__shfl_xor_sync(0xFFFFFFFFu, (int)value, mask);  // small integers
+    else return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
 }
 template <class T>
 TS_DEVICE T ts_shfl(T value, int lane) {
-    static_assert(sizeof(T) == 4, "shuffles move 4 bytes");
-    return __shfl_sync(0xFFFFFFFFu, value, lane);
+    if constexpr (sizeof(T) < 4) return (T)__shfl_sync(0xFFFFFFFFu, (int)value, lane);
+    else return __shfl_sync(0xFFFFFFFFu, value, lane);
 }
 
 // ---- integers: division and remainder round towards minus infinity, as in Python ------------------------------
@@ -371,3 +415,47 @@ TS_DEVICE ts_i64 ts_cdiv(ts_i64 a, ts_i64 b) { return -ts_floordiv(-a, b); }
 TS_DEVICE ts_i64 ts_iabs(ts_i64 a) { return a < 0 ? -a : a; }
 TS_DEVICE ts_i64 ts_imin(ts_i64 a, ts_i64 b) { return a < b ? a : b; }
 TS_DEVICE ts_i64 ts_imax(ts_i64 a, ts_i64 b) { return a > b ? a : b; }
+// The number of iterations of a loop from lower to upper, which is left out; 0 for a step of 0.
+TS_DEVICE ts_i64 ts_trip_count(ts_i64 lower, ts_i64 upper, ts_i64 step) {
+    return step == 0 ? 0 : ts_imax(-ts_floordiv(lower - upper, step), 0);
+}
+
+// ---- atomic updates of global memory ---------------------------------------------------------------------------
+
+TS_DEVICE void ts_atomic_add(ts_i32* p, ts_i32 x) { atomicAdd(p, x); }
+TS_DEVICE void ts_atomic_add(ts_i64* p, ts_i64 x) { atomicAdd((ts_u64*)p, (ts_u64)x); }
+TS_DEVICE void ts_atomic_add(float* p, float x) { atomicAdd(p, x); }
+TS_DEVICE void ts_atomic_max(ts_i32* p, ts_i32 x) { atomicMax(p, x); }
+TS_DEVICE void ts_atomic_max(ts_i64* p, ts_i64 x) { atomicMax(p, x); }
+// In the order of the bits: -0 below +0, NaN above everything. Among negative floats larger bits are smaller numbers.
+TS_DEVICE void ts_atomic_max(float* p, float x) {
+    const ts_u32 bits = x != x ? 0x7FFFFFFFu : __float_as_uint(x);
+    if (bits >> 31)
+        atomicMin((ts_u32*)p, bits);
+    else
+        atomicMax((ts_i32*)p, (ts_i32)bits);
+}
+
+// ---- prints and assertions -------------------------------------------------------------------------------------
+
+extern "C" __device__ int printf(const char* format, ...);
+extern "C" __device__ void __assertfail(const char* message, const char* file, ts_u32 line, const char* function,
+                                        decltype(sizeof(0)) character_bytes);
+
+TS_DEVICE const char* ts_printed(bool x) { return x ? "True" : "False"; }
+TS_DEVICE ts_i64 ts_printed(ts_i64 x) { return x; }
+TS_DEVICE ts_i64 ts_printed(ts_i32 x) { return x; }
+template <class T>
+TS_DEVICE double ts_printed(T x) {
+    const float value = ts_to_f32(x);
+    return value != value ? ts_nan() : value;  // one sign for all NaN
+}
+template <class... Values>
+TS_DEVICE void ts_print(const char* format, Values... values) {
+    printf(format, values...);
+}
+// Reports and stops the launch; the driver names the block. `rank` ids of the program follow.
+TS_DEVICE void ts_fail(const char* file, int line, const char* message, int rank, ts_i64 x, ts_i64 y, ts_i64 z) {
+    __assertfail(message, file, (ts_u32)line, "kernel", 1);
+    asm volatile("trap;");
+}

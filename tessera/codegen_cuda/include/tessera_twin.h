@@ -4,8 +4,10 @@
 //
 //   tessera_twin_fiber.h    fibers, scheduling, barriers, error reports
 //   tessera_twin_memory.h   checked accesses, race shadow, asynchronous copies
-//   tessera_twin_math.h     conversions, f32 maths (the definition of its bits), integers
+//   tessera_twin_convert.h  conversions
+//   tessera_twin_math.h     f32 maths (the definition of its bits), integers
 //   tessera_twin_warp.h     shuffles, ldmatrix, mma
+//   tessera_twin_effects.h  atomic updates, prints, assertions
 //   tessera_twin_launch.h   TS_TWIN_ENTRY: runs a grid
 #pragma once
 
@@ -13,9 +15,19 @@ typedef long long ts_i64;
 typedef unsigned long long ts_u64;
 typedef int ts_i32;
 typedef unsigned int ts_u32;
+typedef signed char ts_i8;
 
 struct ts_bf16 {
     unsigned short bits;
+};
+struct ts_f16 {
+    unsigned short bits;
+};
+struct ts_fp8_e4m3 {
+    unsigned char bits;
+};
+struct ts_fp8_e5m2 {
+    unsigned char bits;
 };
 
 #define TS_DEVICE static inline
@@ -32,6 +44,8 @@ struct ts_bf16 {
 
 #include "tessera_twin_fiber.h"
 #include "tessera_twin_memory.h"
+#include "tessera_twin_convert.h"
 #include "tessera_twin_math.h"
 #include "tessera_twin_warp.h"
+#include "tessera_twin_effects.h"
 #include "tessera_twin_launch.h"

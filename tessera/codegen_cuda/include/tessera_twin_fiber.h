@@ -23,6 +23,8 @@ struct ts_twin_report {
     int count;     // faults seen; only the first `capacity` are kept
     int capacity;
     ts_twin_error* errors;
+    const char* output;  // what the launch printed, valid until the next one
+    ts_i64 output_bytes;
 };
 struct ts_twin_allocation {
     const char* base;
@@ -51,6 +53,7 @@ enum Kind {
     GUARD,
     DIVISION_BY_ZERO,
     BAD_LAUNCH,
+    ASSERTION,
 };
 
 constexpr int MAX_THREADS = 1024;

@@ -84,6 +84,7 @@ inline char* map(ts_i64 bytes) {
 inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int threads, int max_threads,
                     long shared_bytes, const ts_twin_options* options, ts_twin_report* report) {
     report->count = 0;
+    report->output_bytes = output.length = 0;
     state = State{};
     state.report = report;
     state.options = options;
@@ -140,6 +141,8 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
             run_block();
         }
         for (int thread = 0; thread < threads; ++thread) __builtin_free(fibers[thread].copies);
+        report->output = output.text;
+        report->output_bytes = output.length;
     }
     if (stacks) munmap(stacks, stack_bytes);
     if (arena) munmap(arena, arena_bytes);

@@ -1,13 +1,13 @@
-// Conversions, f32 maths and integers. For the functions of f32 this file is the definition of the bits, which the
+// f32 maths and integers. For the functions of f32 this file is the definition of the bits, which the
 // interpreter mirrors with NumPy:
 //
 //   y = f(double(x)), rounded once to f32. Two libms may differ in the last bits of y, which matters only beside a
-//   midpoint of two f32 values, so: when y is within 4 of its own units in the last place of such a midpoint, or is a
+//   midpoint of two f32 values, so: when y is within 1024 of its own units in the last place of such a midpoint, or is a
 //   nonzero number below 2^-126 (f32 subnormals, whose midpoints lie elsewhere), f is computed again in long double
 //   (NumPy: longdouble) and that value is rounded to f32.
 //
 // The 29 low fraction bits of a double are those that f32 drops, so a midpoint has exactly the highest of them set.
-// +, -, *, /, sqrt, max, min, abs, neg and floor need no such rule: their f32 results are exact or correctly rounded.
+// +, -, *, /, sqrt, max, min, abs, neg, floor and ceil need no such rule: their f32 results are exact or correctly rounded.
 #pragma once
 
 namespace ts_twin __attribute__((visibility("hidden"))) {
@@ -20,7 +20,7 @@ inline bool rounding_unsure(double y) {
     ts_u64 bits;
     __builtin_memcpy(&bits, &y, 8);
     const ts_i64 distance = (ts_i64)(bits & 0x1FFFFFFF) - 0x10000000;
-    return -4 <= distance && distance <= 4;
+    return -1024 <= distance && distance <= 1024;
 }
 
 template <class Double, class LongDouble>
@@ -29,62 +29,63 @@ inline float rounded_once(float x, Double f, LongDouble precise) {
     return rounding_unsure(y) ? (float)precise((long double)x) : (float)y;
 }
 
+// The activations as tessera/ir/special.py defines them: the same operations in the same order.
+inline double exp_of(double x) { return __builtin_exp(x); }
+inline long double exp_of(long double x) { return __builtin_expl(x); }
+
+template <class T>
+inline T sigmoid(T x) {
+    const T e = exp_of(x < 0 ? x : -x);
+    return x < 0 ? e / (1 + e) : 1 / (1 + e);
+}
+
+inline long double series_of_erf(long double square) {
+    long double series = 1, term = 1;
+    for (int n = 1; n < 40; ++n) {
+        term = term * (2 * square) / (2 * n + 1);
+        series = series + term;
+    }
+    return series;
+}
+
+// erfc(z) for z >= 0.
+inline double tail(double z, double) { return __builtin_erfc(z); }
+inline long double tail(long double z, long double square) {
+    const long double e = exp_of(-square);
+    if (z < 1) return 1 - 1.128379167095512573896158903121545172L * z * e * series_of_erf(square);
+    long double fraction = z;
+    for (int n = 300; n > 0; --n) fraction = z + n / (2 * fraction);
+    return 0.564189583547756286948079451560772586L * e / fraction;
+}
+
+inline long double precise_erf(long double x) {
+    const long double z = __builtin_fabsl(x);
+    const long double y = z < 1 ? 1.128379167095512573896158903121545172L * z * exp_of(-(z * z)) * series_of_erf(z * z)
+                                : 1 - tail(z, z * z);
+    return __builtin_copysignl(y, x);
+}
+
+template <class T>
+inline T silu(T x) {
+    x = x < -256 ? T(-256) : x;
+    return x * sigmoid(x);
+}
+
+template <class T>
+inline T gelu(T x) {
+    x = x < -16 ? T(-16) : x;
+    const T z = (x < 0 ? -x : x) * T(0.707106781186547524400844362104849039L);
+    const T above = tail(z, x * x / 2);
+    return x < 0 ? x * above / 2 : x * (2 - above) / 2;
+}
+
+template <class T>
+inline T gelu_tanh(T x) {
+    x = x < -16 ? T(-16) : x;
+    return x * sigmoid(T(1.595769121605730711759784239737527474L) * (x + T(0.044715L) * (x * x * x)));
+}
+
 }  // namespace ts_twin
-
-// ---- conversions -----------------------------------------------------------------------------------------------
-
-TS_DEVICE float ts_to_f32(float x) { return x; }
-TS_DEVICE float ts_to_f32(ts_bf16 x) {
-    const ts_u32 bits = (ts_u32)x.bits << 16;
-    float result;
-    __builtin_memcpy(&result, &bits, 4);
-    return result;
-}
-TS_DEVICE float ts_to_f32(ts_i64 x) { return (float)x; }
-TS_DEVICE float ts_to_f32(ts_i32 x) { return (float)x; }
-TS_DEVICE float ts_to_f32(bool x) { return x ? 1.0f : 0.0f; }
-
-// Round to nearest even; NaN gives 0x7FFF, as cvt.rn.bf16.f32 does.
-TS_DEVICE ts_bf16 ts_to_bf16(float x) {
-    ts_bf16 result;
-    ts_u32 bits;
-    __builtin_memcpy(&bits, &x, 4);
-    result.bits = x != x ? 0x7FFF : (unsigned short)((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
-    return result;
-}
-
-template <class To> struct ts_convert;
-template <> struct ts_convert<float> {
-    template <class From> static float from(From x) { return ts_to_f32(x); }
-};
-template <> struct ts_convert<ts_bf16> {
-    static ts_bf16 from(ts_bf16 x) { return x; }
-    template <class From> static ts_bf16 from(From x) { return ts_to_bf16(ts_to_f32(x)); }
-};
-template <> struct ts_convert<bool> {
-    static bool from(ts_i64 x) { return x != 0; }
-    static bool from(ts_i32 x) { return x != 0; }
-    template <class From> static bool from(From x) { return ts_to_f32(x) != 0.0f; }
-};
-template <> struct ts_convert<ts_i64> {
-    template <class From> static ts_i64 from(From x) { return (ts_i64)x; }
-};
-template <> struct ts_convert<ts_i32> {
-    template <class From> static ts_i32 from(From x) { return (ts_i32)x; }
-};
-template <class To, class From> TS_DEVICE To ts_cast(From x) { return ts_convert<To>::from(x); }
-
-TS_DEVICE ts_u32 ts_pack_bf16x2(ts_bf16 low, ts_bf16 high) { return (ts_u32)low.bits | ((ts_u32)high.bits << 16); }
-TS_DEVICE ts_bf16 ts_low_bf16(ts_u32 pair) {
-    ts_bf16 result;
-    result.bits = (unsigned short)(pair & 0xFFFFu);
-    return result;
-}
-TS_DEVICE ts_bf16 ts_high_bf16(ts_u32 pair) {
-    ts_bf16 result;
-    result.bits = (unsigned short)(pair >> 16);
-    return result;
-}
 
 // ---- f32 maths -------------------------------------------------------------------------------------------------
 
@@ -101,8 +102,11 @@ TS_TWIN_ROUNDED(ts_log2, __builtin_log2(x), __builtin_log2l(x))
 TS_TWIN_ROUNDED(ts_tanh, __builtin_tanh(x), __builtin_tanhl(x))
 TS_TWIN_ROUNDED(ts_rsqrt, 1.0 / __builtin_sqrt(x), 1.0L / __builtin_sqrtl(x))
 TS_DEVICE float ts_reciprocal_in_1_2(float x) { return (float)(1.0 / (double)x); }
-TS_TWIN_ROUNDED(ts_sigmoid, x >= 0 ? 1.0 / (1.0 + __builtin_exp(-x)) : __builtin_exp(x) / (1.0 + __builtin_exp(x)),
-                x >= 0 ? 1.0L / (1.0L + __builtin_expl(-x)) : __builtin_expl(x) / (1.0L + __builtin_expl(x)))
+TS_TWIN_ROUNDED(ts_erf, __builtin_erf(x), ts_twin::precise_erf(x))
+TS_TWIN_ROUNDED(ts_sigmoid, ts_twin::sigmoid(x), ts_twin::sigmoid(x))
+TS_TWIN_ROUNDED(ts_silu, ts_twin::silu(x), ts_twin::silu(x))
+TS_TWIN_ROUNDED(ts_gelu, ts_twin::gelu(x), ts_twin::gelu(x))
+TS_TWIN_ROUNDED(ts_gelu_tanh, ts_twin::gelu_tanh(x), ts_twin::gelu_tanh(x))
 #undef TS_TWIN_ROUNDED
 
 TS_DEVICE float ts_sqrt(float x) { return __builtin_sqrtf(x); }
@@ -122,6 +126,7 @@ TS_DEVICE float ts_infinity() { return __builtin_inff(); }
 TS_DEVICE float ts_abs(float x) { return __builtin_fabsf(x); }
 TS_DEVICE float ts_neg(float x) { return -x; }
 TS_DEVICE float ts_floor(float x) { return __builtin_floorf(x); }
+TS_DEVICE float ts_ceil(float x) { return __builtin_ceilf(x); }
 
 // ---- integers --------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 // Warp collectives with data: shuffles, ldmatrix and mma, and the f32 product rule. The last lane to arrive works for
-// all 32. A matrix product's bits are defined as the interpreter defines them: for each k-block of an mma (16 for bf16,
+// all 32. A matrix product's bits are defined as the interpreter defines them: for each k-block of an mma (its depth;
 // 8 for f32) the products are summed in float64 in ascending k, starting from +0, and acc = f32(acc + sum).
 #pragma once
 
@@ -48,27 +48,46 @@ inline void ldmatrix(ts_u32* r, const char* row) {
     });
 }
 
-inline void unpack_bf16x2(double* out, ts_u32 pair) {
+inline double unpack_f32(ts_u32 bits) {
     float value;
-    ts_u32 bits = pair << 16;
     __builtin_memcpy(&value, &bits, 4);
-    out[0] = value;
-    bits = pair & 0xFFFF0000u;
-    __builtin_memcpy(&value, &bits, 4);
-    out[1] = value;
+    return value;
 }
 
-// Deposits: out = float c[4], first = ts_u32 a[4], second = ts_u32 b[2]. With g = lane / 4 and t = lane % 4:
-// a[i] holds row g + 8 (i % 2), columns 2 t + 8 (i / 2) and one more; b[i] rows 2 t + 8 i and one more of column g;
-// c[i] row g + 8 (i / 2), column 2 t + i % 2.
-inline void perform_mma_m16n8k16(Warp& warp) {
-    double a[16][16], b[8][16];  // b by columns, so that a product runs along k in both
+// How each kind of operand lies in a word of a fragment.
+struct Bf16Pair {
+    static constexpr int COUNT = 2;
+    static void unpack(double* out, ts_u32 word) {
+        out[0] = unpack_f32(word << 16);
+        out[1] = unpack_f32(word & 0xFFFF0000u);
+    }
+};
+struct F16Pair {
+    static constexpr int COUNT = 2;
+    static void unpack(double* out, ts_u32 word) {
+        out[0] = ts_to_f32(ts_f16{(unsigned short)word});
+        out[1] = ts_to_f32(ts_f16{(unsigned short)(word >> 16)});
+    }
+};
+struct Tf32 {
+    static constexpr int COUNT = 1;
+    // As the hardware does: a fragment that was not rounded before loses its low bits.
+    static void unpack(double* out, ts_u32 word) { out[0] = unpack_f32(word & 0xFFFFE000u); }
+};
+
+// m16n8k(8 * COUNT). Deposits: out = float c[4], first = ts_u32 a[4], second = ts_u32 b[2]. With g = lane / 4,
+// t = lane % 4 and COUNT operands in a word: a[i] holds row g + 8 (i % 2), columns COUNT (t + 4 (i / 2)) and on;
+// b[i] rows COUNT (t + 4 i) and on of column g; c[i] row g + 8 (i / 2), column 2 t + i % 2.
+template <class Operand>
+inline void perform_mma(Warp& warp) {
+    constexpr int COUNT = Operand::COUNT, DEPTH = 8 * COUNT;
+    double a[16][DEPTH], b[8][DEPTH];  // b by columns, so that a product runs along k in both
     for (int lane = 0; lane < 32; ++lane) {
         const int g = lane / 4, t = lane % 4;
         const ts_u32* from_a = (const ts_u32*)warp.deposits[lane].first;
         const ts_u32* from_b = (const ts_u32*)warp.deposits[lane].second;
-        for (int i = 0; i < 4; ++i) unpack_bf16x2(&a[g + 8 * (i % 2)][2 * t + 8 * (i / 2)], from_a[i]);
-        for (int i = 0; i < 2; ++i) unpack_bf16x2(&b[g][2 * t + 8 * i], from_b[i]);
+        for (int i = 0; i < 4; ++i) Operand::unpack(&a[g + 8 * (i % 2)][COUNT * (t + 4 * (i / 2))], from_a[i]);
+        for (int i = 0; i < 2; ++i) Operand::unpack(&b[g][COUNT * (t + 4 * i)], from_b[i]);
     }
     for (int lane = 0; lane < 32; ++lane) {
         float* c = (float*)warp.deposits[lane].out;
@@ -76,18 +95,26 @@ inline void perform_mma_m16n8k16(Warp& warp) {
             const double* row = a[lane / 4 + 8 * (i / 2)];
             const double* column = b[lane % 4 * 2 + i % 2];
             double sum = 0.0;
-            for (int k = 0; k < 16; ++k) sum += row[k] * column[k];
+            for (int k = 0; k < DEPTH; ++k) sum += row[k] * column[k];
             c[i] = (float)((double)c[i] + sum);
         }
     }
+}
+
+template <class Operand>
+inline void mma(float* c, const ts_u32* a, const ts_u32* b) {
+    rendezvous(MMA, Deposit{Operand::COUNT, c, a, b}, perform_mma<Operand>);
 }
 
 }  // namespace ts_twin
 
 template <class T>
 TS_DEVICE T ts_shfl(T value, int lane) {
-    static_assert(sizeof(T) == 4, "shuffles move 4 bytes");
-    ts_twin::rendezvous(ts_twin::SHUFFLE, ts_twin::Deposit{lane, &value, nullptr, nullptr}, ts_twin::perform_shuffle);
+    ts_u32 words[(sizeof(T) + 3) / 4] = {};
+    __builtin_memcpy(words, &value, sizeof(T));
+    for (ts_u32& word : words)
+        ts_twin::rendezvous(ts_twin::SHUFFLE, ts_twin::Deposit{lane, &word, nullptr, nullptr}, ts_twin::perform_shuffle);
+    __builtin_memcpy(&value, words, sizeof(T));
     return value;
 }
 template <class T>
@@ -103,7 +130,24 @@ TS_DEVICE void ts_ldmatrix_x2_trans(ts_u32* r, const char* row) { ts_twin::ldmat
 TS_DEVICE void ts_ldmatrix_x4_trans(ts_u32* r, const char* row) { ts_twin::ldmatrix<4, true>(r, row); }
 
 TS_DEVICE void ts_mma_m16n8k16_bf16(float* c, const ts_u32* a, const ts_u32* b) {
-    ts_twin::rendezvous(ts_twin::MMA, ts_twin::Deposit{0, c, a, b}, ts_twin::perform_mma_m16n8k16);
+    ts_twin::mma<ts_twin::Bf16Pair>(c, a, b);
+}
+TS_DEVICE void ts_mma_m16n8k16_f16(float* c, const ts_u32* a, const ts_u32* b) {
+    ts_twin::mma<ts_twin::F16Pair>(c, a, b);
+}
+TS_DEVICE void ts_mma_m16n8k8_tf32(float* c, const ts_u32* a, const ts_u32* b) {
+    ts_twin::mma<ts_twin::Tf32>(c, a, b);
+}
+
+// To nearest, ties away from zero: half of the dropped bits more carries into the kept ones. NaN is NaN.
+TS_DEVICE ts_u32 ts_round_tf32(ts_u32 bits) {
+    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FFFFFFFu;
+    return (bits & 0x7F800000u) == 0x7F800000u ? bits : (bits + 0x1000u) & ~0x1FFFu;
+}
+TS_DEVICE ts_u32 ts_round_tf32(float x) {
+    ts_u32 bits;
+    __builtin_memcpy(&bits, &x, 4);
+    return ts_round_tf32(bits);
 }
 
 // The device adds eight fused multiply-adds one by one; the defined bits are one rounding per block of 8.

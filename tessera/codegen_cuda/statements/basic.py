@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tessera.codegen_cuda.names import literal, size_text
-from tessera.codegen_cuda.reductions import reduction_lines
-from tessera.codegen_cuda.statements.common import tile_info
+from tessera.codegen_cuda.statements.common import coordinate_texts, tile_info
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.ir.core import Op
+from tessera.ir.layout import transposed_map
 from tessera.ir.ops.elementwise import computes_in_float
-from tessera.ir.types import dtype_of, int_shape, shape_of, tile_layout
+from tessera.ir.types import dtype_of, shape_of, tile_layout
 
 if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
@@ -38,8 +38,7 @@ def elementwise(emitter: Emitter, op: Op) -> dict[str, Any]:
 @statement("constant")
 def _constant(emitter: Emitter, op: Op) -> dict[str, Any]:
     dtype = op.attributes["dtype"]
-    ctype = "float" if dtype.is_float else dtype.cuda
-    return {"out": emitter.name(op.result), "ctype": ctype, "value": literal(op.attributes["value"], dtype)}
+    return {"out": emitter.name(op.result), "ctype": dtype.cuda, "value": literal(op.attributes["value"], dtype)}
 
 
 @statement("size")
@@ -50,6 +49,11 @@ def _size(emitter: Emitter, op: Op) -> dict[str, Any]:
 @statement("program_id")
 def _program_id(emitter: Emitter, op: Op) -> dict[str, Any]:
     return {"out": emitter.name(op.result), "axis": op.attributes["axis"], "scale": op.attributes["scale"]}
+
+
+@statement("num_programs")
+def _num_programs(emitter: Emitter, op: Op) -> dict[str, Any]:
+    return {"out": emitter.name(op.result), "axis": op.attributes["axis"]}
 
 
 @statement("full")
@@ -70,27 +74,28 @@ def _broadcast(emitter: Emitter, op: Op) -> dict[str, Any]:
     return {"out": tile_info(emitter, op.result), "source": emitter.name(source), "index": index}
 
 
+@statement("transpose")
+def _transpose(emitter: Emitter, op: Op) -> dict[str, Any]:
+    """Every element stays in its thread and gets the register that the exchanged axes give it."""
+    source = op.operands[0]
+    index = transposed_map(tile_layout(source.type))
+    return {"out": tile_info(emitter, op.result), "source": emitter.name(source), "index": index}
+
+
+@statement("iota")
+def _iota(emitter: Emitter, op: Op) -> dict[str, Any]:
+    info = tile_info(emitter, op.result)
+    axis = op.attributes["axis"] % len(info["shape"])
+    index = coordinate_texts(info["layout"], len(info["shape"]), "r")[axis]
+    return {
+        "out": info["name"],
+        "ctype": info["ctype"],
+        "count": info["count"],
+        "expression": f"ts_cast<{info['ctype']}>((ts_i32)({index}))",
+    }
+
+
 @statement("reshape")
 def _reshape(emitter: Emitter, op: Op) -> None:
     """The same registers: the result is another name of the operand."""
     emitter.names.of_value[op.result] = emitter.name(op.operands[0])
-
-
-@statement("reduce_sum", "reduce_max", "reduce_min")
-def _reduce(emitter: Emitter, op: Op) -> dict[str, Any]:
-    source = op.operands[0]
-    layout, shape = tile_layout(source.type), int_shape(source.type)
-    axis = op.attributes["axis"] % len(shape)
-    lines = reduction_lines(
-        op.name,
-        layout,
-        axis,
-        shape[axis],
-        emitter.name(source),
-        emitter.layouts.tile(layout),
-    )
-    out = tile_info(emitter, op.result)
-    return {
-        "out": out,
-        "lines": [line.replace("{out}", out["name"]).replace("{ctype}", out["ctype"]) for line in lines],
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tessera.codegen_cuda.names import integer_text
 from tessera.ir.core import Value
 from tessera.ir.types import dtype_of, shape_of, tile_layout
 
@@ -27,6 +28,15 @@ def tile_info(emitter: Emitter, value: Value) -> dict[str, Any]:
 def known_number(value: Value) -> int | None:
     op = value.defining_op
     return int(op.attributes["value"]) if op is not None and op.name == "constant" else None
+
+
+def index_text(emitter: Emitter, value: Value) -> str:
+    """An index as a constant or a 64-bit expression."""
+    number = known_number(value)
+    if number is not None:
+        return integer_text(number)
+    name = emitter.name(value)
+    return name if dtype_of(value.type).bits == 64 else f"(ts_i64){name}"
 
 
 def coordinate_texts(layout: str, rank: int, register: str) -> list[str]:

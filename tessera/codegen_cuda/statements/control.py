@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tessera.codegen_cuda.statements.common import register_count
+from tessera.codegen_cuda.statements.common import known_number, register_count
 from tessera.codegen_cuda.statements.registry import statement
+from tessera.codegen_cuda.views import is_nonnegative
 from tessera.ir.core import Op
+from tessera.ir.ops.control import carried_values
 from tessera.ir.types import dtype_of
 
 if TYPE_CHECKING:
@@ -16,10 +18,32 @@ if TYPE_CHECKING:
 @statement("for")
 def _for(emitter: Emitter, op: Op) -> dict[str, Any]:
     body = op.regions[0]
+    carried = _carried(emitter, op)
+    lower, upper, step = (emitter.name(v) for v in op.operands[:3])
+    number = known_number(op.operands[2])
+    # The direction in which the index runs: 0 where only the run tells.
+    direction = number if number is not None else int(is_nonnegative(op.operands[2], emitter.loops))
+    return {
+        "index": emitter.name(body.arguments[0]),
+        "lower": lower,
+        "upper": upper,
+        "step": step,
+        "direction": direction,
+        "left": emitter.fresh("left") if not direction else "",
+        "carried": carried,
+        "unroll": op.attributes["unroll"],
+    }
+
+
+@statement("while")
+def _while(emitter: Emitter, op: Op) -> dict[str, Any]:
+    return {"carried": _carried(emitter, op)}
+
+
+def _carried(emitter: Emitter, op: Op) -> list[dict[str, Any]]:
+    """One variable per carried value: it is the body's argument and the loop's result."""
     carried = []
-    for result, initial, argument, final in zip(
-        op.results, op.operands[3:], body.arguments[1:], body.ops[-1].operands, strict=True
-    ):
+    for initial, argument, _, result in carried_values(op):
         emitter.names.of_value[argument] = emitter.names.of_value[result] = emitter.fresh(
             result.name or argument.name or "carried"
         )
@@ -29,18 +53,9 @@ def _for(emitter: Emitter, op: Op) -> dict[str, Any]:
                 "initial": emitter.name(initial),
                 "ctype": dtype_of(result.type).cuda,
                 "count": register_count(result) if emitter.is_tile(result) else 0,
-                "final": final,
             }
         )
-    lower, upper, step = (emitter.name(v) for v in op.operands[:3])
-    return {
-        "index": emitter.name(body.arguments[0]),
-        "lower": lower,
-        "upper": upper,
-        "step": step,
-        "carried": carried,
-        "unroll": op.attributes["unroll"],
-    }
+    return carried
 
 
 @statement("if")

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tessera.codegen_cuda.names import size_text
-from tessera.codegen_cuda.statements.common import coordinate_texts, known_number, tile_info
+from tessera.codegen_cuda.names import integer_text, size_text
+from tessera.codegen_cuda.statements.common import coordinate_texts, index_text, known_number, tile_info
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.codegen_cuda.views import ViewNames, is_nonnegative
 from tessera.ir.core import Op, Value
+from tessera.ir.dims import Size
 from tessera.ir.types import TileType, ViewType, dtype_of
 
 if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
+
+
+def _product(number: int | None, text: str, stride: int | str) -> str:
+    """An offset in elements, 64 bits wide: numbers are multiplied here, anything else has a ts_i64 factor."""
+    if number is not None and isinstance(stride, int):
+        return integer_text(number * stride)
+    return text if stride == 1 else f"{text} * {stride}"
+
+
+@statement("limit")
+def _limit(emitter: Emitter, op: Op) -> dict[str, Any]:
+    """The same pointer; along each axis that has a limit, fewer elements remain."""
+    source = emitter.views[op.operands[0]]
+    name = emitter.fresh(op.result.name or "limited")
+    lines: list[str] = []
+    remaining: list[int | str] = []
+    axes = zip(op.operands[1:], source.remaining, source.valid, source.extents, strict=True)
+    valid: list[int | str] = []
+    for axis, (limit, left, inside, extent) in enumerate(axes):
+        number = known_number(limit)
+        if number is not None and isinstance(left, int) and number >= left or _is_size(limit, extent):
+            remaining.append(left)
+            valid.append(inside)
+            continue
+        remaining.append(f"{name}_left{axis}")
+        lines.append(f"const ts_i64 {name}_left{axis} = ts_imin({left}, {index_text(emitter, limit)});")
+        valid.append(f"{name}_valid{axis}")
+        lines.append(f"const ts_i64 {name}_valid{axis} = ts_imax(ts_imin({inside}, {name}_left{axis}), 0);")
+    emitter.views[op.result] = replace(source, remaining=tuple(remaining), valid=tuple(valid))
+    return {"lines": lines}
+
+
+def _is_size(limit: Value, extent: Size) -> bool:
+    op = limit.defining_op
+    return op is not None and op.name == "size" and op.attributes["size"] == extent
 
 
 @statement("window")
@@ -33,9 +70,9 @@ def _window(emitter: Emitter, op: Op) -> None | dict[str, Any]:
     )
     for axis, (offset, extent, keep, remaining, first, stride, _) in enumerate(axes):
         number = known_number(offset)
-        text = str(number) if number is not None else emitter.name(offset)
+        text = index_text(emitter, offset)
         if number != 0:
-            terms.append(f"{text} * {stride}" if stride != 1 else text)
+            terms.append(_product(number, text, stride))
         low = number is not None and number >= 0 or is_nonnegative(offset, emitter.loops)
         if not keep:
             if not low or first != 0:
@@ -128,4 +165,5 @@ def _ld_global(emitter: Emitter, op: Op) -> dict[str, Any]:
 
 @statement("st_global")
 def _st_global(emitter: Emitter, op: Op) -> dict[str, Any]:
-    return _global_access(emitter, op, op.operand("value"))
+    mask = emitter.name(op.operands[2]) if len(op.operands) > 2 else ""
+    return {**_global_access(emitter, op, op.operand("value")), "mask": mask}

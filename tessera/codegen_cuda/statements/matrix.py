@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tessera.codegen_cuda.statements.common import coordinate_texts, offset_text, register_count, tile_info
+from tessera.codegen_cuda.statements.common import offset_text, register_count, tile_info
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.ir.core import Op
-from tessera.ir.types import buffer_layout, tile_layout
+from tessera.ir.types import buffer_layout, dtype_of, tile_layout
+from tessera.target.fragments import multiplying_instruction, vector_registers
 
 if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
@@ -18,16 +19,17 @@ def _ldmatrix(emitter: Emitter, op: Op) -> dict[str, Any]:
     """Fragment loads: four 8x8 matrices an instruction, that is one atom of a, or two atoms of b (one for an odd last).
 
     Lanes 8q..8q+7 give the row addresses of matrix q. The matrices follow the order of the fragment's words in the
-    PTX ISA: a: (rows 0-7, k 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15); b: per atom k 0-7, then k 8-15. The
-    instruction transposes where the buffer's rows run along k for b, or along k for a (a stored transposed).
+    PTX ISA: a: (rows 0-7, k 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15); b: per atom k 0-7, then k 8-15; of 4-byte
+    elements, half as many k's. The instruction transposes where the buffer's rows run across k.
     """
     layout = tile_layout(op.result.type)
     role, transposed = op.attributes["role"], op.attributes["transposed"]
-    words = layout.registers_per_thread // 2
+    item = dtype_of(op.result.type).bytes
+    words = layout.registers_per_thread * item // 4
     names = emitter.layouts.tile(layout)
     outer = 0 if role == "a" else 1  # the axis that is not K
     per_atom = 4 if role == "a" else 2
-    origins = [layout.coordinates(2 * word, 0, 0)[outer] for word in range(0, words, per_atom)]
+    origins = [layout.coordinates(word * 4 // item, 0, 0)[outer] for word in range(0, words, per_atom)]
     steps = []
     if role == "a":
         steps = [(4 * index, 4, origin, 0) for index, origin in enumerate(origins)]
@@ -39,10 +41,11 @@ def _ldmatrix(emitter: Emitter, op: Op) -> dict[str, Any]:
             )
     row_name, column_name = (offset_text(emitter, v) for v in op.operands[1:])
     trans = transposed if role == "a" else not transposed
+    assert item == 2 or not trans, "the lowering loads such operands by elements"
     k_bit, other_bit = (">> 4", ">> 3 & 1") if role == "a" else (">> 3 & 1", ">> 4")
     loads = []
     for word, count, origin, gap in steps:
-        k = f"(ts_lane() {k_bit}) * 8"
+        k = f"(ts_lane() {k_bit}) * {16 // item}"
         gap_text = 8 if role == "a" else gap
         other = f"{names}_w{outer} + {origin}" + (f" + (ts_lane() {other_bit}) * {gap_text}" if gap_text else "")
         inner = "(ts_lane() & 7)"
@@ -63,26 +66,56 @@ def _ldmatrix(emitter: Emitter, op: Op) -> dict[str, Any]:
 
 @statement("ld_operand")
 def _ld_operand(emitter: Emitter, op: Op) -> dict[str, Any]:
-    info = tile_info(emitter, op.result)
-    row, column = (offset_text(emitter, v) for v in op.operands[1:])
-    coordinates = coordinate_texts(info["layout"], 2, "r")
-    if op.attributes["transposed"]:
-        coordinates.reverse()
+    """One access for each group of registers that lie side by side in a row of the buffer.
+
+    The coordinates of a group are constants beside those of the thread. 16-bit fragments are packed in pairs.
+    """
+    layout, dtype = tile_layout(op.result.type), dtype_of(op.result.type)
+    source = dtype_of(op.operands[0].type)
+    transposed = op.attributes["transposed"]
+    width = op.attributes["vector"] // source.bytes
+    groups = vector_registers(layout, 0 if transposed else 1, width)
+    assert groups is not None, "the lowering chose the vector"
+    alias = emitter.layouts.tile(layout)
+    offsets = [offset_text(emitter, v) for v in op.operands[1:]]
+    loads = []
+    for group in groups:
+        place = [f"{alias}_t{axis} + {c}" for axis, c in enumerate(layout.coordinates(group[0], 0, 0))]
+        row, column = reversed(place) if transposed else place
+        adjacent = group == tuple(range(group[0], group[0] + width))
+        loads.append({"registers": group, "adjacent": adjacent, "row": offsets[0] + row, "column": offsets[1] + column})
+    out = emitter.name(op.result)
+    packed = dtype.bits == 16
     return {
-        "out": info,
+        "out": out,
+        "loaded": emitter.fresh(f"{out}_elements") if packed else out,
+        "packed": packed,
+        "count": layout.registers_per_thread,
+        "ctype": source.cuda,
+        "width": width,
+        "loads": loads,
         "buffer": emitter.name(op.operands[0]),
         "shared": emitter.layouts.buffer(buffer_layout(op.operands[0].type)),
-        "row": row + coordinates[0],
-        "column": column + coordinates[1],
     }
+
+
+@statement("round_tf32")
+def _round_tf32(emitter: Emitter, op: Op) -> dict[str, Any]:
+    return {"out": emitter.name(op.result), "a": emitter.name(op.operands[0]), "count": register_count(op.result)}
 
 
 @statement("mma_sync")
 def _mma_sync(emitter: Emitter, op: Op) -> dict[str, Any]:
     a, b, acc = op.operands
-    rows = register_count(a) // 8
-    columns = register_count(b) // 4
+    instruction = multiplying_instruction(op.name, dtype_of(a.type))
+    atom = instruction.atom
+    assert atom is not None, op.name
+    rows = register_count(a) // atom.a.size("register")
+    columns = register_count(b) // atom.b.size("register")
     return {
+        "function": instruction.function,
+        "a_words": atom.a_words,
+        "b_words": atom.b_words,
         "out": tile_info(emitter, op.result),
         "a": emitter.name(a),
         "b": emitter.name(b),

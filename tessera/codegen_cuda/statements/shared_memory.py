@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from tessera.codegen_cuda.statements.common import coordinate_texts, known_number, tile_info
 from tessera.codegen_cuda.statements.registry import statement
-from tessera.errors import InternalError
 from tessera.ir.core import Op, Value
-from tessera.ir.types import buffer_layout, dtype_of, shape_of
+from tessera.ir.ops.target import physical_shape
+from tessera.ir.types import BufferType, buffer_layout, dtype_of, int_shape, shape_of
 
 if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
@@ -22,18 +22,24 @@ def _shared(emitter: Emitter, op: Op) -> dict[str, Any]:
 @statement("cp_async")
 def _cp_async(emitter: Emitter, op: Op) -> dict[str, Any]:
     buffer, view = op.operand("buffer"), emitter.views[op.operand("view")]
-    layout, dtype = buffer_layout(buffer.type), dtype_of(buffer.type)
+    type_ = buffer.type
+    assert isinstance(type_, BufferType)
+    layout, dtype = buffer_layout(type_), dtype_of(type_)
     vector = op.attributes["vector"]
     step = max(1, vector // dtype.bytes)
     last_valid = view.valid[-1]
-    names = ["row", "col"] if len(view.valid) > 1 else ["col"]
-    condition = view.row_condition(names, (layout.rows,))
+    leading = physical_shape(type_)[:-1]
+    names, rows = _row_axes(leading)
+    condition = view.row_condition([*names, "col"], leading)
+    names.append("col")
     if view.first[-1] != 0:
-        raise InternalError("TS901", "an asynchronous copy from before the start of a tensor has no text", op.loc)
+        # An access is never half before the start: the offset is a multiple of what it moves.
+        condition = " && ".join(filter(None, (condition, f"col >= {view.first[-1]}")))
     return {
         "buffer": emitter.name(buffer),
         "shared": emitter.layouts.buffer(layout),
         "rows": layout.rows,
+        "row_axes": rows,
         "chunks": layout.cols // step,
         "step": step,
         "item": dtype.bytes,
@@ -45,6 +51,63 @@ def _cp_async(emitter: Emitter, op: Op) -> dict[str, Any]:
         "valid": f"({condition}) ? {last_valid} - col : 0" if condition else f"{last_valid} - col",
         "bypass": "true" if op.attributes["bypass_l1"] and vector == 16 else "false",
     }
+
+
+def _row_axes(leading: tuple[int, ...]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Names of the coordinates that a row number stands for, and the text of each that is not the row itself."""
+    if len(leading) < 2:
+        return ["row"][: len(leading)], []
+    names = [f"row{axis}" for axis in range(len(leading))]
+    texts, inner = [], 1
+    for axis in reversed(range(len(leading))):
+        text = f"row / {inner}" if inner > 1 else "row"
+        texts.append((names[axis], f"{text} % {leading[axis]}" if axis else text))
+        inner *= leading[axis]
+    return names, texts[::-1]
+
+
+def place_text(coordinates: list[str], shape: tuple[int, ...]) -> str:
+    """Row and column in a shared layout of an element of a buffer of `shape`: all axes but the last are rows."""
+    *leading, column = coordinates
+    row = leading[0] if leading else "0"
+    for coordinate, size in zip(leading[1:], shape[1:-1], strict=True):
+        row = f"({row}) * {size} + {coordinate}"
+    return f"{row}, {column}"
+
+
+def _flat_access(emitter: Emitter, op: Op, tile: Value) -> dict[str, Any]:
+    """A tile in row-major order in a buffer of one axis: what is padding is neither stored nor loaded."""
+    buffer = op.operand("buffer")
+    info = tile_info(emitter, tile)
+    shape = info["shape"]
+    names = [f"c{axis}" for axis in range(len(shape))]
+    place = names[0]
+    for name, size in zip(names[1:], shape[1:], strict=True):
+        place = f"({place}) * {size} + {name}"
+    reached = zip(names, shape, info["physical"], strict=True)
+    return {
+        "tile": info,
+        "buffer": emitter.name(buffer),
+        "shared": emitter.layouts.buffer(buffer_layout(buffer.type)),
+        "vector": max(1, op.attributes["vector"] // dtype_of(buffer.type).bytes),
+        "names": names,
+        "coordinates": coordinate_texts(info["layout"], len(shape), "r"),
+        "address": f"0, {place}",
+        "guard": " && ".join(f"{name} < {size}" for name, size, physical in reached if physical > size),
+        "ctype": dtype_of(buffer.type).cuda,
+        "inside": "",
+        "uncovered": False,
+    }
+
+
+@statement("ld_flat")
+def _ld_flat(emitter: Emitter, op: Op) -> dict[str, Any]:
+    return _flat_access(emitter, op, op.result)
+
+
+@statement("st_flat")
+def _st_flat(emitter: Emitter, op: Op) -> dict[str, Any]:
+    return _flat_access(emitter, op, op.operand("value"))
 
 
 def _shared_access(emitter: Emitter, op: Op, tile: Value) -> dict[str, Any]:
@@ -62,18 +125,20 @@ def _shared_access(emitter: Emitter, op: Op, tile: Value) -> dict[str, Any]:
         else f"c{axis} + (int){emitter.name(v)}"
         for axis, (number, v) in enumerate(zip(offsets, op.operands[first:], strict=True))
     ]
-    limits = (layout.cols,) if rank == 1 else (layout.rows, layout.cols)
+    assert isinstance(buffer.type, BufferType)
+    limits = physical_shape(buffer.type)
+    whole = shape_of(buffer.type) == info["shape"]
+    part = op.name == "st_shared" and not whole  # what lies beside it stays
     guards = []
     for axis in range(rank):
         number = offsets[axis]
-        if number is None and info["physical"][axis] > info["shape"][axis]:
+        if (number is None or part) and info["physical"][axis] > info["shape"][axis]:
             guards.append(f"c{axis} < {info['shape'][axis]}")
         elif number is not None and number + info["physical"][axis] > limits[axis]:
             guards.append(f"c{axis} < {limits[axis] - number}")
     padded = [
         f"c{axis} < {info['shape'][axis]}" for axis in range(rank) if info["physical"][axis] > info["shape"][axis]
     ]
-    whole = shape_of(buffer.type) == info["shape"]
     uncovered = whole and rank == 2 and (layout.rows > info["physical"][0] or layout.cols > info["physical"][1])
     return {
         "tile": info,
@@ -82,7 +147,7 @@ def _shared_access(emitter: Emitter, op: Op, tile: Value) -> dict[str, Any]:
         "vector": max(1, op.attributes["vector"] // dtype.bytes),
         "names": [f"c{a}" for a in range(rank)],
         "coordinates": coordinate_texts(info["layout"], rank, "r"),
-        "address": ", ".join(["0", *terms][-2:]),
+        "address": place_text(terms, int_shape(buffer.type)),
         "guard": " && ".join(guards),
         "ctype": dtype.cuda,
         "inside": " && ".join(padded) if whole else "",

@@ -1,5 +1,5 @@
 """The op table, one file per family. Importing this package declares every op."""
 
-from tessera.ir.ops import control, elementwise, memory, target, tiles
+from tessera.ir.ops import control, effects, elementwise, memory, reductions, target, target_flat, tiles
 
-__all__ = ["control", "elementwise", "memory", "target", "tiles"]
+__all__ = ["control", "effects", "elementwise", "memory", "reductions", "target", "target_flat", "tiles"]

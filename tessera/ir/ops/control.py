@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tessera.errors import SourceError
-from tessera.ir.core import Block, Op
-from tessera.ir.opdef import BRANCH, LOOP, TERMINATOR, Lowering, define
+from tessera.ir.core import Block, Op, Value
+from tessera.ir.opdef import BRANCH, COUNTED, LOOP, TERMINATOR, Lowering, define
 from tessera.ir.ops.elementwise import is_index
 from tessera.ir.types import ScalarType, TokenType, Type, shape_of
 
@@ -23,14 +25,43 @@ def _for_type(op: Op) -> tuple[Type, ...]:
     carried = op.operands[3:]
     if len(body.arguments) != len(carried) + 1 or len(_yielded(op, body)) != len(carried):
         raise SourceError("TS703", "a loop body takes the index and its carried values, and yields as many values")
-    for initial, argument, final in zip(carried, body.arguments[1:], _yielded(op, body), strict=True):
+    _check_carried(op, carried, body.arguments[1:])
+    return tuple(value.type for value in carried)
+
+
+def _check_carried(op: Op, carried: list[Value], arguments: list[Value]) -> None:
+    for initial, argument, final in zip(carried, arguments, _yielded(op, op.regions[0]), strict=True):
         if not initial.type == argument.type == final:
             raise SourceError(
                 "TS301",
                 f"'{argument.name or '?'}' changes its type in a loop: {describe(initial.type)} "
                 f"before it, {describe(final)} after an iteration",
             )
-    return tuple(value.type for value in carried)
+
+
+def _while_type(op: Op) -> tuple[Type, ...]:
+    (body,) = op.regions
+    if not op.operands or not _is_condition(op.operands[0].type):
+        raise SourceError("TS203", "the condition of a while must be a bool scalar")
+    if not len(op.operands) == len(body.arguments) == len(_yielded(op, body)):
+        raise SourceError("TS703", "a while body takes its carried values, the condition first, and yields as many")
+    _check_carried(op, op.operands, body.arguments)
+    return tuple(value.type for value in op.operands)
+
+
+def _is_condition(type_: Type) -> bool:
+    return isinstance(type_, ScalarType) and type_.dtype.is_bool
+
+
+def carried_values(op: Op) -> Iterator[tuple[Value, Value, Value, Value]]:
+    """Of each value that a loop carries: before it, in the body, at the end of an iteration, and after the loop."""
+    (body,) = op.regions
+    count = len(op.results)
+    if not count:
+        return
+    yield from zip(
+        op.operands[-count:], body.arguments[-count:], body.ops[-1].operands[-count:], op.results, strict=True
+    )
 
 
 def describe(type_: Type) -> str:
@@ -46,18 +77,29 @@ define(
     "for",
     "lower upper step *initial",
     _for_type,
-    "runs its region with the index lower, lower + step, ... below upper; the region's yield feeds the next iteration "
-    "and, at the end, the results",
+    "runs its region with the index lower, lower + step, ... up to upper, which is left out; the region's yield feeds "
+    "the next iteration and, at the end, the results",
     LOOP,
+    COUNTED,
     regions=1,
     attributes={"unroll": 1},
     lower=Lowering(template="for"),
 )
 
+define(
+    "while",
+    "*initial",
+    _while_type,
+    "runs its region as long as the first carried value, a bool, holds; the region's yield feeds the next iteration "
+    "and, at the end, the results",
+    LOOP,
+    regions=1,
+    lower=Lowering(template="while"),
+)
+
 
 def _if_type(op: Op) -> tuple[Type, ...]:
-    condition = op.operand("condition").type
-    if not isinstance(condition, ScalarType) or not condition.dtype.is_bool:
+    if not _is_condition(op.operand("condition").type):
         raise SourceError("TS203", "the condition of an if must be a bool scalar")
     then, otherwise = (_yielded(op, region) for region in op.regions)
     if then != otherwise:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tessera.dtypes import DType, boolean, f32, i64, promote, round_to
 from tessera.errors import SourceError
-from tessera.ir import bounds, numeric
+from tessera.ir import bounds, numeric, special
 from tessera.ir.bounds import Bar
 from tessera.ir.core import Op
 from tessera.ir.opdef import ELEMENTWISE, PURE, REQUIRED, Lowering, define
@@ -42,6 +42,7 @@ def _typed(op: Op, dtype: DType | None) -> tuple[Type, ...]:
             raise SourceError(
                 "TS203", f"{op.name} takes tiles and scalars, but '{value.name or '?'}' is neither; load it first"
             )
+    _check_kinds(op)
     dtype = dtype or result_dtype(types)
     tiles = [type_ for type_ in types if isinstance(type_, TileType)]
     if not tiles:
@@ -57,6 +58,18 @@ def _typed(op: Op, dtype: DType | None) -> tuple[Type, ...]:
         if other.layout != first.layout:
             raise SourceError("TS703", f"{op.name} of two tiles with different register layouts")
     return (TileType(first.shape, dtype, first.layout),)
+
+
+def _check_kinds(op: Op) -> None:
+    """Raises SourceError TS204 for an operand of a kind that the op is not defined for."""
+    definition = op.definition
+    for value in op.operands:
+        dtype = dtype_of(value.type)
+        if dtype.kind not in definition.takes:
+            kinds = " or ".join(f"{kind}s" for kind in ("float", "int", "bool") if kind in definition.takes)
+            raise SourceError("TS204", f"{op.name} takes {kinds}, but '{value.name or '?'}' is {dtype.name}")
+    if definition.lower is not None and definition.lower.floats_only and not computes_in_float(op):
+        raise SourceError("TS204", f"{op.name} of integers is not defined; cast them to a float first")
 
 
 def _same_type(op: Op) -> tuple[Type, ...]:
@@ -127,6 +140,7 @@ def _declare(
     type_rule: Callable[[Op], tuple[Type, ...]] = _same_type,
     ulp: float = 0.5,
     on_numbers: Callable[..., Array] | None = None,
+    takes: tuple[str, ...] = ("float", "int"),
 ) -> None:
     """One elementwise op. A new one whose facets are all here is usable in kernels as `tile.<name>` at once."""
     define(
@@ -141,17 +155,25 @@ def _declare(
         lower=Lowering(expression=cuda, integer=integer_cuda),
         ulp=ulp,
         on_numbers=on_numbers or floats,
+        takes=frozenset(takes),
     )
 
 
-def _function(name: str, doc: str, function: Callable[[Array], Array], cuda: str, ulp: float) -> None:
-    """A smooth monotone f32 function: correctly rounded here, within `ulp` on a GPU."""
+def _function(
+    name: str,
+    doc: str,
+    function: Callable[[Array], Array],
+    cuda: str,
+    ulp: float,
+    bar: Callable[..., Bar] | None = None,
+) -> None:
+    """A smooth f32 function: correctly rounded here, within `ulp` on a GPU. `bar` for one that is not monotone."""
     _declare(
         name,
         "a",
         doc,
         numeric.correctly_rounded(function),
-        bounds.monotone(function),
+        bar or bounds.monotone(function),
         cuda,
         ulp=ulp,
         on_numbers=function,
@@ -171,6 +193,7 @@ _declare(
     "",
     numeric.floordiv,
     "ts_floordiv({0}, {1})",
+    takes=("int",),
 )
 _declare(
     "mod",
@@ -181,6 +204,7 @@ _declare(
     "",
     numeric.mod,
     "ts_floormod({0}, {1})",
+    takes=("int",),
 )
 _declare("neg", "a", "-a", np.negative, bounds.exact(np.negative), "-{0}", numeric.checked(np.negative), "-{0}")
 _declare("abs", "a", "|a|", np.abs, bounds.exact(np.abs), "ts_abs({0})", numeric.checked(np.abs), "ts_iabs({0})")
@@ -215,6 +239,38 @@ _function("rsqrt", "1 / sqrt(a)", lambda x: 1 / np.sqrt(x), "ts_rsqrt({0})", 2)
 _function("tanh", "hyperbolic tangent", np.tanh, "ts_tanh({0})", 2)
 # Derived beside ts_sigmoid in the device header: at most 4 relative units of 2^-23.
 _function("sigmoid", "1 / (1 + exp(-a)), branch-wise: neither side overflows", numeric.sigmoid, "ts_sigmoid({0})", 4)
+_function("erf", "the error function", special.erf, "ts_erf({0})", 2)
+# The device header derives these errors.
+_function(
+    "silu",
+    "a * sigmoid(a); 0 at -infinity",
+    special.silu,
+    "ts_silu({0})",
+    7,
+    bounds.unimodal(special.silu, special.SILU_MINIMUM),
+)
+_function(
+    "gelu",
+    "a * (1 + erf(a / sqrt(2))) / 2; 0 at -infinity",
+    special.gelu,
+    "ts_gelu({0})",
+    13,
+    bounds.unimodal(special.gelu, special.GELU_MINIMUM),
+)
+_function(
+    "gelu_tanh",
+    "a * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 * a^3))) / 2; 0 at -infinity",
+    special.gelu_tanh,
+    "ts_gelu_tanh({0})",
+    7,
+    bounds.unimodal(
+        special.gelu_tanh,
+        special.GELU_TANH_MINIMUM,
+        lambda x: 2 * np.abs(special.gelu_tanh_argument(np.clip(x, special.GELU_LOWEST, -special.GELU_LOWEST))),
+    ),
+)
+_declare("floor", "a", "the largest integer not above a", np.floor, bounds.monotone(np.floor), "ts_floor({0})", ulp=0)
+_declare("ceil", "a", "the smallest integer not below a", np.ceil, bounds.monotone(np.ceil), "ts_ceil({0})", ulp=0)
 
 for _name, _sign, _numpy in (
     ("eq", "==", np.equal),
@@ -234,6 +290,7 @@ for _name, _sign, _numpy in (
         _numpy,
         f"{{0}} {_sign} {{1}}",
         type_rule=_bool_type,
+        takes=("float", "int", "bool") if _name in ("eq", "ne") else ("float", "int"),
     )
 
 for _name, _sign, _numpy in (("and", "&&", np.logical_and), ("or", "||", np.logical_or)):
@@ -247,6 +304,7 @@ for _name, _sign, _numpy in (("and", "&&", np.logical_and), ("or", "||", np.logi
         _numpy,
         f"{{0}} {_sign} {{1}}",
         type_rule=_bool_type,
+        takes=("bool",),
     )
 _declare(
     "not",
@@ -258,6 +316,7 @@ _declare(
     np.logical_not,
     "!{0}",
     type_rule=_bool_type,
+    takes=("bool",),
 )
 
 
@@ -270,8 +329,9 @@ def _select_type(op: Op) -> tuple[Type, ...]:
 
 
 def _select(op: Op, *values: Array) -> Array:
-    condition, a, b = align(op, values)
-    return round_to(dtype_of(op.result.type), np.where(condition, a, b))
+    condition, *branches = align(op, values)
+    a, b = (round_to(dtype_of(op.result.type), x) for x in branches)
+    return np.where(condition, a, b)
 
 
 define(

@@ -9,10 +9,10 @@ import numpy as np
 from tessera.errors import SourceError
 from tessera.ir import bounds, values
 from tessera.ir.bounds import Bar, lift
-from tessera.ir.core import Op
-from tessera.ir.opdef import ASYNC, COLLECTIVE, PURE, REQUIRED, STRUCTURAL, TILE, Lowering, define
+from tessera.ir.core import Op, Value
+from tessera.ir.opdef import ALIGNED, ASYNC, COLLECTIVE, PURE, REQUIRED, STRUCTURAL, TILE, Lowering, define
 from tessera.ir.ops.elementwise import is_index
-from tessera.ir.types import BufferType, ScalarType, TileType, TokenType, Type, ViewType, shape_text
+from tessera.ir.types import BufferType, ScalarType, TileType, TokenType, Type, ViewType, dtype_of, shape_text
 
 TILE_ONLY = frozenset((TILE,))
 TO_TARGET = Lowering(decomposed_by="lower_to_target")
@@ -53,8 +53,26 @@ def _window_type(op: Op) -> tuple[Type, ...]:
 
 
 def _window(op: Op, view: values.View, *offsets: Any) -> values.View:
-    moved = [np.asarray(o.r if isinstance(o, Bar) else o).astype(np.int64) for o in offsets]
-    return view.narrow(moved, op.attributes["extents"], op.attributes["kept"])
+    masked = [is_loaded(value) for value in op.operands[1:]]
+    return view.narrow(list(map(_int64, offsets)), op.attributes["extents"], op.attributes["kept"], masked)
+
+
+def _int64(scalar: Any) -> np.ndarray:
+    return np.asarray(scalar.r if isinstance(scalar, Bar) else scalar).astype(np.int64)
+
+
+def is_loaded(value: Value) -> bool:
+    """Whether an index was loaded from a tensor, or computed from one that was: it is masked, not checked."""
+    pending, seen = [value], set()
+    while pending:
+        op = pending.pop().defining_op
+        if op is None or op.id in seen:
+            continue
+        seen.add(op.id)
+        if "reads" in op.definition.effects.values():
+            return True
+        pending += op.operands
+    return False
 
 
 define(
@@ -65,6 +83,27 @@ define(
     PURE,
     attributes={"extents": REQUIRED, "kept": REQUIRED},
     evaluate=_window,
+    lower=Lowering(template="window"),
+)
+
+
+def _limit_type(op: Op) -> tuple[Type, ...]:
+    view = expect_view(op, "view")
+    if len(op.operands) - 1 != len(view.shape):
+        raise SourceError("TS304", f"a tensor {shape_text(view.shape)} takes {len(view.shape)} limits")
+    for limit in op.operands[1:]:
+        if not is_index(limit.type):
+            raise SourceError("TS203", f"the limit '{limit.name or '?'}' is not an integer")
+    return (view,)
+
+
+define(
+    "limit",
+    "view *limits",
+    _limit_type,
+    "the same view, of which elements at index `limits` and beyond, a limit per axis, count as outside the tensor",
+    PURE,
+    evaluate=lambda op, view, *limits: view.limit(list(map(_int64, limits))),
     lower=Lowering(template="window"),
 )
 
@@ -92,18 +131,29 @@ def _store_type(op: Op) -> tuple[Type, ...]:
     if not isinstance(tile, TileType):
         raise SourceError("TS203", "a store takes a tile")
     _same_shape(op, view, tile, "a store of a tile to a window")
+    check_mask(op)
     return ()
+
+
+def check_mask(op: Op) -> None:
+    """The optional mask of a store: one tile of bools of the value's shape. Raises SourceError TS301."""
+    tile = op.operand("value").type
+    for mask in op.operands[2:]:
+        shaped = isinstance(mask.type, TileType) and isinstance(tile, TileType) and mask.type.shape == tile.shape
+        if len(op.operands) > 3 or not shaped or not dtype_of(mask.type).is_bool:
+            raise SourceError("TS301", "the mask of a store must be one tile of bools of the shape of its value")
 
 
 define(
     "store",
-    "view value",
+    "view value *mask",
     _store_type,
-    "rounds a tile to the tensor's dtype and writes what lies inside the tensor",
+    "rounds a tile to the tensor's dtype and writes what lies inside the tensor and, with a mask, where that holds",
     STRUCTURAL,
+    ALIGNED,
     effects={"view": "writes"},
     levels=TILE_ONLY,
-    evaluate=lambda op, view, value: view.store(value),
+    evaluate=lambda op, view, value, mask=None: view.store(value, mask),
     lower=TO_TARGET,
 )
 

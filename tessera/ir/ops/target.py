@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from tessera.dtypes import bf16, f32
+from tessera.dtypes import f32, round_to
 from tessera.errors import SourceError
 from tessera.ir import values
 from tessera.ir.bounds import Bar, lift
 from tessera.ir.core import Op
 from tessera.ir.opdef import ASYNC, COLLECTIVE, PURE, REQUIRED, STRUCTURAL, TARGET, Lowering, define
-from tessera.ir.ops.memory import check_landed, expect_buffer, expect_view, read_buffer, write_window
-from tessera.ir.ops.tiles import expect_tile, mma_bound, mma_evaluate
-from tessera.ir.types import BufferType, ScalarType, TileType, TokenType, Type, int_shape, shape_of
+from tessera.ir.ops.memory import check_landed, check_mask, expect_buffer, expect_view, read_buffer, write_window
+from tessera.ir.ops.tiles import expect_tile, mma_bound, mma_evaluate, round_tf32
+from tessera.ir.types import BufferType, ScalarType, TileType, TokenType, Type, int_shape, shape_of, tile_layout
 
 TARGET_ONLY = frozenset((TARGET,))
 
@@ -59,19 +59,22 @@ def _global_store_type(op: Op) -> tuple[Type, ...]:
     view, tile = expect_view(op, "view"), expect_tile(op, "value")
     if view.shape != tile.shape:
         raise SourceError("TS703", "st_global of a tile to a window of another shape")
+    check_mask(op)
+    if any(tile_layout(mask.type) != tile.layout for mask in op.operands[2:]):
+        raise SourceError("TS703", "st_global of a tile whose mask has another register layout")
     return ()
 
 
 define(
     "st_global",
-    "view value",
+    "view value *mask",
     _global_store_type,
     "rounds a register tile to the tensor's dtype and stores what lies inside, `vector` bytes an access",
     STRUCTURAL,
     effects={"view": "writes"},
     attributes={"vector": REQUIRED},
     levels=TARGET_ONLY,
-    evaluate=lambda op, view, value: view.store(value),
+    evaluate=lambda op, view, value, mask=None: view.store(value, mask),
     lower=Lowering(template="st_global"),
 )
 
@@ -84,13 +87,17 @@ def _copy_type(op: Op) -> tuple[Type, ...]:
 
 
 def physical_shape(type_: BufferType) -> tuple[int, ...]:
-    """The padded shape of a shared buffer as it is laid out: leading axes, then the layout's rows and columns."""
+    """The padded shape of a shared buffer as it is laid out. All axes but the last are the layout's rows, and only a
+    buffer of two axes, which products read past its edges, has rows of padding.
+    """
     layout, shape = type_.layout, int_shape(type_)
     if layout is None:
         return shape
     if len(shape) < 2:
         return (layout.cols,)
-    return (*shape[:-2], layout.rows, layout.cols)
+    if len(shape) > 2:
+        return (*shape[:-1], layout.cols)
+    return (layout.rows, layout.cols)
 
 
 def _padded(tile: Any, shape: tuple[int, ...]) -> Any:
@@ -206,7 +213,12 @@ define(
 
 def _fragment_type(op: Op) -> tuple[Type, ...]:
     buffer = expect_buffer(op, "buffer")
-    return (TileType(tuple(op.attributes["shape"]), buffer.dtype, op.attributes["layout"]),)
+    return (TileType(tuple(op.attributes["shape"]), op.attributes.get("dtype", buffer.dtype), op.attributes["layout"]),)
+
+
+def _load_operand(op: Op, buffer: values.Buffer, row: Any, column: Any) -> Any:
+    tile = _load_fragment(op, buffer, row, column)
+    return lift(lambda x: round_to(op.attributes["dtype"], x), tile)
 
 
 def _load_fragment(op: Op, buffer: values.Buffer, row: Any, column: Any) -> Any:
@@ -220,8 +232,9 @@ define(
     "ldmatrix",
     "buffer row column",
     _fragment_type,
-    "loads matrix operand `role` (a: [M, 16], b: [16, N]) as mma fragments from rows and columns of the buffer; "
-    "`transposed`: the buffer holds the operand's transpose, read at (row, column) of the buffer",
+    "loads matrix operand `role` (a: [M, k-block], b: [k-block, N]) as mma fragments from rows and columns of the "
+    "buffer; `transposed`: the buffer holds the operand's transpose, read at (row, column) of the buffer; 4-byte "
+    "elements only where the buffer's rows run along k",
     STRUCTURAL,
     effects={"buffer": "reads"},
     attributes={"shape": REQUIRED, "layout": REQUIRED, "role": REQUIRED, "transposed": REQUIRED},
@@ -234,13 +247,41 @@ define(
     "ld_operand",
     "buffer row column",
     _fragment_type,
-    "loads an f32 matrix operand `role` (a: [M, 8], b: [8, N]) for products in true f32; fields as of ldmatrix",
+    "loads a matrix operand by elements, `vector` bytes an access, and widens it exactly to `dtype`: f32, or f16 in "
+    "packed pairs; other fields as of ldmatrix",
     STRUCTURAL,
     effects={"buffer": "reads"},
-    attributes={"shape": REQUIRED, "layout": REQUIRED, "role": REQUIRED, "transposed": REQUIRED},
+    attributes={
+        "shape": REQUIRED,
+        "layout": REQUIRED,
+        "role": REQUIRED,
+        "transposed": REQUIRED,
+        "dtype": REQUIRED,
+        "vector": REQUIRED,
+    },
     levels=TARGET_ONLY,
-    evaluate=_load_fragment,
+    evaluate=_load_operand,
     lower=Lowering(template="ld_operand"),
+)
+
+
+def _rounded_type(op: Op) -> tuple[Type, ...]:
+    tile = expect_tile(op, "a")
+    if tile.dtype != f32:
+        raise SourceError("TS703", f"{op.name} of {tile.dtype.name} operands")
+    return (tile,)
+
+
+define(
+    "round_tf32",
+    "a",
+    _rounded_type,
+    "an f32 fragment rounded to tf32, to nearest, ties away from zero",
+    PURE,
+    levels=TARGET_ONLY,
+    evaluate=lambda op, a: round_tf32(a),
+    bound=lambda op, a: round_tf32(a),
+    lower=Lowering(template="round_tf32"),
 )
 
 
@@ -248,7 +289,7 @@ def _product_type(op: Op) -> tuple[Type, ...]:
     a, b, acc = expect_tile(op, "a"), expect_tile(op, "b"), expect_tile(op, "acc")
     if a.shape[1] != b.shape[0] or acc.shape != (a.shape[0], b.shape[1]) or acc.dtype != f32 or a.dtype != b.dtype:
         raise SourceError("TS703", f"{op.name} of operands that do not match")
-    if a.dtype != (bf16 if op.name == "mma_sync" else f32):
+    if a.dtype.name not in (("bf16", "f16", "f32") if op.name == "mma_sync" else ("f32",)):
         raise SourceError("TS703", f"{op.name} of {a.dtype.name} operands")
     return (acc,)
 
@@ -257,7 +298,7 @@ define(
     "mma_sync",
     "a b acc",
     _product_type,
-    "acc + a @ b for one k-block of 16 by mma.sync.m16n8k16",
+    "acc + a @ b for one k-block by mma.sync: 16 deep for bf16 and f16, 8 for f32 operands rounded to tf32",
     PURE,
     levels=TARGET_ONLY,
     evaluate=mma_evaluate,

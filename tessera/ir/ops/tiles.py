@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tessera.dtypes import bf16, f32, i64, round_to
+from tessera.dtypes import f32, i64, round_to
 from tessera.errors import SourceError
 from tessera.ir import bounds, numeric
 from tessera.ir.bounds import Bar, lift
 from tessera.ir.core import Op
+from tessera.ir.layout import transposed_layout
 from tessera.ir.opdef import CONSTANT, PURE, REQUIRED, STRUCTURAL, TARGET, TILE, Lowering, define
+from tessera.ir.products import K_BLOCKS, TF32, operand_dtypes, product_format
 from tessera.ir.types import ScalarType, TileType, Type, dtype_of, int_shape, shape_text
 
 
@@ -53,6 +54,17 @@ define(
     PURE,
     attributes={"axis": REQUIRED, "scale": 1},
     lower=Lowering(template="program_id"),
+)
+
+
+define(
+    "num_programs",
+    "",
+    lambda op: (ScalarType(i64),),
+    "how many programs the launch has along a grid axis",
+    PURE,
+    attributes={"axis": REQUIRED},
+    lower=Lowering(template="num_programs"),
 )
 
 
@@ -130,18 +142,80 @@ def _transpose_type(op: Op) -> tuple[Type, ...]:
     source = expect_tile(op, "a")
     if len(source.shape) < 2:
         raise SourceError("TS304", f"transpose takes a tile of at least two axes, not {shape_text(source.shape)}")
-    return (TileType((*source.shape[:-2], source.shape[-1], source.shape[-2]), source.dtype),)
+    layout = transposed_layout(source.layout) if source.layout is not None else None
+    return (TileType((*source.shape[:-2], source.shape[-1], source.shape[-2]), source.dtype, layout),)
 
 
 define(
     "transpose",
     "a",
     _transpose_type,
-    "a with its last two axes exchanged",
+    "a with its last two axes exchanged; at Target level every element stays in its thread",
     PURE,
     STRUCTURAL,
-    levels=frozenset((TILE,)),
     evaluate=lambda op, a: lift(lambda x: np.swapaxes(x, -1, -2), a),
+    lower=Lowering(template="broadcast"),
+)
+
+
+def _iota_type(op: Op) -> tuple[Type, ...]:
+    shape, axis = tuple(op.attributes["shape"]), op.attributes["axis"]
+    if not -len(shape) <= axis < len(shape):
+        raise SourceError("TS304", f"axis {axis} is outside a tile of {len(shape)} axes")
+    return (TileType(shape, op.attributes["dtype"], op.attributes["layout"]),)
+
+
+def _iota(op: Op) -> Any:
+    shape = int_shape(op.result.type)
+    axis = op.attributes["axis"] % len(shape)
+    index = round_to(dtype_of(op.result.type), np.arange(shape[axis]))
+    return np.broadcast_to(index.reshape(-1, *(1,) * (len(shape) - axis - 1)), (1, *shape))
+
+
+define(
+    "iota",
+    "",
+    _iota_type,
+    "a tile in which every element is its own index along `axis`",
+    PURE,
+    attributes={"shape": REQUIRED, "axis": REQUIRED, "dtype": REQUIRED, "layout": None},
+    evaluate=_iota,
+    lower=Lowering(template="elementwise"),
+)
+
+
+def _extract_type(op: Op) -> tuple[Type, ...]:
+    source, starts, extents = expect_tile(op, "a"), op.attributes["starts"], op.attributes["extents"]
+    if not len(starts) == len(extents) == len(source.shape):
+        raise SourceError(
+            "TS304", f"a part of a tile {shape_text(source.shape)} needs a start and an extent for each axis"
+        )
+    for axis, (start, extent, size) in enumerate(zip(starts, extents, source.shape, strict=True)):
+        if not (isinstance(start, int) and isinstance(extent, int) and isinstance(size, int)):
+            continue
+        if not (0 <= start and 0 < extent and start + extent <= size):
+            raise SourceError(
+                "TS504", f"the part {start}:{start + extent} leaves axis {axis} of a tile {shape_text(source.shape)}"
+            )
+    return (TileType(tuple(extents), source.dtype),)
+
+
+def _extract(op: Op, a: Any) -> Any:
+    starts, extents = op.attributes["starts"], op.attributes["extents"]
+    index = (slice(None), *(slice(start, start + extent) for start, extent in zip(starts, extents, strict=True)))
+    return lift(lambda x: x[index], a)
+
+
+define(
+    "extract",
+    "a",
+    _extract_type,
+    "the part of a of `extents` at the constant `starts`",
+    PURE,
+    STRUCTURAL,
+    attributes={"starts": REQUIRED, "extents": REQUIRED},
+    levels=frozenset((TILE,)),
+    evaluate=_extract,
     lower=Lowering(decomposed_by="lower_to_target"),
 )
 
@@ -153,54 +227,16 @@ def negative_axis(op: Op, rank: int) -> int:
     return axis if axis < 0 else axis - rank
 
 
-def _reduce_type(op: Op) -> tuple[Type, ...]:
-    source = expect_tile(op, "a")
-    axis = negative_axis(op, len(source.shape)) + len(source.shape)
-    shape = (*source.shape[:axis], 1, *source.shape[axis + 1 :])
-    return (TileType(shape, source.dtype, source.layout.slice(axis) if source.layout is not None else None),)
-
-
-def _declare_reduction(name: str, doc: str, function: Callable[..., Any], bound: Callable[..., Bar]) -> None:
-    def evaluate(op: Op, a: Any) -> Any:
-        return round_to(dtype_of(op.result.type), function(a, axis=negative_axis(op, a.ndim - 1)))
-
-    def bar(op: Op, a: Bar) -> Bar:
-        return bound(op, a, axis=negative_axis(op, a.r.ndim - 1))
-
-    define(
-        name,
-        "a",
-        _reduce_type,
-        doc,
-        PURE,
-        attributes={"axis": REQUIRED},
-        evaluate=evaluate,
-        bound=bar,
-        lower=Lowering(template="reduce"),
-    )
-
-
-_declare_reduction("reduce_sum", "sum along `axis`, kept with size 1, in f32", numeric.reduce_sum, bounds.reduce_sum)
-_declare_reduction(
-    "reduce_max",
-    "maximum along `axis`, kept with size 1; NaN when any element is",
-    numeric.reduce_max,
-    bounds.reduce_extremum(np.max),
-)
-_declare_reduction(
-    "reduce_min",
-    "minimum along `axis`, kept with size 1; NaN when any element is",
-    numeric.reduce_min,
-    bounds.reduce_extremum(np.min),
-)
-
-
 def _mma_type(op: Op) -> tuple[Type, ...]:
     a, b = expect_tile(op, "a"), expect_tile(op, "b")
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise SourceError("TS304", f"mma takes tiles of two axes, not {shape_text(a.shape)} and {shape_text(b.shape)}")
-    if a.dtype != b.dtype or a.dtype not in (bf16, f32):
-        raise SourceError("TS204", f"mma takes two tiles of bf16 or two of f32, not {a.dtype.name} and {b.dtype.name}")
+    if product_format(a.dtype, b.dtype) is None:
+        raise SourceError("TS204", f"mma takes {operand_dtypes()}, not {a.dtype.name} and {b.dtype.name}")
+    if product_format(a.dtype, b.dtype, op.attributes["precision"]) is None:
+        raise SourceError(
+            "TS402", f"products of {a.dtype.name} and {b.dtype.name} have no precision {op.attributes['precision']!r}"
+        )
     m, k = reversed(a.shape) if op.attributes["transpose_a"] else a.shape
     k_of_b, n = reversed(b.shape) if op.attributes["transpose_b"] else b.shape
     if k != k_of_b:
@@ -215,15 +251,30 @@ def _mma_type(op: Op) -> tuple[Type, ...]:
     return (TileType((m, n), f32, layout),)
 
 
+def format_of(op: Op) -> str:
+    """The format in which a product multiplies its operands. Operands of Target products have it already."""
+    a, b = (dtype_of(value.type) for value in op.operands[:2])
+    found = product_format(a, b, op.attributes.get("precision"))
+    assert found is not None, "the type rule of products ran before"
+    return found
+
+
 def k_block(op: Op) -> int:
-    """How many products the matrix unit sums before it rounds into the accumulator: 16 of 16-bit operands, 8 of f32."""
-    return 16 if dtype_of(op.operands[0].type).bits == 16 else 8
+    """How many products the matrix unit sums before it rounds into the accumulator."""
+    return K_BLOCKS[format_of(op)]
 
 
 def _mma_operands(op: Op, a: Any, b: Any) -> tuple[Any, Any]:
+    if format_of(op) == TF32:
+        a, b = round_tf32(a), round_tf32(b)
     a = lift(lambda x: np.swapaxes(x, -1, -2), a) if op.attributes.get("transpose_a") else a
     b = lift(lambda x: np.swapaxes(x, -1, -2), b) if op.attributes.get("transpose_b") else b
     return a, b
+
+
+def round_tf32(x: Any) -> Any:
+    """Values or bars rounded to tf32, a rounding that nothing skips."""
+    return bounds.rounded_explicitly(numeric.round_tf32, x) if isinstance(x, Bar) else numeric.round_tf32(x)
 
 
 def mma_evaluate(op: Op, a: Any, b: Any, acc: Any = None) -> Any:
@@ -241,9 +292,10 @@ define(
     "mma",
     "a b *acc",
     _mma_type,
-    "acc + a @ b, accumulated in f32; bf16 on tensor cores, f32 in true f32",
+    "acc + a @ b, accumulated in f32; 8- and 16-bit operands on tensor cores, f32 in true f32 unless `precision` is "
+    "tf32, which rounds the operands",
     PURE,
-    attributes={"transpose_a": False, "transpose_b": False},
+    attributes={"transpose_a": False, "transpose_b": False, "precision": None},
     levels=frozenset((TILE,)),
     evaluate=mma_evaluate,
     bound=mma_bound,
@@ -251,4 +303,4 @@ define(
 )
 
 
-__all__ = ["TARGET", "k_block", "mma_bound", "mma_evaluate", "negative_axis"]
+__all__ = ["TARGET", "format_of", "k_block", "mma_bound", "mma_evaluate", "negative_axis", "round_tf32"]

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from op_harness import bar, bound, evaluate, make
 
-from tessera.dtypes import bf16, f32, i64
+from tessera.dtypes import bf16, f32, i64, parse, round_to
 from tessera.errors import SourceError
+from tessera.ir import numeric
+from tessera.ir.ops.tiles import k_block
 from tessera.ir.types import ScalarType, TileType
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -114,3 +116,45 @@ def test_mma_operands_are_checked():
         make("mma", TileType((4, 8), bf16), TileType((8, 4), f32))
     with pytest.raises(SourceError, match="accumulator"):
         make("mma", TileType((4, 8), bf16), TileType((8, 4), bf16), TileType((4, 5), f32))
+
+
+@pytest.mark.parametrize("dtypes", [("f16", "f16"), ("fp8_e4m3", "fp8_e4m3"), ("fp8_e5m2", "fp8_e4m3")])
+def test_mma_of_narrow_floats_sums_16_products_at_a_time(dtypes):
+    k = 40
+    types = TileType((3, k), parse(dtypes[0])), TileType((k, 4), parse(dtypes[1]))
+    op = make("mma", *types)
+    assert k_block(op) == 16
+    a, b = (round_to(t.dtype, np.random.default_rng(i).standard_normal((1, *t.shape))) for i, t in enumerate(types))
+    result, exact = evaluate(op, a, b), a.astype(np.float64) @ b.astype(np.float64)
+    steps = np.zeros(exact.shape, np.float32)
+    for start in range(0, k, 16):
+        steps = (steps + (a[..., start : start + 16].astype(np.float64) @ b[:, start : start + 16])).astype(np.float32)
+    np.testing.assert_array_equal(result, steps)
+    allowed = bound(op, bar(a), bar(b))
+    assert (np.abs(result - allowed.r) <= allowed.e).all()
+
+
+def test_mma_in_tf32_rounds_its_operands():
+    rng = np.random.default_rng(1)
+    a, b = rng.standard_normal((1, 5, 24)).astype(np.float32), rng.standard_normal((1, 24, 6)).astype(np.float32)
+    types = TileType((5, 24), f32), TileType((24, 6), f32)
+    op, exact = make("mma", *types, precision="tf32"), make("mma", *types)
+    assert k_block(op) == k_block(exact) == 8
+    rounded = numeric.round_tf32(a), numeric.round_tf32(b)
+    np.testing.assert_array_equal(evaluate(op, a, b), evaluate(exact, *rounded))
+    allowed = bound(op, bar(a), bar(b))
+    np.testing.assert_array_equal(allowed.r, bound(exact, *map(bar, rounded)).r)
+    assert (np.abs(evaluate(op, a, b) - allowed.r) <= allowed.e).all()
+    assert not (np.abs(evaluate(exact, a, b) - allowed.r) <= allowed.e).all(), "true f32 is not within tf32's bars"
+    # An operand with a bar may round either way: its whole hull counts.
+    moved = bound(op, bar(a, 2.0**-9), bar(b))
+    assert (np.abs(evaluate(op, a + np.float32(2.0**-9), b) - moved.r) <= moved.e).all()
+
+
+def test_mma_precision_is_checked():
+    with pytest.raises(SourceError, match="TS402"):
+        make("mma", TileType((4, 8), bf16), TileType((8, 4), bf16), precision="tf32")
+    with pytest.raises(SourceError, match="TS402"):
+        make("mma", TileType((4, 8), f32), TileType((8, 4), f32), precision="f64")
+    with pytest.raises(SourceError, match="TS204"):
+        make("mma", TileType((4, 8), parse("i8")), TileType((8, 4), parse("i8")))

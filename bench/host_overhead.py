@@ -1,0 +1,97 @@
+"""Host time of a warm call on a GPU: what a kernel costs its caller before the GPU has done anything.
+
+    python bench/host_overhead.py [report.json]
+
+One kernel with three tensors and an int, outputs given, is called through Tessera with torch and with CuPy arrays,
+beside a CuPy RawKernel with `np.uint64` pointers and torch's `add_`. Best of 5 rounds of 2,000 calls. The goal: at
+most 1.5 times RawKernel.
+"""
+# ruff: noqa: F821  names of dims are strings in annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import tessera as ts
+from tessera import Tensor, tile
+from tessera.runtime.api import last_run
+
+CALLS, ROUNDS, GOAL = 2000, 5, 1.5
+ROWS, COLUMNS = 16, 64  # one block: the GPU keeps up, and the launch queue never fills
+
+RAW = r"""
+extern "C" __global__ void scale(const float* x, const float* y, float* out, long long n) {
+    for (int i = threadIdx.x; i < 1024; i += blockDim.x) out[i] = x[i] + y[i] * (float)n;
+}
+"""
+
+
+@ts.kernel
+def scale(x: Tensor["S", "D", ts.f32], y: Tensor["S", "D", ts.f32], out: Tensor["S", "D", ts.f32], n: int):
+    row = tile.program_id(0) * 16
+    tile.store(x[row : row + 16] + y[row : row + 16] * n, out[row : row + 16])
+
+
+def best(call: Callable[[], object], synchronize: Callable[[], object]) -> float:
+    """Microseconds per call on the host, the fastest round."""
+    call()
+    rounds = []
+    for _ in range(ROUNDS):
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        rounds.append((time.perf_counter() - start) / CALLS * 1e6)
+    synchronize()
+    return min(rounds)
+
+
+def main() -> int:
+    import cupy
+
+    synchronize = cupy.cuda.runtime.deviceSynchronize
+    x, y = (cupy.asarray(np.random.default_rng(seed).standard_normal((ROWS, COLUMNS), np.float32)) for seed in (0, 1))
+    out = cupy.empty_like(x)
+    raw = cupy.RawKernel(RAW, "scale")
+    pointers = tuple(np.uint64(array.data.ptr) for array in (x, y, out))
+    count = np.int64(3)
+    view, wide = cupy.zeros((ROWS, 2 * COLUMNS), cupy.float32)[:, :COLUMNS], scale[1]
+    rows: dict[str, float] = {
+        "cupy RawKernel, np.uint64 pointers": best(lambda: raw((1,), (128,), (*pointers, count)), synchronize),
+        "cupy RawKernel, arrays": best(lambda: raw((1,), (128,), (x, y, out, count)), synchronize),
+        "tessera, cupy arrays": best(lambda: scale(x, y, out, 3), synchronize),
+        "tessera, cupy arrays, kernel[1]": best(lambda: wide(x, y, out, 3), synchronize),
+        "tessera, cupy arrays, strided output": best(lambda: scale(x, y, view, 3), synchronize),
+        "tessera, cupy arrays, output left out": best(lambda: scale(x, y, 3), synchronize),
+    }
+    run = last_run(scale)
+    assert run is not None and run.lane == "cuda"
+    scale(x, y, out, 3)
+    assert (out == x + y * 3).all()
+    try:
+        import torch
+    except ImportError:
+        print("torch is not installed: its rows are missing")
+    else:
+        a, b = (torch.randn(ROWS, COLUMNS, device="cuda") for _ in range(2))
+        c = torch.empty_like(a)
+        rows["tessera, torch tensors"] = best(lambda: scale(a, b, c, 3), synchronize)
+        rows["tessera, torch tensors, output left out"] = best(lambda: scale(a, b, 3), synchronize)
+        rows["torch add_"] = best(lambda: c.add_(a), synchronize)
+    base = rows["cupy RawKernel, np.uint64 pointers"]
+    for name, microseconds in rows.items():
+        print(f"{name:42} {microseconds:6.2f} us  {microseconds / base:5.2f} x RawKernel")
+    judged = rows.get("tessera, torch tensors", rows["tessera, cupy arrays"])
+    ok = judged <= GOAL * base
+    print(f"{'ok' if ok else 'too slow'}: {judged / base:.2f} x RawKernel, the goal is {GOAL}")
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(json.dumps({"ok": ok, "goal": GOAL, "microseconds": rows}, indent=1))
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,139 @@
+"""Reductions and scans: inside a warp in registers, across warps through blocks in shared memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tessera.codegen_cuda.reductions import (
+    BLOCK,
+    Arithmetic,
+    Line,
+    block_lines,
+    reduction_lines,
+    scan_lines,
+    total_lines,
+)
+from tessera.codegen_cuda.statements.common import coordinate_texts, tile_info
+from tessera.codegen_cuda.statements.registry import statement
+from tessera.codegen_cuda.statements.shared_memory import place_text
+from tessera.ir.core import Op, Value
+from tessera.ir.types import buffer_layout, dtype_of, int_shape, tile_layout
+
+if TYPE_CHECKING:
+    from tessera.codegen_cuda.emit import Emitter
+
+
+def _line(emitter: Emitter, op: Op, source: Value) -> Line:
+    layout, shape = tile_layout(source.type), int_shape(source.type)
+    axis = op.attributes["axis"] % len(shape)
+    return Line(layout, axis, shape[axis], emitter.name(source), emitter.layouts.tile(layout))
+
+
+@statement("reduce_sum", "reduce_max", "reduce_min")
+def _reduce(emitter: Emitter, op: Op) -> dict[str, Any]:
+    source, out = op.operands[0], tile_info(emitter, op.result)
+    arithmetic = Arithmetic(op.name.removeprefix("reduce_"), dtype_of(source.type))
+    return {"out": out, "lines": reduction_lines(arithmetic, _line(emitter, op, source), out["name"], out["ctype"])}
+
+
+@statement("reduce_blocks")
+def _reduce_blocks(emitter: Emitter, op: Op) -> dict[str, Any]:
+    source, out = op.operands[0], tile_info(emitter, op.result)
+    arithmetic = Arithmetic(op.attributes["combine"], dtype_of(source.type))
+    return {"out": out, "lines": block_lines(arithmetic, _line(emitter, op, source), out["name"])}
+
+
+@statement("scan_blocks")
+def _scan_blocks(emitter: Emitter, op: Op) -> dict[str, Any]:
+    source, out = op.operands[0], tile_info(emitter, op.result)
+    arithmetic = Arithmetic(op.attributes["combine"], dtype_of(source.type))
+    return {"out": out, "lines": scan_lines(arithmetic, _line(emitter, op, source), out["name"])}
+
+
+@statement("block_totals")
+def _block_totals(emitter: Emitter, op: Op) -> dict[str, Any]:
+    out = tile_info(emitter, op.result)
+    return {"out": out, "lines": total_lines(_line(emitter, op, op.operands[0]), out["name"])}
+
+
+def _element(emitter: Emitter, buffer: Value, coordinates: list[str]) -> str:
+    """The address of an element of a shared buffer."""
+    layout = emitter.layouts.buffer(buffer_layout(buffer.type))
+    return f"{emitter.name(buffer)} + {layout}({place_text(coordinates, int_shape(buffer.type))})"
+
+
+def _inside(coordinates: list[str], shape: tuple[int, ...], physical: tuple[int, ...], axis: int) -> list[str]:
+    """Conditions that hold for elements of the tile, not of its padding, along all axes but `axis`."""
+    return [
+        f"{coordinate} < {size}"
+        for number, (coordinate, size, reach) in enumerate(zip(coordinates, shape, physical, strict=True))
+        if number != axis and reach > size
+    ]
+
+
+@statement("fold_blocks")
+def _fold_blocks(emitter: Emitter, op: Op) -> dict[str, Any]:
+    buffer, out = op.operands[0], tile_info(emitter, op.result)
+    shape = int_shape(buffer.type)
+    axis = op.attributes["axis"] % len(shape)
+    arithmetic = Arithmetic(op.attributes["combine"], dtype_of(buffer.type))
+    names = [f"c{number}" for number in range(len(shape))]
+
+    def block(number: str) -> str:
+        return _element(emitter, buffer, [*names[:axis], number, *names[axis + 1 :]])
+
+    return {
+        "out": out,
+        "names": names,
+        "coordinates": coordinate_texts(out["layout"], len(shape), "r"),
+        "ctype": arithmetic.ctype,
+        "guard": " && ".join(_inside(names, shape, out["physical"], axis)),
+        "identity": arithmetic.identity,
+        "first": block("0"),
+        "next": block("b"),
+        "blocks": shape[axis],
+        "combined": arithmetic.combine("total", "x"),
+    }
+
+
+@statement("carry_blocks")
+def _carry_blocks(emitter: Emitter, op: Op) -> dict[str, Any]:
+    """Each group of registers in one block folds the totals before it, then takes them in."""
+    buffer, source = op.operands
+    out, shape, count = tile_info(emitter, op.result), int_shape(source.type), int_shape(buffer.type)
+    line = _line(emitter, op, source)
+    arithmetic = Arithmetic(op.attributes["combine"], dtype_of(buffer.type))
+    high = any(c[line.axis] >= BLOCK for name in ("lane", "warp") for c in line.layout.block.group(name))
+    lines: list[str] = []
+    for block, members in line.blocks():
+        register = next(iter(members.values()))
+        at = line.layout.coordinates(register, 0, 0)
+        names = [f"{line.alias}_t{number} + {c}" for number, c in enumerate(at)]
+        if not high and block == 0:
+            lines += [f"{out['name']}[{r}] = ts_cast<{out['ctype']}>({line.source}[{r}]);" for r in members.values()]
+            continue
+        guards = [f"0 < block && block < {count[line.axis]}", *_inside(names, shape, line.layout.shape, line.axis)]
+        first, later = (
+            _element(emitter, buffer, [*names[: line.axis], number, *names[line.axis + 1 :]]) for number in ("0", "b")
+        )
+        ctype = arithmetic.ctype
+        lines += [
+            "{",
+            f"    const int block = ({line.alias}_t{line.axis} + {at[line.axis]}) / {BLOCK};",
+            f"    {ctype} carry = {arithmetic.identity};",
+            f"    if ({' && '.join(guards)}) {{",
+            f"        ts_ld_shared<{ctype}, 1>(&carry, {first});",
+            "        TS_ROLLED for (int b = 1; b < block; ++b) {",
+            f"            {ctype} x;",
+            f"            ts_ld_shared<{ctype}, 1>(&x, {later});",
+            f"            carry = {arithmetic.combine('carry', 'x')};",
+            "        }",
+            "    }",
+            *(
+                f"    {out['name']}[{r}] = ts_cast<{out['ctype']}>(block > 0 ? "
+                f"{arithmetic.combine('carry', f'{line.source}[{r}]')} : {line.source}[{r}]);"
+                for r in members.values()
+            ),
+            "}",
+        ]
+    return {"out": out, "lines": lines}
