@@ -1,4 +1,4 @@
-"""The first call of a kernel in a new process whose CUDA context exists: with an empty disk cache, then with a warm one.
+"""The first call of a kernel in a new process with a CUDA context: with an empty disk cache, then with a warm one.
 
 Usage: python bench/first_launch.py [RESULT.json]
 """
@@ -54,9 +54,8 @@ def main():
         report["warm"] = min((child(folder, True) for _ in range(5)), key=lambda r: r["call_ms"])
         report["warm_with_imports"] = min((child(folder, False) for _ in range(5)), key=lambda r: r["call_ms"])
     for name, row in report.items():
-        print(
-            f"{name:18s} import {row['import_ms']:.1f} ms, first call {row['call_ms']:.1f} ms, next {row['again_ms']:.2f} ms"
-        )
+        times = f"import {row['import_ms']:.1f} ms, first call {row['call_ms']:.1f} ms, next {row['again_ms']:.2f} ms"
+        print(f"{name:18s} {times}")
     if len(sys.argv) > 1:
         Path(sys.argv[1]).write_text(json.dumps(report, indent=1) + "\n")
 

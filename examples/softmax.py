@@ -18,7 +18,8 @@ def softmax_of_rows(x, output):
     rows = tile.cast(x[first : first + ROWS], ts.f32)
     shifted = rows - tile.max(rows, axis=-1, keepdims=True)  # exp of nothing above 0: it cannot overflow
     weights = tile.exp(shifted)
-    tile.store(weights / tile.sum(weights, axis=-1, keepdims=True), output[first : first + ROWS])
+    scale = 1.0 / tile.sum(weights, axis=-1, keepdims=True)  # one division a row, not one an element
+    tile.store(weights * scale, output[first : first + ROWS])
 
 
 @ts.kernel

@@ -10,7 +10,7 @@ from typing import Any
 
 from tessera.codegen_cuda import statements
 from tessera.codegen_cuda.layouts import LayoutNames
-from tessera.codegen_cuda.names import Names, dim_name, size_text
+from tessera.codegen_cuda.names import Names, dim_name, function_name, size_text
 from tessera.codegen_cuda.views import ViewNames, parameter_view
 from tessera.errors import InternalError
 from tessera.ir.core import Block, Kernel, Op, Value
@@ -109,19 +109,20 @@ class Emitter:
                 signature.append(f"{value.type.dtype.cuda} {self.names.value(value)}")
                 scalars.append(value.name)
         body = self.block(kernel.body, "    ")
+        name = function_name(kernel.name)
         head = [
             '#include "tessera_device.h"',
             "",
             *self.layouts.functions(),
             "",
-            f"TS_KERNEL({kernel.name}, {self.threads})({', '.join(signature)}) {{",
+            f"TS_KERNEL({name}, {self.threads})({', '.join(signature)}) {{",
             "    TS_SHARED(shared_base);",
             *(f"    {text}" for text in self.layouts.variables()),
         ]
         lines = [Line(text) for text in head] + body + [Line("}"), Line("")]
         table = {number: line.op.id for number, line in enumerate(lines, 1) if line.op is not None}
         return CudaKernel(
-            kernel.name,
+            name,
             "\n".join(line.text for line in lines),
             self.threads,
             kernel.attributes.get("shared_bytes", 0),

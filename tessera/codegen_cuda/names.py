@@ -34,6 +34,23 @@ def identifier(hint: str) -> str:
     return text
 
 
+# What NVRTC or g++ declare on their own: a kernel is extern "C" and cannot be another function of that name.
+_FUNCTIONS = frozenset(
+    "abort abs acos acosh alloca asin asinh assert atan atan2 atanh bcmp bzero calloc cbrt ceil clock "
+    "copysign cos cosh div erf erfc exit exp exp2 expm1 fabs fdim floor fma fmax fmin fmod free frexp gamma "
+    "hypot ilogb index isalpha isdigit isfinite isinf isnan isnormal j0 j1 jn labs ldexp lgamma llabs log "
+    "log10 log1p log2 logb lrint lround main malloc max memcmp memcpy memmove memset min modf nan nearbyint "
+    "nextafter norm normcdf pow printf puts rand realloc remainder remquo rint round rsqrt scalbn signbit sin "
+    "sincos sinh sqrt strcmp strlen tan tanh tgamma trunc y0 y1 yn".split()
+)
+
+
+def function_name(name: str) -> str:
+    """The C name of a kernel: its own, unless C++ or CUDA has a keyword or a function of that name."""
+    text = identifier(name)
+    return f"{text}_kernel" if text in _FUNCTIONS or f"{text[:-1]}" in _FUNCTIONS and text[-1] in "fl" else text
+
+
 class Names:
     """Unique C names per value."""
 

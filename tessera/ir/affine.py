@@ -211,7 +211,7 @@ def cover(
         else:
             starts = (starts[:, None] + stride * np.arange(count)).reshape(-1)
     merged: list[tuple[int, int]] = []
-    for start in np.unique(starts).tolist():
+    for start in sorted(set(starts.tolist())):
         low, high = max(start, 0), min(start + length, size)
         if low < high:
             if merged and low <= merged[-1][1]:

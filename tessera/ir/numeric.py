@@ -108,6 +108,9 @@ def carry_blocks(kind: str, scanned: Array, totals: Array, axis: int) -> Array:
     """`scan_blocks` of an axis, each element combined with the ascending fold of the `totals` of the blocks before."""
     blocks = _in_blocks(scanned, axis, 0)
     totals = np.moveaxis(totals, axis, -1)
+    # A tile that is the same in every program has a leading axis of 1, which its totals in a buffer do not have.
+    leading = np.broadcast_shapes(blocks.shape[:-2], totals.shape[:-1])
+    blocks = np.broadcast_to(blocks, leading + blocks.shape[-2:])
     combine = _combine(kind, blocks)
     parts, carry = [blocks[..., 0, :]], totals[..., 0]
     with np.errstate(all="ignore"):

@@ -60,6 +60,7 @@ def assign_layouts(kernel: Kernel, schedule: Schedule) -> Layouts:
     groups = _Groups(kernel)
     along = [op for op in kernel.body.walk() if _has_axis(op)]
     rows_reduced = {groups.of(op.operands[0]) for op in along if op.attributes["axis"] in _last_axis(op)}
+    items = _narrowest(kernel, groups)
     known: dict[int, RegisterLayout] = {}
     for op in kernel.body.walk():
         if op.name == "mma":
@@ -67,16 +68,36 @@ def assign_layouts(kernel: Kernel, schedule: Schedule) -> Layouts:
             layouts.product[op.id] = product_layouts(op, schedule, group in rows_reduced)
             known.setdefault(group, layouts.product[op.id][2])
     for op in along:
-        known.setdefault(groups.of(op.operands[0]), layout_along(op, schedule))
+        group = groups.of(op.operands[0])
+        known.setdefault(group, layout_along(op, schedule, items[group]))
     _spread(kernel, groups, known)
     for value in groups.values:
         group = groups.of(value)
         if group not in known:
-            known[group] = coalesced(value, schedule)
+            known[group] = coalesced(value, schedule, items[group])
             _spread(kernel, groups, known)
         layouts.tile[value] = known[group]
     _assign_buffers(kernel, layouts)
     return layouts
+
+
+def _narrowest(kernel: Kernel, groups: _Groups) -> dict[int, int]:
+    """Bytes of the narrowest element of each group, those that it is stored to included: its vectors suit that one.
+
+    bf16 that is loaded, computed in f32 and stored as bf16 then moves 16 bytes an access, without a trip through shared
+    memory in between.
+    """
+    items: dict[int, int] = {}
+
+    def see(value: Value, size: int) -> None:
+        items[groups.of(value)] = min(items.get(groups.of(value), 16), size)
+
+    for value in groups.values:
+        see(value, dtype_of(value.type).bytes)
+    for op in kernel.body.walk():
+        if op.name == "store":
+            see(op.operand("value"), dtype_of(op.operand("view").type).bytes)
+    return items
 
 
 class _Groups:
@@ -143,11 +164,14 @@ def _last_axis(op: Op) -> tuple[int, int]:
     return -1, len(int_shape(op.operands[0].type)) - 1
 
 
-def layout_along(op: Op, schedule: Schedule) -> RegisterLayout:
-    """What a reduction or a scan wants of its operand: each block of 32 along its axis inside a warp."""
+def layout_along(op: Op, schedule: Schedule, item: int | None = None) -> RegisterLayout:
+    """What a reduction or a scan wants of its operand: each block of 32 along its axis inside a warp.
+
+    `item`: bytes of the elements whose accesses should be 16 bytes wide (the operand's own).
+    """
     shape = int_shape(op.operands[0].type)
     axis = negative_axis(op, len(shape)) + len(shape)
-    return reduction_layout(shape, schedule.warps, axis, _vector(op.operands[0]))
+    return reduction_layout(shape, schedule.warps, axis, _vector(op.operands[0], item))
 
 
 def coalesced(value: Value, schedule: Schedule, item: int | None = None) -> RegisterLayout:

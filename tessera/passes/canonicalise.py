@@ -8,7 +8,8 @@ import numpy as np
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like, uses
 from tessera.ir.opdef import ASYNC, BRANCH, CONSTANT, LOOP, PURE, TERMINATOR
-from tessera.ir.types import BufferType, ScalarType
+from tessera.ir.types import BufferType, ScalarType, ViewType
+from tessera.target.schedule import root
 
 
 def canonicalise(kernel: Kernel) -> Kernel:
@@ -18,11 +19,29 @@ def canonicalise(kernel: Kernel) -> Kernel:
 
 def _fold_and_merge(kernel: Kernel) -> Kernel:
     new, builder, mapping = new_kernel_like(kernel)
-    _sweep(kernel.body, builder, mapping, {})
+    written = {
+        root(value) for op in kernel.body.walk() for effect, value in op.definition.effects_of(op) if effect != "reads"
+    }
+    _sweep(kernel.body, builder, mapping, {}, written)
     return new
 
 
-def _sweep(block: Block, builder: Builder, mapping: Mapping, outer: dict[Any, Value]) -> None:
+def _mergeable(op: Op, written: set[Value]) -> bool:
+    """Whether two equal ops give one value: pure ones, and loads of tensors that the kernel never writes."""
+    if len(op.results) != 1 or op.definition.has(ASYNC):
+        return False
+    effects = op.definition.effects_of(op)
+    return (
+        op.definition.has(PURE)
+        or bool(effects)
+        and all(
+            effect == "reads" and isinstance(value.type, ViewType) and root(value) not in written
+            for effect, value in effects
+        )
+    )
+
+
+def _sweep(block: Block, builder: Builder, mapping: Mapping, outer: dict[Any, Value], written: set[Value]) -> None:
     available = dict(outer)  # an op seen in an enclosing block dominates this one
     for op in block.ops:
         builder.at(op)
@@ -32,14 +51,14 @@ def _sweep(block: Block, builder: Builder, mapping: Mapping, outer: dict[Any, Va
                 copy = Block()
                 for argument in region.arguments:
                     mapping[argument] = copy.add_argument(argument.type, argument.name)
-                _sweep(region, builder.inner(copy), mapping, available)
+                _sweep(region, builder.inner(copy), mapping, available, written)
                 regions.append(copy)
             new = builder.op(
                 op.name, [mapping[v] for v in op.operands], regions, [r.name for r in op.results], **op.attributes
             )
             mapping.update(zip(op.results, new.results, strict=True))
             continue
-        if not op.definition.has(PURE) or len(op.results) != 1:
+        if not _mergeable(op, written):
             clone_op(builder, op, mapping)
             continue
         folded = _fold(op, [mapping[v] for v in op.operands], builder)

@@ -245,16 +245,37 @@ class _Slicer:
             return self._iota(builder.at(op), op, part)
         if op.name == "extract":
             return self._extract(builder.at(op), op, part, done)
+        if op.name == "reshape":
+            source, inner = op.operands[0], _axis_before(op, part.axis)
+            if inner is None:
+                cut = Slice(0, self._zero(builder, done), int_shape(source.type)[0])
+            else:
+                cut = Slice(inner, part.start, part.extent)
+            return builder.at(op).value(
+                "reshape",
+                self.value(builder, source, cut, done),
+                hint=op.result.name,
+                **{**op.attributes, "shape": sliced},
+            )
         operands = []
         for operand in op.operands:
             spread = isinstance(operand.type, TileType) and operand.type.shape[part.axis] == 1 != shape[part.axis]
             if spread:
-                zero = builder.at(op).value("constant", value=0, dtype=i64)
-                operands.append(self.value(builder, operand, Slice(part.axis, zero, 1), done))
+                operands.append(
+                    self.value(builder, operand, Slice(part.axis, self._zero(builder.at(op), done), 1), done)
+                )
             else:
                 operands.append(self.value(builder, operand, part, done))
         changed = {"shape": sliced} if "shape" in op.attributes else {}
         return builder.at(op).value(op.name, *operands, hint=op.result.name, **{**op.attributes, **changed})
+
+    def _zero(self, builder: Builder, done: dict[tuple[Value, Slice], Value]) -> Value:
+        """One zero for all slices of a store: equal slices are told by their start."""
+        for _, part in done:
+            op = part.start.defining_op
+            if op is not None and op.name == "constant" and op.attributes["value"] == 0:
+                return part.start
+        return builder.value("constant", value=0, dtype=i64)
 
     def _extract(self, builder: Builder, op: Op, part: Slice, done: dict[tuple[Value, Slice], Value]) -> Value:
         """The slice of a part is a slice of the tile that it is taken from, and along the other axes a part of that."""
@@ -365,8 +386,14 @@ class _Slicer:
             return False
         if value in self.kept:
             return value.type.shape[axis] != 1
-        if op is None or op.regions or op.name == "reshape":
+        if op is None or op.regions:
             return True
+        if op.name == "reshape":
+            source = op.operands[0]
+            if value.type.shape[axis] == 1:
+                return _reduces(source)  # nothing is cut, but a reduction would be computed again in every slice
+            inner = _axis_before(op, axis)
+            return inner is None or self._needs_whole(source, inner)
         if op.name == "transpose":
             return self._needs_whole(op.operands[0], _exchanged(axis, len(value.type.shape)))
         if op.name == "mma":
@@ -381,6 +408,25 @@ class _Slicer:
         if along or op.definition.has(ELEMENTWISE) or op.name in ("broadcast", "extract"):
             return any(self._needs_whole(v, axis) for v in op.operands)
         return False
+
+
+def _axis_before(op: Op, axis: int) -> int | None:
+    """The axis of a reshape's operand that is `axis` of its result, where only axes of size 1 come or go; else None."""
+    before, after = int_shape(op.operands[0].type), int_shape(op.result.type)
+    if after[axis] == 1 or [s for s in before if s != 1] != [s for s in after if s != 1]:
+        return None
+    count = sum(size != 1 for size in after[:axis])
+    return [place for place, size in enumerate(before) if size != 1][count]
+
+
+def _reduces(value: Value) -> bool:
+    """Whether a reduction, a scan or a product lies behind a tile."""
+    op = value.defining_op
+    if not isinstance(value.type, TileType):
+        return False
+    if op is None or op.regions or op.name == "mma" or op.definition.has(REDUCTION) or op.definition.has(SCAN):
+        return True
+    return any(_reduces(operand) for operand in op.operands)
 
 
 def _exchanged(axis: int, rank: int) -> int:

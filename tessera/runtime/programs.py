@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -134,17 +135,41 @@ def _digest(facts: Mapping[str, Any]) -> str:
 def nvrtc_identity() -> str:
     """Version of NVRTC, and the size of its library, which tells builds of one version apart where /proc does.
 
-    Raises NvrtcUnavailable.
+    Loading the library takes tens of milliseconds, so what it said is kept on disk together with the file's size and
+    times, and asked again only when they or the search path changed. Raises NvrtcUnavailable.
     """
+    where = {"prefix": sys.prefix, "python": sys.version, "path": sys.path[1:]}
+    where |= {name: os.environ.get(name, "") for name in ("LD_LIBRARY_PATH", "CUDA_PATH", "CUDA_HOME")}
+    key = f"nvrtc/{_digest(where)}"
+    known = open_cache().get(key)
+    if known is not None:
+        path, stamp, identity = json.loads(known)
+        if stamp == _stamp(path):
+            return identity
     major, minor = load_nvrtc().getVersion()
-    sizes = set()
+    paths = _loaded_libraries("libnvrtc.so")
+    identity = f"{major}.{minor} {sorted({os.stat(path).st_size for path in paths})}"
+    if len(paths) == 1:
+        open_cache().put(key, json.dumps([paths[0], _stamp(paths[0]), identity]).encode())
+    return identity
+
+
+def _stamp(path: str) -> list[int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _loaded_libraries(name: str) -> list[str]:
+    """Files of this process's libraries whose path holds `name`; none where /proc does not tell."""
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-            paths = {line.split(maxsplit=5)[-1].rstrip("\n") for line in maps if "libnvrtc.so" in line}
-        sizes = {os.stat(path).st_size for path in paths}
+            paths = {line.split(maxsplit=5)[-1].rstrip("\n") for line in maps if name in line}
     except OSError:
-        pass
-    return f"{major}.{minor} {sorted(sizes)}"
+        return []
+    return sorted(path for path in paths if os.path.exists(path))
 
 
 @cache

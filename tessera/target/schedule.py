@@ -10,11 +10,15 @@ from dataclasses import dataclass
 
 from tessera.errors import SourceError
 from tessera.ir.core import Kernel, Op, Value
-from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
+from tessera.ir.opdef import REDUCTION, SCAN
+from tessera.ir.types import BufferType, TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
 
 REGISTER_TILE_LIMIT = 128  # f32 registers of one tile per thread: half of the 255 that a thread can have
 ELEMENTS_PER_THREAD = 32  # of the largest tile where there is no product: more would lower the occupancy
+VECTORS_PER_THREAD = 8  # the same where nothing is reduced: one 16-byte access of bf16 a tensor, and many threads
+LONG_LINE, LINE_OF_A_WARP = 1024, 4096  # reduced lines between these take a warp each, at up to 128 registers a lane
+LARGEST_AT_ONCE = 64  # elements per thread beyond which such a kernel takes its tiles in slices
 SUBTILE_COLUMNS = 128  # columns of a product that are computed at a time when not all fit
 BLOCK_K = 64  # K extent of a streamed matrix operand: 128-byte rows of bf16
 
@@ -53,7 +57,10 @@ def buffer_bytes(buffer: Value) -> int:
 
 
 def plain_copies(kernel: Kernel) -> dict[Value, Op]:
-    """Buffers whose only write is one whole asynchronous copy, at top level, of a tensor that nothing here writes."""
+    """Buffers whose only write is one whole asynchronous copy of a tensor that nothing here writes.
+
+    The copy and every use are at top level: what a loop reads again and again stays resident.
+    """
     written = {
         value for op in kernel.body.walk() for effect, value in op.definition.effects_of(op) if effect == "writes"
     }
@@ -64,18 +71,20 @@ def plain_copies(kernel: Kernel) -> dict[Value, Op]:
         for effect, value in op.definition.effects_of(op):
             if effect == "writes" and isinstance(value.type, BufferType):
                 counts[value] = counts.get(value, 0) + 1
+    top = {id(op) for op in kernel.body.ops}
+    inside = {value for op in kernel.body.walk() if id(op) not in top for value in op.operands}
     for op in kernel.body.ops:
         if op.name == "copy_async":
             buffer, view = op.operands
-            if counts[buffer] == 1 and root(view) not in roots:
+            if counts[buffer] == 1 and root(view) not in roots and buffer not in inside:
                 found[buffer] = op
     return found
 
 
 def root(value: Value) -> Value:
     """The parameter behind a view; other values are their own root."""
-    while value.defining_op is not None and value.defining_op.name == "window":
-        value = value.defining_op.operands[0]
+    while isinstance(value.type, ViewType) and value.defining_op is not None:
+        value = value.defining_op.operands[0]  # a window, or a window with a limit
     return value
 
 
@@ -85,21 +94,57 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
     products = [op for op in kernel.body.walk() if op.name == "mma"]
     largest = max(map(elements, tiles), default=1)
     product = max((elements(op.result) for op in products), default=0)
+    lines = _longest_line(kernel)
     if products:
         warps = 8 if product >= 128 * 128 else 4
+    elif LONG_LINE < lines <= LINE_OF_A_WARP:
+        warps = 8
     else:
-        warps = min(max(largest // (ELEMENTS_PER_THREAD * 32), 4), 16)
+        per_thread = ELEMENTS_PER_THREAD if lines else VECTORS_PER_THREAD
+        warps = min(max(largest // (per_thread * 32), 4), 16)
         warps = 1 << (warps.bit_length() - 1)
     streamed = _streamed(kernel, arch)
     subtile = 0
-    stored = [op.operand("value") for op in kernel.body.walk() if op.name == "store"]
-    for value in stored:
-        if elements(value) > REGISTER_TILE_LIMIT * 32 * warps:
-            rows = math.prod(int_shape(value.type)[:-1])
-            subtile = SUBTILE_COLUMNS if products else max(32, REGISTER_TILE_LIMIT * 32 * warps // 4 // rows)
+    for op in kernel.body.walk():
+        if op.name != "store":
+            continue
+        shape = int_shape(op.operand("value").type)
+        if products:
+            if math.prod(shape) > REGISTER_TILE_LIMIT * 32 * warps:
+                subtile = SUBTILE_COLUMNS
+        elif largest > LARGEST_AT_ONCE * 32 * warps:
+            wanted = ELEMENTS_PER_THREAD * 32 * warps
+            if LONG_LINE < lines <= LINE_OF_A_WARP:
+                wanted = lines * warps  # a line for each warp
+            subtile = _slice_extent(kernel, shape, largest, wanted)
     if streamed and products:
         subtile = SUBTILE_COLUMNS
     return Schedule(warps, streamed, subtile)
+
+
+def _longest_line(kernel: Kernel) -> int:
+    """The longest last axis that is reduced or scanned; 0 where there is none."""
+    lines = [0]
+    for op in kernel.body.walk():
+        if op.definition.has(REDUCTION) or op.definition.has(SCAN):
+            shape = int_shape(op.operands[0].type)
+            if op.attributes["axis"] in (-1, None, len(shape) - 1):
+                lines.append(shape[-1])
+    return max(lines)
+
+
+def _slice_extent(kernel: Kernel, stored: tuple[int, ...], largest: int, wanted: int) -> int:
+    """How much of a stored tile to compute at a time so that the largest tile behind it has `wanted` elements.
+
+    Columns, or rows where the last axis is reduced or scanned and so is needed whole.
+    """
+    along = [
+        op.attributes["axis"] for op in kernel.body.walk() if op.definition.has(REDUCTION) or op.definition.has(SCAN)
+    ]
+    rows_only = any(axis in (-1, None) or axis == len(stored) - 1 for axis in along)
+    cut = stored[0] if rows_only else stored[-1]
+    extent = max(1 if rows_only else 32, wanted * cut // largest)
+    return 1 << (extent.bit_length() - 1)
 
 
 def _staging_bytes(kernel: Kernel) -> int:

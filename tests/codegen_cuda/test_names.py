@@ -1,11 +1,14 @@
 """Names of an author's values in the emitted text."""
 # ruff: noqa: F821  (the names of dims)
 
+import pytest
+
 import tessera as ts
-from tessera import tile
+from tessera import Tensor, tile
 from tessera.codegen_cuda.emit import template_locals
 from tessera.codegen_cuda.names import Names, identifier
 from tessera.compiler import compile_kernel
+from tessera.runtime.nvrtc import compile_cubin
 from tests.passes.test_pipeline import assert_same_bits, emulated, outputs_of
 
 
@@ -42,3 +45,18 @@ def test_a_value_named_as_a_templates_variable_is_not_hidden_by_it():
     compilation = compile_kernel(awkward, dims)
     expected = outputs_of(compilation.stages[0].module.kernel(), dims, "tile")
     assert_same_bits(expected, emulated(compilation, dims), "the emitted CUDA")
+
+
+@pytest.mark.parametrize("name", ["double", "exp", "max", "printf", "index", "expf", "volatile"])
+def test_a_kernel_may_be_named_like_a_c_function(name):
+    @ts.kernel(name=name)
+    def kernel(x: Tensor["N", ts.f32], out: Tensor["N", ts.f32]):
+        start = tile.program_id(0) * 64
+        tile.store(x[start : start + 64] * 2.0, out[start : start + 64])
+
+    compilation = compile_kernel(kernel, {"N": 100})
+    text = compilation.cuda[0]
+    assert compile_cubin(text.text, "sm_80", name).resources[text.name].spill_stores == 0
+    assert_same_bits(
+        outputs_of(compilation.stages[0].module.kernel(), {"N": 100}, "tile"), emulated(compilation, {"N": 100}), name
+    )

@@ -123,6 +123,22 @@ def _window(emitter: Emitter, op: Op) -> None | dict[str, Any]:
     return {"lines": lines}
 
 
+def _all_inside(view: ViewNames, physical: tuple[int, ...]) -> str:
+    """A condition, the same for every thread, under which no access of a tile needs a mask; empty where none is known.
+
+    One branch round all loads of a tile lets them fly together, where a branch round each makes each wait.
+    """
+    parts = []
+    for valid, first, reach in zip(view.valid, view.first, physical, strict=True):
+        if isinstance(valid, int) and valid < reach:
+            return ""
+        if first != 0:
+            parts.append(f"{first} == 0")
+        if not isinstance(valid, int):
+            parts.append(f"{valid} >= {reach}")
+    return " && ".join(parts)
+
+
 def _global_access(emitter: Emitter, op: Op, tile: Value) -> dict[str, Any]:
     view = emitter.views[op.operand("view")]
     info = tile_info(emitter, tile)
@@ -145,6 +161,7 @@ def _global_access(emitter: Emitter, op: Op, tile: Value) -> dict[str, Any]:
         "ctype": type_.dtype.cuda,
         "condition": condition,
         "whole": whole,
+        "all_inside": _all_inside(view, info["physical"]),
         "valid": valid if not condition else f"({condition}) ? {valid} : 0",
     }
 
