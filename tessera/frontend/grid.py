@@ -463,7 +463,8 @@ def _missing(shape: tuple[int, ...], boxes: list[list[Intervals]]) -> Missing | 
     The boxes' edges cut every axis into cells, each wholly inside or outside of a box, so a bool per cell is exact.
     """
     edges = [
-        np.unique([0, size, *(edge for box in boxes for interval in box[axis] for edge in interval)])
+        # np.unique would import numpy.ma, which takes longer than all the rest of a first call.
+        np.array(sorted({0, size, *(edge for box in boxes for interval in box[axis] for edge in interval)}))
         for axis, size in enumerate(shape)
     ]
     counts = [len(cuts) - 1 for cuts in edges]

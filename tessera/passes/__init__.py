@@ -13,6 +13,7 @@ from tessera.ir.core import Kernel
 from tessera.ir.opdef import TARGET, TILE
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.choose_schedule import choose_schedule
+from tessera.passes.hoist_loads import hoist_loads
 from tessera.passes.insert_barriers import insert_barriers
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.place_shared import place_shared
@@ -59,6 +60,8 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("lower_to_target", lambda k, c: lower_to_target(k, schedule_of(k)), TARGET),
     # A layout change or a fragment loop leaves unused values and repeated constants behind.
     Pass("canonicalise_target", lambda k, c: canonicalise(k), TARGET),
+    # After merging, when every load that stays is known; before barriers, which would hold loads back.
+    Pass("hoist_loads", lambda k, c: hoist_loads(k), TARGET),
     # Placement before barriers: buffers that share bytes need barriers between them.
     Pass("place_shared", lambda k, c: place_shared(k, c.arch), TARGET),
     Pass("insert_barriers", lambda k, c: insert_barriers(k), TARGET),
