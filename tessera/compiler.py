@@ -15,6 +15,7 @@ from tessera.frontend.definition import KernelDefinition
 from tessera.ir.core import Kernel, Module
 from tessera.ir.dims import Size, symbol
 from tessera.ir.opdef import TARGET, TILE
+from tessera.ir.signature import check_signature
 from tessera.ir.types import ScalarType, ViewType
 from tessera.ir.verify import verify
 from tessera.passes import PIPELINE, Context, Pass
@@ -116,6 +117,8 @@ def compile_kernel(
             module = run_pass(step, module, context)
             keep(step.name, module, time.perf_counter() - start, step.exact)
         result.schedule = schedule_of(module.kernel())
+    for kernel in module.kernels:
+        check_signature(kernel, placed=True)
     start = time.perf_counter()
     result.cuda = [emit(kernel) for kernel in module.kernels]
     result.times["emit"] = time.perf_counter() - start

@@ -177,11 +177,17 @@ def must_be_sequential(kernel: Kernel, arguments: Mapping[str, Any]) -> bool:
     )
 
 
+LARGEST_TILE = 2**31  # elements of one tile or buffer: no program on any lane holds more
+
+
 def programs_per_batch(kernel: Kernel, bytes_per_element: int) -> int:
     """How many programs fit `BATCH_BYTES` with all of their tiles and buffers alive at once; at least 1."""
     total = 0
     for op in kernel.body.walk():
         for value in op.results:
             if isinstance(value.type, (TileType, BufferType)):
-                total += math.prod(numbers(value.type.shape)) * bytes_per_element
+                size = math.prod(numbers(value.type.shape))
+                if size > LARGEST_TILE:
+                    raise SourceError("TS501", f"'{value.name or op.name}' has {size} elements; at most 2^31 fit", op.loc)
+                total += size * bytes_per_element
     return max(1, BATCH_BYTES // max(total, 1))
