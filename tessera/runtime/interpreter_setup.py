@@ -188,6 +188,6 @@ def programs_per_batch(kernel: Kernel, bytes_per_element: int) -> int:
             if isinstance(value.type, (TileType, BufferType)):
                 size = math.prod(numbers(value.type.shape))
                 if size > LARGEST_TILE:
-                    raise SourceError("TS501", f"'{value.name or op.name}' has {size} elements; at most 2^31 fit", op.loc)
+                    raise SourceError("TS501", f"'{value.name or op.name}' has {size} elements, over 2^31", op.loc)
                 total += size * bytes_per_element
     return max(1, BATCH_BYTES // max(total, 1))
