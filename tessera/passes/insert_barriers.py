@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, LOOP
-from tessera.ir.types import BufferType
+from tessera.ir.types import BufferType, ViewType
 from tessera.passes.place_shared import share_bytes
+from tessera.target.schedule import root
 
 
 @dataclass
@@ -23,13 +24,14 @@ class State:
     dirty: set[Value] = field(default_factory=set)
     busy: set[Value] = field(default_factory=set)
     flying: set[Value] = field(default_factory=set)
+    tracked: frozenset[Value] = frozenset()
 
     def clear(self) -> None:
         self.dirty.clear()
         self.busy.clear()
 
     def copy(self) -> State:
-        return State(set(self.dirty), set(self.busy), set(self.flying))
+        return State(set(self.dirty), set(self.busy), set(self.flying), self.tracked)
 
     def merge(self, other: State) -> bool:
         """Joins the states of two paths; tells whether this one grew."""
@@ -42,7 +44,7 @@ class State:
 
 def insert_barriers(kernel: Kernel) -> Kernel:
     needed: set[int] = set()
-    _flow(kernel.body, State(), needed)
+    _flow(kernel.body, State(tracked=_tracked(kernel)), needed)
     if not needed:
         return kernel
     new, builder, mapping = new_kernel_like(kernel)
@@ -59,14 +61,15 @@ def _flow(block: Block, state: State, needed: set[int]) -> None:
         if op.regions:
             _flow_regions(op, state, needed)
             continue
-        reads = _buffers(op, "reads")
-        writes = _buffers(op, "writes")
+        reads = _buffers(op, "reads") | _tensors(op, state.tracked, "reads")
+        buffers = _buffers(op, "writes")
+        writes = buffers | _tensors(op, state.tracked, "writes", "accumulates")
         if op.id in needed or _meet(reads, state.dirty) or _meet(writes, state.dirty | state.busy):
             needed.add(op.id)
             state.clear()
         state.busy |= reads
         if op.definition.has(ASYNC):
-            state.flying |= writes
+            state.flying |= buffers
         else:
             state.dirty |= writes
         if op.name == "async_wait":
@@ -91,7 +94,11 @@ def _landed(tokens: list[Value]) -> tuple[bool, set[Value]]:
 
 
 def _meet(buffers: set[Value], others: set[Value]) -> bool:
-    return any(share_bytes(buffer, other) for buffer in buffers for other in others)
+    return any(
+        share_bytes(a, b) if isinstance(a.type, BufferType) and isinstance(b.type, BufferType) else a is b
+        for a in buffers
+        for b in others
+    )
 
 
 def _flow_regions(op: Op, state: State, needed: set[int]) -> None:
@@ -117,6 +124,24 @@ def _flow_regions(op: Op, state: State, needed: set[int]) -> None:
 def _buffers(op: Op, effect: str) -> set[Value]:
     return {
         value for kind, value in op.definition.effects_of(op) if kind == effect and isinstance(value.type, BufferType)
+    }
+
+
+def _tracked(kernel: Kernel) -> frozenset[Value]:
+    """Tensors that the kernel both changes and reads: what other threads do to them must be ordered too."""
+    read, written, added = set[Value](), set[Value](), set[Value]()
+    for op in kernel.body.walk():
+        for effect, value in op.definition.effects_of(op):
+            if isinstance(value.type, ViewType):
+                {"reads": read, "writes": written}.get(effect, added).add(root(value))
+    return frozenset((read & (written | added)) | (written & added))
+
+
+def _tensors(op: Op, tracked: frozenset[Value], *effects: str) -> set[Value]:
+    return {
+        root(value)
+        for kind, value in op.definition.effects_of(op)
+        if kind in effects and isinstance(value.type, ViewType) and root(value) in tracked
     }
 
 

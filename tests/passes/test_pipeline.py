@@ -179,3 +179,17 @@ def dead_code(x: tile.Tensor["N", ts.f32], out: tile.Tensor["N", ts.f32]):
 
 def test_schedule_is_plain_data():
     assert dataclasses.replace(Schedule(), warps=8) == Schedule(8)
+
+
+@ts.kernel
+def reversed_in_place(x: tile.Tensor["N", ts.f32]):
+    """Stores a block and reads it back shifted: other threads wrote what a thread reads."""
+    start = tile.program_id(0) * 256
+    tile.store(x[start : start + 256] * 2.0, x[start : start + 256])
+    tile.store(x[start + 1 : start + 1 + 128] + 1.0, x[start : start + 128])
+
+
+def test_a_tensor_that_is_written_and_read_again_gets_barriers_between():
+    target = compile_kernel(reversed_in_place, {"N": 256}).target.kernel()
+    names = [op.name for op in target.body.walk() if op.name in ("ld_global", "st_global", "barrier")]
+    assert names == ["ld_global", "barrier", "st_global", "barrier", "ld_global", "barrier", "st_global"]
