@@ -8,7 +8,7 @@ are no use lists to keep right.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -222,6 +222,21 @@ def clone_block(builder: Builder, block: Block, mapping: Mapping) -> Block:
     inner = builder.inner(new)
     for op in block.ops:
         clone_op(inner, op, mapping)
+    return new
+
+
+def clone_with_regions(builder: Builder, op: Op, mapping: Mapping, fill: Callable[[Block, Builder], None]) -> Op:
+    """Copies an op whose regions a pass rewrites: `fill` copies each old region through the builder it gets."""
+    regions = []
+    for region in op.regions:
+        copy = Block()
+        for argument in region.arguments:
+            mapping[argument] = copy.add_argument(argument.type, argument.name)
+        fill(region, builder.inner(copy))
+        regions.append(copy)
+    names = [result.name for result in op.results]
+    new = builder.op(op.name, [mapping[value] for value in op.operands], regions, names, **op.attributes)
+    mapping.update(zip(op.results, new.results, strict=True))
     return new
 
 

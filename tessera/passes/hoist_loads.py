@@ -7,7 +7,7 @@ together they stay below `REGISTERS` a thread. Exact: values only become known e
 
 from __future__ import annotations
 
-from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like
+from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, PURE
 from tessera.ir.types import ScalarType, TileType, ViewType, dtype_of, tile_layout
 from tessera.target.schedule import root
@@ -27,20 +27,10 @@ def hoist_loads(kernel: Kernel) -> Kernel:
 def _copy(block: Block, builder: Builder, mapping: Mapping, written: set[Value]) -> None:
     for op in _ordered(block.ops, written):
         builder.at(op)
-        if not op.regions:
+        if op.regions:
+            clone_with_regions(builder, op, mapping, lambda old, inner: _copy(old, inner, mapping, written))
+        else:
             clone_op(builder, op, mapping)
-            continue
-        regions = []
-        for region in op.regions:
-            copy = Block()
-            for argument in region.arguments:
-                mapping[argument] = copy.add_argument(argument.type, argument.name)
-            _copy(region, builder.inner(copy), mapping, written)
-            regions.append(copy)
-        new = builder.op(
-            op.name, [mapping[v] for v in op.operands], regions, [r.name for r in op.results], **op.attributes
-        )
-        mapping.update(zip(op.results, new.results, strict=True))
 
 
 def _ordered(ops: list[Op], written: set[Value]) -> list[Op]:

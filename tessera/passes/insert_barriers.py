@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like
+from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, LOOP
 from tessera.ir.types import BufferType, ViewType
 from tessera.passes.place_shared import share_bytes
@@ -150,17 +150,7 @@ def _copy(block: Block, builder: Builder, mapping: Mapping, needed: set[int]) ->
         builder.at(op)
         if op.id in needed:
             builder.op("barrier")
-        if not op.regions:
+        if op.regions:
+            clone_with_regions(builder, op, mapping, lambda old, inner: _copy(old, inner, mapping, needed))
+        else:
             clone_op(builder, op, mapping)
-            continue
-        regions = []
-        for region in op.regions:
-            copy = Block()
-            for argument in region.arguments:
-                mapping[argument] = copy.add_argument(argument.type, argument.name)
-            _copy(region, builder.inner(copy), mapping, needed)
-            regions.append(copy)
-        new = builder.op(
-            op.name, [mapping[v] for v in op.operands], regions, [r.name for r in op.results], **op.attributes
-        )
-        mapping.update(zip(op.results, new.results, strict=True))
