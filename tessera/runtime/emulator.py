@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,8 @@ from tessera.codegen_cuda.include import twin_include_directory, twin_text
 from tessera.config import config
 from tessera.errors import EnvironmentProblem, InternalError
 from tessera.runtime.cache import open_cache
+from tessera.runtime.emulator_memory import CounterFields, Counters, Error, GlobalMemory, Options, Probes, Report
+from tessera.runtime.emulator_text import prepared
 from tessera.runtime.interpreter_output import write_line
 
 # No contraction: a * b + c must round twice unless the text says fma. -O1 builds a kernel in about 0.3 s.
@@ -41,15 +43,20 @@ FLAGS = (
     "-w",
 )
 
-# Same order as ts_twin::Kind in tessera_twin_fiber.h.
+# What the twin finds, in the order of ts_twin::Kind in tessera_twin_fiber.h.
 KINDS = (
+    "race",  # accesses of two threads, one of them a write, that nothing orders
+    "in-flight",  # a buffer touched while an asynchronous copy into it is not waited for
+    "uninitialised",
     "shared-out-of-bounds",
     "global-out-of-bounds",
     "misaligned",
     "read-only",
-    "divergent",
-    "race",
-    "unwaited-copy",
+    "divergent",  # a barrier or a warp collective that not all threads reach
+    "deadlock",
+    "conflicting-writes",  # unordered writes of different values to one element
+    "unwritten",  # an element of an output that nobody wrote
+    "mbarrier",
     "guard-overwritten",
     "division-by-zero",
     "bad-launch",
@@ -83,12 +90,47 @@ class EmulatorBuildError(InternalError, RuntimeError):
 
 @dataclass(frozen=True)
 class Fault:
-    """One finding: its kind (of `KINDS`), a sentence, the block's three ids and the thread in it (-1: the block)."""
+    """One finding: its kind (of `KINDS`), a sentence, the block's three ids, the thread in it (-1: the block).
+
+    `line` is that of the emitted text, 1-based, 0 where there is none. In the sentence `{line 12}` stands for a line of
+    the text, `{shared 640}` for a byte of the shared block and `{argument 2}` for a parameter.
+    """
 
     kind: str
     message: str
     block: tuple[int, int, int]
     thread: int
+    line: int = 0
+
+    @property
+    def plain(self) -> str:
+        """The sentence with numbers in place of names."""
+        return _TOKEN.sub(lambda m: f"{_PLAIN[m[1]]} {m[2]}", self.message)
+
+    def __str__(self) -> str:
+        where = f" (line {self.line} of the text)" if self.line else ""
+        return f"{self.kind}: thread {self.thread} of block {self.block} {self.plain}{where}"
+
+
+_TOKEN = re.compile(r"\{(line|shared|argument) (\d+)\}")
+_GLOBAL = re.compile(r"\{global (\d+) (\d+)\}")
+_PLAIN = {"line": "line", "shared": "shared byte", "argument": "argument"}
+
+
+@dataclass
+class Examination:
+    """What one launch showed. `count` faults were found, of which `faults` holds the first `MAX_FAULTS`.
+
+    `lines`: counters by line of the text, where asked for. `written`: by argument position, which elements of a
+    writable array were written. `printed`: the lines that the kernel printed. `probes`: what probes in the text left.
+    """
+
+    faults: list[Fault]
+    count: int
+    lines: dict[int, Counters]
+    written: dict[int, np.ndarray]
+    printed: list[str]
+    probes: bytes = b""
 
 
 class EmulatorFault(RuntimeError):
@@ -98,131 +140,25 @@ class EmulatorFault(RuntimeError):
     """
 
     def __init__(self, kernel: str, faults: list[Fault], count: int) -> None:
-        first = faults[0]
         rest = f"; {count - 1} more" if count > 1 else ""
-        super().__init__(f"{kernel}: {first.kind}: thread {first.thread} of block {first.block} {first.message}{rest}")
+        super().__init__(f"{kernel}: {faults[0]}{rest}")
         self.kernel = kernel
         self.faults = faults
         self.count = count
 
 
-# ---- the twin's structures, as in tessera_twin_fiber.h ---------------------------------------------------------
-
-
-class _Error(ctypes.Structure):
-    _fields_ = [
-        ("kind", ctypes.c_int),
-        ("thread", ctypes.c_int),
-        ("block", ctypes.c_int64 * 3),
-        ("message", ctypes.c_char * 256),
-    ]
-
-
-class _Report(ctypes.Structure):
-    _fields_ = [
-        ("count", ctypes.c_int),
-        ("capacity", ctypes.c_int),
-        ("errors", ctypes.POINTER(_Error)),
-        ("output", ctypes.c_void_p),
-        ("output_bytes", ctypes.c_int64),
-    ]
-
-
-class _Allocation(ctypes.Structure):
-    _fields_ = [
-        ("base", ctypes.c_void_p),
-        ("bytes", ctypes.c_int64),
-        ("writable", ctypes.c_int),
-        ("argument", ctypes.c_int),
-    ]
-
-
-class _Options(ctypes.Structure):
-    _fields_ = [
-        ("seed", ctypes.c_uint64),
-        ("check_races", ctypes.c_int),
-        ("allocation_count", ctypes.c_int),
-        ("allocations", ctypes.POINTER(_Allocation)),
-    ]
-
-
 _SCALARS: dict[str, Any] = {"l": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float, "b": ctypes.c_bool}
-
-
-# ---- global memory ---------------------------------------------------------------------------------------------
-
-
-class _GlobalMemory:
-    """Copies of the arguments' memory with a gap around each, so that running off one array never lands in another.
-
-    Arrays that share memory share a copy, and each address keeps its value modulo 256: alignment is part of what is
-    checked.
-    """
-
-    GAP = 4096
-    MODULUS = 256
-
-    def __init__(self, arrays: list[tuple[int, np.ndarray]]) -> None:
-        self._arrays = arrays
-        self._extents = [_extent(array) for _, array in arrays]
-        self._shift: list[tuple[int, int, int]] = []  # (low, high, distance to the copy), merged and ascending
-        self._buffers = []
-        for low, high in _merged(self._extents):
-            buffer = ctypes.create_string_buffer(high - low + 2 * self.GAP + self.MODULUS)
-            address = ctypes.addressof(buffer) + self.GAP
-            address += (low - address) % self.MODULUS
-            ctypes.memmove(address, low, high - low)
-            self._buffers.append(buffer)
-            self._shift.append((low, high, address - low))
-
-    def address(self, array: np.ndarray) -> int:
-        """Address in the copy of the array's first element."""
-        return array.ctypes.data + self._distance(_extent(array)[0])
-
-    def allocations(self) -> Any:
-        table = (_Allocation * max(1, len(self._arrays)))()
-        for entry, (argument, array), (low, high) in zip(table, self._arrays, self._extents, strict=False):
-            entry.base = low + self._distance(low)
-            entry.bytes = high - low
-            entry.writable = array.flags.writeable
-            entry.argument = argument
-        return table
-
-    def copy_back(self) -> None:
-        for (_, array), (low, high) in zip(self._arrays, self._extents, strict=True):
-            if array.flags.writeable:
-                ctypes.memmove(low, low + self._distance(low), high - low)
-
-    def _distance(self, address: int) -> int:
-        # Neighbours may touch (one ends where the next starts); an empty array matches its own empty extent.
-        return next(shift for low, high, shift in self._shift if low <= address < high or low == address == high)
-
-
-def _extent(array: np.ndarray) -> tuple[int, int]:
-    if array.size == 0:
-        return array.ctypes.data, array.ctypes.data
-    low, high = np.lib.array_utils.byte_bounds(array)
-    return int(low), int(high)
-
-
-def _merged(extents: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for low, high in sorted(set(extents)):
-        if merged and low < merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
-        else:
-            merged.append((low, high))
-    return merged
 
 
 # ---- launching -------------------------------------------------------------------------------------------------
 
 
 class Library:
-    """Kernels of one text, built for this CPU."""
+    """Kernels of one text, built for this CPU. `lines` is the length of the text when its accesses can be counted."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lines: int = 0) -> None:
         self.path = path
+        self.lines = lines
         self._library = ctypes.CDLL(str(path))
         self._lock = threading.Lock()  # the twin runs one launch at a time
 
@@ -242,15 +178,68 @@ class Library:
         seed: int = 0,
         races: bool = True,
     ) -> None:
-        """Run `kernel` over `grid` (1 to 3 sizes) with `threads` per block and `shared_bytes` of dynamic shared memory.
-
-        An argument is an array (passed by pointer; written in place when it is writeable), a list of arrays (a table
-        of pointers), or a scalar, converted to the kernel's parameter type. `seed` other than 0 runs blocks and warps
-        in a random order. `races=False` leaves out the checks of ordering: races and reads of copies in flight (which
-        then show as NaN).
+        """Run `kernel` as `examine` does, but with its output lines written and a fault raised.
 
         Raises EmulatorFault, with the arrays unchanged, and TypeError when arguments do not fit the parameters.
         """
+        found = self._run(kernel, grid, threads, shared_bytes, args, seed, races, keep_faulty=False)
+        for line in found.printed:
+            write_line(line)
+        if found.count:
+            raise EmulatorFault(kernel, found.faults, found.count)
+
+    def examine(
+        self,
+        kernel: str,
+        grid: Sequence[int],
+        threads: int,
+        shared_bytes: int,
+        args: Sequence[Argument],
+        seed: int = 0,
+        *,
+        blocks: Sequence[Sequence[int]] | None = None,
+        count: bool = False,
+        outputs: Collection[int] = (),
+        probe: bool = False,
+    ) -> Examination:
+        """Run `kernel` over `grid` (1 to 3 sizes) with `threads` per block and `shared_bytes` of dynamic shared memory.
+
+        An argument is an array (passed by pointer; written in place when it is writeable), a list of arrays (a table
+        of pointers), or a scalar, converted to the kernel's parameter type. `seed` other than 0 runs blocks, warps and
+        lanes in a random order and lets asynchronous data arrive at random legal moments. `blocks` runs only those of
+        the grid. `count` fills the counters and needs a library built with `counted`. The arrays at the positions
+        `outputs` hold nothing before the launch: each element must be written, and none read before. `probe` collects
+        what probes in the text leave.
+
+        Raises TypeError when arguments do not fit the parameters.
+        """
+        if count and not self.lines:
+            raise ValueError("counting needs a library that was built with counted=True")
+        found = self._run(
+            kernel, grid, threads, shared_bytes, args, seed, True,
+            blocks=blocks, count=count, outputs=outputs, probe=probe,
+        )  # fmt: skip
+        if blocks is None and not found.count:
+            found.faults += self._unwritten(args, found.written, outputs)
+            found.count = len(found.faults)
+        return found
+
+    def _run(
+        self,
+        kernel: str,
+        grid: Sequence[int],
+        threads: int,
+        shared_bytes: int,
+        args: Sequence[Argument],
+        seed: int,
+        races: bool,
+        *,
+        blocks: Sequence[Sequence[int]] | None = None,
+        count: bool = False,
+        outputs: Collection[int] = (),
+        probe: bool = False,
+        keep_faulty: bool = True,
+    ) -> Examination:
         sizes = [*map(int, grid), 1, 1][:3]
         signature = self.signature(kernel)
         if len(args) != len(signature):
@@ -259,7 +248,7 @@ class Library:
         arrays = [(i, arg) for i, arg in enumerate(args) if isinstance(arg, np.ndarray)]
         arrays += [(i, array) for i in tables for array in args[i]]
         arrays += list(tables.items())
-        memory = _GlobalMemory(arrays)
+        memory = GlobalMemory(arrays)
         for i, table in tables.items():
             self._write_table(memory, table, args[i])
         values = [
@@ -267,9 +256,24 @@ class Library:
             for i, (letter, arg) in enumerate(zip(signature, args, strict=True))
         ]
         pointers = (ctypes.c_void_p * max(1, len(values)))(*(ctypes.addressof(value) for value in values))
-        options = _Options(seed, int(races), len(arrays), memory.allocations())
-        errors = (_Error * MAX_FAULTS)()
-        report = _Report(0, MAX_FAULTS, errors, None, 0)
+        chosen = [_linear(block, sizes) for block in blocks or ()]
+        counters = (CounterFields * (self.lines + 1))() if count else None
+        probes = Probes() if probe else None
+        options = Options(
+            seed,
+            int(races),
+            len(arrays),
+            memory.allocations(outputs),
+            memory.region_count(),
+            self.lines + 1 if count else 0,
+            memory.regions(),
+            None if blocks is None else (ctypes.c_int64 * max(1, len(chosen)))(*chosen),
+            len(chosen),
+            counters,
+            None if probes is None else ctypes.pointer(probes),
+        )
+        errors = (Error * MAX_FAULTS)()
+        report = Report(0, MAX_FAULTS, errors, None, 0)
         run = getattr(self._library, f"ts_twin_run_{kernel}")
         with self._lock:
             run(
@@ -281,23 +285,40 @@ class Library:
                 ctypes.byref(report),
             )
             printed = ctypes.string_at(report.output, report.output_bytes) if report.output_bytes else b""
-        for line in printed.decode(errors="replace").splitlines():
-            write_line(line)
-        if report.count:
-            faults = [
-                Fault(KINDS[error.kind], error.message.decode(errors="replace"), tuple(error.block), error.thread)
-                for error in errors[: min(report.count, MAX_FAULTS)]
-            ]
-            raise EmulatorFault(kernel, faults, report.count)
-        memory.copy_back()
+        faults = [_fault(error, memory) for error in errors[: min(report.count, MAX_FAULTS)]]
+        if keep_faulty or not faults:
+            memory.copy_back()
+        return Examination(
+            faults,
+            report.count,
+            {line: Counters.of(fields) for line, fields in enumerate(counters or ()) if any(bytes(fields))},
+            memory.written(),
+            printed.decode(errors="replace").splitlines(),
+            _taken(probes),
+        )
 
     @staticmethod
-    def _write_table(memory: _GlobalMemory, table: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
+    def _unwritten(
+        args: Sequence[Argument], written: Mapping[int, np.ndarray], outputs: Collection[int]
+    ) -> list[Fault]:
+        """A fault per output of which elements were left out."""
+        faults = []
+        for position in outputs:
+            mask = written.get(position)
+            if mask is None or mask.all():
+                continue
+            first = ", ".join(str(int(i)) for i in np.argwhere(~mask)[0])
+            message = f"leaves {int((~mask).sum())} of {mask.size} elements of {{argument {position}}} unwritten, "
+            faults.append(Fault("unwritten", f"{message}the first at [{first}]", (0, 0, 0), -1))
+        return faults
+
+    @staticmethod
+    def _write_table(memory: GlobalMemory, table: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
         addresses = np.array([memory.address(array) for array in arrays], np.uint64)
         ctypes.memmove(memory.address(table), addresses.ctypes.data, addresses.nbytes)
 
     @staticmethod
-    def _value(kernel: str, index: int, letter: str, arg: Argument, memory: _GlobalMemory) -> Any:
+    def _value(kernel: str, index: int, letter: str, arg: Argument, memory: GlobalMemory) -> Any:
         if letter == "p":
             if not isinstance(arg, np.ndarray):
                 raise TypeError(f"argument {index} of {kernel} is a pointer: pass an array or a list of arrays")
@@ -320,34 +341,59 @@ def _pointer_table(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return table
 
 
+def _linear(block: Sequence[int], sizes: Sequence[int]) -> int:
+    ids = [*map(int, block), 0, 0][:3]
+    if any(not 0 <= i < size for i, size in zip(ids, sizes, strict=True)):
+        raise ValueError(f"there is no block {tuple(block)} in a grid of {tuple(sizes)}")
+    return (ids[2] * sizes[1] + ids[1]) * sizes[0] + ids[0]
+
+
+def _fault(error: Error, memory: GlobalMemory) -> Fault:
+    text = error.message.decode(errors="replace")
+    text = _GLOBAL.sub(lambda m: f"{{argument {m[1]}}}{memory.element(int(m[1]), int(m[2]))}", text)
+    return Fault(KINDS[error.kind], text, tuple(error.block), error.thread, error.line)
+
+
+def _taken(probes: Probes | None) -> bytes:
+    """The bytes of the probes, whose memory is given back."""
+    if probes is None or not probes.data:
+        return b""
+    data = ctypes.string_at(probes.data, probes.length)
+    libc = ctypes.CDLL(None)
+    libc.free(ctypes.c_void_p(probes.data))
+    return data
+
+
 # ---- building --------------------------------------------------------------------------------------------------
 
 
-def build(cuda_text: str, kernel_names: Sequence[str]) -> Library:
+def build(cuda_text: str, kernel_names: Sequence[str], counted: bool = False) -> Library:
     """Build emitted text for this CPU; the result is kept on disk by text, twin headers, compiler and flags.
 
+    With `counted` the library can count memory accesses by line, and is slower.
     Raises EmulatorUnavailable without a compiler and EmulatorBuildError with its output when it rejects the text.
     """
     compiler, version = _compiler(config().cxx)
-    flags = (*FLAGS, *_poison_flags(version))
-    parts = (cuda_text, *kernel_names, twin_text(), version, *flags, platform.machine())
+    lines = cuda_text.count("\n") + 1 if counted else 0
+    text = prepared(cuda_text, counted)
+    parts = (text, *kernel_names, twin_text(), version, *FLAGS, platform.machine())
     key = "emulator/" + hashlib.sha256("\0".join(parts).encode()).hexdigest()
     cache = open_cache()
-    found = _private.get(key) or _loaded(cache.file(key))
+    found = _private.get(key) or _loaded(cache.file(key), lines)
     if found is not None:
         return found
     entries = "".join(f"TS_TWIN_ENTRY({name})\n" for name in kernel_names)
     with tempfile.TemporaryDirectory(prefix="tessera-build-") as folder:
-        (Path(folder) / "kernel.cu").write_text(cuda_text, encoding="utf-8")
+        (Path(folder) / "kernel.cu").write_text(text, encoding="utf-8")
         (Path(folder) / "entry.cpp").write_text(f'#include "kernel.cu"\n{entries}', encoding="utf-8")
-        command = [compiler, *flags, f"-I{twin_include_directory()}", "entry.cpp", "-o", "kernel.so", "-lm"]
+        command = [compiler, *FLAGS, f"-I{twin_include_directory()}", "entry.cpp", "-o", "kernel.so", "-lm"]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if result.returncode != 0:
             raise EmulatorBuildError(result.stderr)
         cache.put(key, (Path(folder) / "kernel.so").read_bytes())
-        found = _loaded(cache.file(key))
+        found = _loaded(cache.file(key), lines)
         if found is None:  # nothing can be stored, or nothing can be executed from there
-            found = _private[key] = Library(Path(folder) / "kernel.so")  # stays mapped when the folder goes
+            found = _private[key] = Library(Path(folder) / "kernel.so", lines)  # stays mapped when the folder goes
     return found
 
 
@@ -355,12 +401,12 @@ def build(cuda_text: str, kernel_names: Sequence[str]) -> Library:
 _private: dict[str, Library] = {}
 
 
-def _loaded(path: Path | None) -> Library | None:
+def _loaded(path: Path | None, lines: int) -> Library | None:
     """The library in a checked file; None without one, and where another process evicted it at this moment."""
     if path is None:
         return None
     try:
-        return Library(path)
+        return Library(path, lines)
     except OSError:
         return None
 
@@ -372,10 +418,3 @@ def _compiler(name: str) -> tuple[str, str]:
     if path is None:
         raise EmulatorUnavailable(name)
     return path, subprocess.run([path, "--version"], capture_output=True, text=True).stdout
-
-
-def _poison_flags(version: str) -> tuple[str, ...]:
-    """Fill uninitialised registers with a pattern, where the compiler can: stale zeros would hide a missing init."""
-    match = re.search(r"(\d+)\.\d+", version)
-    known = match is not None and int(match[1]) >= (8 if "clang" in version else 12)
-    return ("-ftrivial-auto-var-init=pattern",) if known else ()

@@ -25,7 +25,8 @@ def test_twin_defines_every_name_of_the_header() -> None:
     device, twin = include.device_header(), include.twin_text()
     names = functions(device) - {"ts_shared_address"}  # for the header's own use
     assert {"ts_barrier", "ts_ldmatrix_x4_trans", "ts_mma_m16n8k16_bf16", "ts_exp", "ts_shfl_xor"} <= names
-    assert names == functions(twin)
+    probes = {name for name in functions(twin) if name.startswith("ts_probe")}  # written into copies of a text only
+    assert names == functions(twin) - probes
     assert macros(device) - {"TS_PRAGMA"} == {name for name in macros(twin) if not name.startswith("TS_TWIN")}
 
 

@@ -85,6 +85,8 @@ TS_DEVICE void ts_cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+#include "tessera_device_mbarrier.h"
+
 // ---- vector accesses -------------------------------------------------------------------------------------------
 // T[N] moves in words of the largest power of two <= 16 that divides N * sizeof(T): one access for 1 to 16 bytes, a
 // loop above. The address must be aligned to that word.

@@ -2,8 +2,11 @@
 // on a CPU. Threads of a block are fibers, warp operations are collectives of 32 fibers, memory accesses are checked.
 // Nothing from the C++ library is included: parsing this costs milliseconds, which each kernel of the tests pays.
 //
-//   tessera_twin_fiber.h    fibers, scheduling, barriers, error reports
-//   tessera_twin_memory.h   checked accesses, race shadow, asynchronous copies
+//   tessera_twin_fiber.h    fibers, scheduling, error reports
+//   tessera_twin_order.h    what happened before what: shadows, clocks
+//   tessera_twin_count.h    counters by line
+//   tessera_twin_memory.h   checked accesses, asynchronous copies
+//   tessera_twin_barrier.h  barriers, mbarriers
 //   tessera_twin_convert.h  conversions
 //   tessera_twin_math.h     f32 maths (the definition of its bits), integers
 //   tessera_twin_warp.h     shuffles, ldmatrix, mma
@@ -43,7 +46,10 @@ struct ts_fp8_e5m2 {
 #define TS_SHARED(var) char* var = ts_twin::state.shared
 
 #include "tessera_twin_fiber.h"
+#include "tessera_twin_order.h"
+#include "tessera_twin_count.h"
 #include "tessera_twin_memory.h"
+#include "tessera_twin_barrier.h"
 #include "tessera_twin_convert.h"
 #include "tessera_twin_math.h"
 #include "tessera_twin_warp.h"

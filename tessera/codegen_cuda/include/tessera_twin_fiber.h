@@ -1,6 +1,9 @@
 // Fibers, scheduling and reports. One block runs at a time, on one OS thread: a fiber runs until it must wait for
 // others, then the next runnable lane of its warp goes on, then the next warp. A fault records a report and abandons
 // the block (kernels own nothing that would need a destructor).
+//
+// Two notions of time: with seed 0 warps and lanes go in order and asynchronous data comes at the last legal moment;
+// with another seed everything that may happen in any order does.
 #pragma once
 #include <sys/mman.h>
 
@@ -17,7 +20,8 @@ struct ts_twin_error {
     int kind;
     int thread;
     ts_i64 block[3];
-    char message[256];
+    int line;  // of the emitted text, 0 when unknown
+    char message[1024];
 };
 struct ts_twin_report {
     int count;     // faults seen; only the first `capacity` are kept
@@ -31,25 +35,60 @@ struct ts_twin_allocation {
     ts_i64 bytes;
     int writable;
     int argument;  // position in the kernel's parameter list, for messages
+    int output;    // 1: holds nothing before the launch
+    int region;    // the region of its memory, or -1 when no argument may write there
+};
+// Memory of one or several arguments that a kernel may write.
+struct ts_twin_region {
+    const char* base;
+    ts_i64 bytes;
+    int granule;             // the smallest element: what is watched as one
+    unsigned char* written;  // an entry per granule: 1 when the launch wrote it
+};
+struct ts_twin_traffic {
+    ts_i64 requests;  // warp instructions
+    ts_i64 transfers; // wavefronts of shared memory, sectors of global memory
+    ts_i64 ideal;     // the fewest transfers that move these bytes
+    ts_i64 bytes;     // distinct bytes of each request, added up
+};
+struct ts_twin_counter {
+    ts_twin_traffic shared_read, shared_write, global_read, global_write;
+    ts_i64 mma, barriers, warp_collectives;
+};
+struct ts_twin_probes {
+    char* data;
+    ts_i64 length, capacity;
 };
 struct ts_twin_options {
     ts_u64 seed;  // 0: blocks and warps in order; otherwise the seed of a random order
     int check_races;
     int allocation_count;
     const ts_twin_allocation* allocations;
+    int region_count;
+    int lines;  // of `counters`
+    const ts_twin_region* regions;
+    const ts_i64* blocks;  // linear ids of the blocks to run, or null for all
+    ts_i64 block_count;
+    ts_twin_counter* counters;  // one per line of the emitted text, or null
+    ts_twin_probes* probes;     // or null
 };
 
 namespace ts_twin __attribute__((visibility("hidden"))) {
 
 // Same order as KINDS in tessera/runtime/emulator.py.
 enum Kind {
+    RACE,
+    IN_FLIGHT,
+    UNINITIALISED,
     SHARED_BOUNDS,
     GLOBAL_BOUNDS,
     MISALIGNED,
     READ_ONLY,
     DIVERGENT,
-    RACE,
-    UNWAITED_COPY,
+    DEADLOCK,
+    CONFLICTING_WRITES,
+    UNWRITTEN,
+    MBARRIER,
     GUARD,
     DIVISION_BY_ZERO,
     BAD_LAUNCH,
@@ -62,8 +101,9 @@ constexpr int MAX_WARPS = MAX_THREADS / 32;
 // snprintf. Pages are committed when touched.
 constexpr long STACK_BYTES = 128 * 1024;
 
-enum Collective { NO_COLLECTIVE, WARP_BARRIER, SHUFFLE, LDMATRIX, MMA };
-inline const char* const collective_names[] = {"nothing", "ts_warp_barrier", "a shuffle", "ldmatrix", "mma"};
+enum Waiting { NOTHING, WARP_BARRIER, SHUFFLE, LDMATRIX, MMA, BLOCK_BARRIER, PHASE };
+inline const char* const waiting_names[] = {"nothing", "ts_warp_barrier", "a shuffle",        "ldmatrix",
+                                            "mma",     "ts_barrier",      "ts_mbarrier_wait"};
 
 // What a lane brings to a collective: where its result goes and where its operands are. They lie on the lane's own
 // stack, which stays alive while the lane waits.
@@ -74,6 +114,7 @@ struct Deposit {
     const void* second;
 };
 
+struct Request;
 struct Warp {
     ts_u32 live;      // lanes that exist and have not returned
     ts_u32 runnable;
@@ -81,6 +122,9 @@ struct Warp {
     int collective;
     ts_u32 epoch;     // warp barriers passed; orders accesses within the warp
     Deposit deposits[32];
+    Request* requests;  // accesses of which not every lane has been seen yet
+    int request_count, request_capacity;
+    int* request_index;
 };
 
 struct AsyncCopy {
@@ -88,6 +132,13 @@ struct AsyncCopy {
     const void* src;
     int bytes, src_bytes;
     int group;
+    int line;
+    bool moved;  // the data is there, but nobody may count on it
+};
+struct AsyncArrival {  // of cp.async.mbarrier.arrive: due when the copies before `end` have landed
+    int mbarrier;
+    int line;
+    ts_i64 end;
 };
 
 struct Fiber {
@@ -98,21 +149,52 @@ struct Fiber {
 #endif
     AsyncCopy* copies;  // a queue in issue order: [first_copy, copy_count)
     int first_copy, copy_count, copy_capacity;
+    ts_i64 copy_base;  // copies issued before copies[0]
     int committed_groups;
+    AsyncArrival* arrivals;  // a queue likewise
+    int first_arrival, arrival_count, arrival_capacity;
+    int line;            // of the emitted text, where it is
+    int waiting;         // a Waiting
+    int mbarrier;        // when waiting == PHASE
+    int parity;
+    ts_u64 loops;        // names the current iteration of every loop round this place
 };
 
 struct Shadow;
+struct Clocks;
+struct Mbarrier {
+    ts_i64 offset;
+    int count, missing;
+    ts_i64 completed;       // phases
+    int init_thread, init_line;
+    ts_u32 init_epoch, init_warp_epoch, init_clock;
+    ts_u32 *arrived, *released;  // clocks of the arrivals in this phase, and in all completed ones
+};
+constexpr int MAX_MBARRIERS = 256;
 
 struct State {
     int thread;  // running fiber
     int threads, warps;
     ts_i64 block[3], grid[3];
     int exited, at_barrier;
-    ts_u32 epoch;  // block barriers passed, plus one
+    int barrier_line, barrier_thread;
+    ts_u32 epoch;        // grows with each block barrier and each block
+    ts_u32 first_epoch;  // of this block
     bool aborted;
     char* shared;
     ts_i64 shared_bytes;
-    Shadow* shadow;  // null when races are not checked
+    Shadow* shadow;    // of shared memory; null when races are not checked
+    Shadow** regions;  // of each region of global memory
+    ts_u32* clocks;    // vector clocks: a row per thread; null until the launch meets an mbarrier
+    ts_u32* own_clock;
+    Mbarrier mbarriers[MAX_MBARRIERS];
+    int mbarrier_count;
+    // The first read in this block of what nobody wrote. It is a race when somebody writes there later, unordered; when
+    // the block ends without that, it is what it seems.
+    int unwritten_thread, unwritten_line;  // thread -1: none
+    char unwritten_message[160];
+    int pending_arrivals;
+    int idle_spins;
     const ts_twin_options* options;
     ts_twin_report* report;
     int last_allocation;
@@ -125,27 +207,34 @@ struct State {
 };
 inline State state;
 
+inline Fiber& fiber() { return state.fibers[state.thread]; }
+// Each device function says first at which line it was called: __builtin_LINE() as a default argument is the caller's.
+inline void at(int line) { fiber().line = line; }
+#define TS_LINE int line = __builtin_LINE()
+
 // ---- reports ---------------------------------------------------------------------------------------------------
 
 void switch_to_main();
 
-inline void record(int kind, int thread, const char* message) {
+inline void record(int kind, int thread, int line, const char* message) {
     ts_twin_report& report = *state.report;
     if (report.count < report.capacity) {
         ts_twin_error& error = report.errors[report.count];
         error.kind = kind;
         error.thread = thread;
+        error.line = line;
         for (int axis = 0; axis < 3; ++axis) error.block[axis] = state.block[axis];
         __builtin_snprintf(error.message, sizeof error.message, "%s", message);
     }
     ++report.count;
 }
 
+// In a message `{line 12}`, `{shared 640}` and `{global 2 16}` (argument, byte) stand for what the reader names them.
 template <class... Values>
 [[noreturn]] __attribute__((noinline, cold)) void fail(int kind, int thread, const char* format, Values... values) {
-    char message[256];
+    char message[1024];
     __builtin_snprintf(message, sizeof message, format, values...);
-    record(kind, thread, message);
+    record(kind, thread, state.fibers[thread].line, message);
     state.aborted = true;
     switch_to_main();
     __builtin_unreachable();
@@ -198,6 +287,7 @@ inline ts_u64 next_random() {  // xorshift64*
     state.random ^= state.random >> 27;
     return state.random * 2685821657736338717ull;
 }
+inline bool one_in(int n) { return state.options->seed && (next_random() >> 20) % n == 0; }
 
 inline int pick_warp(int current) {
     int candidates[MAX_WARPS], count = 0;
@@ -207,33 +297,49 @@ inline int pick_warp(int current) {
         if (!state.options->seed) return warp;
         candidates[count++] = warp;
     }
-    return count ? candidates[next_random() % count] : -1;
+    return count ? candidates[(next_random() >> 20) % count] : -1;
 }
 
-// Everybody waits and nobody can run: some threads left a barrier or a collective out.
-[[noreturn]] __attribute__((noinline, cold)) inline void fail_stuck() {
-    for (int w = 0; w < state.warps; ++w) {
-        const Warp& warp = state.warp[w];
-        if (!warp.arrived) continue;
-        fail(DIVERGENT, w * 32 + __builtin_ctz(warp.arrived),
-             "%d of 32 lanes of warp %d wait in %s (lane mask %#010x); the others have returned or wait in ts_barrier",
-             __builtin_popcount(warp.arrived), w, collective_names[warp.collective], warp.arrived);
+// The next runnable lane after `lane`, or a random one.
+inline int pick_lane(const Warp& warp, int lane) {
+    const ts_u32 runnable = warp.runnable;
+    if (state.options->seed) {
+        ts_u32 left = runnable;
+        for (int skip = (int)((next_random() >> 20) % __builtin_popcount(runnable)); skip > 0; --skip) left &= left - 1;
+        return __builtin_ctz(left);
     }
-    fail(DIVERGENT, state.thread, "%d of %d threads wait in ts_barrier; the other %d have returned", state.at_barrier,
-         state.threads, state.exited);
+    const ts_u32 later = runnable & ~((2u << lane) - 1);  // lane 31: 2u << 31 is 0, the mask is empty
+    return __builtin_ctz(later ? later : runnable);
 }
 
-// Leaves the running fiber, which has recorded what it waits for, and returns when that has happened.
+[[noreturn]] inline void fail_stuck();
+inline void let_data_arrive();      // some of the asynchronous data, at a random moment
+inline bool fire_oldest_arrival();  // false when nothing asynchronous is under way
+inline void finish_requests(Warp& warp);
+
+// Leaves the running fiber, which has recorded what it waits for (or is ready to go on), and returns when it is picked.
 inline void yield() {
     const int current = state.thread / 32, lane = state.thread % 32;
-    if (const ts_u32 runnable = state.warp[current].runnable) {
-        const ts_u32 later = runnable & ~((2u << lane) - 1);  // lane 31: 2u << 31 is 0, the mask is empty
-        switch_to_thread(current * 32 + __builtin_ctz(later ? later : runnable));
+    if (one_in(4)) let_data_arrive();
+    if (state.warp[current].runnable && !one_in(8)) {
+        switch_to_thread(current * 32 + pick_lane(state.warp[current], lane));
         return;
     }
-    const int warp = pick_warp(current);
+    int warp = pick_warp(current);
+    // The last legal moment for asynchronous data: everybody waits for it.
+    while (warp < 0 && fire_oldest_arrival()) warp = pick_warp(current);
     if (warp < 0) fail_stuck();
-    switch_to_thread(warp * 32 + __builtin_ctz(state.warp[warp].runnable));
+    switch_to_thread(warp * 32 + pick_lane(state.warp[warp], 31));
+}
+
+// Marks the running fiber as waiting; the caller yields.
+inline void wait_for(int what) {
+    fiber().waiting = what;
+    state.warp[state.thread / 32].runnable &= ~(1u << (state.thread % 32));
+}
+inline void wake(int thread) {
+    state.fibers[thread].waiting = NOTHING;
+    state.warp[thread / 32].runnable |= 1u << (thread % 32);
 }
 
 inline void fiber_main() {
@@ -242,6 +348,7 @@ inline void fiber_main() {
     const ts_u32 bit = 1u << (state.thread % 32);
     warp.live &= ~bit;
     warp.runnable &= ~bit;
+    if (!warp.live) finish_requests(warp);
     if (++state.exited == state.threads) switch_to_main();
     yield();
     __builtin_unreachable();
@@ -265,6 +372,77 @@ inline void prepare_fiber(int thread) {
     fiber.stack_pointer = top - 7;
 #endif
     fiber.first_copy = fiber.copy_count = fiber.committed_groups = 0;
+    fiber.copy_base = 0;
+    fiber.first_arrival = fiber.arrival_count = 0;
+    fiber.waiting = NOTHING;
+    fiber.line = 0;
+    fiber.loops = 0;
+}
+
+// ---- who waits where -------------------------------------------------------------------------------------------
+
+struct Text {
+    char data[1000];
+    int length;
+    template <class... Values> void add(const char* format, Values... values) {
+        if (length < (int)sizeof data - 1)
+            length += __builtin_snprintf(data + length, sizeof data - length, format, values...);
+        if (length > (int)sizeof data - 1) length = sizeof data - 1;
+    }
+};
+
+// Warps of the threads that wait as `model` does, as ranges.
+inline void add_waiters(Text& text, const Fiber& model) {
+    int count = 0, first = -1, last = -2;
+    Text warps{};
+    for (int w = 0; w <= state.warps; ++w) {
+        int here = 0;
+        for (int thread = w * 32; w < state.warps && thread < w * 32 + 32 && thread < state.threads; ++thread) {
+            const Fiber& fiber = state.fibers[thread];
+            here += fiber.waiting == model.waiting && fiber.line == model.line &&
+                    (model.waiting != PHASE || (fiber.mbarrier == model.mbarrier && fiber.parity == model.parity));
+        }
+        count += here;
+        if (here && w != last + 1) first = w;
+        if (here) last = w;
+        else if (last == w - 1 && last >= 0) {
+            warps.add(warps.length ? ", %d" : "%d", first);
+            if (last > first) warps.add("-%d", last);
+        }
+    }
+    text.add("%d thread%s (warp%s %s) wait%s in %s at {line %d}", count, count == 1 ? "" : "s",
+             __builtin_strpbrk(warps.data, ",-") ? "s" : "", warps.data, count == 1 ? "s" : "",
+             waiting_names[model.waiting], model.line);
+    if (model.waiting == PHASE) {
+        const Mbarrier& barrier = state.mbarriers[model.mbarrier];
+        text.add(" for parity %d of the mbarrier at {shared %lld}, which has completed %lld phase%s and misses %d of %d arrivals",
+                 model.parity, barrier.offset, barrier.completed, barrier.completed == 1 ? "" : "s", barrier.missing,
+                 barrier.count);
+    }
+}
+
+// Everybody waits and nobody can run. It is a matter of divergence when a collective lacks threads, a deadlock when
+// somebody waits for a phase.
+[[noreturn]] __attribute__((noinline, cold)) inline void fail_stuck() {
+    Text text{};
+    int culprit = -1, rank = 0;
+    for (int thread = 0; thread < state.threads; ++thread) {
+        const Fiber& fiber = state.fibers[thread];
+        if (fiber.waiting == NOTHING) continue;
+        const int own = fiber.waiting == PHASE ? 3 : fiber.waiting == BLOCK_BARRIER ? 1 : 2;
+        if (own > rank) rank = own, culprit = thread;
+        bool seen = false;
+        for (int other = 0; other < thread && !seen; ++other) {
+            const Fiber& before = state.fibers[other];
+            seen = before.waiting == fiber.waiting && before.line == fiber.line &&
+                   (fiber.waiting != PHASE || (before.mbarrier == fiber.mbarrier && before.parity == fiber.parity));
+        }
+        if (seen) continue;
+        text.add(text.length ? "; " : "");
+        add_waiters(text, fiber);
+    }
+    if (state.exited) text.add("; %d thread%s returned", state.exited, state.exited == 1 ? " has" : "s have");
+    fail(rank == 3 ? DEADLOCK : DIVERGENT, culprit < 0 ? state.thread : culprit, "cannot go on: %s", text.data);
 }
 
 // ---- rendezvous ------------------------------------------------------------------------------------------------
@@ -273,23 +451,27 @@ inline void prepare_fiber(int thread) {
 template <class Perform>
 inline void rendezvous(int collective, const Deposit& deposit, Perform perform) {
     Warp& warp = state.warp[state.thread / 32];
-    const ts_u32 bit = 1u << (state.thread % 32);
     if (!warp.arrived) {
         warp.collective = collective;
-    } else if (warp.collective != collective) {
-        fail(DIVERGENT, state.thread, "a lane enters %s while other lanes of warp %d wait in %s",
-             collective_names[collective], state.thread / 32, collective_names[warp.collective]);
+    } else {
+        const int other = state.thread / 32 * 32 + __builtin_ctz(warp.arrived);
+        if (warp.collective != collective || state.fibers[other].line != fiber().line)
+            fail(DIVERGENT, state.thread, "enters %s while thread %d of the same warp waits in %s at {line %d}",
+                 waiting_names[collective], other, waiting_names[warp.collective], state.fibers[other].line);
     }
     warp.deposits[state.thread % 32] = deposit;
-    warp.arrived |= bit;
-    warp.runnable &= ~bit;
+    warp.arrived |= 1u << (state.thread % 32);
     if (warp.arrived != 0xFFFFFFFFu) {
+        wait_for(collective);
         yield();
         return;
     }
+    finish_requests(warp);
+    state.idle_spins = 0;
     perform(warp);
     warp.arrived = 0;
     warp.runnable = 0xFFFFFFFFu;
+    for (int lane = 0; lane < 32; ++lane) state.fibers[state.thread / 32 * 32 + lane].waiting = NOTHING;
 }
 
 }  // namespace ts_twin
@@ -299,22 +481,3 @@ TS_DEVICE int ts_lane() { return ts_twin::state.thread % 32; }
 TS_DEVICE int ts_warp() { return ts_twin::state.thread / 32; }
 TS_DEVICE ts_i64 ts_block_id(int axis) { return ts_twin::state.block[axis]; }
 TS_DEVICE ts_i64 ts_grid(int axis) { return ts_twin::state.grid[axis]; }
-
-TS_DEVICE void ts_barrier() {
-    using namespace ts_twin;
-    state.warp[state.thread / 32].runnable &= ~(1u << (state.thread % 32));
-    if (++state.at_barrier == state.threads) {
-        state.at_barrier = 0;
-        ++state.epoch;
-        for (int w = 0; w < state.warps; ++w) state.warp[w].runnable = state.warp[w].live;
-        // Everybody is at the barrier, so every warp is whole again; a new phase starts with a newly chosen warp.
-        switch_to_thread(pick_warp(0) * 32);
-        return;
-    }
-    yield();
-}
-
-TS_DEVICE void ts_warp_barrier() {
-    using namespace ts_twin;
-    rendezvous(WARP_BARRIER, Deposit{}, [](Warp& warp) { ++warp.epoch; });
-}

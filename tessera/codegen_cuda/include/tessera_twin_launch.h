@@ -49,8 +49,23 @@ inline void check_guards(const char* guard, const char* side) {
         if ((unsigned char)guard[i] == GUARD_BYTE) continue;
         char message[128];
         __builtin_snprintf(message, sizeof message, "wrote %s the shared block through an unchecked pointer", side);
-        record(GUARD, -1, message);
+        record(GUARD, -1, 0, message);
         return;
+    }
+}
+
+// Copies in flight when a block ended, and its mbarriers, must not trouble the next one.
+inline void clear_marks() {
+    for (ts_i64 i = 0; state.shadow && i < state.shared_bytes; ++i) state.shadow[i].copier = 0;
+}
+
+// Which granules the launch wrote.
+inline void report_written() {
+    for (int i = 0; i < state.options->region_count; ++i) {
+        const ts_twin_region& region = state.options->regions[i];
+        if (!region.written || !state.regions[i]) continue;
+        for (ts_i64 j = 0; j < (region.bytes + region.granule - 1) / region.granule; ++j)
+            region.written[j] = state.regions[i][j].write.epoch != 0;
     }
 }
 
@@ -58,20 +73,26 @@ inline void run_block() {
     __builtin_memset(state.shared - GUARD_BYTES, GUARD_BYTE, GUARD_BYTES);
     __builtin_memset(state.shared, POISON_BYTE, state.shared_bytes);
     __builtin_memset(state.shared + state.shared_bytes, GUARD_BYTE, GUARD_BYTES);
-    if (state.shadow) __builtin_memset((void*)state.shadow, 0, state.shared_bytes * sizeof(Shadow));
+    // What shadows say of older blocks stays: their epochs lie before the first of this one.
+    state.first_epoch = ++state.epoch;
+    if (state.mbarrier_count || state.shadow) clear_marks();
+    reset_clocks();
     for (int w = 0; w < state.warps; ++w) {
         const int lanes = state.threads - w * 32;
         Warp& warp = state.warp[w];
         warp.live = warp.runnable = lanes >= 32 ? 0xFFFFFFFFu : (1u << lanes) - 1;
         warp.arrived = warp.epoch = 0;
-        warp.collective = NO_COLLECTIVE;
+        warp.collective = NOTHING;
     }
     for (int thread = 0; thread < state.threads; ++thread) prepare_fiber(thread);
-    state.exited = state.at_barrier = 0;
-    state.epoch = 1;
+    state.exited = state.at_barrier = state.idle_spins = 0;
+    state.unwritten_thread = -1;
     state.aborted = false;
     state.thread = pick_warp(0) * 32;
     switch_fibers(state.main, state.fibers[state.thread]);
+    for (int w = 0; w < state.warps; ++w) finish_requests(state.warp[w]);
+    if (!state.aborted && state.unwritten_thread >= 0)
+        record(UNINITIALISED, state.unwritten_thread, state.unwritten_line, state.unwritten_message);
     check_guards(state.shared - GUARD_BYTES, "before");
     check_guards(state.shared + state.shared_bytes, "past the end of");
 }
@@ -92,7 +113,7 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
     if (threads < 1 || threads > max_threads || max_threads > MAX_THREADS) {
         __builtin_snprintf(message, sizeof message, "a block of %d threads; the kernel is built for 1 to %d", threads,
                            max_threads);
-        record(BAD_LAUNCH, -1, message);
+        record(BAD_LAUNCH, -1, 0, message);
         return report->count;
     }
     if (gx < 1 || gy < 1 || gz < 1 || shared_bytes < 0 || shared_bytes > 227 * 1024) {
@@ -100,10 +121,11 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
                            "a grid of %ld x %ld x %ld blocks with %ld shared bytes; each side must be positive and "
                            "shared memory at most 232448 bytes",
                            gx, gy, gz, shared_bytes);
-        record(BAD_LAUNCH, -1, message);
+        record(BAD_LAUNCH, -1, 0, message);
         return report->count;
     }
-    const ts_i64 blocks = (ts_i64)gx * gy * gz;
+    const ts_i64 grid_blocks = (ts_i64)gx * gy * gz;
+    const ts_i64 blocks = options->blocks ? options->block_count : grid_blocks;
     // Page-aligned, so that the dynamic block has its alignment of 1024 behind a guard of one page.
     const ts_i64 stack_bytes = threads * STACK_BYTES, arena_bytes = shared_bytes + 2 * GUARD_BYTES;
     const ts_i64 shadow_bytes = options->check_races && shared_bytes ? shared_bytes * (ts_i64)sizeof(Shadow) : 0;
@@ -111,9 +133,17 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
     char* arena = map(arena_bytes);
     char* shadow = shadow_bytes ? map(shadow_bytes) : nullptr;
     Fiber* fibers = (Fiber*)__builtin_calloc(threads, sizeof(Fiber));
-    ts_i64* order = options->seed ? (ts_i64*)__builtin_malloc(blocks * sizeof(ts_i64)) : nullptr;
-    if (!stacks || !arena || !fibers || (shadow_bytes && !shadow) || (options->seed && !order)) {
-        record(BAD_LAUNCH, -1, "not enough memory for the fibers of a block");
+    ts_i64* order = options->seed ? (ts_i64*)__builtin_malloc(blocks * sizeof(ts_i64) + 8) : nullptr;
+    bool enough = stacks && arena && fibers && (shadow || !shadow_bytes) && (order || !options->seed);
+    Shadow** regions = (Shadow**)__builtin_calloc(options->region_count + 1, sizeof(Shadow*));
+    for (int i = 0; i < options->region_count && options->check_races; ++i) {
+        const ts_twin_region& region = options->regions[i];
+        const ts_i64 bytes = (region.bytes + region.granule - 1) / region.granule * (ts_i64)sizeof(Shadow);
+        regions[i] = bytes ? (Shadow*)map(bytes) : nullptr;
+        enough = enough && (regions[i] || !bytes);
+    }
+    if (!enough) {
+        record(BAD_LAUNCH, -1, 0, "not enough memory for the fibers of a block");
     } else {
         arguments = args;
         state.body = body;
@@ -123,30 +153,46 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
         state.shared = arena + GUARD_BYTES;
         state.shared_bytes = shared_bytes;
         state.shadow = (Shadow*)shadow;
+        state.regions = options->check_races ? regions : nullptr;
         state.stacks = stacks;
         state.fibers = fibers;
         state.random = options->seed * 0x9E3779B97F4A7C15ull | 1;
-        if (order) {
-            for (ts_i64 i = 0; i < blocks; ++i) {
-                const ts_i64 j = (ts_i64)(next_random() % (ts_u64)(i + 1));
-                order[i] = order[j];
-                order[j] = i;
-            }
+        for (ts_i64 i = 0; order && i < blocks; ++i) {
+            const ts_i64 j = (ts_i64)((next_random() >> 20) % (ts_u64)(i + 1));
+            order[i] = order[j];
+            order[j] = i;
         }
         for (ts_i64 i = 0; i < blocks; ++i) {
-            const ts_i64 block = order ? order[i] : i;
+            const ts_i64 chosen = order ? order[i] : i;
+            const ts_i64 block = options->blocks ? options->blocks[chosen] : chosen;
             state.block[0] = block % gx;
             state.block[1] = block / gx % gy;
             state.block[2] = block / gx / gy;
             run_block();
         }
-        for (int thread = 0; thread < threads; ++thread) __builtin_free(fibers[thread].copies);
+        if (state.regions) report_written();
+        for (int thread = 0; thread < threads; ++thread) {
+            __builtin_free(fibers[thread].copies);
+            __builtin_free(fibers[thread].arrivals);
+        }
+        for (Warp& warp : state.warp) {
+            __builtin_free(warp.requests);
+            __builtin_free(warp.request_index);
+        }
+        reset_clocks();
+        __builtin_free(state.clocks);
+        __builtin_free(state.own_clock);
         report->output = output.text;
         report->output_bytes = output.length;
+    }
+    for (int i = 0; i < options->region_count; ++i) {
+        const ts_twin_region& region = options->regions[i];
+        if (regions[i]) munmap(regions[i], (region.bytes + region.granule - 1) / region.granule * (ts_i64)sizeof(Shadow));
     }
     if (stacks) munmap(stacks, stack_bytes);
     if (arena) munmap(arena, arena_bytes);
     if (shadow) munmap(shadow, shadow_bytes);
+    __builtin_free(regions);
     __builtin_free(fibers);
     __builtin_free(order);
     return report->count;

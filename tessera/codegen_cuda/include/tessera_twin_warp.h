@@ -7,6 +7,7 @@ namespace ts_twin __attribute__((visibility("hidden"))) {
 
 // Deposits: out = the lane's value, detail = the lane to read from.
 inline void perform_shuffle(Warp& warp) {
+    if (ts_twin_counter* totals = counter(fiber().line)) ++totals->warp_collectives;
     ts_u32 values[32];
     for (int lane = 0; lane < 32; ++lane) __builtin_memcpy(&values[lane], warp.deposits[lane].out, 4);
     for (int lane = 0; lane < 32; ++lane) {
@@ -15,10 +16,29 @@ inline void perform_shuffle(Warp& warp) {
     }
 }
 
+inline ts_twin_counter* counter_here() { return counter(fiber().line); }
+
+// One instruction; the eight rows of a matrix are served together.
+template <int MATRICES>
+inline void count_ldmatrix(const Warp& warp) {
+    ts_twin_counter* totals = counter_here();
+    if (!totals) return;
+    Request request{};
+    request.bytes = 16;
+    for (int lane = 0; lane < 8 * MATRICES; ++lane) request.address[lane] = (ts_u64)warp.deposits[lane].first;
+    int wavefronts = 0;
+    for (int matrix = 0; matrix < MATRICES; ++matrix) {
+        request.mask = 0xFFu << 8 * matrix;
+        wavefronts += wavefronts_of(request, request.mask);
+    }
+    add(totals->shared_read, wavefronts, MATRICES, 128 * MATRICES);
+}
+
 // Deposits: out = ts_u32[MATRICES], first = the address of a row.
 template <int MATRICES, bool TRANS>
 inline void perform_ldmatrix(Warp& warp) {
     const int first_thread = (int)(&warp - state.warp) * 32;
+    count_ldmatrix<MATRICES>(warp);
     for (int matrix = 0; matrix < MATRICES; ++matrix) {
         unsigned short elements[8][8];
         for (int row = 0; row < 8; ++row) {
@@ -36,7 +56,8 @@ inline void perform_ldmatrix(Warp& warp) {
 }
 
 template <int MATRICES, bool TRANS>
-inline void ldmatrix(ts_u32* r, const char* row) {
+inline void ldmatrix(ts_u32* r, const char* row, int line) {
+    at(line);
     // A shape and a transposition of its own make another instruction: the lanes must agree on it.
     Deposit deposit{MATRICES * 2 + TRANS, r, row, nullptr};
     rendezvous(LDMATRIX, deposit, [](Warp& warp) {
@@ -80,6 +101,7 @@ struct Tf32 {
 // b[i] rows COUNT (t + 4 i) and on of column g; c[i] row g + 8 (i / 2), column 2 t + i % 2.
 template <class Operand>
 inline void perform_mma(Warp& warp) {
+    if (ts_twin_counter* totals = counter_here()) ++totals->mma;
     constexpr int COUNT = Operand::COUNT, DEPTH = 8 * COUNT;
     double a[16][DEPTH], b[8][DEPTH];  // b by columns, so that a product runs along k in both
     for (int lane = 0; lane < 32; ++lane) {
@@ -102,14 +124,16 @@ inline void perform_mma(Warp& warp) {
 }
 
 template <class Operand>
-inline void mma(float* c, const ts_u32* a, const ts_u32* b) {
+inline void mma(float* c, const ts_u32* a, const ts_u32* b, int line) {
+    at(line);
     rendezvous(MMA, Deposit{Operand::COUNT, c, a, b}, perform_mma<Operand>);
 }
 
 }  // namespace ts_twin
 
 template <class T>
-TS_DEVICE T ts_shfl(T value, int lane) {
+TS_DEVICE T ts_shfl(T value, int lane, TS_LINE) {
+    ts_twin::at(line);
     ts_u32 words[(sizeof(T) + 3) / 4] = {};
     __builtin_memcpy(words, &value, sizeof(T));
     for (ts_u32& word : words)
@@ -118,25 +142,25 @@ TS_DEVICE T ts_shfl(T value, int lane) {
     return value;
 }
 template <class T>
-TS_DEVICE T ts_shfl_xor(T value, int mask) {
-    return ts_shfl(value, ts_lane() ^ mask);
+TS_DEVICE T ts_shfl_xor(T value, int mask, TS_LINE) {
+    return ts_shfl(value, ts_lane() ^ mask, line);
 }
 
-TS_DEVICE void ts_ldmatrix_x1(ts_u32* r, const char* row) { ts_twin::ldmatrix<1, false>(r, row); }
-TS_DEVICE void ts_ldmatrix_x2(ts_u32* r, const char* row) { ts_twin::ldmatrix<2, false>(r, row); }
-TS_DEVICE void ts_ldmatrix_x4(ts_u32* r, const char* row) { ts_twin::ldmatrix<4, false>(r, row); }
-TS_DEVICE void ts_ldmatrix_x1_trans(ts_u32* r, const char* row) { ts_twin::ldmatrix<1, true>(r, row); }
-TS_DEVICE void ts_ldmatrix_x2_trans(ts_u32* r, const char* row) { ts_twin::ldmatrix<2, true>(r, row); }
-TS_DEVICE void ts_ldmatrix_x4_trans(ts_u32* r, const char* row) { ts_twin::ldmatrix<4, true>(r, row); }
+TS_DEVICE void ts_ldmatrix_x1(ts_u32* r, const char* row, TS_LINE) { ts_twin::ldmatrix<1, false>(r, row, line); }
+TS_DEVICE void ts_ldmatrix_x2(ts_u32* r, const char* row, TS_LINE) { ts_twin::ldmatrix<2, false>(r, row, line); }
+TS_DEVICE void ts_ldmatrix_x4(ts_u32* r, const char* row, TS_LINE) { ts_twin::ldmatrix<4, false>(r, row, line); }
+TS_DEVICE void ts_ldmatrix_x1_trans(ts_u32* r, const char* row, TS_LINE) { ts_twin::ldmatrix<1, true>(r, row, line); }
+TS_DEVICE void ts_ldmatrix_x2_trans(ts_u32* r, const char* row, TS_LINE) { ts_twin::ldmatrix<2, true>(r, row, line); }
+TS_DEVICE void ts_ldmatrix_x4_trans(ts_u32* r, const char* row, TS_LINE) { ts_twin::ldmatrix<4, true>(r, row, line); }
 
-TS_DEVICE void ts_mma_m16n8k16_bf16(float* c, const ts_u32* a, const ts_u32* b) {
-    ts_twin::mma<ts_twin::Bf16Pair>(c, a, b);
+TS_DEVICE void ts_mma_m16n8k16_bf16(float* c, const ts_u32* a, const ts_u32* b, TS_LINE) {
+    ts_twin::mma<ts_twin::Bf16Pair>(c, a, b, line);
 }
-TS_DEVICE void ts_mma_m16n8k16_f16(float* c, const ts_u32* a, const ts_u32* b) {
-    ts_twin::mma<ts_twin::F16Pair>(c, a, b);
+TS_DEVICE void ts_mma_m16n8k16_f16(float* c, const ts_u32* a, const ts_u32* b, TS_LINE) {
+    ts_twin::mma<ts_twin::F16Pair>(c, a, b, line);
 }
-TS_DEVICE void ts_mma_m16n8k8_tf32(float* c, const ts_u32* a, const ts_u32* b) {
-    ts_twin::mma<ts_twin::Tf32>(c, a, b);
+TS_DEVICE void ts_mma_m16n8k8_tf32(float* c, const ts_u32* a, const ts_u32* b, TS_LINE) {
+    ts_twin::mma<ts_twin::Tf32>(c, a, b, line);
 }
 
 // To nearest, ties away from zero: half of the dropped bits more carries into the kept ones. NaN is NaN.

@@ -1,0 +1,60 @@
+// A part of tessera_device.h.
+
+// ---- mbarriers -------------------------------------------------------------------------------------------------
+// Eight bytes of shared memory, 8-aligned, that count arrivals in phases: phase 0 is open after the initialisation;
+// when the expected number of arrivals has come, the phase completes and the next one opens with the same number.
+//
+// A wait names a parity and passes when the phase before the open one has it. So a fresh barrier passes a wait for
+// parity 1 at once (a slot that nobody has filled is empty), and a waiter must follow each phase in turn: it cannot
+// tell phase p from phase p - 2. An arrival releases what its thread has done, a wait that passes acquires it. Only
+// these functions may touch the eight bytes between ts_mbarrier_init and ts_mbarrier_invalidate.
+
+// One thread initialises; a block barrier must stand before any other thread arrives or waits.
+TS_DEVICE void ts_mbarrier_init(char* barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(ts_shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+// Gives the eight bytes back to ordinary use. Nobody may be waiting.
+TS_DEVICE void ts_mbarrier_invalidate(char* barrier) {
+    asm volatile("mbarrier.inval.shared.b64 [%0];" ::"r"(ts_shared_address(barrier)) : "memory");
+}
+
+// One arrival of this thread. It does not wait for the registers of an ldmatrix before it: the assembler may let the
+// arrival overtake the data, so a slot is handed back after the instructions that use what was read from it.
+TS_DEVICE void ts_mbarrier_arrive(char* barrier) {
+    ts_u64 state;
+    asm volatile("mbarrier.arrive.shared.b64 %0, [%1];" : "=l"(state) : "r"(ts_shared_address(barrier)) : "memory");
+}
+
+// One arrival on behalf of this thread, at the moment when all cp.async that it has issued so far have landed. It is
+// counted among the expected arrivals (.noinc). A waiter then sees the copied bytes; no group or commit is involved.
+TS_DEVICE void ts_cp_async_mbarrier_arrive(char* barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(ts_shared_address(barrier)) : "memory");
+}
+
+// Whether the phase of this parity (0 or 1) has completed; returns at once.
+TS_DEVICE bool ts_mbarrier_test(char* barrier, int parity) {
+    ts_u32 done;
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(ts_shared_address(barrier)), "r"(parity)
+                 : "memory");
+    return done != 0;
+}
+
+// Returns when the phase of this parity has completed. From sm_90 on the hardware suspends the thread for a while in
+// each turn; before, the turns are a plain poll.
+TS_DEVICE void ts_mbarrier_wait(char* barrier, int parity) {
+#if __CUDA_ARCH__ >= 900
+    ts_u32 done;
+    do {
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done)
+                     : "r"(ts_shared_address(barrier)), "r"(parity)
+                     : "memory");
+    } while (!done);
+#else
+    while (!ts_mbarrier_test(barrier, parity)) {
+    }
+#endif
+}

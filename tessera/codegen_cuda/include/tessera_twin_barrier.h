@@ -1,0 +1,230 @@
+// Block and warp barriers, mbarriers, and when asynchronous data arrives.
+#pragma once
+
+namespace ts_twin __attribute__((visibility("hidden"))) {
+
+inline void pass_block_barrier() {
+    state.at_barrier = 0;
+    state.idle_spins = 0;
+    join_block();
+    ++state.epoch;
+    for (int w = 0; w < state.warps; ++w) finish_requests(state.warp[w]);
+    for (int thread = 0; thread < state.threads; ++thread) wake(thread);
+    if (ts_twin_counter* totals = counter(fiber().line)) ++totals->barriers;
+}
+
+inline void block_barrier() {
+    const int line = fiber().line;
+    if (!state.at_barrier) {
+        state.barrier_line = line;
+        state.barrier_thread = state.thread;
+    } else if (state.barrier_line != line) {
+        fail(DIVERGENT, state.thread, "enters ts_barrier while thread %d waits in the one at {line %d}",
+             state.barrier_thread, state.barrier_line);
+    }
+    wait_for(BLOCK_BARRIER);
+    if (++state.at_barrier == state.threads) pass_block_barrier();
+    yield();
+}
+
+// ---- mbarriers -------------------------------------------------------------------------------------------------
+
+inline int find_mbarrier(const char* p, const char* verb) {
+    const ts_i64 offset = check_shared(state.thread, p, 8, 8, verb);
+    for (int i = 0; i < state.mbarrier_count; ++i) {
+        Mbarrier& barrier = state.mbarriers[i];
+        if (barrier.offset != offset || !barrier.count) continue;
+        const Event init{barrier.init_epoch, barrier.init_warp_epoch, barrier.init_clock, barrier.init_line,
+                         (unsigned short)barrier.init_thread, false};
+        if (!before(init, state.thread))
+            fail(MBARRIER, state.thread, "%s the mbarrier at {shared %lld}, which thread %d initialises at {line %d} with no barrier between",
+                 verb, offset, barrier.init_thread, barrier.init_line);
+        return i;
+    }
+    fail(MBARRIER, state.thread, "%s the mbarrier at {shared %lld}, which is not initialised", verb, offset);
+}
+
+inline void mark_mbarrier(ts_i64 offset, unsigned short mark) {
+    if (!state.shadow) return;
+    for (int i = 0; i < 8; ++i) {
+        if (mark) {
+            check_free(state.thread, state.shadow[offset + i], offset + i, "initialises");
+            watch_write(state.shadow[offset + i], state.thread, Place{-1, offset + i}, "initialises", false, false);
+        }
+        state.shadow[offset + i].copier = mark;
+    }
+}
+
+inline void init_mbarrier(char* p, int count) {
+    const ts_i64 offset = check_shared(state.thread, p, 8, 8, "initialises");
+    for (int i = 0; i < state.mbarrier_count; ++i)
+        if (state.mbarriers[i].count && state.mbarriers[i].offset == offset)
+            fail(MBARRIER, state.thread, "initialises the mbarrier at {shared %lld} again; thread %d did at {line %d}",
+                 offset, state.mbarriers[i].init_thread, state.mbarriers[i].init_line);
+    if (count < 1 || count > 0xFFFFF)
+        fail(MBARRIER, state.thread, "initialises an mbarrier for %d arrivals; it takes 1 to %d", count, 0xFFFFF);
+    if (state.mbarrier_count == MAX_MBARRIERS)
+        fail(MBARRIER, state.thread, "initialises more than %d mbarriers", MAX_MBARRIERS);
+    if (!state.clocks) start_clocks();
+    mark_mbarrier(offset, IS_MBARRIER);
+    const Event now = event_of(state.thread);
+    Mbarrier& barrier = state.mbarriers[state.mbarrier_count++];
+    barrier = Mbarrier{offset, count, count, 0, state.thread, now.line, now.epoch, now.warp_epoch, now.clock,
+                       (ts_u32*)__builtin_calloc(AGENTS, sizeof(ts_u32)), (ts_u32*)__builtin_calloc(AGENTS, sizeof(ts_u32))};
+}
+
+inline void arrive_at(int index) {
+    Mbarrier& barrier = state.mbarriers[index];
+    state.idle_spins = 0;
+    if (--barrier.missing) return;
+    join(barrier.released, barrier.arrived);
+    __builtin_memset(barrier.arrived, 0, AGENTS * sizeof(ts_u32));
+    ++barrier.completed;
+    barrier.missing = barrier.count;
+    for (int thread = 0; thread < state.threads; ++thread) {
+        const Fiber& waiter = state.fibers[thread];
+        if (waiter.waiting == PHASE && waiter.mbarrier == index && (barrier.completed & 1) != waiter.parity) wake(thread);
+    }
+}
+
+inline void arrive_mbarrier(char* p) {
+    const int index = find_mbarrier(p, "arrives at");
+    release(state.thread, state.mbarriers[index].arrived);
+    arrive_at(index);
+}
+
+inline bool phase_is_over(int index, int parity) { return (state.mbarriers[index].completed & 1) != parity; }
+inline void acquire(int index) { join(&known(state.thread, 0), state.mbarriers[index].released); }
+
+inline void check_parity(int parity) {
+    if (parity != 0 && parity != 1) fail(MBARRIER, state.thread, "waits for parity %d; a parity is 0 or 1", parity);
+}
+
+inline void wait_mbarrier(char* p, int parity) {
+    check_parity(parity);
+    const int index = find_mbarrier(p, "waits for");
+    Fiber& self = fiber();
+    while (!phase_is_over(index, parity)) {
+        self.mbarrier = index;
+        self.parity = parity;
+        wait_for(PHASE);
+        yield();
+    }
+    acquire(index);
+}
+
+// A thread that only asks must let the others go on, or what it asks for never happens.
+inline bool test_mbarrier(char* p, int parity) {
+    check_parity(parity);
+    const int index = find_mbarrier(p, "tests");
+    if (phase_is_over(index, parity)) {
+        acquire(index);
+        return true;
+    }
+    if (++state.idle_spins > 64 * state.threads) {
+        state.idle_spins = 0;
+        if (!fire_oldest_arrival()) {
+            Fiber& self = fiber();
+            self.mbarrier = index;
+            self.parity = parity;
+            self.waiting = PHASE;
+            fail_stuck();
+        }
+    }
+    const int current = state.thread / 32, lane = state.thread % 32;
+    const int warp = pick_warp((current + 1) % state.warps);
+    switch_to_thread(warp * 32 + pick_lane(state.warp[warp], warp == current ? lane : 31));
+    return false;
+}
+
+// The arrival is one of the expected ones (.noinc); it comes when the copies of this thread so far have landed.
+inline void arrive_after_copies(char* p) {
+    Fiber& self = fiber();
+    const int index = find_mbarrier(p, "arrives at");
+    append(self.arrivals, self.arrival_count, self.arrival_capacity) =
+        AsyncArrival{index, self.line, self.copy_base + self.copy_count};
+    ++state.pending_arrivals;
+}
+
+inline void fire_arrival(int thread) {
+    Fiber& owner = state.fibers[thread];
+    const AsyncArrival arrival = owner.arrivals[owner.first_arrival++];
+    if (owner.first_arrival == owner.arrival_count) owner.first_arrival = owner.arrival_count = 0;
+    --state.pending_arrivals;
+    const int agent = MAX_THREADS + thread;
+    while (owner.first_copy < owner.copy_count && owner.copy_base + owner.first_copy < arrival.end)
+        land_copy(thread, agent);
+    // Copies that wait_group made known before are events of the thread itself, and come before as well. What else the
+    // thread did is not released: an asynchronous arrival orders its copies only.
+    ts_u32* arrived = state.mbarriers[arrival.mbarrier].arrived;
+    arrived[agent] = state.own_clock[agent]++;
+    arrive_at(arrival.mbarrier);
+}
+
+inline bool fire_oldest_arrival() {
+    if (!state.pending_arrivals) return false;
+    for (int thread = 0; thread < state.threads; ++thread) {
+        const Fiber& owner = state.fibers[thread];
+        if (owner.first_arrival == owner.arrival_count) continue;
+        fire_arrival(thread);
+        return true;
+    }
+    return false;
+}
+
+inline void let_data_arrive() {
+    move_early();
+    if (!state.pending_arrivals || !one_in(2)) return;
+    const int first = (int)((next_random() >> 20) % state.threads);
+    for (int i = 0; i < state.threads; ++i) {
+        const int thread = (first + i) % state.threads;
+        if (state.fibers[thread].first_arrival == state.fibers[thread].arrival_count) continue;
+        fire_arrival(thread);
+        return;
+    }
+}
+
+}  // namespace ts_twin
+
+TS_DEVICE void ts_barrier(TS_LINE) {
+    ts_twin::at(line);
+    ts_twin::block_barrier();
+}
+
+TS_DEVICE void ts_warp_barrier(TS_LINE) {
+    using namespace ts_twin;
+    at(line);
+    rendezvous(WARP_BARRIER, Deposit{}, [](Warp& warp) {
+        join_warp((int)(&warp - state.warp) * 32);
+        ++warp.epoch;
+        if (ts_twin_counter* totals = counter(fiber().line)) ++totals->warp_collectives;
+    });
+}
+
+TS_DEVICE void ts_mbarrier_init(char* barrier, int arrivals, TS_LINE) {
+    ts_twin::at(line);
+    ts_twin::init_mbarrier(barrier, arrivals);
+}
+TS_DEVICE void ts_mbarrier_invalidate(char* barrier, TS_LINE) {
+    using namespace ts_twin;
+    at(line);
+    Mbarrier& found = state.mbarriers[find_mbarrier(barrier, "invalidates")];
+    mark_mbarrier(found.offset, 0);
+    found.count = 0;
+}
+TS_DEVICE void ts_mbarrier_arrive(char* barrier, TS_LINE) {
+    ts_twin::at(line);
+    ts_twin::arrive_mbarrier(barrier);
+}
+TS_DEVICE bool ts_mbarrier_test(char* barrier, int parity, TS_LINE) {
+    ts_twin::at(line);
+    return ts_twin::test_mbarrier(barrier, parity);
+}
+TS_DEVICE void ts_mbarrier_wait(char* barrier, int parity, TS_LINE) {
+    ts_twin::at(line);
+    ts_twin::wait_mbarrier(barrier, parity);
+}
+TS_DEVICE void ts_cp_async_mbarrier_arrive(char* barrier, TS_LINE) {
+    ts_twin::at(line);
+    ts_twin::arrive_after_copies(barrier);
+}

@@ -1,0 +1,224 @@
+// What happened before what: the shadow of watched memory, vector clocks, and mbarriers.
+//
+// Two accesses to one byte, of which one writes, must be ordered. Inside a block four things order them: the thread, a
+// block barrier (a new epoch), a warp barrier between lanes of a warp (a new epoch of the warp), and an mbarrier phase
+// whose arrival follows the first and whose wait precedes the second. The last one needs vector clocks (a row per thread:
+// the clock of each other thread up to which everything is known to have happened), which exist from the first mbarrier
+// of a launch on. Blocks are never ordered. Two threads that write the same value do not conflict (a reduced value is
+// often written by each lane that holds it), and neither do two atomic updates.
+//
+// A landing of cp.async that only an mbarrier announces is an event of its own: it happens in no thread but in an agent,
+// number MAX_THREADS + thread.
+#pragma once
+
+namespace ts_twin __attribute__((visibility("hidden"))) {
+
+constexpr int AGENTS = 2 * MAX_THREADS;
+constexpr unsigned short MANY_WARPS = 0xFFFF;
+constexpr unsigned short MANY_LANES = 0x8000;  // or-ed with the warp
+constexpr unsigned short IS_MBARRIER = 0xFFFF;
+
+struct Event {
+    ts_u32 epoch, warp_epoch, clock;  // epoch 0: never
+    int line;
+    unsigned short thread;
+    bool atomic;
+};
+// What is known of one granule: a byte of shared memory, an element of global memory.
+struct Shadow {
+    Event write, read;
+    int readers;             // with clocks: a list of all reads since the write, index + 1
+    unsigned short copier;   // thread + 1 whose asynchronous copy into this byte is in flight, or IS_MBARRIER
+    bool many_blocks;        // read by several blocks
+};
+struct Reader {
+    Event event;
+    int next;
+};
+struct Readers {
+    Reader* nodes;
+    int count, capacity;
+};
+inline Readers readers;
+
+inline ts_u32& known(int thread, int other) { return state.clocks[(ts_i64)thread * AGENTS + other]; }
+
+inline Event event_of(int thread, bool atomic = false) {
+    const bool agent = thread >= MAX_THREADS;
+    return Event{state.epoch, agent ? 0 : state.warp[thread / 32].epoch, state.clocks ? state.own_clock[thread] : 1,
+                 state.fibers[agent ? thread - MAX_THREADS : thread].line, (unsigned short)thread, atomic};
+}
+
+// Whether an event of this block happened before what `thread` does now.
+inline bool before(const Event& event, int thread) {
+    thread %= MAX_THREADS;  // an agent acts after what its thread did
+    if (event.epoch != state.epoch || event.thread == thread) return true;
+    if (event.thread / 32 == thread / 32 && event.warp_epoch < state.warp[thread / 32].epoch) return true;
+    return state.clocks && known(thread, event.thread) >= event.clock;
+}
+
+// Where a watched granule lies, for messages.
+struct Place {
+    int argument;  // -1: shared memory
+    ts_i64 offset;
+};
+struct PlaceText {
+    char data[48];
+    explicit PlaceText(Place place) {
+        if (place.argument < 0) __builtin_snprintf(data, sizeof data, "{shared %lld}", place.offset);
+        else __builtin_snprintf(data, sizeof data, "{global %d %lld}", place.argument, place.offset);
+    }
+};
+
+[[noreturn]] __attribute__((noinline, cold)) inline void fail_order(int kind, int thread, const char* verb, Place place,
+                                                                    const char* other_verb, const Event& other) {
+    const PlaceText where(place);
+    const int self = thread % MAX_THREADS;
+    if (other.epoch < state.first_epoch)
+        fail(kind, self, "%s %s, which another block %s at {line %d}: blocks run in any order", verb, where.data,
+             other_verb, other.line);
+    if (other.thread == MANY_WARPS)
+        fail(kind, self, "%s %s, which threads of several warps %s at {line %d} with no barrier between", verb,
+             where.data, other_verb, other.line);
+    if (other.thread & MANY_LANES)
+        fail(kind, self, "%s %s, which lanes of warp %d %s at {line %d} with no barrier between", verb, where.data,
+             other.thread & ~MANY_LANES, other_verb, other.line);
+    if (other.thread >= MAX_THREADS)
+        fail(kind, self, "%s %s, into which the cp.async of thread %d at {line %d} copied, and waited for no phase of its mbarrier",
+             verb, where.data, other.thread - MAX_THREADS, other.line);
+    fail(kind, self, "%s %s, which thread %d %s at {line %d} with no %s between", verb, where.data, other.thread,
+         other_verb, other.line, other.thread / 32 == self / 32 ? "warp barrier" : "barrier");
+}
+
+inline void add_reader(Shadow& shadow, const Event& event) {
+    for (int i = shadow.readers; i; i = readers.nodes[i - 1].next) {
+        if (readers.nodes[i - 1].event.thread != event.thread) continue;
+        readers.nodes[i - 1].event = event;
+        return;
+    }
+    if (readers.count == readers.capacity) {
+        readers.capacity = readers.capacity ? 2 * readers.capacity : 4096;
+        readers.nodes = (Reader*)__builtin_realloc(readers.nodes, readers.capacity * sizeof(Reader));
+    }
+    readers.nodes[readers.count++] = Reader{event, shadow.readers};
+    shadow.readers = readers.count;
+}
+
+// Whether the granule holds something that this block, or any with `any_block`, wrote.
+inline bool is_written(const Shadow& shadow, bool any_block) {
+    return any_block ? shadow.write.epoch != 0 : shadow.write.epoch >= state.first_epoch;
+}
+
+inline void watch_read(Shadow& shadow, int thread, Place place, const char* verb, bool blocks, bool atomic = false) {
+    const Event event = event_of(thread, atomic);
+    const Event& write = shadow.write;
+    if (write.epoch >= state.first_epoch ? !before(write, thread) && !(atomic && write.atomic)
+                                         : blocks && write.epoch && !(atomic && write.atomic))
+        fail_order(RACE, thread, verb, place, "wrote", write);
+    Event& read = shadow.read;
+    if (blocks && read.epoch && read.epoch < state.first_epoch) shadow.many_blocks = true;
+    if (state.clocks) {
+        if (shadow.readers && read.epoch < state.first_epoch) shadow.readers = 0;
+        add_reader(shadow, event);
+        read = event;
+        return;
+    }
+    const int warp = thread / 32;
+    const int reader_warp = read.thread & MANY_LANES ? read.thread & ~MANY_LANES : read.thread / 32;
+    unsigned short reader = (unsigned short)thread;
+    if (read.epoch != state.epoch || read.thread == thread) {
+    } else if (read.thread == MANY_WARPS || reader_warp != warp) {
+        reader = MANY_WARPS;
+    } else if (read.warp_epoch == event.warp_epoch) {
+        // (An older read of this warp that a warp barrier follows is ordered before whatever comes next.)
+        reader = (unsigned short)(MANY_LANES | warp);
+    }
+    read = event;
+    read.thread = reader;
+}
+
+// `same`: the granule holds already what is written.
+inline void watch_write(Shadow& shadow, int thread, Place place, const char* verb, bool same, bool blocks,
+                        bool atomic = false) {
+    const Event event = event_of(thread, atomic);
+    const Event &write = shadow.write, &read = shadow.read;
+    const int conflict = blocks && !atomic && !write.atomic ? CONFLICTING_WRITES : RACE;
+    if (!same && !(atomic && write.atomic) &&
+        (write.epoch >= state.first_epoch ? !before(write, thread) : blocks && write.epoch))
+        fail_order(conflict, thread, verb, place, "wrote", write);
+    if (read.epoch >= state.first_epoch) {
+        if (state.clocks) {
+            for (int i = shadow.readers; i; i = readers.nodes[i - 1].next) {
+                const Event& reader = readers.nodes[i - 1].event;
+                if (!before(reader, thread) && !(atomic && reader.atomic))
+                    fail_order(RACE, thread, verb, place, "read", reader);
+            }
+            shadow.readers = 0;
+        } else if (read.epoch == state.epoch && read.thread != thread && !(atomic && read.atomic)) {
+            const bool several = read.thread == MANY_WARPS;
+            const int reader_warp = read.thread & MANY_LANES ? read.thread & ~MANY_LANES : read.thread / 32;
+            if (several || reader_warp != thread / 32 || read.warp_epoch == event.warp_epoch)
+                fail_order(RACE, thread, verb, place, "read", read);
+        }
+        if (blocks && shadow.many_blocks && !(atomic && read.atomic))
+            fail(RACE, thread % MAX_THREADS, "%s %s, which other blocks read", verb, PlaceText(place).data);
+    } else if (blocks && read.epoch && !(atomic && read.atomic)) {
+        fail_order(RACE, thread, verb, place, "read", read);
+    }
+    shadow.write = event;
+}
+
+// ---- clocks ----------------------------------------------------------------------------------------------------
+
+inline void join(ts_u32* into, const ts_u32* from) {
+    for (int i = 0; i < AGENTS; ++i) into[i] = into[i] > from[i] ? into[i] : from[i];
+}
+
+// Everything that the thread did and knows goes into `into`.
+inline void release(int thread, ts_u32* into) {
+    join(into, &known(thread, 0));
+    into[thread] = state.own_clock[thread]++;
+}
+
+// A warp barrier: each lane knows what all lanes know.
+inline void join_warp(int first_thread) {
+    if (!state.clocks) return;
+    static ts_u32 all[AGENTS];
+    __builtin_memset(all, 0, sizeof all);
+    for (int lane = 0; lane < 32; ++lane) release(first_thread + lane, all);
+    for (int lane = 0; lane < 32; ++lane) __builtin_memcpy(&known(first_thread + lane, 0), all, sizeof all);
+}
+
+// A block barrier: everybody knows everything. Epochs say so of accesses; arrivals pass it on by clocks.
+inline void join_block() {
+    if (!state.clocks) return;
+    for (int thread = 0; thread < state.threads; ++thread) {
+        for (int other = 0; other < state.threads; ++other) known(thread, other) = state.own_clock[other];
+        if (thread) join(&known(0, 0), &known(thread, 0));
+    }
+    for (int thread = 1; thread < state.threads; ++thread)
+        __builtin_memcpy(&known(thread, 0), &known(0, 0), AGENTS * sizeof(ts_u32));
+    for (int thread = 0; thread < state.threads; ++thread) ++state.own_clock[thread];
+}
+
+inline void start_clocks() {
+    if (!state.clocks) {
+        state.clocks = (ts_u32*)__builtin_calloc((ts_i64)state.threads * AGENTS, sizeof(ts_u32));
+        state.own_clock = (ts_u32*)__builtin_malloc(AGENTS * sizeof(ts_u32));
+    }
+    for (int i = 0; i < AGENTS; ++i) state.own_clock[i] = 1;
+}
+
+inline void reset_clocks() {  // a new block
+    readers.count = 0;
+    for (int i = 0; i < state.mbarrier_count; ++i) {
+        __builtin_free(state.mbarriers[i].arrived);
+        __builtin_free(state.mbarriers[i].released);
+    }
+    state.mbarrier_count = state.pending_arrivals = 0;
+    if (!state.clocks) return;
+    __builtin_memset(state.clocks, 0, (ts_i64)state.threads * AGENTS * sizeof(ts_u32));
+    start_clocks();
+}
+
+}  // namespace ts_twin
