@@ -78,7 +78,7 @@ def prepared(program: Program, name: str = "program") -> Ready:
 
 
 def emulate(batch: Sequence[Ready]) -> None:
-    """Runs the emitted CUDA of all programs, built as one unit, in several orders of warps and blocks."""
+    """Examines the emitted CUDA of all programs, built as one unit, in several orders of warps and blocks."""
     texts = [ready.compilation.cuda[0] for ready in batch]
     library = emulator.build(joined(texts), [text.name for text in texts])
     for ready, text in zip(batch, texts, strict=True):
@@ -106,7 +106,13 @@ def run(library: emulator.Library, ready: Ready, text: CudaKernel, seed: int) ->
         *(dims[name] for name in text.sizes),
         *(arguments[name] for name in text.scalars),
     ]
-    library.launch(text.name, launch_grid(kernel, dims), text.threads, text.shared_bytes, values, seed=seed)
+    # An output whose every element the interpreter writes must be written; random masks may leave others as they were.
+    roles = dict(kernel.attributes["parameters"])
+    whole = {n for n, array in ready.expected.items() if roles[n] == "out" and not _is_nan(array).any()}
+    outputs = [position for position, name in enumerate(text.pointers) if name in whole]
+    grid = launch_grid(kernel, dims)
+    found = library.examine(text.name, grid, text.threads, text.shared_bytes, values, seed, outputs=outputs)
+    assert not found.count, f"{text.name}, seed {seed}: {found.faults[0]}"
     return {name: arguments[name] for name in ready.expected}
 
 

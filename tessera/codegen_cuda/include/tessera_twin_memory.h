@@ -178,7 +178,7 @@ inline T& append(T*& items, int& count, int& capacity) {
     return items[count++];
 }
 
-inline void issue_copy(char* dst, const void* src, int bytes, int src_bytes) {
+inline void issue_copy(char* dst, const void* src, int bytes, int src_bytes, bool bypass) {
     const ts_i64 offset = check_shared(state.thread, dst, bytes, bytes, "copies to");
     if (src_bytes < 0 || src_bytes > bytes)
         fail(GLOBAL_BOUNDS, state.thread, "asks for %d source bytes in a cp.async of %d", src_bytes, bytes);
@@ -187,7 +187,7 @@ inline void issue_copy(char* dst, const void* src, int bytes, int src_bytes) {
         if ((ts_u64)src % bytes)
             fail(MISALIGNED, state.thread, "copies %d bytes from an address that is not a multiple of %d", bytes, bytes);
     }
-    count_access(SHARED_COPY, dst, bytes, bytes, 0);
+    count_access(bypass ? SHARED_COPY_BYPASS : SHARED_COPY, dst, bytes, bytes, 0);
     if (src_bytes) count_access(GLOBAL_READ, src, bytes, src_bytes, 1);
     if (state.shadow) {
         shadow_write(state.thread, offset, bytes, nullptr, "copies to");
@@ -249,7 +249,7 @@ TS_DEVICE void ts_cp_async(char* dst, const void* src, int src_bytes, TS_LINE) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async moves 4, 8 or 16 bytes");
     static_assert(!BYPASS || BYTES == 16, "only a 16-byte cp.async can bypass L1");
     ts_twin::at(line);
-    ts_twin::issue_copy(dst, src, BYTES, src_bytes);
+    ts_twin::issue_copy(dst, src, BYTES, src_bytes, BYPASS);
 }
 TS_DEVICE void ts_cp_async_commit(TS_LINE) {
     ts_twin::at(line);

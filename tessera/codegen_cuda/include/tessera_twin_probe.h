@@ -1,25 +1,21 @@
 // Probes: what threads hold in registers and what lies in shared buffers at places of a kernel, recorded while it runs.
-// tessera/runtime/probes_text.py writes the calls into a copy of emitted text and probes.py reads the records; a text
-// without calls does not need this file. Records of one thread are in the order in which it made them.
+// tessera/runtime/probes_text.py writes the calls into a copy of emitted text and probes_records.py reads what they left; a
+// text without calls does not need this file. Records of one thread are in the order in which it made them.
 #pragma once
 
-// Layouts shared with tessera/runtime/probes.py; change both together.
+// Layout shared with tessera/runtime/probes_records.py; change both together.
 struct ts_twin_probe_record {
     int probe, thread;
     ts_i64 bytes;  // of the data that follows, which is padded to a multiple of 8
-};
-struct ts_twin_probe_sink {
-    char* data;
-    ts_i64 length, capacity;
 };
 
 namespace ts_twin __attribute__((visibility("hidden"))) {
 
 constexpr ts_i64 PROBE_LIMIT = 1ll << 30;  // later records of a very long run are dropped
-inline ts_twin_probe_sink probe_sink;
 
 inline void record_probe(int probe, const void* data, ts_i64 bytes) {
-    ts_twin_probe_sink& sink = probe_sink;
+    if (!state.options->probes) return;
+    ts_twin_probes& sink = *state.options->probes;
     const ts_i64 padded = (bytes + 7) / 8 * 8, end = sink.length + (ts_i64)sizeof(ts_twin_probe_record) + padded;
     if (end > PROBE_LIMIT) return;
     if (end > sink.capacity) {
@@ -58,8 +54,4 @@ template <class T>
 TS_DEVICE void ts_probe_distance(int probe, const T* pointer, const T* base) {
     const ts_i64 distance = pointer - base;
     ts_twin::record_probe(probe, &distance, sizeof distance);
-}
-
-extern "C" __attribute__((visibility("default"))) ts_twin_probe_sink* ts_twin_probe_records() {
-    return &ts_twin::probe_sink;
 }
