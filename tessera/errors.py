@@ -155,7 +155,7 @@ def render(error: TesseraError, read_line: Callable[[str, int], str] | None = No
     """
     lines = [str(error)]
     if error.loc is not None:
-        lines += _excerpt(error.loc, (read_line or linecache.getline)(error.loc.file, error.loc.line))
+        lines += excerpt(error.loc, (read_line or linecache.getline)(error.loc.file, error.loc.line))
     lines.append(f"  help: {error.remedy}")
     lines += [f"  note: {note}" for note in error.notes]
     if error.loc is not None:
@@ -163,7 +163,8 @@ def render(error: TesseraError, read_line: Callable[[str, int], str] | None = No
     return "\n".join(lines)
 
 
-def _excerpt(loc: Loc, text: str) -> list[str]:
+def excerpt(loc: Loc, text: str) -> list[str]:
+    """A source line with carets under the span, as two indented lines; nothing for an empty one."""
     text = text.rstrip("\r\n")
     if not text.strip():
         return []

@@ -83,6 +83,27 @@ def compile_(**options: Any) -> int:
 
 
 @cli.command()
+@_target
+@_dims
+@click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help="Value of a scalar parameter.")
+@click.option("--arch", help="Architecture to compile for, such as sm_80.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Runs, each in another order.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of inputs and orders.")
+@click.option("--blocks", metavar="N|all", help="Most blocks of a grid to run; without it, 8 of a grid beyond 64.")
+@_json
+def check(**options: Any) -> int:
+    """Examine the emitted CUDA on this CPU. Needs g++ and no GPU.
+
+    Runs each kernel in several adversarial orders and reports, by source line, races, missing waits, accesses out of
+    bounds, uninitialised reads and values that differ from the interpreter's; then bank conflicts and uncoalesced
+    accesses.
+    """
+    from tessera.cli.check import check as verb
+
+    return verb(**options)
+
+
+@cli.command()
 @click.argument("file", metavar="FILE.tsir")
 @click.option("--pass", "passes", multiple=True, metavar="NAME", help="Pass to run; repeat for several, in order.")
 @_dims

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
@@ -59,7 +60,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
         drawn = Table(*headers, header_style="bold")
         for row in rows:
-            drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+            drawn.add_row(*(Text(cell, style=_style(cell)) for cell in row))
         Console().print(drawn)
         return
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
@@ -79,6 +80,12 @@ def code(text: str, language: str) -> None:
 
 
 _STYLES = {"ok": "green", "FAILED": "bold red"}
+_RATIO = re.compile(r"\d+\.\dx")  # how many times what would be ideal
+
+
+def _style(cell: str) -> str:
+    ratio = _RATIO.fullmatch(cell) is not None and cell != "1.0x"
+    return "yellow" if ratio else _STYLES.get(cell, "")
 
 
 def seconds_text(seconds: float) -> str:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tessera.cli import report
-from tessera.cli.target import Target, resolve, split
+from tessera.cli.subject import Given, Setup, Subject, load, load_all, own, read_given, set_up
+from tessera.cli.target import resolve, split
 from tessera.config import config
-from tessera.errors import ArgumentError, TesseraError, did_you_mean, to_json
-from tessera.frontend.grid import check_coverage, launch_grid
-from tessera.ir.core import Kernel
+from tessera.errors import TesseraError, to_json
 from tessera.ir.opdef import TILE
-from tessera.program import Parameter, Program
-from tessera.runtime import api, execute, inputs
+from tessera.runtime import api, execute
 from tessera.runtime.arrays import alignment_class
 from tessera.runtime.compare import Comparison
 from tessera.runtime.execute import Outcome
@@ -24,15 +21,12 @@ from tessera.runtime.execute import Outcome
 TIMED_REPEATS = 20
 
 
-@dataclass
+@dataclass(frozen=True)
 class Options:
-    """What the command line said; `dims` is None when it gave none."""
+    """What the command line said about where to run."""
 
-    dims: dict[str, int] | None
-    args: dict[str, str]
     backend: str
     arch: str | None
-    seed: int
 
 
 @dataclass
@@ -54,21 +48,6 @@ class Result:
         return self.error is None and all(comparison.ok for comparison in self.comparisons.values())
 
 
-@dataclass
-class Subject:
-    """A kernel with its ways to run: `kernel` gives its IR of `level` for dims, `program` compiles it.
-
-    `signature` holds the parameters, with roles that only the IR knows for certain.
-    """
-
-    name: str
-    level: str
-    signature: tuple[Parameter, ...]
-    defaults: Mapping[str, Any]
-    kernel: Callable[[dict[str, int]], Kernel]
-    program: Callable[[dict[str, int], str, dict[str, int]], Program]
-
-
 def run(
     target: str,
     dims: str | None,
@@ -78,82 +57,37 @@ def run(
     seed: int,
     as_json: bool,
 ) -> int:
-    options = Options(
-        None if dims is None else inputs.parse_dims(dims),
-        {name: value for text in args for name, value in inputs.parse_assignments(text, "--arg").items()},
-        backend or config().backend,
-        None if arch is None else api.choose_arch(arch),
-        seed,
-    )
+    given = read_given(dims, args, seed)
+    options = Options(backend or config().backend, None if arch is None else api.choose_arch(arch))
     targets = resolve(target)
     api.choose_lane(options.backend)  # a GPU that is asked for and absent is one error, not one per kernel
     if split(target)[1] is not None:
-        result = run_one(targets.items[0], options)
+        result = run_subject(load(targets.items[0]), given, options)
         _show_one(result, target, as_json)
         return report.OK if result.ok else report.FAILED
-    subjects = _load_all(targets.items)
-    _check_names(target, [subject for subject in subjects if isinstance(subject, Subject)], options)
-    results = [_run_row(subject, options) for subject in subjects]
+    results = [_run_row(name, found, given, options) for name, found in load_all(target, targets.items, given)]
     ok = all(result.ok for result in results) and not targets.failures
-    _show_all(results, targets.failures, ok, target, options.dims, as_json)
+    _show_all(results, targets.failures, ok, target, given.dims, as_json)
     return report.OK if ok else report.FAILED
 
 
-def run_one(target: Target, options: Options) -> Result:
+def run_subject(subject: Subject, given: Given, options: Options) -> Result:
     """Runs one kernel and checks its outputs; raises what keeps it from running."""
-    if target.error is not None:
-        raise target.error
-    return run_subject(load(target), options)
-
-
-def load(target: Target) -> Subject:
-    """The kernel behind a target, ready to run."""
-    if target.definition is not None:
-        state = api.KernelState(target.definition)
-
-        def compiled(dims: dict[str, int], arch: str, alignment: dict[str, int]) -> Program:
-            return state.program(dims, arch, None, alignment)
-
-        return Subject(target.name, TILE, state.signature, state.defaults, state.kernel, compiled)
-    assert target.module is not None
-    module = target.module
-    kernel = module.kernel(target.name)
-    parameters = execute.parameters_of(kernel)
-
-    def emitted(dims: dict[str, int], arch: str, alignment: dict[str, int]) -> Program:
-        from tessera.compiler import compile_kernel
-
-        divisors = api.innermost_divisors(parameters, dims)
-        program = compile_kernel(module, dims, arch, None, alignment, divisors).program
-        assert program is not None
-        return program
-
-    return Subject(target.name, module.level, parameters, {}, lambda dims: kernel, emitted)
-
-
-def run_subject(subject: Subject, options: Options) -> Result:
-    dims = inputs.choose_dims(subject.name, inputs.dims_of(subject.signature), options.dims)
-    scalars = inputs.choose_scalars(subject.name, subject.signature, options.args, subject.defaults)
-    kernel = subject.kernel(dims)
-    parameters = execute.parameters_of(kernel)
-    _check_divisors(kernel, dims)
-    extents = launch_grid(kernel, dims)
-    if subject.level == TILE:
-        check_coverage(kernel, dims, extents)
-    original = inputs.make_arrays(parameters, dims, options.seed)
-    result = Result(subject.name, dims, scalars, notes=tuple(kernel.attributes.get("notes", ())))
+    setup = set_up(subject, given)
+    result = Result(subject.name, setup.dims, setup.scalars, notes=setup.notes)
     lane = _lane(subject, options)
-    bound = {**(kernel.attributes.get("static") or {}), **dims}  # textual IR may have dims bound already
-    arguments = {**{name: array.copy() for name, array in original.items()}, **scalars}
+    arguments = {**{name: array.copy() for name, array in setup.arrays.items()}, **setup.scalars}
     if lane == "interpret":
-        result.outcome = execute.interpret(kernel, arguments, bound, extents, subject.level)
+        result.outcome = execute.interpret(setup.kernel, arguments, setup.bound, setup.extents, subject.level)
     else:
         result.arch = api.device_arch(0) if lane == "cuda" else api.choose_arch(options.arch)
-        result.outcome = _run_program(subject, lane, result.arch, bound, arguments)
-    outputs = result.outcome.outputs
-    result.comparisons = execute.verify_outputs(kernel, {**original, **scalars}, bound, outputs, extents, subject.level)
+        result.outcome = _run_program(subject, lane, result.arch, setup.bound, arguments)
+    original = {**setup.arrays, **setup.scalars}
+    result.comparisons = execute.verify_outputs(
+        setup.kernel, original, setup.bound, result.outcome.outputs, setup.extents, subject.level
+    )
     if lane == "cuda" and subject.level == TILE:
-        result.roofline = _roofline(kernel, result, bound, extents)
+        result.roofline = _roofline(setup, result)
     return result
 
 
@@ -174,69 +108,24 @@ def _run_program(subject: Subject, lane: str, arch: str, dims: dict[str, int], a
     return execute.cuda(api.with_cubin(program), arguments, dims, TIMED_REPEATS)
 
 
-def _roofline(kernel: Kernel, result: Result, dims: dict[str, int], extents: tuple[int, ...]) -> float | None:
+def _roofline(setup: Setup, result: Result) -> float | None:
     from tessera.compiler import find_arch
     from tessera.runtime.roofline import roofline_seconds
 
     assert result.outcome is not None and result.arch is not None
-    least = roofline_seconds(kernel, execute.parameters_of(kernel), dims, extents, find_arch(result.arch))
+    least = roofline_seconds(setup.kernel, setup.parameters, setup.bound, setup.extents, find_arch(result.arch))
     return least / result.outcome.seconds if result.outcome.seconds > 0 else None
 
 
-def _check_divisors(kernel: Kernel, dims: Mapping[str, int]) -> None:
-    """IR that was specialised assumes divisors of its dims; other sizes would be wrong answers or faults."""
-    for name, divisor in (kernel.attributes.get("divisors") or {}).items():
-        if name in dims and dims[name] % divisor:
-            message = f"'{kernel.name}' was compiled for a {name} that {divisor} divides, and {dims[name]} is none"
-            raise ArgumentError("TS605", message)
-
-
-# ---- whole files -------------------------------------------------------------------------------------------------
-
-
-def _load_all(targets: list[Target]) -> list[Subject | Result]:
-    """A subject per kernel, and for one that cannot be read its result already."""
-    loaded: list[Subject | Result] = []
-    for target in targets:
-        try:
-            if target.error is not None:
-                raise target.error
-            loaded.append(load(target))
-        except TesseraError as error:
-            loaded.append(Result(target.name, error=error))
-    return loaded
-
-
-def _check_names(target: str, subjects: list[Subject], options: Options) -> None:
-    """Raises ArgumentError TS605 for a dim or a scalar that no kernel of the file has."""
-    dims = list(dict.fromkeys(name for subject in subjects for name in inputs.dims_of(subject.signature)))
-    scalars = list(dict.fromkeys(p.name for subject in subjects for p in subject.signature if p.kind == "scalar"))
-    for kind, given, known in (("dim", options.dims or {}, dims), ("scalar parameter", options.args, scalars)):
-        for name in given:
-            if name not in known:
-                listed = ", ".join(known) or "none"
-                hint = did_you_mean(name, known)
-                raise ArgumentError("TS605", f"no kernel of {target} has a {kind} {name} (there are {listed}){hint}")
-
-
-def _run_row(subject: Subject | Result, options: Options) -> Result:
-    if isinstance(subject, Result):
-        return subject
-    dims = inputs.dims_of(subject.signature)
-    scalars = {p.name for p in subject.signature if p.kind == "scalar"}
-    own = Options(
-        None if options.dims is None else {name: size for name, size in options.dims.items() if name in dims},
-        {name: value for name, value in options.args.items() if name in scalars},
-        options.backend,
-        options.arch,
-        options.seed,
-    )
+def _run_row(name: str, found: Subject | TesseraError, given: Given, options: Options) -> Result:
+    if isinstance(found, TesseraError):
+        return Result(name, error=found)
     try:
-        return run_subject(subject, own)
+        return run_subject(found, own(found, given), options)
     except TesseraError as error:
         if error.code == "TS605":
             raise  # a dim without a size is a mistake in the command, not in one of the kernels
-        return Result(subject.name, error=error)
+        return Result(name, error=error)
 
 
 # ---- what is printed ---------------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ class Line:
 class CudaKernel:
     """Emitted text.
 
-    `lines` maps a 1-based line of `text` to the id of its op; `sizes` are the dims passed after pointers.
+    `lines` maps a 1-based line of `text` to the id of its op; `sizes` are the dims passed after pointers. `variables`
+    says how the text calls the values of the kernel that it was emitted from; a window is called by its pointer.
     """
 
     name: str
@@ -44,6 +45,7 @@ class CudaKernel:
     sizes: tuple[str, ...]
     scalars: tuple[str, ...]
     lines: dict[int, int] = field(default_factory=dict)
+    variables: dict[Value, str] = field(default_factory=dict, repr=False, compare=False)
 
 
 @cache
@@ -130,6 +132,7 @@ class Emitter:
             tuple(dims),
             tuple(scalars),
             table,
+            {**self.names.of_value, **{value: view.pointer for value, view in self.views.items()}},
         )
 
     def block(self, block: Block, indent: str) -> list[Line]:

@@ -121,8 +121,9 @@ def carry_blocks(kind: str, scanned: Array, totals: Array, axis: int) -> Array:
 
 
 def block_totals(scanned: Array, axis: int) -> Array:
-    """The last element of each block of 32 along `axis` (0 of one that is not full: nothing comes after it)."""
-    return np.moveaxis(_in_blocks(scanned, axis, 0)[..., -1], -1, axis)
+    """The last element of each block of 32 along `axis`."""
+    count = scanned.shape[axis]
+    return np.take(scanned, np.minimum(np.arange(BLOCK - 1, count + BLOCK - 1, BLOCK), count - 1), axis)
 
 
 def scan(kind: str, x: Array, axis: int) -> Array:

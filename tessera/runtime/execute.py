@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tessera.errors import InternalError, SourceError
+from tessera.ir.bounds import Bar
 from tessera.ir.core import Kernel
 from tessera.ir.dims import evaluate
 from tessera.ir.types import ScalarType, ViewType
@@ -93,16 +94,13 @@ def emulate(program: Program, arguments: Mapping[str, Any], dims: Mapping[str, i
     from tessera.runtime import emulator
 
     library = emulator.build(program.cuda, [step.kernel for step in program.launches])
-    roles = {parameter.name: parameter.role for parameter in program.parameters}
-    infos = {p.name: NUMPY.describe(arguments[p.name]) for p in program.parameters if p.kind == "tensor"}
-    sizes = {**dims, **stride_values(program.parameters, infos)}
     start = time.perf_counter()
     done = []
     for step in program.launches:
         grid = tuple(evaluate(size, dims) for size in step.grid)
         if 0 in grid:
             continue
-        packed = [_emulated(argument, arguments, sizes, roles) for argument in step.arguments]
+        packed = emulated_arguments(program, step, arguments, dims)
         try:
             library.launch(step.kernel, grid, step.threads, step.shared_bytes, packed, seed)
         except emulator.EmulatorFault as fault:
@@ -114,14 +112,21 @@ def emulate(program: Program, arguments: Mapping[str, Any], dims: Mapping[str, i
     return Outcome("emulate", tuple(done), time.perf_counter() - start, _written(program, arguments))
 
 
-def _emulated(argument: Any, arguments: Mapping[str, Any], dims: Mapping[str, int], roles: Mapping[str, str]) -> Any:
-    if argument.kind == "size":
-        return evaluate(argument.size, dims)
-    value = arguments[argument.name]
-    if argument.kind == "pointer" and roles[argument.name] == "in":
-        value = value.view()
-        value.flags.writeable = False  # a store to it is then a fault
-    return value
+def emulated_arguments(
+    program: Program, step: Launch, arguments: Mapping[str, Any], dims: Mapping[str, int]
+) -> list[Any]:
+    """What a launch of the program passes its kernel on the emulator; tensors that it only reads are read-only."""
+    roles = {parameter.name: parameter.role for parameter in program.parameters}
+    infos = {p.name: NUMPY.describe(arguments[p.name]) for p in program.parameters if p.kind == "tensor"}
+    sizes = {**dims, **stride_values(program.parameters, infos)}
+    packed = []
+    for argument in step.arguments:
+        value: Any = evaluate(argument.size, sizes) if argument.kind == "size" else arguments[argument.name]
+        if argument.kind == "pointer" and roles[argument.name] == "in":
+            value = value.view()
+            value.flags.writeable = False  # a store to it is then a fault
+        packed.append(value)
+    return packed
 
 
 def cuda(program: Program, arguments: Mapping[str, Any], dims: Mapping[str, int], repeats: int = 0) -> Outcome:
@@ -153,7 +158,19 @@ def verify_outputs(
     grid: tuple[int, ...] | None = None,
     level: str = "tile",
 ) -> dict[str, Comparison]:
-    """Compares `outputs` with the reference bars of the kernel on the same `arguments`, as they were before the run.
+    """Compares `outputs` with the reference bars of the kernel on the same `arguments`, as they were before the run."""
+    bars = reference_bars(kernel, arguments, dims, grid, level)
+    return {name: check(outputs[name], bar) for name, bar in bars.items()}
+
+
+def reference_bars(
+    kernel: Kernel,
+    arguments: Mapping[str, Any],
+    dims: Mapping[str, int],
+    grid: tuple[int, ...] | None = None,
+    level: str = "tile",
+) -> dict[str, Bar]:
+    """The bars of every tensor that the kernel writes.
 
     The reference starts from zeros where a run starts from NaN: an element that no program writes is then wrong, not a
     NaN that agrees with another.
@@ -164,5 +181,4 @@ def verify_outputs(
     for parameter in parameters_of(kernel):
         if parameter.role == "out":
             clean[parameter.name] = np.zeros_like(arguments[parameter.name])
-    bars = reference(kernel, clean, dims, grid, level)
-    return {name: check(outputs[name], bar) for name, bar in bars.items()}
+    return reference(kernel, clean, dims, grid, level)

@@ -69,6 +69,8 @@ class Places:
         where = op.loc if op is not None and op.loc is not None else self.kernel.loc
         message = _TOKEN.sub(lambda m: self.name(m[1], int(m[2]), op), fault.message)
         subject = f"thread {fault.thread} of block {fault.block} " if fault.thread >= 0 else ""
+        if fault.kind == "assertion":  # names its program and place itself
+            subject = ""
         file, line, column = (where.file, where.line, where.column) if where is not None else ("", 0, 0)
         name = op.name if op is not None else ""
         return Finding(

@@ -194,7 +194,8 @@ class Machine:
     def identifiers(self, program: int) -> list[int]:
         """The ids of a program, an entry per grid axis, as `program_id` gives them."""
         ids = []
-        for extent, scale in zip(self.grid, scales_of(self.kernel), strict=False):
+        rank = len(self.kernel.attributes.get("grid", self.grid))  # a launch may give more axes, of size 1
+        for extent, scale in zip(self.grid[:rank], scales_of(self.kernel), strict=False):
             ids.append(int(program) % extent * scale)
             program //= extent
         return ids

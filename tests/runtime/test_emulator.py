@@ -277,7 +277,7 @@ def test_missing_barrier_is_reported(mark: str) -> None:
 def test_missing_warp_barrier_is_a_race() -> None:
     lines = [line for line in text("warps").splitlines() if "// WRITTEN" not in line]
     x = np.zeros(1024, ml_dtypes.bfloat16)
-    with pytest.raises(EmulatorFault, match="race: .* with no warp barrier between"):
+    with pytest.raises(EmulatorFault, match="race: .* with no barrier between"):
         build("\n".join(lines), ["rotate"]).launch("rotate", (1,), 64, 2048, [x, np.zeros_like(x)])
 
 

@@ -44,6 +44,23 @@ inline int find_mbarrier(const char* p, const char* verb) {
     fail(MBARRIER, state.thread, "%s the mbarrier at {shared %lld}, which is not initialised", verb, offset);
 }
 
+// The last time that the running thread used the mbarrier: its end must come after that.
+inline void note_use(int index) { state.mbarriers[index].uses[state.thread] = event_of(state.thread); }
+
+inline void mark_mbarrier(ts_i64 offset, unsigned short mark);
+inline void invalidate_mbarrier(const char* p) {
+    const int index = find_mbarrier(p, "invalidates");
+    Mbarrier& barrier = state.mbarriers[index];
+    for (int thread = 0; thread < state.threads; ++thread) {
+        const Event& use = barrier.uses[thread];
+        if (use.epoch && !before(use, state.thread))
+            fail(MBARRIER, state.thread, "invalidates the mbarrier at {shared %lld}, which thread %d uses at {line %d} with no barrier between",
+                 barrier.offset, thread, use.line);
+    }
+    mark_mbarrier(barrier.offset, 0);
+    barrier.count = 0;
+}
+
 inline void mark_mbarrier(ts_i64 offset, unsigned short mark) {
     if (!state.shadow) return;
     for (int i = 0; i < 8; ++i) {
@@ -70,7 +87,8 @@ inline void init_mbarrier(char* p, int count) {
     const Event now = event_of(state.thread);
     Mbarrier& barrier = state.mbarriers[state.mbarrier_count++];
     barrier = Mbarrier{offset, count, count, 0, state.thread, now.line, now.epoch, now.warp_epoch, now.clock,
-                       (ts_u32*)__builtin_calloc(AGENTS, sizeof(ts_u32)), (ts_u32*)__builtin_calloc(AGENTS, sizeof(ts_u32))};
+                       (ts_u32*)__builtin_calloc(AGENTS, sizeof(ts_u32)), (ts_u32*)__builtin_calloc(AGENTS, sizeof(ts_u32)),
+                       (Event*)__builtin_calloc(MAX_THREADS, sizeof(Event))};
 }
 
 inline void arrive_at(int index) {
@@ -89,12 +107,16 @@ inline void arrive_at(int index) {
 
 inline void arrive_mbarrier(char* p) {
     const int index = find_mbarrier(p, "arrives at");
+    note_use(index);
     release(state.thread, state.mbarriers[index].arrived);
     arrive_at(index);
 }
 
 inline bool phase_is_over(int index, int parity) { return (state.mbarriers[index].completed & 1) != parity; }
-inline void acquire(int index) { join(&known(state.thread, 0), state.mbarriers[index].released); }
+inline void acquire(int index) {
+    note_use(index);
+    join(&known(state.thread, 0), state.mbarriers[index].released);
+}
 
 inline void check_parity(int parity) {
     if (parity != 0 && parity != 1) fail(MBARRIER, state.thread, "waits for parity %d; a parity is 0 or 1", parity);
@@ -103,6 +125,7 @@ inline void check_parity(int parity) {
 inline void wait_mbarrier(char* p, int parity) {
     check_parity(parity);
     const int index = find_mbarrier(p, "waits for");
+    note_use(index);
     Fiber& self = fiber();
     while (!phase_is_over(index, parity)) {
         self.mbarrier = index;
@@ -132,7 +155,9 @@ inline bool test_mbarrier(char* p, int parity) {
         }
     }
     const int current = state.thread / 32, lane = state.thread % 32;
-    const int warp = pick_warp((current + 1) % state.warps);
+    // In order: the later lanes of the warp, then the other warps, so that nobody who polls starves another.
+    const bool later = state.warp[current].runnable & ~((2u << lane) - 1);
+    const int warp = later && !state.options->seed ? current : pick_warp((current + 1) % state.warps);
     switch_to_thread(warp * 32 + pick_lane(state.warp[warp], warp == current ? lane : 31));
     return false;
 }
@@ -186,12 +211,12 @@ inline void let_data_arrive() {
 
 }  // namespace ts_twin
 
-TS_DEVICE void ts_barrier(TS_LINE) {
+TS_DEVICE void ts_barrier(TS_TWIN_LINE) {
     ts_twin::at(line);
     ts_twin::block_barrier();
 }
 
-TS_DEVICE void ts_warp_barrier(TS_LINE) {
+TS_DEVICE void ts_warp_barrier(TS_TWIN_LINE) {
     using namespace ts_twin;
     at(line);
     rendezvous(WARP_BARRIER, Deposit{}, [](Warp& warp) {
@@ -201,30 +226,28 @@ TS_DEVICE void ts_warp_barrier(TS_LINE) {
     });
 }
 
-TS_DEVICE void ts_mbarrier_init(char* barrier, int arrivals, TS_LINE) {
+TS_DEVICE void ts_mbarrier_init(char* barrier, int arrivals, TS_TWIN_LINE) {
     ts_twin::at(line);
     ts_twin::init_mbarrier(barrier, arrivals);
 }
-TS_DEVICE void ts_mbarrier_invalidate(char* barrier, TS_LINE) {
+TS_DEVICE void ts_mbarrier_invalidate(char* barrier, TS_TWIN_LINE) {
     using namespace ts_twin;
     at(line);
-    Mbarrier& found = state.mbarriers[find_mbarrier(barrier, "invalidates")];
-    mark_mbarrier(found.offset, 0);
-    found.count = 0;
+    invalidate_mbarrier(barrier);
 }
-TS_DEVICE void ts_mbarrier_arrive(char* barrier, TS_LINE) {
+TS_DEVICE void ts_mbarrier_arrive(char* barrier, TS_TWIN_LINE) {
     ts_twin::at(line);
     ts_twin::arrive_mbarrier(barrier);
 }
-TS_DEVICE bool ts_mbarrier_test(char* barrier, int parity, TS_LINE) {
+TS_DEVICE bool ts_mbarrier_test(char* barrier, int parity, TS_TWIN_LINE) {
     ts_twin::at(line);
     return ts_twin::test_mbarrier(barrier, parity);
 }
-TS_DEVICE void ts_mbarrier_wait(char* barrier, int parity, TS_LINE) {
+TS_DEVICE void ts_mbarrier_wait(char* barrier, int parity, TS_TWIN_LINE) {
     ts_twin::at(line);
     ts_twin::wait_mbarrier(barrier, parity);
 }
-TS_DEVICE void ts_cp_async_mbarrier_arrive(char* barrier, TS_LINE) {
+TS_DEVICE void ts_cp_async_mbarrier_arrive(char* barrier, TS_TWIN_LINE) {
     ts_twin::at(line);
     ts_twin::arrive_after_copies(barrier);
 }

@@ -18,19 +18,19 @@ inline Output output;
 
 }  // namespace ts_twin
 
-TS_DEVICE ts_i64 ts_trip_count(ts_i64 lower, ts_i64 upper, ts_i64 step, TS_LINE) {
+TS_DEVICE ts_i64 ts_trip_count(ts_i64 lower, ts_i64 upper, ts_i64 step, TS_TWIN_LINE) {
     ts_twin::at(line);
     if (step == 0) ts_twin::fail(ts_twin::DIVISION_BY_ZERO, ts_twin::state.thread, "%s", "runs a loop whose step is zero");
     return ts_imax(-ts_floordiv(lower - upper, step, line), 0);
 }
 
 // Through unsigned numbers: integers wrap, as on the device.
-TS_DEVICE void ts_atomic_add(ts_i32* p, ts_i32 x, TS_LINE) { *ts_twin::updated(p, line) = (ts_i32)((ts_u32)*p + (ts_u32)x); }
-TS_DEVICE void ts_atomic_add(ts_i64* p, ts_i64 x, TS_LINE) { *ts_twin::updated(p, line) = (ts_i64)((ts_u64)*p + (ts_u64)x); }
-TS_DEVICE void ts_atomic_add(float* p, float x, TS_LINE) { *ts_twin::updated(p, line) = *p + x; }
-TS_DEVICE void ts_atomic_max(ts_i32* p, ts_i32 x, TS_LINE) { *ts_twin::updated(p, line) = *p > x ? *p : x; }
-TS_DEVICE void ts_atomic_max(ts_i64* p, ts_i64 x, TS_LINE) { *ts_twin::updated(p, line) = *p > x ? *p : x; }
-TS_DEVICE void ts_atomic_max(float* p, float x, TS_LINE) {
+TS_DEVICE void ts_atomic_add(ts_i32* p, ts_i32 x, TS_TWIN_LINE) { *ts_twin::updated(p, line) = (ts_i32)((ts_u32)*p + (ts_u32)x); }
+TS_DEVICE void ts_atomic_add(ts_i64* p, ts_i64 x, TS_TWIN_LINE) { *ts_twin::updated(p, line) = (ts_i64)((ts_u64)*p + (ts_u64)x); }
+TS_DEVICE void ts_atomic_add(float* p, float x, TS_TWIN_LINE) { *ts_twin::updated(p, line) = *p + x; }
+TS_DEVICE void ts_atomic_max(ts_i32* p, ts_i32 x, TS_TWIN_LINE) { *ts_twin::updated(p, line) = *p > x ? *p : x; }
+TS_DEVICE void ts_atomic_max(ts_i64* p, ts_i64 x, TS_TWIN_LINE) { *ts_twin::updated(p, line) = *p > x ? *p : x; }
+TS_DEVICE void ts_atomic_max(float* p, float x, TS_TWIN_LINE) {
     ts_i32 bits, current;
     __builtin_memcpy(&bits, &x, 4);
     if (x != x) bits = 0x7FFFFFFF;

@@ -162,6 +162,7 @@ struct Fiber {
 
 struct Shadow;
 struct Clocks;
+struct Event;
 struct Mbarrier {
     ts_i64 offset;
     int count, missing;
@@ -169,6 +170,7 @@ struct Mbarrier {
     int init_thread, init_line;
     ts_u32 init_epoch, init_warp_epoch, init_clock;
     ts_u32 *arrived, *released;  // clocks of the arrivals in this phase, and in all completed ones
+    Event* uses;                 // by thread: its last arrival or wait
 };
 constexpr int MAX_MBARRIERS = 256;
 
@@ -210,7 +212,7 @@ inline State state;
 inline Fiber& fiber() { return state.fibers[state.thread]; }
 // Each device function says first at which line it was called: __builtin_LINE() as a default argument is the caller's.
 inline void at(int line) { fiber().line = line; }
-#define TS_LINE int line = __builtin_LINE()
+#define TS_TWIN_LINE int line = __builtin_LINE()
 
 // ---- reports ---------------------------------------------------------------------------------------------------
 

@@ -130,21 +130,21 @@ TS_DEVICE float ts_ceil(float x) { return __builtin_ceilf(x); }
 
 // ---- integers --------------------------------------------------------------------------------------------------
 
-TS_DEVICE ts_i64 ts_floordiv(ts_i64 a, ts_i64 b, TS_LINE) {
+TS_DEVICE ts_i64 ts_floordiv(ts_i64 a, ts_i64 b, TS_TWIN_LINE) {
     ts_twin::at(line);
     if (b == 0) ts_twin::fail(ts_twin::DIVISION_BY_ZERO, ts_twin::state.thread, "divides the integer %lld by zero", a);
     if (b == -1) return (ts_i64)(0 - (ts_u64)a);  // the one quotient that traps on this CPU: the lowest integer by -1
     const ts_i64 quotient = a / b;
     return quotient - ((a % b != 0) && ((a < 0) != (b < 0)));
 }
-TS_DEVICE ts_i64 ts_floormod(ts_i64 a, ts_i64 b, TS_LINE) {
+TS_DEVICE ts_i64 ts_floormod(ts_i64 a, ts_i64 b, TS_TWIN_LINE) {
     ts_twin::at(line);
     if (b == 0) ts_twin::fail(ts_twin::DIVISION_BY_ZERO, ts_twin::state.thread, "takes %lld modulo zero", a);
     if (b == -1) return 0;
     const ts_i64 remainder = a % b;
     return remainder != 0 && ((remainder < 0) != (b < 0)) ? remainder + b : remainder;
 }
-TS_DEVICE ts_i64 ts_cdiv(ts_i64 a, ts_i64 b, TS_LINE) { return -ts_floordiv(-a, b, line); }
+TS_DEVICE ts_i64 ts_cdiv(ts_i64 a, ts_i64 b, TS_TWIN_LINE) { return -ts_floordiv(-a, b, line); }
 TS_DEVICE ts_i64 ts_iabs(ts_i64 a) { return a < 0 ? -a : a; }
 TS_DEVICE ts_i64 ts_imin(ts_i64 a, ts_i64 b) { return a < b ? a : b; }
 TS_DEVICE ts_i64 ts_imax(ts_i64 a, ts_i64 b) { return a > b ? a : b; }

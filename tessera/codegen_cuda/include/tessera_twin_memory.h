@@ -226,11 +226,20 @@ inline void land_copy(int thread, int who) {
     }
 }
 
+// With clocks a landing is an event of the agent, of which the thread learns: an arrival that is still to come may
+// announce the same copy to others.
+inline void land_known_copy() {
+    if (!state.clocks) return land_copy(state.thread, state.thread);
+    const int agent = MAX_THREADS + state.thread;
+    land_copy(state.thread, agent);
+    known(state.thread, agent) = state.own_clock[agent]++;
+}
+
 inline void wait_copies(int groups_in_flight) {
     Fiber& self = fiber();
     while (self.first_copy < self.copy_count &&
            self.copies[self.first_copy].group < self.committed_groups - groups_in_flight)
-        land_copy(state.thread, state.thread);
+        land_known_copy();
 }
 
 // Some copy's data is there early; that may happen, but nobody may count on it.
@@ -245,24 +254,24 @@ inline void move_early() {
 }  // namespace ts_twin
 
 template <int BYTES, bool BYPASS = (BYTES == 16)>
-TS_DEVICE void ts_cp_async(char* dst, const void* src, int src_bytes, TS_LINE) {
+TS_DEVICE void ts_cp_async(char* dst, const void* src, int src_bytes, TS_TWIN_LINE) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async moves 4, 8 or 16 bytes");
     static_assert(!BYPASS || BYTES == 16, "only a 16-byte cp.async can bypass L1");
     ts_twin::at(line);
     ts_twin::issue_copy(dst, src, BYTES, src_bytes, BYPASS);
 }
-TS_DEVICE void ts_cp_async_commit(TS_LINE) {
+TS_DEVICE void ts_cp_async_commit(TS_TWIN_LINE) {
     ts_twin::at(line);
     ++ts_twin::fiber().committed_groups;
 }
 template <int N>
-TS_DEVICE void ts_cp_async_wait(TS_LINE) {
+TS_DEVICE void ts_cp_async_wait(TS_TWIN_LINE) {
     ts_twin::at(line);
     ts_twin::wait_copies(N);
 }
 
 template <class T, int N>
-TS_DEVICE void ts_ld_shared(T* dst, const char* p, TS_LINE) {
+TS_DEVICE void ts_ld_shared(T* dst, const char* p, TS_TWIN_LINE) {
     constexpr int TOTAL = N * (int)sizeof(T), WORD = ts_twin::word_bytes(TOTAL);
     ts_twin::at(line);
     for (int i = 0; i < TOTAL; i += WORD) {
@@ -272,7 +281,7 @@ TS_DEVICE void ts_ld_shared(T* dst, const char* p, TS_LINE) {
 }
 
 template <class T, int N>
-TS_DEVICE void ts_st_shared(char* p, const T* src, TS_LINE) {
+TS_DEVICE void ts_st_shared(char* p, const T* src, TS_TWIN_LINE) {
     constexpr int TOTAL = N * (int)sizeof(T), WORD = ts_twin::word_bytes(TOTAL);
     ts_twin::at(line);
     for (int i = 0; i < TOTAL; i += WORD) {
@@ -282,7 +291,7 @@ TS_DEVICE void ts_st_shared(char* p, const T* src, TS_LINE) {
 }
 
 template <class T, int N>
-TS_DEVICE void ts_ld_global(T* dst, const T* p, TS_LINE, int part = 0) {
+TS_DEVICE void ts_ld_global(T* dst, const T* p, TS_TWIN_LINE, int part = 0) {
     constexpr int TOTAL = N * (int)sizeof(T), WORD = ts_twin::word_bytes(TOTAL);
     ts_twin::at(line);
     ts_twin::read_global(ts_twin::state.thread, p, TOTAL, WORD, "reads");
@@ -292,7 +301,7 @@ TS_DEVICE void ts_ld_global(T* dst, const T* p, TS_LINE, int part = 0) {
 }
 
 template <class T, int N>
-TS_DEVICE void ts_st_global(T* p, const T* src, TS_LINE, int part = 0) {
+TS_DEVICE void ts_st_global(T* p, const T* src, TS_TWIN_LINE, int part = 0) {
     constexpr int TOTAL = N * (int)sizeof(T), WORD = ts_twin::word_bytes(TOTAL);
     ts_twin::at(line);
     ts_twin::write_global(p, src, TOTAL, WORD);
@@ -301,7 +310,7 @@ TS_DEVICE void ts_st_global(T* p, const T* src, TS_LINE, int part = 0) {
 }
 
 template <class T, int N>
-TS_DEVICE void ts_ld_global_n(T* dst, const T* p, int valid, TS_LINE) {
+TS_DEVICE void ts_ld_global_n(T* dst, const T* p, int valid, TS_TWIN_LINE) {
     for (int i = 0; i < N; ++i) {
         dst[i] = T();
         if (i < valid) ts_ld_global<T, 1>(dst + i, p + i, line, i * (int)sizeof(T));
@@ -309,6 +318,6 @@ TS_DEVICE void ts_ld_global_n(T* dst, const T* p, int valid, TS_LINE) {
 }
 
 template <class T, int N>
-TS_DEVICE void ts_st_global_n(T* p, const T* src, int valid, TS_LINE) {
+TS_DEVICE void ts_st_global_n(T* p, const T* src, int valid, TS_TWIN_LINE) {
     for (int i = 0; i < N && i < valid; ++i) ts_st_global<T, 1>(p + i, src + i, line, i * (int)sizeof(T));
 }

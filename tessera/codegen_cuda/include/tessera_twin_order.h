@@ -86,8 +86,8 @@ struct PlaceText {
     if (other.thread >= MAX_THREADS)
         fail(kind, self, "%s %s, into which the cp.async of thread %d at {line %d} copied, and waited for no phase of its mbarrier",
              verb, where.data, other.thread - MAX_THREADS, other.line);
-    fail(kind, self, "%s %s, which thread %d %s at {line %d} with no %s between", verb, where.data, other.thread,
-         other_verb, other.line, other.thread / 32 == self / 32 ? "warp barrier" : "barrier");
+    fail(kind, self, "%s %s, which thread %d %s at {line %d} with no barrier between", verb, where.data, other.thread,
+         other_verb, other.line);
 }
 
 inline void add_reader(Shadow& shadow, const Event& event) {
@@ -214,6 +214,7 @@ inline void reset_clocks() {  // a new block
     for (int i = 0; i < state.mbarrier_count; ++i) {
         __builtin_free(state.mbarriers[i].arrived);
         __builtin_free(state.mbarriers[i].released);
+        __builtin_free(state.mbarriers[i].uses);
     }
     state.mbarrier_count = state.pending_arrivals = 0;
     if (!state.clocks) return;

@@ -1,6 +1,6 @@
 // Probes: what threads hold in registers and what lies in shared buffers at places of a kernel, recorded while it runs.
-// tessera/runtime/probes_text.py writes the calls into a copy of emitted text and probes_records.py reads what they left; a
-// text without calls does not need this file. Records of one thread are in the order in which it made them.
+// tessera/runtime/probes_text.py writes the calls into a copy of emitted text, probes_records.py reads what they left.
+// Records of one thread are in the order in which it made them.
 #pragma once
 
 // Layout shared with tessera/runtime/probes_records.py; change both together.
@@ -11,15 +11,16 @@ struct ts_twin_probe_record {
 
 namespace ts_twin __attribute__((visibility("hidden"))) {
 
-constexpr ts_i64 PROBE_LIMIT = 1ll << 30;  // later records of a very long run are dropped
+// A block that leaves more is abandoned, and its last record is one of probe -1. Loops that never end come here.
+constexpr ts_i64 PROBE_BYTES = 256ll << 20;
+constexpr int PROBE_RECORDS = 1 << 16;  // of one thread
+constexpr int CUT_SHORT = -1;
+inline int probe_records[MAX_THREADS];
 
-inline void record_probe(int probe, const void* data, ts_i64 bytes) {
-    if (!state.options->probes) return;
-    ts_twin_probes& sink = *state.options->probes;
+inline void append_record(ts_twin_probes& sink, int probe, const void* data, ts_i64 bytes) {
     const ts_i64 padded = (bytes + 7) / 8 * 8, end = sink.length + (ts_i64)sizeof(ts_twin_probe_record) + padded;
-    if (end > PROBE_LIMIT) return;
     if (end > sink.capacity) {
-        const ts_i64 capacity = end * 2 < 1 << 20 ? 1 << 20 : end * 2;
+        const ts_i64 capacity = end < 1 << 20 ? 1 << 20 : end * 2;
         char* grown = (char*)__builtin_realloc(sink.data, capacity);
         if (!grown) return;
         sink.data = grown;
@@ -31,6 +32,17 @@ inline void record_probe(int probe, const void* data, ts_i64 bytes) {
     __builtin_memset(at + sizeof record, 0, padded);
     __builtin_memcpy(at + sizeof record, data, bytes);
     sink.length = end;
+}
+
+inline void record_probe(int probe, const void* data, ts_i64 bytes) {
+    if (!state.options->probes) return;
+    ts_twin_probes& sink = *state.options->probes;
+    if (sink.length == 0) __builtin_memset(probe_records, 0, sizeof probe_records);
+    append_record(sink, probe, data, bytes);
+    if (sink.length < PROBE_BYTES && ++probe_records[state.thread] < PROBE_RECORDS) return;
+    append_record(sink, CUT_SHORT, data, 0);
+    state.aborted = true;
+    switch_to_main();
 }
 
 }  // namespace ts_twin

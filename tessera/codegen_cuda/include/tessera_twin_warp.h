@@ -132,7 +132,7 @@ inline void mma(float* c, const ts_u32* a, const ts_u32* b, int line) {
 }  // namespace ts_twin
 
 template <class T>
-TS_DEVICE T ts_shfl(T value, int lane, TS_LINE) {
+TS_DEVICE T ts_shfl(T value, int lane, TS_TWIN_LINE) {
     ts_twin::at(line);
     ts_u32 words[(sizeof(T) + 3) / 4] = {};
     __builtin_memcpy(words, &value, sizeof(T));
@@ -142,24 +142,24 @@ TS_DEVICE T ts_shfl(T value, int lane, TS_LINE) {
     return value;
 }
 template <class T>
-TS_DEVICE T ts_shfl_xor(T value, int mask, TS_LINE) {
+TS_DEVICE T ts_shfl_xor(T value, int mask, TS_TWIN_LINE) {
     return ts_shfl(value, ts_lane() ^ mask, line);
 }
 
-TS_DEVICE void ts_ldmatrix_x1(ts_u32* r, const char* row, TS_LINE) { ts_twin::ldmatrix<1, false>(r, row, line); }
-TS_DEVICE void ts_ldmatrix_x2(ts_u32* r, const char* row, TS_LINE) { ts_twin::ldmatrix<2, false>(r, row, line); }
-TS_DEVICE void ts_ldmatrix_x4(ts_u32* r, const char* row, TS_LINE) { ts_twin::ldmatrix<4, false>(r, row, line); }
-TS_DEVICE void ts_ldmatrix_x1_trans(ts_u32* r, const char* row, TS_LINE) { ts_twin::ldmatrix<1, true>(r, row, line); }
-TS_DEVICE void ts_ldmatrix_x2_trans(ts_u32* r, const char* row, TS_LINE) { ts_twin::ldmatrix<2, true>(r, row, line); }
-TS_DEVICE void ts_ldmatrix_x4_trans(ts_u32* r, const char* row, TS_LINE) { ts_twin::ldmatrix<4, true>(r, row, line); }
+TS_DEVICE void ts_ldmatrix_x1(ts_u32* r, const char* row, TS_TWIN_LINE) { ts_twin::ldmatrix<1, false>(r, row, line); }
+TS_DEVICE void ts_ldmatrix_x2(ts_u32* r, const char* row, TS_TWIN_LINE) { ts_twin::ldmatrix<2, false>(r, row, line); }
+TS_DEVICE void ts_ldmatrix_x4(ts_u32* r, const char* row, TS_TWIN_LINE) { ts_twin::ldmatrix<4, false>(r, row, line); }
+TS_DEVICE void ts_ldmatrix_x1_trans(ts_u32* r, const char* row, TS_TWIN_LINE) { ts_twin::ldmatrix<1, true>(r, row, line); }
+TS_DEVICE void ts_ldmatrix_x2_trans(ts_u32* r, const char* row, TS_TWIN_LINE) { ts_twin::ldmatrix<2, true>(r, row, line); }
+TS_DEVICE void ts_ldmatrix_x4_trans(ts_u32* r, const char* row, TS_TWIN_LINE) { ts_twin::ldmatrix<4, true>(r, row, line); }
 
-TS_DEVICE void ts_mma_m16n8k16_bf16(float* c, const ts_u32* a, const ts_u32* b, TS_LINE) {
+TS_DEVICE void ts_mma_m16n8k16_bf16(float* c, const ts_u32* a, const ts_u32* b, TS_TWIN_LINE) {
     ts_twin::mma<ts_twin::Bf16Pair>(c, a, b, line);
 }
-TS_DEVICE void ts_mma_m16n8k16_f16(float* c, const ts_u32* a, const ts_u32* b, TS_LINE) {
+TS_DEVICE void ts_mma_m16n8k16_f16(float* c, const ts_u32* a, const ts_u32* b, TS_TWIN_LINE) {
     ts_twin::mma<ts_twin::F16Pair>(c, a, b, line);
 }
-TS_DEVICE void ts_mma_m16n8k8_tf32(float* c, const ts_u32* a, const ts_u32* b, TS_LINE) {
+TS_DEVICE void ts_mma_m16n8k8_tf32(float* c, const ts_u32* a, const ts_u32* b, TS_TWIN_LINE) {
     ts_twin::mma<ts_twin::Tf32>(c, a, b, line);
 }
 
