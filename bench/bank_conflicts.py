@@ -469,6 +469,31 @@ def restore(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return data["rows"], data["machine"]
 
 
+SUMMARY = {  # what `tessera check` promises of a kernel: name -> ours, the hardware's counter
+    "shared reads: wavefronts": (_LOADS, _SHARED + "_op_ld.sum"),
+    "shared reads: bank conflicts": (_LOADS, _CONFLICTS + "_op_ld.sum"),
+    "shared writes: wavefronts": (("st_shared",), _SHARED + "_op_st.sum"),
+    "shared writes: bank conflicts": (("st_shared",), _CONFLICTS + "_op_st.sum"),
+    "ldmatrix": (("ldmatrix",), "smsp__inst_executed_op_ldsm.sum"),
+    "mma": (("mma",), "sass:HMMA.executed"),
+}
+
+
+def summary(rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
+    """By kernel, each number of SUMMARY as [ours, the GPU's]."""
+    kernels: dict[str, dict[str, list[int | float]]] = {}
+    for row in rows:
+        if row["group"] != "kernels" or "ours" not in row:
+            continue
+        kernels[row["name"]] = found = {}
+        for title, (kinds, metric) in SUMMARY.items():
+            if metric in row.get("measured", {}):
+                suffix = ".excess" if "conflicts" in title else ".wavefronts" if "wavefronts" in title else ""
+                keys = [f"{kind}{suffix or '.requests' if kind != 'mma' else ''}" for kind in kinds]
+                found[title] = [sum(row["ours"].get(key, 0) for key in keys), row["measured"][metric]]
+    return {"machine": facts, "kernels": kernels}
+
+
 def recount(path: Path, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """The measurements of a file with what the emulator counts now; texts that have changed since are named."""
     before, facts = restore(path)
@@ -492,6 +517,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where what Nsight Compute printed goes")
     parser.add_argument("--only", choices=("kernels", "micro"), help="one of the two parts")
     parser.add_argument("--cpu-only", action="store_true", help="prints what the emulator counts, without a GPU")
+    parser.add_argument("--summary", type=Path, help="where the numbers of the kernels go, with --recount")
     parser.add_argument("--recount", type=Path, metavar="RESULT.json", help="counts again for measurements of before")
     parser.add_argument("--ncu", help="Nsight Compute's command")
     parser.add_argument("--micro-seconds", type=float, default=80, help="time for the launches of one instruction")
@@ -505,7 +531,10 @@ def main() -> int:
         *([] if arguments.only == "kernels" else micro_cases()),
     ]
     if arguments.recount:
-        return 1 if show(recount(arguments.recount, cases)) else 0
+        wrong = show(recount(arguments.recount, cases))
+        if arguments.summary:
+            arguments.summary.write_text(json.dumps(summary(*restore(arguments.recount)), indent=1) + "\n")
+        return 1 if wrong else 0
     start = time.monotonic()
     rows, outputs = count_all(cases)
     print(f"the emulator counted {len(rows)} launches in {time.monotonic() - start:.0f} s", flush=True)

@@ -173,6 +173,7 @@ struct Mbarrier {
     Event* uses;                 // by thread: its last arrival or wait
 };
 constexpr int MAX_MBARRIERS = 256;
+constexpr ts_i64 MAX_STEPS = 1 << 26;  // device functions that one block may call: a few seconds
 
 struct State {
     int thread;  // running fiber
@@ -197,6 +198,7 @@ struct State {
     char unwritten_message[160];
     int pending_arrivals;
     int idle_spins;
+    ts_i64 steps;  // device functions called in this block
     const ts_twin_options* options;
     ts_twin_report* report;
     int last_allocation;
@@ -211,7 +213,11 @@ inline State state;
 
 inline Fiber& fiber() { return state.fibers[state.thread]; }
 // Each device function says first at which line it was called: __builtin_LINE() as a default argument is the caller's.
-inline void at(int line) { fiber().line = line; }
+inline void out_of_steps();
+inline void at(int line) {
+    fiber().line = line;
+    if (++state.steps > MAX_STEPS) out_of_steps();
+}
 #define TS_TWIN_LINE int line = __builtin_LINE()
 
 // ---- reports ---------------------------------------------------------------------------------------------------
@@ -240,6 +246,10 @@ template <class... Values>
     state.aborted = true;
     switch_to_main();
     __builtin_unreachable();
+}
+
+inline void out_of_steps() {
+    fail(DEADLOCK, state.thread, "goes on without end: the block has called %lld device functions", MAX_STEPS);
 }
 
 // ---- context switch --------------------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ inline void run_block() {
     }
     for (int thread = 0; thread < state.threads; ++thread) prepare_fiber(thread);
     state.exited = state.at_barrier = state.idle_spins = 0;
+    state.steps = 0;
     state.unwritten_thread = -1;
     state.aborted = false;
     state.thread = pick_warp(0) * 32;
