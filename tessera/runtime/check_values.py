@@ -14,10 +14,9 @@ from tessera.dtypes import from_numpy
 from tessera.ir.bounds import Bar
 from tessera.ir.core import Op
 from tessera.ir.ops.effects import format_pieces
-from tessera.ir.types import ViewType
 from tessera.runtime.compare import check
 from tessera.runtime.emulator import EmulatorBuildError
-from tessera.runtime.findings import Finding
+from tessera.runtime.findings import Finding, last_store
 
 if TYPE_CHECKING:
     from tessera.runtime.check import Block, Examiner, Run
@@ -149,17 +148,9 @@ def _print_of(examiner: Examiner, line: str) -> Place:
 
 
 def _last_store(examiner: Examiner, name: str) -> Place:
-    """The last op that writes a parameter."""
-    found = None
-    for op, text in _target_ops(examiner):
-        for effect, value in op.definition.effects_of(op):
-            if effect == "reads" or not isinstance(value.type, ViewType):
-                continue
-            while value.defining_op is not None:
-                value = value.defining_op.operands[0]
-            if value.name == name:
-                found = op, text
-    return found
+    """The last op that writes a parameter, in the last launch that does."""
+    stores = [(last_store(launch.kernel, name), launch.text) for launch in examiner.launches]
+    return next(((op, text) for op, text in reversed(stores) if op is not None), None)
 
 
 def _target_ops(examiner: Examiner) -> Iterator[tuple[Op, CudaKernel]]:

@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from tessera.codegen_cuda.emit import CudaKernel
 from tessera.ir.core import Kernel, Op
 from tessera.ir.layout_shared import SharedLayout
+from tessera.ir.types import ViewType
 from tessera.runtime.emulator import Fault
+from tessera.target.schedule import root
 
 _TOKEN = re.compile(r"\{(line|shared|argument) (\d+)\}")
+_ARGUMENT = re.compile(r"\{argument (\d+)\}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,11 @@ class Places:
         self.arguments = (*cuda.pointers, *cuda.sizes, *cuda.scalars)
 
     def finding(self, fault: Fault) -> Finding:
-        op = self.op_at(fault.line)
+        op, cuda_line = self.op_at(fault.line), fault.line
+        if fault.kind == "unwritten" and (output := _ARGUMENT.search(fault.message)):
+            # Nobody was there: the place is where the others were written.
+            op = last_store(self.kernel, self.arguments[int(output[1])])
+            cuda_line = min((n for n, i in self.cuda.lines.items() if op is not None and i == op.id), default=0)
         where = op.loc if op is not None and op.loc is not None else self.kernel.loc
         message = _TOKEN.sub(lambda m: self.name(m[1], int(m[2]), op), fault.message)
         subject = f"thread {fault.thread} of block {fault.block} " if fault.thread >= 0 else ""
@@ -74,7 +81,7 @@ class Places:
         file, line, column = (where.file, where.line, where.column) if where is not None else ("", 0, 0)
         name = op.name if op is not None else ""
         return Finding(
-            fault.kind, subject + message, file, line, column, name, fault.line, fault.block, fault.thread
+            fault.kind, subject + message, file, line, column, name, cuda_line, fault.block, fault.thread
         )  # fmt: skip
 
     def op_at(self, line: int) -> Op | None:
@@ -103,6 +110,16 @@ class Places:
         name = f"'{buffer.result.name}'" if buffer.result.name else "a shared buffer"
         element = _element(layout, offset)
         return f"{name}[{element[0]}, {element[1]}]" if element else f"byte {offset} of {name}"
+
+
+def last_store(kernel: Kernel, name: str) -> Op | None:
+    """The last op of a kernel that writes a parameter."""
+    found = None
+    for op in kernel.body.walk():
+        for effect, value in op.definition.effects_of(op):
+            if effect != "reads" and isinstance(value.type, ViewType) and root(value).name == name:
+                found = op
+    return found
 
 
 def _bytes(buffer: Op) -> int:

@@ -1,0 +1,26 @@
+"""The kernels that are broken, at shapes that are small and ragged, and pieces of lines at which findings must come."""
+
+NT = ("matmul_nt_bf16", {"M": 33, "N": 72, "K": 80})  # two blocks along n, three steps along k, the last ones ragged
+BLOCKS = ("matmul_nt_bf16", {"M": 72, "N": 72, "K": 32})  # two blocks along each axis
+NN = ("matmul_nn_bf16", {"M": 33, "N": 40, "K": 48})
+F32 = ("matmul_nn_f32", {"M": 33, "N": 40, "K": 40})
+FP8 = ("fp8_matmul", {"M": 33, "N": 24, "K": 40})
+BATCHED = ("batched_matmul", {"B": 2, "M": 33, "N": 40, "K": 50})
+GATING = ("gating_function_kernel", {"B": 1, "S": 150, "D": 64})
+SOFTMAX = ("softmax", {"M": 33, "N": 20})
+LAYER_NORM = ("layer_norm", {"M": 33, "N": 20})
+COLUMN_SUM = ("column_sum", {"M": 70, "N": 100})
+SCAN = ("cumulative_max", {"M": 20, "N": 100})
+TRANSPOSE = ("transpose", {"M": 40, "N": 48})  # with scratch, since rows of both sides are whole vectors
+VECTOR = ("vector_add", {"N": 1500})
+GATHER = ("gather_rows", {"M": 20, "N": 100, "K": 7})
+HISTOGRAM = ("histogram", {"N": 100, "K": 12})
+
+ALL = (
+    NT, NN, F32, FP8, BATCHED, GATING, SOFTMAX, LAYER_NORM, COLUMN_SUM, SCAN, TRANSPOSE, VECTOR, GATHER, HISTOGRAM,
+)  # fmt: skip
+
+MMA = "acc = tile.mma("
+STORE = "tile.store(acc + bias"
+PRODUCT = "gate_weights = tile.mma("
+MAX = "shifted = rows - tile.max("
