@@ -117,6 +117,9 @@ def examine(name: str, source: str, size: int, seed: int) -> tuple[list[Fault], 
     """What was found, and the output beside the values that it should have."""
     kernel = KERNELS[name]
     grid, arguments, output, expected = kernel.run(size)
+    for position, argument in enumerate(arguments):
+        if isinstance(argument, np.ndarray) and position != output:
+            argument.flags.writeable = False
     library = build(source, [name])
     found = library.examine(name, grid, kernel.threads, kernel.shared_bytes, arguments, seed, outputs=(output,))
     return found.faults, arguments[output], expected
