@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tessera.codegen_cuda.emit import CudaKernel, emit
 from tessera.errors import SourceError, TesseraError, did_you_mean
@@ -16,7 +17,7 @@ from tessera.ir.core import Kernel, Module
 from tessera.ir.dims import Size, symbol
 from tessera.ir.opdef import TARGET, TILE
 from tessera.ir.signature import check_signature
-from tessera.ir.types import ScalarType, ViewType
+from tessera.ir.types import ListType, ScalarType, tensor_type
 from tessera.ir.verify import verify
 from tessera.passes import PIPELINE, Context, Pass
 from tessera.passes.specialise import unbound_dims
@@ -69,12 +70,17 @@ def find_arch(name: str) -> Arch:
     return facts
 
 
-def trace_kernel(definition: KernelDefinition, dims: Mapping[str, int], grid: Sequence[Size] | None = None) -> Module:
-    """Tile IR of a kernel, with its grid: the declared or inferred one, or `grid`."""
+def trace_kernel(
+    definition: KernelDefinition,
+    dims: Mapping[str, int],
+    grid: Sequence[Size] | None = None,
+    constants: Mapping[str, Any] | None = None,
+) -> Module:
+    """Tile IR of a kernel, on its own grid or on `grid`; `constants` pins tuning constants."""
     from tessera.frontend.evaluator import trace
     from tessera.frontend.grid import apply_grid
 
-    module = trace(definition, dict(dims))
+    module = trace(definition, dict(dims), constants=constants)
     if grid is not None:
         module = Module(TILE, [apply_grid(kernel, tuple(grid)) for kernel in module.kernels])
     return module
@@ -89,12 +95,14 @@ def compile_kernel(
     divisors: Mapping[str, int] | None = None,
     hooks: Sequence[Hook] = (),
     schedule: Schedule | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> Compilation:
     """Compiles one kernel down to CUDA text, verifying after every pass.
 
     `dims` gives every dim a value; only those that shapes need are compiled in, of the others only divisibility (unless
-    `divisors` says otherwise). `alignment`: bytes to which each tensor's address is aligned (default 16). A
-    Target-level module is emitted as it is. Raises SourceError with the author's location.
+    `divisors` says otherwise). `alignment`: bytes to which each tensor's address is aligned (default 16). `constants`
+    pins tuning constants of a definition; the others have their default. A Target-level module is emitted as it is.
+    Raises SourceError with the author's location.
     """
     facts = find_arch(arch)
     result = Compilation()
@@ -107,7 +115,7 @@ def compile_kernel(
             hook(stage)
 
     start = time.perf_counter()
-    module = source if isinstance(source, Module) else trace_kernel(source, dims, grid)
+    module = source if isinstance(source, Module) else trace_kernel(source, dims, grid, constants)
     verify(module)
     keep("frontend", module, time.perf_counter() - start)
     if module.level == TILE:
@@ -176,24 +184,27 @@ def make_program(kernel: Kernel, texts: list[CudaKernel], arch: str) -> Program:
     alignment = kernel.attributes.get("alignment", {})
     parameters = []
     for value in kernel.parameters:
-        if isinstance(value.type, ViewType):
+        tensor = tensor_type(value.type)
+        if tensor is not None:
             parameters.append(
                 Parameter(
                     value.name,
-                    "tensor",
-                    value.type.dtype.name,
-                    value.type.shape,
+                    "list" if isinstance(value.type, ListType) else "tensor",
+                    tensor.dtype.name,
+                    tensor.shape,
                     roles.get(value.name, "in"),
                     alignment.get(value.name, 16),
                     kernel.attributes.get("strides", {}).get(value.name, ()),
+                    value.type.length if isinstance(value.type, ListType) else 0,
                 )
             )
         elif isinstance(value.type, ScalarType):
             parameters.append(Parameter(value.name, "scalar", value.type.dtype.name))
+    lists = {parameter.name for parameter in parameters if parameter.kind == "list"}
     launches = []
     for text in texts:
         arguments = [
-            *(Argument("pointer", name) for name in text.pointers),
+            *(Argument("pointers" if name in lists else "pointer", name) for name in text.pointers),
             *(Argument("size", size=symbol(dim)) for dim in text.sizes),
             *(Argument("scalar", name) for name in text.scalars),
         ]

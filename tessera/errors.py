@@ -58,6 +58,7 @@ CODES: dict[str, Code] = {
     "TS307": Code(
         "programs write the same output element", "make the windows disjoint, or each row depend on its own row only"
     ),
+    "TS308": Code("lists of different lengths", "pass lists that have a tensor each for every index that they share"),
     # 4: numerics
     "TS401": Code("integer overflow", "use a smaller value or a wider integer type"),
     "TS402": Code("precision policy conflict", "write mixed_<input>_<accumulator> with the dtypes of both"),

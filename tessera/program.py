@@ -1,7 +1,8 @@
 """A compiled kernel as plain data: what a launcher, a cache or another process needs, and nothing that executes.
 
-A launch passes its kernel, in this order: a pointer per tensor parameter, the value of every dynamic size the kernel
-reads as int64, then run-time scalars (`int` as int64, `float` as f32).
+A launch passes its kernel, in this order: a pointer per tensor parameter, and for a list of tensors one to a table of
+pointers in device memory; the value of every dynamic size the kernel reads as int64; then run-time scalars (`int` as
+int64, `float` as f32).
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from typing import Any
 from tessera.errors import SourceError
 from tessera.ir.dims import Size, parse, to_text
 
-SCHEMA = 1
+SCHEMA = 2
+ANY_LENGTH = -1  # of a list parameter whose length a call decides
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of the kernel as the author declared it. `kind`: "tensor" or "scalar"; `role`: "in", "out", "inout".
+    """A parameter of the kernel as the author declared it. `kind`: "tensor", "list" or "scalar"; `role`: "in", "out",
+    "inout".
 
     `shape` holds sizes over dim symbols (named dims, or `<parameter>.<axis>` for undeclared ones). `alignment` is the
     least byte alignment of the base address that the code was compiled for. `strides`, in elements, are empty for a
-    tensor that must be contiguous; else its dims `<parameter>.stride<axis>` are arguments of the launch.
+    tensor that must be contiguous; else its dims `<parameter>.stride<axis>` are arguments of the launch. Of a list, all
+    of that holds for each of its `length` tensors.
     """
 
     name: str
@@ -33,11 +37,14 @@ class Parameter:
     role: str = "in"
     alignment: int = 16
     strides: tuple[Size, ...] = ()
+    length: int = 0
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a launch: "pointer" or "scalar" of the parameter `name`, or the "size" `size`."""
+    """One argument of a launch: "pointer", "pointers" (of a list) or "scalar" of the parameter `name`, or the "size"
+    `size`.
+    """
 
     kind: str
     name: str = ""

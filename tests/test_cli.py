@@ -458,7 +458,7 @@ MISUSE = [
     (("run", "{kernels}::add", "--dims", "N=99999999999999"), "TS605", "choose smaller ones"),
     (("run", "{kernels}", "--dims", "N=2,Q=3"), "TS605", "no kernel of .* has a dim Q"),
     (("run", "{kernels}", "--dims", "N=2"), "TS605", "no size for S, D"),
-    (("run", "{kernels}", "--arg", "q=3"), "TS605", "no kernel of .* has a scalar parameter q"),
+    (("run", "{kernels}", "--arg", "q=3"), "TS605", "no kernel of .* has a scalar parameter, list or constant q"),
     (("run", "{kernels}::scale", "--arg", "factor=x"), "TS605", "factor must be a number"),
     (("run", "{kernels}::scale", "--arg", "x=1"), "TS605", "its scalars are factor, offset"),
     (("run", "{kernels}::add", "--backend", "gpu"), "TS605", "'gpu' is not one of"),

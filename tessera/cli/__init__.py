@@ -15,6 +15,10 @@ from tessera.errors import ArgumentError, InternalError, TesseraError, to_json
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
 
+_ARGUMENT = "Value of a scalar parameter or tuning constant, or length of a list."
+_constants = click.option(
+    "--arg", "args", multiple=True, metavar="NAME=VALUE", help="Value of a tuning constant, or length of a list."
+)
 _target = click.argument("target", metavar="FILE[::NAME]")
 _dims = click.option("--dims", metavar="B=2,S=300", help="Size of every dim; without it each has a default.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -31,7 +35,7 @@ def cli() -> None:
 @cli.command()
 @_target
 @_dims
-@click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help="Value of a scalar parameter.")
+@click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help=_ARGUMENT)
 @click.option(
     "--backend",
     type=click.Choice(["auto", "interpret", "emulate", "cuda"]),
@@ -59,6 +63,7 @@ def run(**options: Any) -> int:
 @click.option("--diff", is_flag=True, help="Show what each pass changed.")
 @click.option("--arch", help="Architecture to lower for, such as sm_80.")
 @click.option("--locations", is_flag=True, help="Print the source location of every op.")
+@_constants
 @_json
 def ir(**options: Any) -> int:
     """Print the IR of a kernel at any stage."""
@@ -74,6 +79,7 @@ def ir(**options: Any) -> int:
 @click.option("--emit", metavar="KIND,...", help="What to make: cuda, ptx, cubin, sass, resources.")
 @click.option("-o", "directory", metavar="DIR", help="Write <kernel>.<arch>.{cu,ptx,cubin,sass,json} there.")
 @click.option("--time", "timed", is_flag=True, help="Print the seconds that each stage took.")
+@_constants
 @_json
 def compile_(**options: Any) -> int:
     """Compile kernels to CUDA text and machine code. Needs no GPU."""
@@ -85,7 +91,7 @@ def compile_(**options: Any) -> int:
 @cli.command()
 @_target
 @_dims
-@click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help="Value of a scalar parameter.")
+@click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help=_ARGUMENT)
 @click.option("--arch", help="Architecture to compile for, such as sm_80.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Runs, each in another order.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of inputs and orders.")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tessera.cli import report
+from tessera.cli.constants import pin
 from tessera.cli.subject import Given, Setup, Subject, load, load_all, own, read_given, set_up
 from tessera.cli.target import resolve, split
 from tessera.errors import ArgumentError, EnvironmentProblem, TesseraError, excerpt, to_json
@@ -57,7 +58,7 @@ def check(
 ) -> int:
     given = read_given(dims, args, seed)
     options = Options(api.choose_arch(arch), (0, *range(seed + 1, seed + seeds)), read_blocks(blocks))
-    targets = resolve(target)
+    targets = pin(resolve(target), given.args)
     if split(target)[1] is not None:
         result = _check_subject(load(targets.items[0]), given, options)
         _show_one(result, target, as_json)

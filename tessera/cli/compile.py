@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.cli import report
+from tessera.cli.constants import check_names, pin, read_args
 from tessera.cli.ir import compile_target
 from tessera.cli.opt import write
 from tessera.cli.target import Target, resolve, split
@@ -44,6 +45,7 @@ def compile_(
     emit: str | None,
     directory: str | None,
     timed: bool,
+    args: tuple[str, ...],
     as_json: bool,
 ) -> int:
     given = None if dims is None else inputs.parse_dims(dims)
@@ -56,7 +58,9 @@ def compile_(
     built: list[Built] = []
     failures: list[tuple[str, TesseraError]] = []
     single = split(target)[1] is not None
-    targets = resolve(target)
+    constants = read_args(args)
+    targets = pin(resolve(target), constants)
+    check_names(target, targets.items, constants)
     failures += [("", error) for error in targets.failures]
     for item in targets.items:
         try:

@@ -6,7 +6,8 @@ import difflib
 from typing import Any
 
 from tessera.cli import report
-from tessera.cli.target import Target, resolve_one
+from tessera.cli.constants import check_names, pin, read_args
+from tessera.cli.target import Target, Targets, resolve_one
 from tessera.compiler import Compilation, Stage, compile_kernel
 from tessera.errors import ArgumentError, did_you_mean
 from tessera.ir.printer import print_module
@@ -24,10 +25,13 @@ def ir(
     diff: bool,
     arch: str | None,
     locations: bool,
+    args: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    arch = api.choose_arch(arch)
-    compilation, chosen = compile_target(resolve_one(target), None if dims is None else inputs.parse_dims(dims), arch)
+    arch, constants = api.choose_arch(arch), read_args(args)
+    targets = pin(Targets([resolve_one(target)]), constants)
+    check_names(target, targets.items, constants)
+    compilation, chosen = compile_target(targets.items[0], None if dims is None else inputs.parse_dims(dims), arch)
     stages = _chosen(compilation, stage, after, diff)
     texts = {id(item): print_module(item.module, locations) for item in compilation.stages}
     changes = _changes(compilation.stages, texts) if diff else {}
@@ -54,7 +58,8 @@ def compile_target(target: Target, given: dict[str, int] | None, arch: str) -> t
     if target.definition is not None:
         state = api.KernelState(target.definition)
         dims = inputs.choose_dims(target.name, inputs.dims_of(state.signature), given)
-        return compile_kernel(target.definition, dims, arch), dims
+        lengths = inputs.choose_lengths(target.name, state.signature, target.args)
+        return compile_kernel(target.definition, {**dims, **lengths}, arch), dims
     assert target.module is not None
     parameters = execute.parameters_of(target.module.kernel(target.name))
     dims = inputs.choose_dims(target.name, inputs.dims_of(parameters), given)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tessera.cli import report
+from tessera.cli.constants import pin
 from tessera.cli.subject import Given, Setup, Subject, load, load_all, own, read_given, set_up
 from tessera.cli.target import resolve, split
 from tessera.config import config
@@ -59,7 +60,7 @@ def run(
 ) -> int:
     given = read_given(dims, args, seed)
     options = Options(backend or config().backend, None if arch is None else api.choose_arch(arch))
-    targets = resolve(target)
+    targets = pin(resolve(target), given.args)
     api.choose_lane(options.backend)  # a GPU that is asked for and absent is one error, not one per kernel
     if split(target)[1] is not None:
         result = run_subject(load(targets.items[0]), given, options)
@@ -76,7 +77,7 @@ def run_subject(subject: Subject, given: Given, options: Options) -> Result:
     setup = set_up(subject, given)
     result = Result(subject.name, setup.dims, setup.scalars, notes=setup.notes)
     lane = _lane(subject, options)
-    arguments = {**{name: array.copy() for name, array in setup.arrays.items()}, **setup.scalars}
+    arguments = {**{name: _copied(value) for name, value in setup.arrays.items()}, **setup.scalars}
     if lane == "interpret":
         result.outcome = execute.interpret(setup.kernel, arguments, setup.bound, setup.extents, subject.level)
     else:
@@ -99,13 +100,23 @@ def _lane(subject: Subject, options: Options) -> str:
 
 def _run_program(subject: Subject, lane: str, arch: str, dims: dict[str, int], arguments: dict[str, Any]) -> Outcome:
     on_host = {
-        name: alignment_class(value.ctypes.data) for name, value in arguments.items() if isinstance(value, np.ndarray)
+        name: min((alignment_class(array.ctypes.data) for array in _arrays(value)), default=16)
+        for name, value in arguments.items()
+        if isinstance(value, (np.ndarray, list))
     }
     alignment = on_host if lane == "emulate" else dict.fromkeys(on_host, 16)
     program = subject.program(dims, arch, alignment)
     if lane == "emulate":
         return execute.emulate(program, arguments, dims)
     return execute.cuda(api.with_cubin(program), arguments, dims, TIMED_REPEATS)
+
+
+def _copied(value: Any) -> Any:
+    return [array.copy() for array in value] if isinstance(value, list) else value.copy()
+
+
+def _arrays(value: Any) -> list[np.ndarray]:
+    return value if isinstance(value, list) else [value]
 
 
 def _roofline(setup: Setup, result: Result) -> float | None:

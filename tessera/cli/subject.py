@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from tessera.cli.constants import constants_of, read_args
 from tessera.cli.target import Target
 from tessera.errors import ArgumentError, TesseraError, did_you_mean
 from tessera.frontend.grid import check_coverage, launch_grid
@@ -24,8 +23,9 @@ if TYPE_CHECKING:
 class Subject:
     """A kernel with its ways to run: `kernel` gives its IR of `level` for dims, `program` and `compilation` compile it.
 
-    `signature` holds the parameters, with roles that only the IR knows for certain. Of the two that compile, `program`
-    takes what was compiled before and `compilation` keeps every stage.
+    `signature` holds the parameters, with roles that only the IR knows for certain; `constants` names what its tuning
+    space leaves open. Of the two that compile, `program` takes what was compiled before and `compilation` keeps every
+    stage.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Subject:
     kernel: Callable[[dict[str, int]], Kernel]
     program: Callable[[dict[str, int], str, dict[str, int]], Program]
     compilation: Callable[[dict[str, int], str], Compilation]
+    constants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Given:
 class Setup:
     """One launch of a subject: its IR with the sizes and values that were chosen.
 
-    `bound` are the dims with those that textual IR has bound already; `arrays` the tensors by name, outputs NaN.
+    `bound` are the dims with those that textual IR has bound already, and the lengths of lists; `arrays` the tensors,
+    and lists of them, by name, outputs NaN.
     """
 
     kernel: Kernel
@@ -59,7 +61,7 @@ class Setup:
     bound: dict[str, int]
     scalars: dict[str, int | float]
     extents: tuple[int, ...]
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -68,8 +70,7 @@ class Setup:
 
 def read_given(dims: str | None, args: Sequence[str], seed: int) -> Given:
     """The options `--dims`, `--arg` and `--seed`. Raises ArgumentError TS605."""
-    values = {name: value for text in args for name, value in inputs.parse_assignments(text, "--arg").items()}
-    return Given(None if dims is None else inputs.parse_dims(dims), values, seed)
+    return Given(None if dims is None else inputs.parse_dims(dims), read_args(args), seed)
 
 
 def load(target: Target) -> Subject:
@@ -94,7 +95,8 @@ def _of_definition(target: Target) -> Subject:
 
         return compile_kernel(definition, dims, arch, divisors=api.innermost_divisors(state.signature, dims))
 
-    return Subject(target.name, TILE, state.signature, state.defaults, state.kernel, program, compilation)
+    constants = constants_of(definition)
+    return Subject(target.name, TILE, state.signature, state.defaults, state.kernel, program, compilation, constants)
 
 
 def _of_module(target: Target) -> Subject:
@@ -122,14 +124,17 @@ def set_up(subject: Subject, given: Given) -> Setup:
     Raises ArgumentError TS605 for what was given and does not fit.
     """
     dims = inputs.choose_dims(subject.name, inputs.dims_of(subject.signature), given.dims)
-    scalars = inputs.choose_scalars(subject.name, subject.signature, given.args, subject.defaults)
-    kernel = subject.kernel(dims)
+    lists = {p.name for p in subject.signature if p.kind == "list"}
+    args = {name: text for name, text in given.args.items() if name not in (*subject.constants, *lists)}
+    scalars = inputs.choose_scalars(subject.name, subject.signature, args, subject.defaults, subject.constants)
+    sizes = {**dims, **inputs.choose_lengths(subject.name, subject.signature, given.args)}
+    kernel = subject.kernel(sizes)
     parameters = execute.parameters_of(kernel)
     _check_divisors(kernel, dims)
     extents = launch_grid(kernel, dims)
     if subject.level == TILE:
         check_coverage(kernel, dims, extents)
-    bound = {**(kernel.attributes.get("static") or {}), **dims}
+    bound = {**(kernel.attributes.get("static") or {}), **sizes}
     return Setup(kernel, parameters, dims, bound, scalars, extents, inputs.make_arrays(parameters, dims, given.seed))
 
 
@@ -161,8 +166,10 @@ def load_all(target: str, items: Sequence[Target], given: Given) -> list[tuple[s
 
 def _check_names(target: str, subjects: list[Subject], given: Given) -> None:
     dims = list(dict.fromkeys(name for subject in subjects for name in inputs.dims_of(subject.signature)))
-    scalars = list(dict.fromkeys(p.name for subject in subjects for p in subject.signature if p.kind == "scalar"))
-    for kind, names, known in (("dim", given.dims or {}, dims), ("scalar parameter", given.args, scalars)):
+    own_names = (name for subject in subjects for name in _argument_names(subject))
+    args = list(dict.fromkeys(own_names))
+    arguments = "scalar parameter, list or constant"
+    for kind, names, known in (("dim", given.dims or {}, dims), (arguments, given.args, args)):
         for name in names:
             if name not in known:
                 listed = ", ".join(known) or "none"
@@ -173,9 +180,14 @@ def _check_names(target: str, subjects: list[Subject], given: Given) -> None:
 def own(subject: Subject, given: Given) -> Given:
     """The part of what was given for a whole file that one of its kernels has."""
     dims = inputs.dims_of(subject.signature)
-    scalars = {p.name for p in subject.signature if p.kind == "scalar"}
+    args = _argument_names(subject)
     return Given(
         None if given.dims is None else {name: size for name, size in given.dims.items() if name in dims},
-        {name: value for name, value in given.args.items() if name in scalars},
+        {name: value for name, value in given.args.items() if name in args},
         given.seed,
     )
+
+
+def _argument_names(subject: Subject) -> tuple[str, ...]:
+    """What `--arg` may set: scalar parameters, the lengths of lists, and tuning constants."""
+    return (*(p.name for p in subject.signature if p.kind in ("scalar", "list")), *subject.constants)

@@ -16,12 +16,16 @@ IR_SUFFIX = ".tsir"
 
 @dataclass(frozen=True)
 class Target:
-    """One kernel to work on: one of `definition`, `module` (textual IR) and `error` (it did not load) is set."""
+    """One kernel to work on: one of `definition`, `module` (textual IR) and `error` (it did not load) is set.
+
+    `args` are the texts of `--arg` by name: a verb takes from them the lengths of lists.
+    """
 
     name: str
     definition: KernelDefinition | None = None
     module: Module | None = None
     error: TesseraError | None = None
+    args: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tessera.codegen_cuda.views import ViewNames, parameter_view
 from tessera.errors import InternalError
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.strides import parameter_strides
-from tessera.ir.types import ScalarType, TileType, ViewType
+from tessera.ir.types import ListType, ScalarType, TileType, tensor_type
 
 TEMPLATES = Path(__file__).parent / "templates"
 BODY = "<<body>>"  # the line of a template where an op's region goes
@@ -33,8 +33,9 @@ class Line:
 class CudaKernel:
     """Emitted text.
 
-    `lines` maps a 1-based line of `text` to the id of its op; `sizes` are the dims passed after pointers. `variables`
-    says how the text calls the values of the kernel that it was emitted from; a window is called by its pointer.
+    `lines` maps a 1-based line of `text` to the id of its op; `pointers` names the parameters passed as a pointer,
+    lists as one to a table of pointers; `sizes` are the dims passed after those. `variables` says how the text calls
+    the values of the kernel that it was emitted from; a window is called by its pointer.
     """
 
     name: str
@@ -76,12 +77,19 @@ def emit(kernel: Kernel) -> CudaKernel:
     return Emitter(kernel).run()
 
 
+def _bounds(name: str, threads: int, kernel: Kernel) -> str:
+    """The head of the kernel: threads of a block and, where the schedule asks, blocks that must fit."""
+    blocks = (kernel.attributes.get("schedule") or {}).get("blocks", 1)
+    return f"TS_KERNEL_OCC({name}, {threads}, {blocks})" if blocks > 1 else f"TS_KERNEL({name}, {threads})"
+
+
 class Emitter:
     def __init__(self, kernel: Kernel):
         self.kernel = kernel
         self.names = Names()
         self.layouts = LayoutNames()
         self.views: dict[Value, ViewNames] = {}
+        self.elements: dict[Value, ViewNames] = {}  # of a list parameter, any of its tensors
         self.threads = kernel.attributes["warps"] * 32
         self.loops = {
             id(op.regions[0]): (op.operands[0], op.operands[2]) for op in kernel.body.walk() if op.name == "for"
@@ -99,11 +107,17 @@ class Emitter:
         pointers, scalars, signature = [], [], []
         for value in kernel.parameters:
             name = self.names.value(value)
-            if isinstance(value.type, ViewType):
-                steps = parameter_strides(value.name, value.type.shape, kernel.attributes)
-                view = parameter_view(name, value.type, steps, roles.get(value.name, "in") == "in")
+            tensor = tensor_type(value.type)
+            if tensor is None:
+                continue
+            steps = parameter_strides(value.name, tensor.shape, kernel.attributes)
+            view = parameter_view(name, tensor, steps, roles.get(value.name, "in") == "in")
+            pointers.append(value.name)
+            if isinstance(value.type, ListType):
+                signature.append(f"{view.dtype}* const* TS_RESTRICT {name}")
+                self.elements[value] = view
+            else:
                 signature.append(f"{view.dtype}* TS_RESTRICT {name}")
-                pointers.append(value.name)
                 self.views[value] = view
         signature += [f"ts_i64 {dim_name(dim)}" for dim in dims]
         for value in kernel.parameters:
@@ -117,7 +131,7 @@ class Emitter:
             "",
             *self.layouts.functions(),
             "",
-            f"TS_KERNEL({name}, {self.threads})({', '.join(signature)}) {{",
+            f"{_bounds(name, self.threads, kernel)}({', '.join(signature)}) {{",
             "    TS_SHARED(shared_base);",
             *(f"    {text}" for text in self.layouts.variables()),
         ]

@@ -9,13 +9,14 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, update_wrapper
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, overload
 
 from tessera.errors import InternalError, SourceError
-from tessera.frontend.annotations import Annotation, read_annotation
+from tessera.frontend.annotations import Annotation, ListAnnotation, TensorAnnotation, read_annotation
+from tessera.frontend.space import Point, Space, make_space
 from tessera.location import Loc
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ class Definition:
 class KernelDefinition(Definition):
     """A kernel. `grid` is a function of the dims that gives the number of programs per axis, or None to infer it.
 
-    `kernel(*arguments)` runs it on the grid of its definition, `kernel[grid](*arguments)` on the one given.
+    `kernel(*arguments)` runs it on the grid of its definition, `kernel[grid](*arguments)` on the one given. `space` is
+    that of an autotuned kernel, `constants` the point of it that `ctx` shows: the default one, unless it is pinned.
     """
 
     kind = "kernel"
@@ -133,11 +135,79 @@ class KernelDefinition(Definition):
         grid: Callable[[Any], Any] | None = None,
         options: Mapping[str, Any] | None = None,
         name: str | None = None,
+        space: Space | None = None,
+        constants: Point | None = None,
     ) -> None:
         super().__init__(function, options, name)
         if grid is not None and not callable(grid):
             raise SourceError("TS203", f"grid= takes a function of the dims, as in grid=lambda d: (d.B,), not {grid!r}")
         self.grid = grid
+        self.space = space
+        self.constants: Point = constants if constants is not None else space.default if space else {}
+        self._inferred: dict[str, TensorAnnotation] = {}
+
+    @cached_property
+    def parameters(self) -> tuple[ParameterDefinition, ...]:
+        """As of every definition, with the annotations that were inferred."""
+        return tuple(
+            replace(parameter, annotation=_refined(parameter.annotation, self._inferred.get(parameter.name)))
+            for parameter in super().parameters
+        )
+
+    def annotated(self, tensors: Mapping[str, TensorAnnotation]) -> KernelDefinition:
+        """This kernel with other annotations of the tensors, or of lists' tensors, of these names."""
+        if not tensors:
+            return self
+        made = KernelDefinition(self.function, self.grid, self.options, self.name, self.space, self.constants)
+        made._inferred = {**self._inferred, **tensors}
+        return made
+
+    def points(self) -> list[Point]:
+        """Every point of the tuning space, the default one first; one empty point for a kernel that has no space."""
+        return self.space.points() if self.space else [{}]
+
+    def pinned(self, constants: Mapping[str, Any]) -> KernelDefinition:
+        """This kernel with tuning constants of the caller's choice: candidates of the space, or other values.
+
+        Raises SourceError TS201 for a name that the space does not have and TS203 for a value of another type.
+        """
+        if not constants:
+            return self
+        try:
+            point = (self.space or Space({})).pin(constants, self.constants)
+        except SourceError as error:
+            raise error.at(self.loc) from None
+        made = KernelDefinition(self.function, self.grid, self.options, self.name, self.space, point)
+        made._inferred = self._inferred
+        return made
+
+    def check_space(self) -> None:
+        """Raises SourceError TS201 or TS203 at a key or a constant that does not go with the parameters.
+
+        Annotations that cannot be read yet, as text that names what is defined later, are left for the first trace.
+        """
+        if self.space is None:
+            return
+        try:
+            annotations = {
+                name: read_annotation(self._evaluated(annotation, name), name)
+                for name, annotation in self._annotations().items()
+                if name != "return"
+            }
+        except SourceError:
+            return
+        try:
+            self.space.check(annotations)
+        except SourceError as error:
+            raise error.at(self._place_of_key(error.message)) from None
+
+    def _place_of_key(self, message: str) -> Loc:
+        """Where the decorator names what a message quotes, else the definition."""
+        for decorator in self.source.node.decorator_list:
+            for node in ast.walk(decorator):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and f"'{node.value}'" in message:
+                    return self.source.loc(node)
+        return self.loc
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         run = launcher
@@ -145,6 +215,12 @@ class KernelDefinition(Definition):
 
     def __getitem__(self, grid: Any) -> LaunchOn:
         return LaunchOn(self, grid if isinstance(grid, tuple) else (grid,))
+
+
+def _refined(annotation: Annotation, tensor: TensorAnnotation | None) -> Annotation:
+    if tensor is None:
+        return annotation
+    return ListAnnotation(tensor) if isinstance(annotation, ListAnnotation) else tensor
 
 
 @dataclass(frozen=True)
@@ -211,11 +287,19 @@ class KernelDecorator:
         return KernelDefinition(function, grid, name=name)
 
     def autotune(self, *, space: Mapping[str, Any], key: Any = (), grid: Grid | None = None) -> Any:
-        """A kernel whose `ctx` constants are chosen from `space` (name -> candidates), once per value of `key`."""
-        if not isinstance(space, Mapping) or not all(isinstance(name, str) for name in space):
-            raise SourceError("TS203", "space= takes a dict from names to lists of candidates")
-        options = {"space": {name: tuple(candidates) for name, candidates in space.items()}, "key": tuple(key)}
-        return lambda decorated: KernelDefinition(decorated, grid, options)
+        """A kernel whose `ctx` constants are chosen from `space` (name -> candidates), once per value of `key`.
+
+        Untuned, `ctx` shows the first candidate of each list. `num_warps` and `num_stages` also fix the warps of a
+        block and the stages of its copies.
+        """
+        chosen = make_space(space, key)
+
+        def decorate(decorated: Callable[..., Any]) -> KernelDefinition:
+            definition = KernelDefinition(decorated, grid, space=chosen)
+            definition.check_space()
+            return definition
+
+        return decorate
 
     def __repr__(self) -> str:
         return "<tessera decorator kernel>"

@@ -7,22 +7,26 @@ on `evaluator_calls`, all of them building through `evaluator_emit`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tessera.errors import SourceError, TesseraError
-from tessera.frontend.annotations import ListAnnotation, ScalarAnnotation, TensorAnnotation
+from tessera.frontend.annotations import ListAnnotation, ScalarAnnotation
 from tessera.frontend.definition import KernelDefinition, ParameterDefinition
 from tessera.frontend.evaluator_emit import Emitter
 from tessera.frontend.evaluator_frames import open_function
+from tessera.frontend.evaluator_lists import TensorList, check_elements
 from tessera.frontend.evaluator_statements import Statements
+from tessera.frontend.evaluator_unknown import UnknownList, UnknownTensor
 from tessera.frontend.evaluator_values import Context
 from tessera.frontend.grid import infer_grid
+from tessera.frontend.inference import LENGTH, resolve, tensor_of
+from tessera.frontend.space import NUM_LAYERS
 from tessera.ir import dims
 from tessera.ir.core import Block, Kernel, Module, Value
 from tessera.ir.dims import Size
 from tessera.ir.opdef import PURE
-from tessera.ir.types import BufferType, ScalarType, TileType, Type, ViewType
+from tessera.ir.types import BufferType, ListType, ScalarType, TileType, Type, ViewType, length_name, tensor_type
 from tessera.location import Loc
 
 
@@ -30,58 +34,122 @@ def trace(
     definition: KernelDefinition,
     static: dict[str, int] | None = None,
     grid: Callable[[Any], Any] | tuple[Any, ...] | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> Module:
     """The Tile IR of a kernel, its dims symbolic.
 
     `static` gives dims the values that decisions at compile time may use (a Python `if`, `range`); a decision on a
-    dim that has none raises SourceError TS205. `grid`, or that of the definition, is declared instead of inferred: a
-    tuple of sizes, or a function of the dims.
+    dim that has none raises SourceError TS205. The length of each list x is among them, as "len(x)". `grid`, or that of
+    the definition, is declared instead of inferred: a tuple of sizes, or a function of the dims. `constants` pins
+    tuning constants, as `KernelDefinition.pinned`.
 
     Attributes of the kernel: `parameters` ((name, "in" | "out" | "inout"), ...), `dims` (names in order of appearance),
     `shape_dims` (those that must be static for lowering), `grid` and `notes` (see `grid.infer_grid`).
     """
-    if "space" in definition.options:
-        raise SourceError("TS102", f"'{definition.name}' is autotuned, which is not supported yet", definition.loc)
-    types = [_parameter_type(definition, parameter) for parameter in definition.parameters]
-    names = _dims_of(types)
-    body = Block()
-    emit = Emitter(body, names, static or {}, {}, definition.loc)
-    arguments = {}
-    for parameter, type_ in zip(definition.parameters, types, strict=True):
-        value = body.add_argument(type_, parameter.name)
-        arguments[parameter.name] = emit.parameter_view(value) if isinstance(type_, ViewType) else emit.handle(value)
-    frame = open_function(definition.function, arguments, body)
-    statements = Statements(emit)
-    statements.frames.append(frame)
-    statements.run_body(frame.source.node.body)
-    _drop_unused(body, set())
-    kernel = Kernel(definition.name, body, {}, (definition.loc,))
-    kernel.attributes["parameters"] = tuple(_roles(kernel))
-    kernel.attributes["dims"] = names
-    needed = _dims_of(_placed_types(body)) + tuple(emit.decided)
-    kernel.attributes["shape_dims"] = tuple(name for name in names if name in needed)
-    chosen = grid if grid is not None else definition.grid
-    infer_grid(kernel, None if chosen is None else _grid_sizes(chosen, emit.context, definition.loc))
-    return Module("tile", [kernel])
+    definition = definition.pinned(constants or {})
+    definition.check_space()
+    definition = resolve(definition, static)
+    attempt = _Attempt(definition, static or {}, rerolls=True)
+    try:
+        return attempt.module(grid)
+    except TesseraError as error:
+        if not attempt.statements.rerolled:
+            raise
+        problem = error
+    try:
+        # What a loop left of its names may have been missed after it: unrolled, they have their last values.
+        return _Attempt(definition, static or {}, rerolls=False).module(grid)
+    except TesseraError as error:
+        raise error from problem
 
 
-def _parameter_type(definition: KernelDefinition, parameter: ParameterDefinition) -> Type:
+class _Attempt:
+    """One evaluation of a kernel. `rerolls`: whether static loops may stay loops."""
+
+    def __init__(self, definition: KernelDefinition, static: Mapping[str, int], rerolls: bool) -> None:
+        self.definition = definition
+        lengths = _lengths(definition, static)
+        types = {p.name: _parameter_type(p, lengths) for p in definition.parameters}
+        self.names = _dims_of(type_ for type_ in types.values() if type_ is not None)
+        self.body = Block()
+        constants = dict(definition.constants)
+        if lengths and NUM_LAYERS not in (*constants, *self.names):
+            constants[NUM_LAYERS] = next(iter(lengths.values()))
+        self.emit = Emitter(self.body, self.names, dict(static), constants, definition.loc)
+        self.emit.decided |= {length_name(name) for name in lengths}
+        arguments = {name: self._argument(name, type_, lengths) for name, type_ in types.items()}
+        self.statements = Statements(self.emit)
+        self.statements.rerolls = rerolls
+        self.statements.frames.append(open_function(definition.function, arguments, self.body))
+
+    def _argument(self, name: str, type_: Type | None, lengths: Mapping[str, int]) -> Any:
+        if type_ is None:
+            return UnknownList(self.emit, name, lengths[name]) if name in lengths else UnknownTensor(name)
+        value = self.body.add_argument(type_, name)
+        if isinstance(type_, ListType):
+            return TensorList(self.emit, value)
+        return self.emit.parameter_view(value) if isinstance(type_, ViewType) else self.emit.handle(value)
+
+    def run(self) -> None:
+        self.statements.run_body(self.statements.frame.source.node.body)
+
+    def module(self, grid: Callable[[Any], Any] | tuple[Any, ...] | None) -> Module:
+        self.run()
+        definition, emit, names, body = self.definition, self.emit, self.names, self.body
+        _drop_unused(body, set())
+        kernel = Kernel(definition.name, body, {}, (definition.loc,))
+        kernel.attributes["parameters"] = tuple(_roles(kernel))
+        kernel.attributes["dims"] = names
+        if definition.constants:
+            kernel.attributes["constants"] = dict(definition.constants)
+        needed = _dims_of(_placed_types(body)) + tuple(emit.decided)
+        lengths = tuple(length_name(p.name) for p in kernel.parameters if isinstance(p.type, ListType))
+        kernel.attributes["shape_dims"] = tuple(name for name in (*names, *lengths) if name in needed)
+        check_elements(kernel)
+        chosen = grid if grid is not None else definition.grid
+        infer_grid(kernel, None if chosen is None else _grid_sizes(chosen, emit.context, definition.loc))
+        return Module("tile", [kernel])
+
+
+def evaluate_once(definition: KernelDefinition, static: Mapping[str, int]) -> None:
+    """Evaluates a kernel for the sake of what it asks of its unknown tensors. Raises `inference.NeedsAxes`."""
+    lengths = {length_name(p.name): LENGTH for p in definition.parameters if isinstance(p.annotation, ListAnnotation)}
+    given = {name: size for name, size in static.items() if size or name not in lengths}  # no tensors tell nothing
+    _Attempt(definition, {**lengths, **given}, rerolls=True).run()
+
+
+def _lengths(definition: KernelDefinition, static: Mapping[str, int]) -> dict[str, int]:
+    """The length of each list parameter. Raises SourceError TS205 where it is not given, TS206 for a missing dtype."""
+    lengths = {}
+    for parameter in definition.parameters:
+        _check_dtype(definition, parameter)
+        if isinstance(parameter.annotation, ListAnnotation):
+            name = length_name(parameter.name)
+            if name not in static:
+                loc = parameter_loc(definition, parameter.name)
+                raise SourceError("TS205", f"the length of the list '{parameter.name}' must be known", loc)
+            lengths[parameter.name] = static[name]
+    return lengths
+
+
+def _check_dtype(definition: KernelDefinition, parameter: ParameterDefinition) -> None:
+    tensor = tensor_of(parameter.annotation)
+    if tensor is not None and tensor.shape is not None and tensor.dtype is None:
+        loc = parameter_loc(definition, parameter.name)
+        raise SourceError("TS206", f"the annotation {parameter.annotation} of '{parameter.name}' has no dtype", loc)
+
+
+def _parameter_type(parameter: ParameterDefinition, lengths: Mapping[str, int]) -> Type | None:
+    """The type of a parameter; None where its axes are still to be inferred."""
     annotation = parameter.annotation
     if isinstance(annotation, ScalarAnnotation):
         return ScalarType(annotation.dtype)
-    loc = parameter_loc(definition, parameter.name)
-    if isinstance(annotation, ListAnnotation):
-        raise SourceError("TS102", f"'{parameter.name}' is a list of tensors; kernels do not take lists yet", loc)
-    assert isinstance(annotation, TensorAnnotation)
-    if annotation.shape is None:
-        raise SourceError(
-            "TS206",
-            f"'{parameter.name}' has the annotation {annotation}; a kernel must know the axes of its tensors",
-            loc,
-        )
-    if annotation.dtype is None:
-        raise SourceError("TS206", f"the annotation {annotation} of '{parameter.name}' has no dtype", loc)
-    return ViewType(annotation.shape, annotation.dtype)
+    tensor = tensor_of(annotation)
+    assert tensor is not None
+    if tensor.shape is None or tensor.dtype is None:
+        return None
+    view = ViewType(tensor.shape, tensor.dtype)
+    return ListType(view, lengths[parameter.name]) if isinstance(annotation, ListAnnotation) else view
 
 
 def parameter_loc(definition: KernelDefinition, name: str) -> Loc:
@@ -95,8 +163,9 @@ def _dims_of(types: Iterable[Type]) -> tuple[str, ...]:
     """Names of the dims in shapes, in order of appearance; inside one size, alphabetically."""
     found: dict[str, None] = {}
     for type_ in types:
-        if isinstance(type_, (TileType, BufferType, ViewType)):
-            for size in type_.shape:
+        shaped = tensor_type(type_) or type_
+        if isinstance(shaped, (TileType, BufferType, ViewType)):
+            for size in shaped.shape:
                 found.update(dict.fromkeys(sorted(dims.symbols(size))))
     return tuple(found)
 
@@ -104,7 +173,7 @@ def _dims_of(types: Iterable[Type]) -> tuple[str, ...]:
 def _placed_types(body: Block) -> Iterable[Type]:
     """Types of everything that takes room on the device, and of windows, whose extents code is made for."""
     for op in body.walk():
-        for value in op.results:
+        for value in op.results if op.name != "element" else ():
             yield value.type
         if op.name == "window":
             yield ViewType(op.attributes["extents"], op.results[0].type.dtype)  # type: ignore[union-attr]
@@ -134,6 +203,13 @@ def _roles(kernel: Kernel) -> Iterable[tuple[str, str]]:
                 read.add(base)
             if effect != "reads":
                 written.add(base)
+                if isinstance(_base(value).type, ListType):
+                    raise SourceError(
+                        "TS203",
+                        f"'{_base(value).name}' is a list of tensors, which a kernel only reads; what it writes is a "
+                        "parameter of its own",
+                        op.loc,
+                    )
     for parameter in kernel.parameters:
         is_written = id(parameter) in written
         yield parameter.name, "in" if not is_written else "inout" if id(parameter) in read else "out"

@@ -15,6 +15,8 @@ from tessera.frontend.definition import Definition
 from tessera.frontend.evaluator_arithmetic import binary, elementwise
 from tessera.frontend.evaluator_emit import Emitter
 from tessera.frontend.evaluator_frames import Frame, open_function
+from tessera.frontend.evaluator_lists import check_zip
+from tessera.frontend.evaluator_unknown import check_call
 from tessera.frontend.evaluator_values import Context, Handle, Site, describe, holds_symbolic, is_number
 from tessera.frontend.language import Intrinsic, build_call
 from tessera.frontend.namespace import Namespace
@@ -48,12 +50,17 @@ _MUTATING = frozenset(
 )
 
 
+# Python code that gives the same for the same arguments, however often it is called.
+_REPEATABLE = (_CONTAINERS - {iter, next}) | {len, range, min, max, sum, abs, int, float, bool, str, round, divmod, pow}
+
+
 class Calls:
     """Evaluates calls. `frames` is the stack of functions being evaluated, the kernel's own at the bottom."""
 
     def __init__(self, emit: Emitter) -> None:
         self.emit = emit
         self.frames: list[Frame] = []
+        self.rolling = 0  # how many loops that may still be unrolled are being evaluated once for all iterations
         # Containers by id with the region they were made in; the container is kept so that its id stays its own.
         self._made_in: dict[int, tuple[Any, Block]] = {}
 
@@ -84,6 +91,13 @@ class Calls:
                 "only at compile time",
                 self.emit.place,
             )
+
+    def check_repeatable(self, callee: Any, node: ast.Call) -> None:
+        """Raises SourceError TS102 for Python code that may do something else each time that it is called, in a loop
+        whose body is evaluated once for all iterations.
+        """
+        if self.rolling and not (_hashable(callee) and callee in _REPEATABLE):
+            raise SourceError("TS102", f"'{self.frame.text(node.func)}' runs at compile time", self.emit.place)
 
     def native(self, node: ast.AST, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Runs Python code now; what it raises becomes TS105 at `node`."""
@@ -155,6 +169,7 @@ class Calls:
             {name: self.frame.loc(n) for name, n in written.items()},
         )
         try:
+            check_call(callee.name, callee.op, bound, self.emit.place)
             return build_call(self.emit, callee, bound)
         finally:
             self.emit.site = None
@@ -171,15 +186,19 @@ class Calls:
         if isinstance(function, FunctionType):
             if symbolic or _uses_language(function):
                 return self._inline(function, args, kwargs)
+            self.check_repeatable(callee, node)
             return self.native(node, function, *args, **kwargs)
         if isinstance(callee, BuiltinMethodType) and isinstance(callee.__self__, (list, dict, set, tuple)):
             if callee.__name__ in _MUTATING:
                 self.check_mutation(callee.__self__, self.frame.text(node))
             result = self.native(node, callee, *args, **kwargs)
             return self.made(result) if callee.__name__ == "copy" else result
+        if callee is zip:
+            check_zip(args, [self.frame.text(n) if n is not None else "argument" for n in nodes])
         special = _BUILTINS.get(callee) if symbolic and _hashable(callee) else None
         if special is not None and not kwargs:
             return special(self, node, args, [self.frame.text(n) if n is not None else "argument" for n in nodes])
+        self.check_repeatable(callee, node)
         if symbolic and not (_hashable(callee) and callee in _CONTAINERS):
             args, kwargs = self._as_numbers(node, args, kwargs, nodes)
         result = self.native(node, callee, *args, **kwargs)

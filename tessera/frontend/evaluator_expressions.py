@@ -11,6 +11,8 @@ from tessera.errors import SourceError, TesseraError, did_you_mean
 from tessera.frontend.evaluator_arithmetic import binary, compare, elementwise, truth, unary
 from tessera.frontend.evaluator_calls import Calls
 from tessera.frontend.evaluator_frames import Frame
+from tessera.frontend.evaluator_lists import TensorList
+from tessera.frontend.evaluator_unknown import NeedsAxes, UnknownTensor, check_operands, check_subscript
 from tessera.frontend.evaluator_values import Handle, RunTimeRange, describe
 from tessera.frontend.evaluator_windows import Slice, Subscript, subscript_buffer, subscript_tile, subscript_view
 from tessera.frontend.language_math import transposed
@@ -129,6 +131,7 @@ class Expressions(Calls):
 
     def combine(self, node: ast.AST, kind: type[ast.operator], left: Any, right: Any, texts: tuple[str, str]) -> Any:
         self.at(node)
+        check_operands((left, right), kind is ast.MatMult, self.emit.place)
         result = binary(self.emit, kind, left, right, texts)
         return self.made(result) if isinstance(result, list) else result
 
@@ -191,6 +194,14 @@ class Expressions(Calls):
         self.at(node)
         if isinstance(owner, Handle):
             return self._handle_attribute(owner, name, self.frame.text(node.value))
+        if isinstance(owner, UnknownTensor):
+            raise NeedsAxes(owner.name, None, None, f"'.{name}'", self.frame.loc(node))
+        if isinstance(owner, TensorList):
+            raise SourceError(
+                "TS201",
+                f"'{self.frame.text(node.value)}' is {owner} and has no '{name}'; take one of its tensors first",
+                self._attribute_loc(node),
+            )
         try:
             return getattr(owner, name)
         except AttributeError as error:
@@ -236,7 +247,28 @@ class Expressions(Calls):
             if owner.is_tile:
                 return subscript_tile(self.emit, owner, text, items)
             raise SourceError("TS203", f"'{text}' is {describe(owner)} and has no elements to choose", self.emit.place)
+        if isinstance(owner, UnknownTensor):
+            check_subscript(owner, [item.value for item in self.subscripts(node.slice)], self.frame.loc(node))
+        if isinstance(owner, TensorList):
+            return self._list_element(node, owner)
         return self.native(node, lambda: owner[self.container_index(node.slice)])
+
+    def _list_element(self, node: ast.Subscript, tensors: TensorList) -> Any:
+        """One tensor of a list by a number or a run-time integer; a Python list of some by a slice."""
+        if isinstance(node.slice, ast.Slice):
+            return self.made(self.native(node, lambda: tensors[self.container_index(node.slice)]))
+        if isinstance(node.slice, ast.Tuple):
+            raise SourceError(
+                "TS304",
+                f"'{self.frame.text(node.value)}' is {tensors}, which takes one index; index the tensor after it, as "
+                f"in {self.frame.text(node.value)}[i][...]",
+                self.frame.loc(node.slice),
+            )
+        index = self.evaluate(node.slice)
+        self.at(node)
+        if isinstance(node.slice, ast.Name) and node.slice.id in self.frame.indices:
+            self.frame.indices[node.slice.id].use(node.slice.id, tensors)
+        return tensors.at(index, self.frame.text(node.slice))
 
     def container_index(self, node: ast.expr) -> Any:
         """The subscript of a Python container; sizes become numbers, run-time values are an error."""

@@ -10,6 +10,8 @@ from typing import Any
 
 from tessera.errors import SourceError, did_you_mean
 from tessera.frontend.document import FunctionSource, function_source
+from tessera.frontend.evaluator_invariants import Assigned
+from tessera.frontend.evaluator_lists import SharedIndices
 from tessera.frontend.evaluator_values import Lost
 from tessera.ir.core import Block
 from tessera.location import Loc
@@ -35,6 +37,7 @@ class Frame:
         self.block = block  # the run-time region that the function's body belongs to
         self.locals: dict[str, Any] = arguments
         self.assigned_at: dict[str, Loc] = {}
+        self.indices: dict[str, SharedIndices] = {}  # of the loops around the current statement, by variable
         self.local_names = frozenset(assigned_names(source.node.body))
         self._lines = source.text.split("\n")
         self._closure: dict[str, Any] = {}
@@ -62,6 +65,8 @@ class Frame:
         name = node.id
         if name in self.locals:
             value = self.locals[name]
+            if isinstance(value, Assigned):
+                value = self.locals[name] = value.moved_out()
             if isinstance(value, Lost):
                 raise SourceError(value.code, f"'{name}' {value.reason}", self.loc(node))
             return value

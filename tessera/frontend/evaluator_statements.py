@@ -9,12 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from tessera.dtypes import DType, boolean, f32, i64
-from tessera.errors import SourceError
+from tessera.errors import SourceError, TesseraError
 from tessera.frontend.evaluator_arithmetic import truth
 from tessera.frontend.evaluator_copies import CopyGroups
 from tessera.frontend.evaluator_expressions import UNROLL_LIMIT, Expressions
 from tessera.frontend.evaluator_frames import assigned_names
-from tessera.frontend.evaluator_values import Handle, Lost, RunTimeRange, describe, describe_type, is_number
+from tessera.frontend.evaluator_invariants import Assigned
+from tessera.frontend.evaluator_lists import SharedIndices, rolls
+from tessera.frontend.evaluator_values import (
+    Handle,
+    Lost,
+    RunTimeRange,
+    StaticRange,
+    describe,
+    describe_type,
+    is_number,
+)
 from tessera.frontend.evaluator_windows import write_buffer
 from tessera.ir.core import Block, Value
 from tessera.ir.ops.elementwise import INDEX
@@ -51,6 +61,8 @@ class Statements(Expressions):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self.rerolls = True  # whether static loops whose iterations differ in data alone stay loops
+        self.rerolled = False  # whether one did
         self._unrolled: list[Block] = []  # the region that each unrolled loop around the current statement is in
 
     def run_body(self, body: list[ast.stmt]) -> Any:
@@ -156,6 +168,7 @@ class Statements(Expressions):
                     "TS102", "tile.range is a loop statement: write for i in tile.range(...)", self.emit.place
                 )
             self.frame.locals[target.id] = value
+            self.frame.indices.pop(target.id, None)
             self.frame.assigned_at[target.id] = self.frame.loc(target)
             if isinstance(value, Handle) and not value.value.name:
                 value.value.name = target.id
@@ -230,7 +243,7 @@ class Statements(Expressions):
         self.emit.place = self.frame.loc(node.test)
         joined: list[tuple[str, list[Handle]]] = []
         for name in assigned_names([*node.body, *node.orelse]):
-            values = [outcome.get(name, _MISSING) for outcome in outcomes]
+            values = [_settled(outcome.get(name, _MISSING)) for outcome in outcomes]
             value = self._join(values, blocks, line)
             if isinstance(value, list):
                 joined.append((name, value))
@@ -292,12 +305,23 @@ class Statements(Expressions):
     # -- loops
 
     def _For(self, node: ast.For) -> Any:
-        iterable = self.evaluate(node.iter)
+        iterable, outer = self.evaluate(node.iter), self.frame.indices
+        shared = {name: SharedIndices() for name in assigned_names([node.target])}
+        self.frame.indices = {**outer, **shared}
+        try:
+            return self._loop(node, iterable, shared)
+        finally:
+            self.frame.indices = outer
+
+    def _loop(self, node: ast.For, iterable: Any, shared: dict[str, SharedIndices]) -> Any:
         if isinstance(iterable, RunTimeRange):
             self._run_time_loop(node, iterable)
             return None
+        if isinstance(iterable, StaticRange) and self._rolled(node, iterable.numbers):
+            return None
         for item in self.iterate(iterable, node.iter):
             self.assign(node.target, item)
+            self.frame.indices |= shared
             self._unrolled.append(self.emit.block)
             signal = self.execute(node.body)
             self._unrolled.pop()
@@ -331,6 +355,33 @@ class Statements(Expressions):
             self.frame.loc(node.test),
         )
 
+    def _rolled(self, node: ast.For, numbers: range) -> bool:
+        """Whether a static loop was built as one loop on the device; nothing is built where it must be unrolled.
+
+        Its body is tried with the index as a run-time integer. Where that fails, or the index is more than data
+        (`evaluator_lists.rolls`), the loop is unrolled.
+        """
+        if not self.rerolls or len(numbers) < 2 or not isinstance(node.target, ast.Name) or node.orelse:
+            return False
+        block, locals_, indices = self.emit.block, dict(self.frame.locals), dict(self.frame.indices)
+        copies, decided, unrolled = self.emit.copies, set(self.emit.decided), list(self._unrolled)
+        known = {id(op) for op in block.walk()}
+        self.rolling += 1
+        try:
+            self._run_time_loop(node, RunTimeRange(numbers.start, numbers.stop, numbers.step), static=True)
+            if rolls(block.ops[-1]):
+                self.rerolled = True
+                return True
+        except TesseraError:
+            pass  # the unrolled loop says what is wrong, if anything is
+        finally:
+            self.rolling -= 1
+        # What an earlier loop's body has lost to this block meanwhile stays here.
+        block.ops[:] = [op for op in block.ops if id(op) in known]
+        self.frame.locals, self.frame.indices, self.emit.copies = locals_, indices, copies
+        self.emit.decided, self._unrolled = decided, unrolled
+        return False
+
     def _condition(self, value: Handle, what: str, node: ast.expr) -> Handle:
         """A run-time bool for `what`, an if or a while."""
         if value.is_view and not value.shape:
@@ -362,7 +413,7 @@ class Statements(Expressions):
                 again = self.emit.number(truth(self.emit, test, text, "this while decides at compile time"), boolean)
             self.emit.place = place
             after = self.frame.locals
-            self._forget(assigned, before, entered, line)
+            self._forget(assigned, before, entered, line, body)
             carried, values = self._leave_loop(carried, after, body, line)
             self.emit.place = place
             self.emit.make("yield", again, *values)
@@ -373,17 +424,22 @@ class Statements(Expressions):
             result.name = variable.name
             self.frame.locals[variable.name] = self.emit.handle(result)
 
-    def _forget(self, assigned: list[str], before: dict[str, Any], entered: dict[str, Any], line: int) -> None:
-        """After a loop, what it assigned is lost unless it is carried."""
-        self.frame.locals = dict(before)
-        gone = Lost(
-            f"is assigned inside the loop on line {line} and does not exist after it; assign it before the loop"
-        )
+    def _forget(
+        self, assigned: list[str], before: dict[str, Any], entered: dict[str, Any], line: int, body: Block
+    ) -> None:
+        """After a loop, what it assigned is lost unless it is carried, or the same in every iteration."""
+        after, self.frame.locals = self.frame.locals, dict(before)
+        gone = f"is assigned inside the loop on line {line} and does not exist after it; assign it before the loop"
+        parent = self.emit.builders[-2].block
         for name in assigned:
             barred = entered.get(name)
-            self.frame.locals[name] = barred if isinstance(barred, Lost) and name in before else gone
+            self.frame.locals[name] = (
+                barred
+                if isinstance(barred, Lost) and not isinstance(barred, Assigned) and name in before
+                else Assigned(gone, value=after.get(name), body=body, parent=parent)
+            )
 
-    def _run_time_loop(self, node: ast.For, bounds: RunTimeRange) -> None:
+    def _run_time_loop(self, node: ast.For, bounds: RunTimeRange, static: bool = False) -> None:
         if node.orelse:
             raise SourceError("TS102", "else after a run-time loop is not supported", self.frame.loc(node.orelse[0]))
         if not isinstance(node.target, ast.Name):
@@ -402,16 +458,20 @@ class Statements(Expressions):
         carried = self._enter_loop(assigned, body, line)
         entered = dict(self.frame.locals)
         with self.emit.region(body):
+            shared = self.frame.indices.get(node.target.id)
             self.assign(node.target, index)
+            if shared is not None:
+                self.frame.indices[node.target.id] = shared
             self.execute(node.body)
             self.emit.place = place
             after = self.frame.locals
-            self._forget([*assigned, node.target.id], before, entered, line)
+            self._forget([*assigned, node.target.id], before, entered, line, body)
             carried, values = self._leave_loop(carried, after, body, line)
             self.emit.place = place
             self.emit.make("yield", *values)
         self._end_region(copies, "iteration")
-        results = self.emit.make("for", *operands, *(variable.initial for variable in carried), regions=(body,))
+        initial = [variable.initial for variable in carried]
+        results = self.emit.make("for", *operands, *initial, regions=(body,), static=static)
         for variable, result in zip(carried, results, strict=True):
             result.name = variable.name
             self.frame.locals[variable.name] = self.emit.handle(result)
@@ -420,7 +480,7 @@ class Statements(Expressions):
         """Gives the body an argument for each variable that it assigns and that holds a tile or a number before."""
         carried = []
         for name in assigned:
-            value = self.frame.locals.get(name, _MISSING)
+            value = _settled(self.frame.locals.get(name, _MISSING))
             if isinstance(value, Lost):
                 continue
             initial = self._as_value(value, _number_dtype(value) if is_number(value) else None)
@@ -468,6 +528,11 @@ class Statements(Expressions):
         for position, argument in enumerate(body.arguments):
             argument.index = position
         return kept, values
+
+
+def _settled(value: Any) -> Any:
+    """A variable's value; what an earlier loop assigned is moved out of that loop where it can be."""
+    return value.moved_out() if isinstance(value, Assigned) else value
 
 
 def _is_view(value: Any) -> bool:

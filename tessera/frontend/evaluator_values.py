@@ -6,6 +6,7 @@ value as a symbolic size when it is an integer, and for a view the window of the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -100,6 +101,26 @@ class RunTimeRange:
 
 
 @dataclass(frozen=True)
+class StaticRange:
+    """What `tile.static_range` gives: numbers that are known at compile time."""
+
+    numbers: range
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.numbers[index]
+
+
+class TensorSequence:
+    """A list parameter, `evaluator_lists.TensorList`; its text is what messages call it."""
+
+
+@dataclass(frozen=True)
 class Lost:
     """In place of a variable's value: reading it is an error; `reason` completes the sentence "'name' ..."."""
 
@@ -148,8 +169,8 @@ def plain(value: Any) -> Any:
 
 
 def is_symbolic(value: Any) -> bool:
-    """Whether plain Python code could not compute with the value: a handle or a symbolic size."""
-    return isinstance(value, (Handle, Dim, RunTimeRange))
+    """Whether plain Python code could not compute with the value: a handle, a list of them, or a symbolic size."""
+    return isinstance(value, (Handle, Dim, RunTimeRange, TensorSequence))
 
 
 def holds_symbolic(value: Any) -> bool:
@@ -186,6 +207,10 @@ def describe(value: Any) -> str:
         return f"the size {value}"
     if isinstance(value, RunTimeRange):
         return "a tile.range"
+    if isinstance(value, TensorSequence):
+        return str(value)
+    if isinstance(value, StaticRange):
+        return "a tile.static_range"
     if value is None or is_number(value):
         return repr(value)
     if isinstance(value, (str, list, tuple, dict)):

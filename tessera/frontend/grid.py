@@ -31,7 +31,7 @@ from tessera.ir.core import Block, Kernel, Op, Value, clone_kernel
 from tessera.ir.dims import Size
 from tessera.ir.locality import row_dependence
 from tessera.ir.opdef import COUNTED, ORDERED
-from tessera.ir.types import ViewType
+from tessera.ir.types import ScalarType, ViewType, tensor_type
 
 SPELLING = "@ts.kernel(grid=lambda d: (...))"
 
@@ -58,7 +58,7 @@ class Use:
 
     @property
     def size(self) -> Size:
-        return self.access.window.parameter.type.shape[self.axis]  # type: ignore[union-attr]
+        return self.access.window.shape[self.axis]
 
 
 class _Facts:
@@ -72,12 +72,12 @@ class _Facts:
             if op.name == "program_id":
                 self.ids.setdefault(op.attributes["axis"], op)
         self.progressions = dict(loop_progression(loop, self.cache) for loop in loops(kernel.body))
-        self.scalars = {opaque_symbol(p) for p in kernel.parameters if not isinstance(p.type, ViewType)}
+        self.scalars = {opaque_symbol(p) for p in kernel.parameters if isinstance(p.type, ScalarType)}
         self.dims = {
             name
-            for p in kernel.parameters
-            if isinstance(p.type, ViewType)
-            for size in p.type.shape
+            for type_ in (tensor_type(p.type) for p in kernel.parameters)
+            if type_ is not None
+            for size in type_.shape
             for name in dims.symbols(size)
         }
         self.accesses: list[Access] = []

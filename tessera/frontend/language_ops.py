@@ -27,14 +27,19 @@ exp = Intrinsic("ts.ops.exp", _exp, lambda x: FOLDS["exp"](x))
 sigmoid_safe = Intrinsic("ts.ops.sigmoid_safe", _sigmoid_safe, lambda x: FOLDS["sigmoid"](x))
 
 
+def scaled_distance(emit: Emitter, distance: Handle, text: str) -> Handle:
+    """exp(-0.1 * distance) of a scalar, computed in f32 also where the distance is known at compile time."""
+    scaled = elementwise(emit, "mul", (emit.cast(distance, f32), -DECAY_RATE), (text, str(-DECAY_RATE)))
+    return elementwise(emit, "exp", (scaled,), (text,))
+
+
 def _distance_scaling(emit: Emitter, layer_distance: Any) -> Handle:
     """exp(-0.1 * layer_distance): how strongly a layer that far away counts."""
     text = emit.text("layer_distance")
     distance = emit.operand(layer_distance, text)
     if not distance.is_scalar or distance.dtype.is_bool:
         emit.fail("TS203", f"a layer distance is one number, but '{text}' is {describe(distance)}", "layer_distance")
-    scaled = elementwise(emit, "mul", (emit.cast(distance, f32), -DECAY_RATE), (text, str(-DECAY_RATE)))
-    return elementwise(emit, "exp", (scaled,), (text,))
+    return scaled_distance(emit, distance, text)
 
 
 def _distance_scaling_on_host(layer_distance: Any) -> float:

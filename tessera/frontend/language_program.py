@@ -7,7 +7,7 @@ from typing import Any
 
 from tessera.frontend.evaluator_arithmetic import binary
 from tessera.frontend.evaluator_emit import Emitter
-from tessera.frontend.evaluator_values import RUN_TIME, Handle, RunTimeRange, describe
+from tessera.frontend.evaluator_values import RUN_TIME, Handle, RunTimeRange, StaticRange, describe
 from tessera.frontend.evaluator_windows import loaded_index
 from tessera.frontend.language import intrinsic
 from tessera.ir import dims
@@ -47,9 +47,13 @@ def range_(emit: Emitter, start: Any, stop: Any = None, step: Any = 1) -> RunTim
 
 
 @intrinsic("tile.static_range")
-def static_range(emit: Emitter, start: Any, stop: Any = None, step: Any = 1) -> range:
-    """A loop that is unrolled: its index is a Python int, its bounds are known at compile time."""
-    why = "tile.static_range is unrolled at compile time"
+def static_range(emit: Emitter, start: Any, stop: Any = None, step: Any = 1) -> StaticRange:
+    """A loop over numbers that are known at compile time.
+
+    It is unrolled, its index a Python int, unless its body takes tensors from lists with the index and else uses it in
+    arithmetic and to load single elements only: then one copy of the body runs as often.
+    """
+    why = "the bounds of tile.static_range are known at compile time"
     first, last = (0, start) if stop is None else (start, stop)
     last_text = emit.text("start" if stop is None else "stop")
     numbers = [
@@ -58,7 +62,7 @@ def static_range(emit: Emitter, start: Any, stop: Any = None, step: Any = 1) -> 
     ]
     if numbers[2] == 0:
         emit.fail("TS203", "the step of tile.static_range must not be 0", "step")
-    return range(*numbers)
+    return StaticRange(range(*numbers))
 
 
 @intrinsic("tile.cdiv")

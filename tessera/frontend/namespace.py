@@ -11,7 +11,9 @@ from typing import Any
 
 from tessera.errors import did_you_mean
 from tessera.frontend import (  # noqa: F401  declare
+    language_blocks,
     language_effects,
+    language_gating,
     language_math,
     language_matrix,
     language_memory,

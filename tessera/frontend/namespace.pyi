@@ -58,12 +58,28 @@ class tile:
     def abs(a: Any, dst: Any = None) -> Any:
         """|a|; with `dst`, a shared buffer, the result is also written there, rounded to its dtype"""
     @staticmethod
+    def accumulate(acc: Any, value: Any, precision: Any = None) -> None:
+        """Adds a tile to the buffer `acc`: the sum in f32, rounded once to the dtype of `acc`.
+
+        `precision="mixed"` is for terms of any float dtype into an f32 accumulator and asks for one; "high"
+        and "f32" name
+        what is done in any case.
+        """
+    @staticmethod
     def add(a: Any, b: Any, dst: Any = None) -> Any:
         """a + b; with `dst`, a shared buffer, the result is also written there, rounded to its dtype"""
     @staticmethod
     def alloc_shared(shape: Any, dtype: Any, swizzle: str = 'none') -> Value:
         """A buffer of the program, undefined until written. Where it lives is the compiler's choice; swizzle
         is a hint.
+        """
+    @staticmethod
+    def apply_gating(x: Any, W: Any, distance: Any = 1, weight: Any = 1.0) -> Value:
+        """weight * x * sigmoid(exp(-0.1 * distance) * (x @ W)), an f32 tile of the shape of `x`.
+
+        `x` is [..., D], its leading axes flattened to the rows of the product; `W` is [D, D]. `distance` is
+        an integer,
+        `weight` a float or one element of a tensor of floats.
         """
     @staticmethod
     def arange(n: Any, dtype: Any = i32) -> Value:
@@ -83,6 +99,24 @@ class tile:
         """Stops the launch, with the message and the program's ids, unless the condition or every element of
         it holds.
         """
+    @staticmethod
+    def async_load_block(t: Any, stages: Any = 1) -> Value:
+        """Starts copying the program's own block of a tensor [B, S, D]; `tile.async_wait()` makes it readable.
+
+        The block is [ctx.BLOCK_B, ctx.BLOCK_S, D] at (program_id(0) * ctx.BLOCK_B, program_id(1) *
+        ctx.BLOCK_S), zero
+        outside the tensor. `stages` says how many blocks of a loop may be in flight at once.
+        """
+    @staticmethod
+    def async_store_block(out: Any, value: Any) -> None:
+        """Writes the program's own block of a tensor [B, S, D], rounded to its dtype; complete when the kernel
+        ends.
+
+        The destination comes first. The block is that of `tile.async_load_block`.
+        """
+    @staticmethod
+    def async_wait() -> None:
+        """Waits for every asynchronous copy that this program has started."""
     @staticmethod
     def atomic_add(ref: Any, value: Any, index: Any = None) -> None:
         """combines each element of a window with that of the value (`kind`: add or max), in one step that
@@ -175,6 +209,12 @@ class tile:
     def full(shape: Any, value: Any, dtype: Any = f32) -> Value:
         """A tile whose every element is `value`, a number or a scalar."""
     @staticmethod
+    def fused_gating_accumulate(x: Any, W: Any, weight: Any, distance: Any, acc: Any) -> Value:
+        """`acc += tile.apply_gating(x, W, distance, weight)`; the f32 tile that was added.
+
+        `weight` comes before `distance` here.
+        """
+    @staticmethod
     def gelu(a: Any, dst: Any = None) -> Any:
         """a * (1 + erf(a / sqrt(2))) / 2; 0 at -infinity; with `dst`, a shared buffer, the result is also
         written there, rounded to its dtype
@@ -192,6 +232,11 @@ class tile:
         """The elements of a window as a tile, zero outside the tensor; a window without axes gives a scalar.
 
         With `mask`, a tile of bools, an element is the number `other` where that does not hold.
+        """
+    @staticmethod
+    def load_block(t: Any, batch_start: Any, seq_start: Any, block_b: Any, block_s: Any) -> Value:
+        """The tile [block_b, block_s, D] of a tensor [B, S, D] at two element offsets, zero outside the
+        tensor.
         """
     @staticmethod
     def load_global(ref: Any, mask: Any = None, other: Any = 0) -> Value:
@@ -292,13 +337,24 @@ class tile:
     def sqrt(a: Any, dst: Any = None) -> Any:
         """square root; with `dst`, a shared buffer, the result is also written there, rounded to its dtype"""
     @staticmethod
-    def static_range(start: Any, stop: Any = None, step: Any = 1) -> Iterable[int]:
-        """A loop that is unrolled: its index is a Python int, its bounds are known at compile time."""
+    def static_range(start: Any, stop: Any = None, step: Any = 1) -> Any:
+        """A loop over numbers that are known at compile time.
+
+        It is unrolled, its index a Python int, unless its body takes tensors from lists with the index and
+        else uses it in
+        arithmetic and to load single elements only: then one copy of the body runs as often.
+        """
     @staticmethod
     def store(value: Any, ref: Any, coalesce: bool = False, mask: Any = None) -> None:
         """Rounds a tile to the tensor's dtype and writes what lies inside the tensor.
 
         With `mask`, a tile of bools, it writes only where that holds. `coalesce` is a hint.
+        """
+    @staticmethod
+    def store_block(out: Any, value: Any, batch_start: Any, seq_start: Any) -> None:
+        """Rounds a tile [BLOCK_B, BLOCK_S, D] to the dtype of `out` [B, S, D] and writes what lies inside it.
+
+        The destination comes first, then the value, then the element offsets of the block.
         """
     @staticmethod
     def store_global(value: Any, ref: Any, coalesce: bool = False, mask: Any = None) -> None:

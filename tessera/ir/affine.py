@@ -20,7 +20,7 @@ from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.dims import Size
 from tessera.ir.opdef import COUNTED
 from tessera.ir.ops.elementwise import is_index
-from tessera.ir.types import ViewType
+from tessera.ir.types import tensor_type
 
 Cache = dict[Value, Size]
 
@@ -112,7 +112,8 @@ def _combine(value: Value, found: Cache) -> Size:
 class Window:
     """A view as a box of a parameter's tensor: per tensor axis an offset, an extent, and whether tiles have the axis.
 
-    `operands` are the offset operands of all windows that the view was made through.
+    A parameter that is a list stands for every tensor in it. `operands` are the offset operands of all windows that the
+    view was made through, and the index where it is of a list.
     """
 
     parameter: Value
@@ -120,6 +121,13 @@ class Window:
     extents: tuple[Size, ...]
     kept: tuple[bool, ...]
     operands: tuple[Value, ...]
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        """The shape of the parameter's tensor."""
+        type_ = tensor_type(self.parameter.type)
+        assert type_ is not None
+        return type_.shape
 
     @property
     def kept_axes(self) -> list[int]:
@@ -130,16 +138,20 @@ class Window:
 def window_of(view: Value, cache: Cache | None = None) -> Window:
     """Follows windows of windows back to the parameter that `view` is a part of."""
     chain: list[Op] = []
+    operands: list[Value] = []
     while (op := view.defining_op) is not None:
         if op.name == "window":
             chain.append(op)
+        elif op.name == "element":
+            operands.append(op.operand("index"))
         elif op.name != "limit":  # which only masks some of the elements
             raise InternalError("TS901", f"a view made by {op.name} is not understood", op.loc)
-        view = op.operand("view")
-    assert isinstance(view.type, ViewType)
-    rank = len(view.type.shape)
+        view = op.operands[0]
+    type_ = tensor_type(view.type)
+    assert type_ is not None
+    rank = len(type_.shape)
     offsets: list[Size] = [0] * rank
-    extents, kept, operands = list(view.type.shape), [True] * rank, []
+    extents, kept = list(type_.shape), [True] * rank
     for op in reversed(chain):
         axes = [axis for axis in range(rank) if kept[axis]]
         shifts, (sizes, keeps) = op.operands[1:], (op.attributes["extents"], op.attributes["kept"])
@@ -239,7 +251,8 @@ def symbol_ranges(
     known = {**kernel.attributes.get("static", {}), **(values or {})}
     ranges: dict[str, Interval] = {}
     for parameter in kernel.parameters:
-        for size in parameter.type.shape if isinstance(parameter.type, ViewType) else ():
+        tensor = tensor_type(parameter.type)
+        for size in tensor.shape if tensor is not None else ():
             ranges.update({name: (0, None) for name in dims.symbols(size)})
     ranges.update({name: (value, value) for name, value in known.items()})
     extents = grid or kernel.attributes.get("grid", ())

@@ -21,7 +21,7 @@ from tessera.ir.dims import Size
 from tessera.ir.opdef import BRANCH, CONSTANT, COUNTED, ELEMENTWISE, LOOP, PURE
 from tessera.ir.ops.control import carried_values
 from tessera.ir.ops.tiles import negative_axis
-from tessera.ir.types import BufferType, TokenType, ViewType, shape_of
+from tessera.ir.types import BufferType, TokenType, ViewType, shape_of, tensor_type
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ class _Analysis:
         for parameter in kernel.parameters:
             # Another program may already have overwritten what this one is about to read.
             race = Varying(f"it reads '{parameter.name}', which other programs write")
-            self.states[parameter] = race if parameter in written else (FREE,) * len(shape_of(parameter.type))
+            tensor = tensor_type(parameter.type)
+            rank = len(tensor.shape) if tensor is not None else 0
+            self.states[parameter] = race if parameter in written else (FREE,) * rank
 
     def run(self) -> None:
         self.changed = True
@@ -393,6 +395,7 @@ _WINDOWED = ("window", "read")
 _RULES: dict[str, Callable[[_Analysis, Op, list[tuple[Axis, ...]]], State]] = {
     "program_id": _program_id,
     "window": _window,
+    "element": _first,  # an index that follows the ids makes the view vary before this rule is asked
     "limit": _first,  # where the limits do not vary, an element is masked by its index alone
     "load": _first,
     "read": _read,

@@ -188,6 +188,11 @@ def round_tf32(x: Array) -> Array:
 
 def matmul(a: Array, b: Array, acc: Array, k_block: int) -> Array:
     """acc + a @ b over the last two axes by the k-block rule; a: [..., M, K], b: [..., K, N], acc: [..., M, N], f32."""
+    live = _live_rows(a, b, acc)
+    if live is not None:
+        result = np.array(np.broadcast_to(acc, (1, a.shape[-2], b.shape[-1])))
+        result[:, live] = matmul(a[:, live], b, result[:, live], k_block)
+        return result
     depth = -(-a.shape[-1] // k_block) * k_block  # the last block is filled up with zero products
     a64 = np.zeros((*a.shape[:-1], depth))
     b64 = np.zeros((*b.shape[:-2], depth, b.shape[-1]))
@@ -199,6 +204,19 @@ def matmul(a: Array, b: Array, acc: Array, k_block: int) -> Array:
         for start in range(0, depth, k_block):
             acc = _add_block(a64[..., start : start + k_block], b64[..., start : start + k_block, :], acc)
     return acc
+
+
+def _live_rows(a: Array, b: Array, acc: Array) -> Array | None:
+    """The rows of the one matrix `a` to compute, where many are zero, as those outside a tensor are; or None.
+
+    A row of zeros adds nothing to the accumulator, unless `b` is not finite or the accumulator has a negative zero.
+    """
+    if a.ndim != 3 or a.shape[0] != 1 or b.shape[:-2] not in ((), (1,)) or acc.shape[:-2] not in ((), (1,)):
+        return None
+    signed = np.any((acc == 0) & np.signbit(acc), axis=-1)
+    live = np.any(a, axis=-1)[0] | signed.reshape(-1)
+    few = 4 * np.count_nonzero(live) < 3 * live.size
+    return live if few and np.all(np.isfinite(b)) else None
 
 
 def _add_block(a: Array, b: Array, acc: Array) -> Array:

@@ -21,7 +21,7 @@ from tessera.ir.dims import FUNCTIONS, Dim, Size, symbol
 from tessera.ir.layout import RegisterLayout, SharedLayout
 from tessera.ir.opdef import REQUIRED, TARGET, TERMINATOR, TILE, OpDef, table
 from tessera.ir.printer import CONSTANTS, VERSION
-from tessera.ir.types import BufferType, ScalarType, TileType, TokenType, Type, ViewType, type_text
+from tessera.ir.types import BufferType, ListType, ScalarType, TileType, TokenType, Type, ViewType, type_text
 from tessera.ir.verify import RULE_FAULTS, attribute_problem, kernel_attribute_problem
 from tessera.location import Loc
 
@@ -175,6 +175,11 @@ class _ShapedText(NamedTuple):
     layout: Token | None
 
 
+class _ListText(NamedTuple):
+    element: _Item
+    length: int
+
+
 class _ValueText(NamedTuple):
     name: Token
     type: _Item
@@ -277,10 +282,17 @@ class _TreeMethods:
 
     def shaped_type(self, kind: Token, shape: tuple[Size, ...], dtype: Token, layout: Token | None) -> _Item:
         if kind not in ("tile", "buffer", "view"):
-            raise _Fault("TS701", f"'{kind[:40]}' is not a kind of type: tile, buffer or view", kind)
+            raise _Fault("TS701", f"'{kind[:40]}' is not a kind of type: tile, buffer, view or list", kind)
         if kind == "view" and layout is not None:
             raise _Fault("TS703", "a view has no layout", layout)
         return _Item(_ShapedText(kind, shape, _dtype(dtype), layout), kind)
+
+    def list_type(self, kind: Token, element: _Item, length: Token) -> _Item:
+        if kind != "list":
+            raise _Fault("TS701", f"'{kind[:40]}' is not a kind of type: tile, buffer, view or list", kind)
+        if not isinstance(element.value, _ShapedText) or element.value.kind != "view":
+            raise _Fault("TS703", "a list holds views", element.token)
+        return _Item(_ListText(element, self.integer(length).value), kind)
 
     def shape(self, *sizes: _Item | None) -> tuple[Size, ...]:
         return tuple(_size(item) for item in sizes if item is not None)
@@ -535,6 +547,10 @@ class _ModuleBuilder:
         return self.visible[name]
 
     def _type(self, item: _Item) -> Type:
+        if isinstance(item.value, _ListText):
+            element = self._type(item.value.element)
+            assert isinstance(element, ViewType), "the tree has checked it"
+            return ListType(element, item.value.length)
         if not isinstance(item.value, _ShapedText):
             return item.value
         kind, shape, dtype, alias = item.value

@@ -19,7 +19,7 @@ from tessera.ir.core import Block, Kernel, Module, Op, Value
 from tessera.ir.dims import Dim, Size, substitute, symbol, symbols, to_text
 from tessera.ir.layout import RegisterLayout, SharedLayout
 from tessera.ir.opdef import table
-from tessera.ir.types import BufferType, ScalarType, TileType, TokenType, Type
+from tessera.ir.types import BufferType, ListType, ScalarType, TileType, TokenType, Type
 from tessera.location import Loc
 
 VERSION = 1
@@ -78,6 +78,8 @@ class _Aliases:
     def type(self, type_: Type) -> str:
         if isinstance(type_, TokenType):
             return "token"
+        if isinstance(type_, ListType):
+            return f"list<{self.type(type_.element)}, {type_.length}>"
         if isinstance(type_, ScalarType):
             return f"weak {type_.dtype.name}" if type_.weak else type_.dtype.name
         kind = "tile" if isinstance(type_, TileType) else "buffer" if isinstance(type_, BufferType) else "view"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from tessera.errors import SourceError
 from tessera.ir.core import Kernel, Op, Value
 from tessera.ir.dims import Size, symbols
-from tessera.ir.types import BufferType, ViewType
+from tessera.ir.stages import allocated_bytes
+from tessera.ir.types import BufferType, ListType, ViewType, tensor_type
 
 
 def check_signature(kernel: Kernel, placed: bool) -> None:
@@ -17,8 +18,9 @@ def check_signature(kernel: Kernel, placed: bool) -> None:
     roles = dict(kernel.attributes.get("parameters", ()))
     known = {*kernel.attributes.get("dims", ()), *kernel.attributes.get("static", {})}
     for parameter in kernel.parameters:
-        if isinstance(parameter.type, ViewType):
-            for size in parameter.type.shape:
+        tensor = tensor_type(parameter.type)
+        if tensor is not None:
+            for size in tensor.shape:
                 _check_dims(size, known, f"the shape of '{parameter.name}'", kernel, None)
     for size in kernel.attributes.get("grid", ()):
         _check_dims(size, known, "the grid", kernel, None)
@@ -43,13 +45,13 @@ def _written(op: Op) -> Iterator[Value]:
     for effect, value in op.definition.effects_of(op):
         while isinstance(value.type, ViewType) and value.defining_op is not None:
             value = value.defining_op.operands[0]
-        if effect != "reads" and isinstance(value.type, ViewType):
+        if effect != "reads" and isinstance(value.type, (ViewType, ListType)):
             yield value
 
 
 def _check_place(op: Op, kernel: Kernel) -> None:
     offset, limit = op.attributes["offset"], kernel.attributes.get("shared_bytes", 0)
-    size = op.attributes["layout"].bytes
+    size = allocated_bytes(op)
     if offset < 0 or offset + size > limit:
         raise SourceError(
             "TS703",

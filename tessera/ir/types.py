@@ -1,7 +1,8 @@
 """Types of IR values. Shapes hold `Size`s (int or symbolic); layouts appear at Target level only.
 
 Text forms, which the parser reads back: `f32`, `weak f32`, `tile<[128, D], bf16>`, `tile<[128, 64], f32, #L0>`,
-`buffer<[128, D], bf16>`, `buffer<[128, 64], bf16, #S0>`, `view<[B, S, D], bf16>`, `token`.
+`buffer<[128, D], bf16>`, `buffer<[128, 64], bf16, #S0>`, `view<[B, S, D], bf16>`, `list<view<[B, S, D], bf16>, 3>`,
+`token`.
 """
 
 from __future__ import annotations
@@ -54,27 +55,50 @@ class ViewType:
 
 
 @dataclass(frozen=True)
+class ListType:
+    """A kernel parameter that is a list of tensors, all of one shape and dtype. Its `length` is compiled in."""
+
+    element: ViewType
+    length: int
+
+
+@dataclass(frozen=True)
 class TokenType:
     """Proof that an asynchronous op was issued; `wait` consumes it."""
 
 
-Type = ScalarType | TileType | BufferType | ViewType | TokenType
+Type = ScalarType | TileType | BufferType | ViewType | ListType | TokenType
 ShapedType = (TileType, BufferType, ViewType)
 
 
+def length_name(parameter: str) -> str:
+    """What the length of a list parameter is called among the dims that a kernel is compiled for."""
+    return f"len({parameter})"
+
+
+def tensor_type(type_: Type) -> ViewType | None:
+    """The type of the tensors that a parameter stands for: its own, or that of a list's elements; None for a scalar."""
+    found = type_.element if isinstance(type_, ListType) else type_
+    return found if isinstance(found, ViewType) else None
+
+
 def shape_of(type_: Type) -> Shape:
-    """The shape, `()` for a scalar. Raises TypeError for a token."""
+    """The shape, `()` for a scalar. Raises TypeError for a token and a list."""
     if isinstance(type_, ScalarType):
         return ()
     if isinstance(type_, ShapedType):
         return type_.shape
-    raise TypeError("a token has no shape")
+    raise TypeError(f"a {_kind(type_)} has no shape")
 
 
 def dtype_of(type_: Type) -> DType:
-    if isinstance(type_, TokenType):
-        raise TypeError("a token has no dtype")
+    if isinstance(type_, (TokenType, ListType)):
+        raise TypeError(f"a {_kind(type_)} has no dtype")
     return type_.dtype
+
+
+def _kind(type_: Type) -> str:
+    return "list" if isinstance(type_, ListType) else "token"
 
 
 def int_shape(type_: Type) -> tuple[int, ...]:
@@ -109,6 +133,8 @@ def type_text(type_: Type, layout_name: dict[object, str] | None = None) -> str:
     """The text of a type; `layout_name` maps a layout to its alias (without it, layouts print in full in quotes)."""
     if isinstance(type_, TokenType):
         return "token"
+    if isinstance(type_, ListType):
+        return f"list<{type_text(type_.element)}, {type_.length}>"
     if isinstance(type_, ScalarType):
         return f"weak {type_.dtype.name}" if type_.weak else type_.dtype.name
     kind = {TileType: "tile", BufferType: "buffer", ViewType: "view"}[type(type_)]
@@ -131,6 +157,10 @@ def strides(shape: Shape) -> Shape:
 
 def substitute_type(type_: Type, values: dict[str, Size]) -> Type:
     """The same type with dim symbols replaced."""
+    if isinstance(type_, ListType):
+        element = substitute_type(type_.element, values)
+        assert isinstance(element, ViewType)
+        return replace(type_, element=element)
     if not isinstance(type_, ShapedType):
         return type_
     shape = tuple(substitute(size, values) for size in type_.shape)

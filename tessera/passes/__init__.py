@@ -13,10 +13,13 @@ from tessera.ir.core import Kernel
 from tessera.ir.opdef import TARGET, TILE
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.choose_schedule import choose_schedule
+from tessera.passes.distribute import distribute
 from tessera.passes.hoist_loads import hoist_loads
 from tessera.passes.insert_barriers import insert_barriers
 from tessera.passes.lower_to_target import lower_to_target
+from tessera.passes.pipeline import pipeline
 from tessera.passes.place_shared import place_shared
+from tessera.passes.promote_buffers import buffers_to_promote, promote_buffers
 from tessera.passes.specialise import specialise
 from tessera.passes.stage_operands import stage_operands
 from tessera.passes.subtile import subtile
@@ -50,11 +53,17 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("specialise", lambda k, c: specialise(k, c.static, c.divisors, c.alignment)),
     # Dead buffers must not count when the schedule is chosen.
     Pass("canonicalise", lambda k, c: canonicalise(k)),
+    # Buffers that become tiles ask for registers, or for slices, when the schedule is chosen.
+    Pass("promote_buffers", lambda k, c: promote_buffers(k, buffers_to_promote(k, c.arch))),
     # The choice is written into the IR, where every later pass reads it and a reader sees it.
     Pass("choose_schedule", lambda k, c: choose_schedule(k, c.arch, c.schedule)),
     # Before operands are staged: a streamed operand becomes a load in a K loop, which staging turns into a copy.
     Pass("subtile", lambda k, c: subtile(k, schedule_of(k))),
+    # Before anything is shared between iterations: loops over rows that are programs of their own.
+    Pass("distribute", lambda k, c: distribute(k)),
     Pass("stage_operands", lambda k, c: stage_operands(k)),
+    # After staging, which makes the copies of operands; what windows ahead need is folded by the next pass.
+    Pass("pipeline", lambda k, c: pipeline(k, schedule_of(k), c.arch)),
     # Offsets that slicing made fold to constants, which widens accesses.
     Pass("canonicalise_slices", lambda k, c: canonicalise(k)),
     Pass("lower_to_target", lambda k, c: lower_to_target(k, schedule_of(k)), TARGET),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tessera.ir.core import Kernel, Value
 from tessera.ir.dims import Size, divisor
 from tessera.ir.strides import parameter_strides
-from tessera.ir.types import ViewType
+from tessera.ir.types import ViewType, tensor_type
 
 LIMIT = 1 << 20
 
@@ -46,8 +46,8 @@ def access_bytes(view: Value, kernel: Kernel, loops: Loops) -> int:
     dims = kernel.attributes.get("divisors", {})
     offsets: dict[int, list[Value]] = {}
     root, axes, extents = _resolve(view, offsets)
-    type_ = root.type
-    assert isinstance(type_, ViewType)
+    type_ = tensor_type(root.type)
+    assert type_ is not None
     item = type_.dtype.bytes
     if not axes or axes[-1] != len(type_.shape) - 1:
         return item
@@ -64,12 +64,36 @@ def access_bytes(view: Value, kernel: Kernel, loops: Loops) -> int:
     return max(item, min(aligned, 16))
 
 
+def in_whole_pieces(view: Value, count: int, kernel: Kernel, loops: Loops) -> bool:
+    """Whether `count` elements of the last axis, at a multiple of `count`, are in the window all or none.
+
+    That is so where each of its ends, and each end of the windows that it is a part of, is such a multiple.
+    """
+    dims = kernel.attributes.get("divisors", {})
+    offsets: dict[int, list[Value]] = {}
+    root, axes, _ = _resolve(view, offsets)
+    type_ = tensor_type(root.type)
+    assert type_ is not None
+    if not axes or axes[-1] != len(type_.shape) - 1:
+        return False
+    ends = [type_.shape[-1]]
+    value = view
+    while (op := value.defining_op) is not None and op.name != "element":
+        if op.name != "window":
+            return False
+        ends.append(op.attributes["extents"][-1])
+        value = op.operands[0]
+    return all(divisor(end, dims, LIMIT) % count == 0 for end in ends) and all(
+        divisor_of(offset, dims, loops) % count == 0 for offset in offsets.get(axes[-1], ())
+    )
+
+
 def _resolve(view: Value, offsets: dict[int, list[Value]]) -> tuple[Value, list[int], list[Size]]:
     """The parameter behind a view, which of its axes the view keeps, the view's extents; collects offsets by axis."""
     assert isinstance(view.type, ViewType)
     op = view.defining_op
-    if op is None:
-        return view, list(range(len(view.type.shape))), list(view.type.shape)
+    if op is None or op.name == "element":
+        return view if op is None else op.operands[0], list(range(len(view.type.shape))), list(view.type.shape)
     root, axes, _ = _resolve(op.operands[0], offsets)
     if op.name == "limit":
         return root, axes, list(view.type.shape)

@@ -24,6 +24,7 @@ from tessera.ir.layout import (
 from tessera.ir.opdef import ALIGNED, ELEMENTWISE, LOOP, REDUCTION, SCAN
 from tessera.ir.ops.control import carried_values
 from tessera.ir.ops.tiles import format_of, k_block, negative_axis
+from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
 from tessera.target import fragments
 from tessera.target.schedule import Schedule
@@ -264,7 +265,7 @@ def _assign_buffers(kernel: Kernel, layouts: Layouts) -> None:
     cols: dict[Value, int] = {}
     for op in kernel.body.walk():
         for value in op.results:
-            if isinstance(value.type, BufferType):
+            if isinstance(value.type, BufferType) and allocation(value) is value:
                 *leading, cols[value] = int_shape(value.type)
                 rows[value] = math.prod(leading)
     for op in kernel.body.walk():
@@ -286,7 +287,7 @@ def _require(op: Op, role: str, value: Value, layouts: Layouts, rows: dict[Value
     physical = [0, 0]
     physical[k_axis] = -(-shape[k_axis] // depth) * depth
     physical[1 - k_axis] = layout.shape[0 if role == "a" else 1]
-    buffer = read.operands[0]
+    buffer = allocation(read.operands[0])
     # A start that only the run knows is at most where the window still lies inside the buffer.
     latest = [size - extent for size, extent in zip(int_shape(buffer.type), shape, strict=True)]
     known = [_constant_start(value) for value in read.operands[1:]] or [0, 0]

@@ -1,4 +1,7 @@
-"""Fold scalar constants, merge equal pure ops, drop what nothing uses. Exact: no value of any output changes."""
+"""Fold scalar constants, merge equal pure ops, drop what nothing uses and loops that never run.
+
+Exact: no value of any output changes.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like, uses
-from tessera.ir.opdef import ASYNC, BRANCH, CONSTANT, LOOP, PURE, TERMINATOR
+from tessera.ir.opdef import ASYNC, BRANCH, CONSTANT, COUNTED, LOOP, PURE, TERMINATOR
+from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, ScalarType, ViewType
 from tessera.target.schedule import root
 
@@ -45,6 +49,9 @@ def _sweep(block: Block, builder: Builder, mapping: Mapping, outer: dict[Any, Va
     available = dict(outer)  # an op seen in an enclosing block dominates this one
     for op in block.ops:
         builder.at(op)
+        if op.definition.has(COUNTED) and _never_runs([mapping[v] for v in op.operands[:3]]):
+            mapping.update(zip(op.results, (mapping[v] for v in op.operands[3:]), strict=True))
+            continue
         if op.regions:
             regions = []
             for region in op.regions:
@@ -68,6 +75,14 @@ def _sweep(block: Block, builder: Builder, mapping: Mapping, outer: dict[Any, Va
                 available[key] = clone_op(builder, op, mapping).result
             folded = available[key]
         mapping[op.result] = folded
+
+
+def _never_runs(bounds: list[Value]) -> bool:
+    """Whether a loop with these bounds and step has no iteration."""
+    lower, upper, step = (_constant(value) for value in bounds)
+    if lower is None or upper is None or not step:
+        return False
+    return len(range(lower, upper, step)) == 0
 
 
 def _constant(value: Value) -> Any:
@@ -143,7 +158,7 @@ def _dead_ops(kernel: Kernel) -> set[int]:
             dead.add(op.id)
     for op in kernel.body.walk():
         for result in op.results:
-            if isinstance(result.type, BufferType) and op.id not in dead:
+            if isinstance(result.type, BufferType) and allocation(result) is result and op.id not in dead:
                 users = used.get(result, [])
                 if users and all(_only_writes(user, result) for user in users):
                     dead |= {user.id for user in users} | {op.id}

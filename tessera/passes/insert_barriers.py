@@ -3,7 +3,12 @@
 A buffer is *dirty* from a write (an asynchronous one from its wait, which makes the copies of the waiting thread
 visible to that thread only) until a barrier, and *busy* from a read until a barrier. A read of a dirty buffer and a
 write to a dirty or busy one need a barrier in between. A loop body is entered in the state that its own end leaves
-behind as well. Buffers that share bytes (`place_shared` ran before) count as one.
+behind as well. Buffers that share bytes (`place_shared` ran before) count as one, and so do the stages of a buffer: a
+copy into one stage makes nothing dirty until it is waited for, so that one barrier behind that wait, and in front of
+the copy that refills what the iteration before has read, serves both.
+
+A barrier that what comes before a loop or a branch asks for stands in front of it, one that an iteration asks of
+another, or of itself, inside.
 """
 
 from __future__ import annotations
@@ -12,39 +17,37 @@ from dataclasses import dataclass, field
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, LOOP
-from tessera.ir.types import BufferType, ViewType
+from tessera.ir.stages import allocation, derived_values
+from tessera.ir.types import BufferType, TokenType, ViewType
 from tessera.passes.place_shared import share_bytes
 from tessera.target.schedule import root
 
 
 @dataclass
 class State:
-    """Buffers by what a barrier has not separated yet; `flying`: buffers with copies not waited for."""
+    """Buffers, and tensors, by what a barrier has not separated yet."""
 
     dirty: set[Value] = field(default_factory=set)
     busy: set[Value] = field(default_factory=set)
-    flying: set[Value] = field(default_factory=set)
-    tracked: frozenset[Value] = frozenset()
 
     def clear(self) -> None:
         self.dirty.clear()
         self.busy.clear()
 
     def copy(self) -> State:
-        return State(set(self.dirty), set(self.busy), set(self.flying), self.tracked)
+        return State(set(self.dirty), set(self.busy))
 
     def merge(self, other: State) -> bool:
         """Joins the states of two paths; tells whether this one grew."""
-        before = (len(self.dirty), len(self.busy), len(self.flying))
+        before = (len(self.dirty), len(self.busy))
         self.dirty |= other.dirty
         self.busy |= other.busy
-        self.flying |= other.flying
-        return before != (len(self.dirty), len(self.busy), len(self.flying))
+        return before != (len(self.dirty), len(self.busy))
 
 
 def insert_barriers(kernel: Kernel) -> Kernel:
     needed: set[int] = set()
-    _flow(kernel.body, State(tracked=_tracked(kernel)), needed)
+    _Flow(kernel).block(kernel.body, State(), needed)
     if not needed:
         return kernel
     new, builder, mapping = new_kernel_like(kernel)
@@ -52,45 +55,76 @@ def insert_barriers(kernel: Kernel) -> Kernel:
     return new
 
 
-def _flow(block: Block, state: State, needed: set[int]) -> None:
-    """Runs the block over `state`, noting the ops before which a barrier is needed."""
-    for op in block.ops:
-        if op.definition.has(COLLECTIVE):
-            state.clear()
-            continue
-        if op.regions:
-            _flow_regions(op, state, needed)
-            continue
-        reads = _buffers(op, "reads") | _tensors(op, state.tracked, "reads")
+class _Flow:
+    """`tracked`: tensors whose accesses must be ordered too; `landing`: the buffers of the copies behind a token."""
+
+    def __init__(self, kernel: Kernel):
+        self.tracked = _tracked(kernel)
+        self.landing: dict[Value, set[Value]] = {}
+        self.alone: dict[int, set[int]] = {}  # what the regions of an op need whatever comes before it
+        for op in kernel.body.walk():
+            if op.results and isinstance(op.results[0].type, BufferType) and allocation(op.results[0]) is op.results[0]:
+                for value in derived_values(kernel.body, op.results[0]):
+                    if isinstance(value.type, TokenType):
+                        self.landing.setdefault(value, set()).add(op.results[0])
+
+    def block(self, block: Block, state: State, needed: set[int]) -> None:
+        """Runs the block over `state`, noting the ops before which a barrier is needed."""
+        for op in block.ops:
+            if op.definition.has(COLLECTIVE):
+                state.clear()
+            elif op.regions:
+                self._region_op(op, state, needed)
+            else:
+                self._access(op, state, needed)
+
+    def _access(self, op: Op, state: State, needed: set[int]) -> None:
+        reads = _buffers(op, "reads") | _tensors(op, self.tracked, "reads")
         buffers = _buffers(op, "writes")
-        writes = buffers | _tensors(op, state.tracked, "writes", "accumulates")
+        writes = buffers | _tensors(op, self.tracked, "writes", "accumulates")
         if op.id in needed or _meet(reads, state.dirty) or _meet(writes, state.dirty | state.busy):
             needed.add(op.id)
             state.clear()
         state.busy |= reads
-        if op.definition.has(ASYNC):
-            state.flying |= buffers
-        else:
+        if not op.definition.has(ASYNC):
             state.dirty |= writes
         if op.name == "async_wait":
-            known, landed = _landed(op.operands)
-            state.dirty |= landed if known else state.flying
-            state.flying -= landed
+            for token in op.operands:
+                state.dirty |= self.landing.get(token, set())
 
+    def _region_op(self, op: Op, state: State, needed: set[int]) -> None:
+        if op.id not in self.alone:
+            self.alone[op.id] = set()
+            self._regions(op, State(), self.alone[op.id])
+        needed |= self.alone[op.id]
+        if op.id in needed:
+            state.clear()
+        seen = set(needed)
+        self._regions(op, state, seen)
+        if seen != needed:  # what came before meets what is inside
+            needed.add(op.id)
+            state.clear()
+            self._regions(op, state, needed)
 
-def _landed(tokens: list[Value]) -> tuple[bool, set[Value]]:
-    """The buffers that the copies behind `tokens` wrote, and whether those are all: one from a loop hides its copy."""
-    known, buffers = True, set()
-    for token in tokens:
-        op = token.defining_op
-        if op is None or op.regions:
-            known = False
-        elif op.definition.has(ASYNC):
-            buffers |= _buffers(op, "writes")
-        else:
-            inner_known, inner = _landed(op.operands)
-            known, buffers = known and inner_known, buffers | inner
-    return known, buffers
+    def _regions(self, op: Op, state: State, needed: set[int]) -> None:
+        """Runs the regions of an op over `state`, as often as they may run."""
+        if op.definition.has(LOOP):
+            entry = state.copy()
+            while True:  # the needed set only grows, and with it what a pass clears
+                inside = entry.copy()
+                self.block(op.regions[0], inside, needed)
+                if not entry.merge(inside):
+                    break
+            state.merge(inside)
+            return
+        exits = []
+        for region in op.regions:
+            inside = state.copy()
+            self.block(region, inside, needed)
+            exits.append(inside)
+        state.clear()
+        for exit_state in exits:
+            state.merge(exit_state)
 
 
 def _meet(buffers: set[Value], others: set[Value]) -> bool:
@@ -101,29 +135,11 @@ def _meet(buffers: set[Value], others: set[Value]) -> bool:
     )
 
 
-def _flow_regions(op: Op, state: State, needed: set[int]) -> None:
-    if op.definition.has(LOOP):
-        entry = state.copy()
-        while True:  # the needed set only grows, and with it what a pass clears
-            inside = entry.copy()
-            _flow(op.regions[0], inside, needed)
-            if not entry.merge(inside):
-                break
-        state.merge(inside)
-        return
-    exits = []
-    for region in op.regions:
-        inside = state.copy()
-        _flow(region, inside, needed)
-        exits.append(inside)
-    state.clear()
-    for exit_state in exits:
-        state.merge(exit_state)
-
-
 def _buffers(op: Op, effect: str) -> set[Value]:
     return {
-        value for kind, value in op.definition.effects_of(op) if kind == effect and isinstance(value.type, BufferType)
+        allocation(value)
+        for kind, value in op.definition.effects_of(op)
+        if kind == effect and isinstance(value.type, BufferType)
     }
 
 

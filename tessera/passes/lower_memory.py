@@ -1,12 +1,11 @@
-"""Memory ops: loads, stores, buffers and asynchronous copies."""
+"""Memory ops: loads, stores and buffers."""
 
 from __future__ import annotations
 
 import math
 
-from tessera.ir.core import Builder, Op, Value
+from tessera.ir.core import Builder, Op
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, shape_of, tile_layout
-from tessera.passes.access import access_bytes
 from tessera.passes.assign_layouts import coalesced
 from tessera.passes.lowering import Lowering, rule
 from tessera.target.schedule import elements
@@ -50,46 +49,13 @@ def lower_alloc_shared(lowering: Lowering, op: Op, builder: Builder) -> None:
     type_ = op.result.type
     assert isinstance(type_, BufferType)
     lowering.mapping[op.result] = builder.value(
-        "shared", shape=type_.shape, dtype=type_.dtype, hint=op.result.name, layout=lowering.layouts.buffer[op.result]
+        "shared",
+        shape=type_.shape,
+        dtype=type_.dtype,
+        layout=lowering.layouts.buffer[op.result],
+        stages=op.attributes["stages"],
+        hint=op.result.name,
     )
-
-
-@rule("copy_async")
-def lower_copy_async(lowering: Lowering, op: Op, builder: Builder) -> None:
-    buffer, view = op.operands
-    if lowering.open and _waits(lowering, lowering.open[-1]) != _waits(lowering, op.result):
-        _commit(lowering, builder)
-    lowering.mapping[op.result] = builder.value(
-        "cp_async",
-        lowering.mapping[buffer],
-        lowering.mapping[view],
-        vector=access_bytes(view, lowering.kernel, lowering.loops),
-        bypass_l1=op.attributes["bypass_l1"],
-    )
-    lowering.open.append(op.result)
-
-
-def _waits(lowering: Lowering, token: Value) -> tuple[int, ...]:
-    return tuple(op.id for op in lowering.used.get(token, ()))
-
-
-def _commit(lowering: Lowering, builder: Builder) -> None:
-    group = builder.value("async_commit", *(lowering.mapping[token] for token in lowering.open))
-    lowering.groups.append((set(lowering.open), group))
-    lowering.open.clear()
-
-
-@rule("wait")
-def lower_wait(lowering: Lowering, op: Op, builder: Builder) -> None:
-    """Waits until the youngest group that holds one of the tokens has landed; younger groups may stay in flight."""
-    tokens = set(op.operands)
-    if tokens & set(lowering.open):
-        _commit(lowering, builder)
-    youngest = max(index for index, (members, _) in enumerate(lowering.groups) if members & tokens)
-    done = [group for _, group in lowering.groups[: youngest + 1]]
-    pending = len(lowering.groups) - youngest - 1
-    lowering.groups = lowering.groups[youngest + 1 :]
-    builder.op("async_wait", done, pending=pending)
 
 
 @rule("read")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tessera.ir.core import Kernel, new_kernel_like
 from tessera.passes import (  # noqa: F401  register their rules
+    lower_copies,
     lower_effects,
     lower_memory,
     lower_products,
@@ -26,4 +27,5 @@ def lower_to_target(kernel: Kernel, schedule: Schedule) -> Kernel:
     new, builder, mapping = new_kernel_like(kernel)
     new.attributes["warps"] = schedule.warps
     Lowering(kernel, layouts, schedule, mapping).block(kernel.body, builder)
+    lower_copies.count_groups(new)
     return new

@@ -18,6 +18,7 @@ from tessera.target.schedule import Schedule
 
 Rule = Callable[["Lowering", Op, Builder], None]
 _RULES: dict[str, Rule] = {}
+_OF_COPIES = ("copy_async", "async_commit", "wait")
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -36,7 +37,6 @@ class Lowering:
         self.loops = loops_of(kernel)
         self.used = uses(kernel.body)
         self.open: list[Value] = []  # tokens of copies in no group yet
-        self.groups: list[tuple[set[Value], Value]] = []  # committed groups in order: Tile tokens, Target token
 
     def block(self, block: Block, builder: Builder) -> None:
         for op in block.ops:
@@ -52,6 +52,8 @@ class Lowering:
                 clone_op(builder, op, self.mapping)
 
     def region_op(self, op: Op, builder: Builder) -> None:
+        if self.open and any(inner.name in _OF_COPIES for region in op.regions for inner in region.walk()):
+            self.close_group(builder)  # a commit inside would take the open copies in where it runs
         regions = []
         for region in op.regions:
             copy = Block()
@@ -64,6 +66,12 @@ class Lowering:
             regions.append(copy)
         new = builder.at(op).op(op.name, self.operands(op), regions, [r.name for r in op.results], **op.attributes)
         self.mapping.update(zip(op.results, new.results, strict=True))
+
+    def close_group(self, builder: Builder) -> None:
+        """Commits the copies that are in no group yet; from here on their tokens mean the group."""
+        group = builder.value("async_commit", *(self.mapping[token] for token in self.open))
+        self.mapping.update(dict.fromkeys(self.open, group))
+        self.open.clear()
 
     def operands(self, op: Op) -> list[Value]:
         return [self.mapping[value] for value in op.operands]

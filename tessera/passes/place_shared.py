@@ -1,6 +1,7 @@
 """Give every shared buffer its bytes in the one dynamic block: buffers that are never live together may share them.
 
-A buffer lives from its first to its last use in program order; a use inside a loop that the buffer outlives counts for
+A buffer lives from its first to its last use in program order, uses of its stages and of the tokens of copies into it
+included; a use inside a loop that the buffer outlives counts for
 the whole loop, because another iteration may come. Largest first, each at the lowest offset that is free for its whole
 life.
 """
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Kernel, Op, Value, clone_kernel
+from tessera.ir.stages import allocated_bytes, derived_values
 from tessera.target.arch import Arch
 
 ALIGNMENT = 128  # bytes: a full row of banks
@@ -26,7 +28,7 @@ class Life:
 
     @property
     def bytes(self) -> int:
-        return self.buffer.attributes["layout"].bytes
+        return allocated_bytes(self.buffer)
 
 
 def place_shared(kernel: Kernel, arch: Arch) -> Kernel:
@@ -73,7 +75,7 @@ def _extent(buffer: Value) -> tuple[int, int]:
     """The first byte of a buffer, negative until it is placed, and the one past its last."""
     op = buffer.defining_op
     assert op is not None, buffer
-    return op.attributes["offset"], op.attributes["offset"] + op.attributes["layout"].bytes
+    return op.attributes["offset"], op.attributes["offset"] + allocated_bytes(op)
 
 
 def _align(offset: int) -> int:
@@ -83,6 +85,11 @@ def _align(offset: int) -> int:
 def _lives(kernel: Kernel) -> list[Life]:
     lives: dict[Value, Life] = {}
     position = 0
+    behind: dict[Value, list[Value]] = {}  # the allocations that a reference or a token stands for
+    for op in kernel.body.walk():
+        if op.name == "shared":
+            for value in derived_values(kernel.body, op.result):
+                behind.setdefault(value, []).append(op.result)
 
     def visit(block: Block, loops: list[tuple[int, set[Value]]]) -> None:
         nonlocal position
@@ -93,8 +100,8 @@ def _lives(kernel: Kernel) -> list[Life]:
                 for _, inside in loops:
                     inside.add(op.result)
             for value in op.operands:
-                if value in lives:
-                    _extend(lives[value], value, position, loops)
+                for buffer in behind.get(value, ()):
+                    _extend(lives[buffer], buffer, position, loops)
             if op.regions:
                 start = position
                 frame: tuple[int, set[Value]] = (start, set())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Kernel, clone_op
 from tessera.ir.core import Mapping as ValueMapping
 from tessera.ir.dims import Dim, Size, substitute, symbols
-from tessera.ir.types import BufferType, ShapedType, TileType, substitute_type
+from tessera.ir.types import BufferType, ShapedType, TileType, dtype_of, int_shape, substitute_type
 
 
 def specialise(
@@ -31,7 +32,21 @@ def specialise(
     new.attributes["alignment"] = dict(alignment or {})
     mapping: ValueMapping = {}
     _copy_block(kernel.body, new.body, Builder(new.body, kernel.origin), values, mapping)
+    logical = _logical_bytes(new)
+    if logical and "logical_bytes" not in new.attributes:
+        new.attributes["logical_bytes"] = logical  # beside `shared_bytes`, what a block has in the end
     return new
+
+
+def _logical_bytes(kernel: Kernel) -> dict[str, int]:
+    """What the author's buffers would take, by name."""
+    found: dict[str, int] = {}
+    for op in kernel.body.walk():
+        if op.name == "alloc_shared":
+            type_ = op.result.type
+            name = op.result.name or "shared"
+            found[name] = found.get(name, 0) + math.prod(int_shape(type_)) * dtype_of(type_).bytes
+    return found
 
 
 def _copy_block(old: Block, new: Block, builder: Builder, values: dict[str, Size], mapping: ValueMapping) -> None:
@@ -85,7 +100,7 @@ def unbound_dims(kernel: Kernel) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for op in kernel.body.walk():
         for result in op.results:
-            if isinstance(result.type, ShapedType) and op.name != "window":
+            if isinstance(result.type, ShapedType) and op.name not in ("window", "element"):
                 for size in result.type.shape:
                     found.update(dict.fromkeys(sorted(symbols(size))))
         for extent in op.attributes.get("extents") or ():

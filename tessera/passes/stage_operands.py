@@ -8,6 +8,7 @@ product, or the product's k-blocks would read what lies beside it. Exact: values
 from __future__ import annotations
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like, uses
+from tessera.ir.opdef import ELEMENTWISE, LOOP
 from tessera.ir.ops.tiles import k_block
 from tessera.ir.types import TileType, int_shape, shape_of
 
@@ -25,7 +26,7 @@ class _Stager:
         self.used = used
         self.allocations: list[Op] = []
 
-    def block(self, block: Block, builder: Builder, mapping: Mapping) -> None:
+    def block(self, block: Block, builder: Builder, mapping: Mapping, in_loop: bool = False) -> None:
         pending: list[tuple[Value, Value, Value]] = []  # loaded value, its buffer, token
         for op in block.ops:
             if pending and (
@@ -33,7 +34,9 @@ class _Stager:
             ):
                 self._land(builder.at(op), pending, mapping)
             builder.at(op)
-            if op.name == "load" and self._feeds_product(op.results[0]):
+            if op.name == "load" and (
+                self._feeds_product(op.results[0]) or in_loop and self._leads_to_product(op.results[0], block)
+            ):
                 buffer = self._allocate(builder, op, op.result)
                 token = builder.value("copy_async", buffer, mapping.get(op.operands[0], op.operands[0]), bypass_l1=True)
                 pending.append((op.result, buffer, token))
@@ -50,7 +53,7 @@ class _Stager:
             copy = Block()
             for argument in region.arguments:
                 mapping[argument] = copy.add_argument(argument.type, argument.name)
-            self.block(region, builder.inner(copy), mapping)
+            self.block(region, builder.inner(copy), mapping, op.definition.has(LOOP))
             regions.append(copy)
         new = builder.op(
             op.name, [mapping.get(v, v) for v in op.operands], regions, [r.name for r in op.results], **op.attributes
@@ -65,6 +68,23 @@ class _Stager:
 
     def _feeds_product(self, value: Value) -> bool:
         return any(op.name == "mma" and value in op.operands[:2] for op in self.used.get(value, ()))
+
+    def _leads_to_product(self, value: Value, block: Block) -> bool:
+        """Whether an operand of a product is computed from a loaded tile, in this block and element by element.
+
+        In a loop such a load is worth a copy, too: copies of later iterations fly while a product is computed.
+        """
+        if not isinstance(value.type, TileType):
+            return False
+        for op in self.used.get(value, ()):
+            if op not in block.ops:
+                continue
+            if op.name == "mma" and value in op.operands[:2]:
+                return True
+            passes = op.definition.has(ELEMENTWISE) or op.name == "reshape"
+            if passes and self._leads_to_product(op.result, block):
+                return True
+        return False
 
     def _allocate(self, builder: Builder, op: Op, value: Value) -> Value:
         """A buffer at the top of the kernel for a tile of `value`'s type."""

@@ -1,69 +1,54 @@
-"""Compute a large store in slices: a loop over sub-tiles of the stored tile, each computed from slices of its inputs.
+"""Compute a large store in slices: loops over sub-tiles of the stored tile, each computed from slices of its inputs.
 
-Two reasons ask for it (both decided by the schedule): a tile that does not fit the registers, and a buffer that does
-not fit shared memory and is *streamed*, that is, read from the tensor it copies, in K and N tiles, where a product
-needs it. Exact: every element is computed by the same ops in the same order; a product's K loop keeps the order of its
-k-blocks.
+Three reasons ask for it (all decided by the schedule): a tile that does not fit the registers, a buffer that does not
+fit shared memory and is *streamed*, that is, read from the tensor it copies, in K and N tiles, where a product needs
+it, and rows that are computed a few at a time (`rows`), which a later pass gives to programs of their own. Exact: every
+element is computed by the same ops in the same order; a product's K loop keeps the order of its k-blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from tessera.dtypes import i64
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like
-from tessera.ir.opdef import ELEMENTWISE, REDUCTION, SCAN
+from tessera.ir.opdef import BRANCH, COUNTED, ELEMENTWISE, LOOP, PURE, REDUCTION, SCAN, TERMINATOR
 from tessera.ir.ops.tiles import negative_axis
-from tessera.ir.types import Shape, TileType, dtype_of, int_shape, shape_of, shape_text
+from tessera.ir.types import TileType, ViewType, int_shape, shape_of, shape_text
+from tessera.passes.slicing import Cut, Part, Scope, Slicer, TooLarge, axis_groups
 from tessera.target.schedule import REGISTER_TILE_LIMIT, Schedule, elements, plain_copies, root
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The part [start, start + extent) of one axis of a tile."""
-
-    axis: int
-    start: Value
-    extent: int
-
-    def of(self, shape: Shape) -> Shape:
-        """The shape of this part of a tile of shape `shape`."""
-        return tuple(self.extent if axis == self.axis else size for axis, size in enumerate(shape))
 
 
 def subtile(kernel: Kernel, schedule: Schedule) -> Kernel:
     """Raises SourceError TS501 where a tile is too large and an op on the way to its store needs all of it at once."""
-    if not schedule.subtile and not schedule.streamed:
+    if not schedule.subtile and not schedule.streamed and not schedule.rows:
         return kernel
     copies = {buffer: op for buffer, op in plain_copies(kernel).items() if buffer.name in schedule.streamed}
     new, builder, mapping = new_kernel_like(kernel)
-    slicer = _Slicer(schedule, copies, mapping)
+    driver = _Driver(schedule, copies, mapping)
     made_at = {result: place for place, op in enumerate(kernel.body.ops) for result in op.results}
     last_use = {value: place for place, op in enumerate(kernel.body.ops) for value in _taken(op)}
     for place, op in enumerate(kernel.body.ops):
-        slicer.keep(
+        driver.keep(
             builder, op, [value for value, last in last_use.items() if made_at.get(value, place) < place < last]
         )
         if op.name == "store":
-            slicer.store(builder, op)
+            driver.store(builder, op)
         elif op.id in {copy.id for copy in copies.values()} or op.results and op.results[0] in copies:
             continue  # a streamed buffer and its copy are gone; a wait loses the token
         elif op.name == "wait":
             tokens = [mapping[token] for token in op.operands if token in mapping]
             if tokens:
                 builder.at(op).op("wait", tokens)
+        elif op.regions and driver.in_parts(op):
+            continue  # made again, in parts, where a store needs it
         elif not (op.results and isinstance(op.results[0].type, TileType)) or op.regions:
             # Tiles are made again where a slice needs them; what is no store takes them whole.
-            for value in _taken(op):
-                if isinstance(value.type, TileType) and value not in mapping:
-                    mapping[value] = slicer.complete(builder, value)
+            inside = driver.take(builder, op)
             clone_op(builder.at(op), op, mapping)
-            for value in [value for value in mapping if isinstance(value.type, TileType)]:
-                op_of = value.defining_op
-                if op_of is not None and not op_of.regions and value not in slicer.kept:
-                    del mapping[value]  # made again where the next use needs it
+            for value in inside:
+                del mapping[value]  # made again where the next use needs it
     return new
 
 
@@ -87,15 +72,20 @@ def _written(op: Op) -> set[Value]:
 
 
 def _sources(value: Value) -> Iterator[tuple[Value, bool]]:
-    """What a tile is read from, and whether only elementwise ops lie between. A value that a region made has none."""
+    """What a tile is read from, and whether only elementwise ops lie between."""
     waiting, seen = [(value, True)], set()
     while waiting:
         item = waiting.pop()
         value, elementwise = item
         op = value.defining_op
-        if item in seen or op is None or op.regions or not isinstance(value.type, TileType):
+        if item in seen or op is None or not isinstance(value.type, TileType):
             continue
         seen.add(item)
+        if op.regions:
+            inner = [other for region in op.regions for other in region.walk()]
+            yield from ((s, False) for o in inner for effect, s in o.definition.effects_of(o) if effect == "reads")
+            waiting += [(v, False) for v in _taken(op)]
+            continue
         yield from ((source, elementwise) for effect, source in op.definition.effects_of(op) if effect == "reads")
         waiting += [(operand, elementwise and op.definition.has(ELEMENTWISE)) for operand in op.operands]
 
@@ -107,14 +97,39 @@ def _same_window(a: Value, b: Value) -> bool:
     return (first.name, first.operands, first.attributes) == (second.name, second.operands, second.attributes)
 
 
-class _Slicer:
-    """`kept`: tiles that are computed whole, because what they read changes before their last use."""
+def _in_parts(op: Op) -> bool:
+    """Whether a region op can be computed again, in parts: loops with a count and branches that only read."""
+    if not (op.definition.has(LOOP) and op.definition.has(COUNTED) or op.definition.has(BRANCH)):
+        return False
+    for inner in (other for region in op.regions for other in region.walk()):
+        if inner.regions:
+            if not _in_parts(inner):
+                return False
+            continue
+        effects = inner.definition.effects_of(inner)
+        only_reads = bool(effects) and all(e == "reads" and isinstance(v.type, ViewType) for e, v in effects)
+        if not (only_reads or inner.definition.has(PURE) or inner.definition.has(TERMINATOR)):
+            return False
+    return any(isinstance(result.type, TileType) for result in op.results)
+
+
+class _Driver:
+    """Walks over the stores. `mapping` holds, of the tiles, those that are computed whole because what they read
+    changes before their last use, and results of regions that were copied.
+    """
 
     def __init__(self, schedule: Schedule, streamed: dict[Value, Op], mapping: Mapping):
         self.schedule = schedule
-        self.streamed = streamed
         self.mapping = mapping
-        self.kept: set[Value] = set()
+        self.limit = REGISTER_TILE_LIMIT * 32 * schedule.warps
+        self.slicer = Slicer(mapping, streamed, schedule.block_k)
+
+    def in_parts(self, op: Op) -> bool:
+        """Whether a region op waits until a store asks for parts of it: it can, and its tiles are too large or cut."""
+        tiles = [result for result in op.results if isinstance(result.type, TileType)]
+        inside = [r for region in op.regions for o in region.walk() for r in o.results if isinstance(r.type, TileType)]
+        large = any(elements(tile) > self.limit for tile in (*tiles, *inside))
+        return _in_parts(op) and (large or bool(self.schedule.rows))
 
     def keep(self, builder: Builder, op: Op, later: list[Value]) -> None:
         """Computes the tiles for `later` that read what this op changes, before it does."""
@@ -124,60 +139,92 @@ class _Slicer:
         for value in later:
             if value not in self.mapping and any(root(source) in written for source, _ in _sources(value)):
                 self.mapping[value] = self.complete(builder, value)
-                self.kept.add(value)
 
-    def store(self, builder: Builder, op: Op) -> None:
-        """The store as a loop over sub-tiles and, where the extent does not divide, one store of the rest."""
-        value = op.operand("value")
-        shape = int_shape(value.type)
-        axis = self._axis(op)
-        if axis is None:
-            values = [self.complete(builder, value) for value in op.operands[1:]]
-            builder.at(op).op("store", [self.mapping[op.operand("view")], *values])
-            return
-        size, step = shape[axis], self.schedule.subtile
-        if not step or size <= step:
-            step = size
-        builder.at(op)
-        full = size // step * step
-        if full > step:
-            zero, bound, stride = (builder.value("constant", value=v, dtype=i64) for v in (0, full, step))
-            body = Block()
-            start = body.add_argument(zero.type, "start")
-            inner = builder.inner(body)
-            self._store_slice(inner, op, Slice(axis, start, step))
-            inner.op("yield")
-            builder.op("for", [zero, bound, stride], [body])
-        elif full:
-            self._store_slice(builder, op, Slice(axis, builder.value("constant", value=0, dtype=i64), step))
-        if size > full:
-            start = builder.at(op).value("constant", value=full, dtype=i64)
-            self._store_slice(builder, op, Slice(axis, start, size - full))
+    def take(self, builder: Builder, op: Op) -> list[Value]:
+        """Puts the tiles that an op uses into the mapping, whole; those that were not there before."""
+        added, scope = [], Scope(builder)
+        for value in _taken(op):
+            if value in self.mapping or not isinstance(value.type, TileType):
+                if value not in self.mapping:  # a scalar of a region that is computed in parts
+                    self.mapping[value] = self._guarded(self.slicer.scalar, scope, value)
+                continue
+            added.append(value)
+        for value in added:
+            made = self._guarded(self.slicer.whole, scope, value)
+            scope.tiles[value, (None,) * len(shape_of(value.type))] = made
+        for value in added:
+            self.mapping[value] = scope.tiles[value, (None,) * len(shape_of(value.type))]
+        return added
 
     def complete(self, builder: Builder, value: Value) -> Value:
-        """A whole tile of the old kernel, with what it is computed from."""
-        if not isinstance(value.type, TileType) or value in self.mapping:
-            return self.mapping[value]
-        op = value.defining_op
-        if op is None or self._is_streamed(value):
-            zero = builder.value("constant", value=0, dtype=i64)
-            return self.value(builder, value, Slice(0, zero, int_shape(value.type)[0]), {})
-        operands = [self.complete(builder, operand) for operand in op.operands]
-        return builder.at(op).value(op.name, *operands, hint=value.name, **op.attributes)
+        return self._guarded(self.slicer.whole, Scope(builder), value)
 
-    def _axis(self, op: Op) -> int | None:
-        """The last axis along which a store needs no whole tile: columns where possible, else rows.
+    def _guarded(self, make, *arguments):  # type: ignore[no-untyped-def]
+        try:
+            return make(*arguments)
+        except TooLarge as reason:
+            op = reason.value.defining_op
+            name = f"'{reason.value.name}' " if reason.value.name else ""
+            message = f"the tile {name}{shape_text(shape_of(reason.value.type))} {reason.why}"
+            raise SourceError(
+                "TS501", f"{message} and is too large for the registers", op.loc if op else None
+            ) from None  # fmt: skip
 
-        None where there is none but all of the tile fits the registers.
+    def store(self, builder: Builder, op: Op) -> None:
+        """The store as a nest of loops over sub-tiles; where an extent does not divide, what is left comes after."""
+        steps = self._steps(op)
+        scope = Scope(builder.at(op))
+        self._nest(scope, op, steps, {})
+
+    def _nest(self, scope: Scope, op: Op, steps: list[tuple[int, int]], cuts: dict[int, Cut]) -> None:
+        builder = scope.builder.at(op)
+        if not steps:
+            shape = shape_of(op.operand("value").type)
+            part: Part = tuple(cuts.get(axis) for axis in range(len(shape)))
+            values = [self._guarded(self.slicer.part, scope, value, part) for value in op.operands[1:]]
+            view = self.slicer.window(scope, self.slicer.scalar(scope, op.operand("view")), part)
+            builder.at(op).op("store", [view, *values])
+            return
+        (axis, step), *others = steps
+        size = int_shape(op.operand("value").type)[axis]
+        full = size // step * step
+        if full > step:
+            bounds = [builder.value("constant", value=value, dtype=i64) for value in (0, full, step)]
+            body = Block()
+            start = body.add_argument(bounds[0].type, "start")
+            inner = scope.inner(body)
+            self._nest(inner, op, others, {**cuts, axis: Cut(start, step, inner.depth)})
+            inner.builder.op("yield")
+            builder.op("for", bounds, [body], parallel=bool(self.schedule.rows))
+        elif full:
+            self._nest(scope, op, others, {**cuts, axis: Cut(scope.at_zero(), step, scope.depth)})
+        if size > full:
+            start = builder.at(op).value("constant", value=full, dtype=i64)
+            self._nest(scope, op, others, {**cuts, axis: Cut(start, size - full, scope.depth)})
+
+    def _steps(self, op: Op) -> list[tuple[int, int]]:
+        """The axes of a store that are cut, outermost first, and their steps.
+
+        With `rows`, the axes before the last take few rows at a time (leading ones a single index). Of the other axes
+        the last one that can be cut takes `subtile`: columns where possible, else rows. None are cut where something
+        needs all of them and all of the tile fits the registers.
         """
         value = op.operand("value")
-        axes = range(len(shape_of(value.type)))
-        if not self._overtakes(op):
-            for axis in reversed(axes):
-                if not any(self._needs_whole(value, axis) for value in op.operands[1:]):
-                    return axis
-        if elements(value) <= REGISTER_TILE_LIMIT * 32 * self.schedule.warps:
-            return None
+        shape = int_shape(value.type)
+        free = [] if self._overtakes(op) else [a for a in range(len(shape)) if not self._needs_whole(op, a)]
+        steps = []
+        if self.schedule.rows:
+            for axis in free[: len(free)]:
+                step = self.schedule.rows if axis == len(shape) - 2 else 1
+                if axis < len(shape) - 1 and shape[axis] > step:
+                    steps.append((axis, step))
+        taken = {axis for axis, _ in steps}
+        left = [axis for axis in free if axis not in taken and (axis == len(shape) - 1 or not self.schedule.rows)]
+        if left:
+            step = self.schedule.subtile
+            steps.append((left[-1], step if 0 < step < shape[left[-1]] else shape[left[-1]]))
+        if steps or elements(value) <= self.limit:
+            return steps
         raise SourceError(
             "TS501",
             f"the tile {shape_text(shape_of(value.type))} is too large for the registers and cannot be "
@@ -194,229 +241,55 @@ class _Slicer:
             for source, elementwise in _sources(value)
         )
 
-    def _store_slice(self, builder: Builder, op: Op, part: Slice) -> None:
-        done: dict[tuple[Value, Slice], Value] = {}
-        values = [self.value(builder, value, part, done) for value in op.operands[1:]]
-        view = self.window(builder.at(op), op.operand("view"), part)
-        builder.at(op).op("store", [view, *values])
+    def _needs_whole(self, op: Op, axis: int) -> bool:
+        return any(needs_whole(value, axis, self.mapping, set()) for value in op.operands[1:])
 
-    def window(self, builder: Builder, view: Value, part: Slice) -> Value:
-        shape = shape_of(view.type)
-        zero = builder.value("constant", value=0, dtype=i64)
-        offsets = [part.start if axis == part.axis else zero for axis in range(len(shape))]
-        extents = part.of(shape)
-        return builder.value(
-            "window", self.mapping.get(view, view), *offsets, extents=extents, kept=(True,) * len(shape), hint=view.name
-        )
 
-    def value(self, builder: Builder, value: Value, part: Slice, done: dict[tuple[Value, Slice], Value]) -> Value:
-        """The slice `part` of a tile of the old kernel, computed through `builder`."""
-        if not isinstance(value.type, TileType):
-            return self.mapping[value]
-        if (value, part) not in done:
-            op = value.defining_op
-            if value in self.kept and part.of(shape_of(value.type)) == shape_of(value.type):
-                return self.mapping[value]
-            if op is None or op.regions or value in self.kept:
-                why = "is used after what it reads has changed" if value in self.kept else "comes from a loop"
-                raise SourceError(
-                    "TS501",
-                    f"the tile '{value.name}' {why} and is too large for the registers",
-                    op.loc if op else None,
-                )
-            done[value, part] = self._slice(builder, op, part, done)
-        return done[value, part]
-
-    def _slice(self, builder: Builder, op: Op, part: Slice, done: dict[tuple[Value, Slice], Value]) -> Value:
-        if op.name == "mma":
-            return self._product(builder, op, part, done)
-        if op.name == "load":
-            view = self.window(builder.at(op), op.operands[0], part)
-            return builder.value("load", view, hint=op.result.name)
-        if op.name == "read":
-            return self._read(builder.at(op), op, part)
-        shape = shape_of(op.result.type)
-        sliced = part.of(shape)
-        if op.name == "transpose":
-            other = Slice(_exchanged(part.axis, len(shape)), part.start, part.extent)
-            source = self.value(builder, op.operands[0], other, done)
-            return builder.at(op).value("transpose", source, hint=op.result.name)
-        if op.name == "iota" and op.attributes["axis"] % len(shape) == part.axis:
-            return self._iota(builder.at(op), op, part)
-        if op.name == "extract":
-            return self._extract(builder.at(op), op, part, done)
-        if op.name == "reshape":
-            source, inner = op.operands[0], _axis_before(op, part.axis)
-            if inner is None:
-                cut = Slice(0, self._zero(builder, done), int_shape(source.type)[0])
-            else:
-                cut = Slice(inner, part.start, part.extent)
-            return builder.at(op).value(
-                "reshape",
-                self.value(builder, source, cut, done),
-                hint=op.result.name,
-                **{**op.attributes, "shape": sliced},
-            )
-        operands = []
-        for operand in op.operands:
-            spread = isinstance(operand.type, TileType) and operand.type.shape[part.axis] == 1 != shape[part.axis]
-            if spread:
-                operands.append(
-                    self.value(builder, operand, Slice(part.axis, self._zero(builder.at(op), done), 1), done)
-                )
-            else:
-                operands.append(self.value(builder, operand, part, done))
-        changed = {"shape": sliced} if "shape" in op.attributes else {}
-        return builder.at(op).value(op.name, *operands, hint=op.result.name, **{**op.attributes, **changed})
-
-    def _zero(self, builder: Builder, done: dict[tuple[Value, Slice], Value]) -> Value:
-        """One zero for all slices of a store: equal slices are told by their start."""
-        for _, part in done:
-            op = part.start.defining_op
-            if op is not None and op.name == "constant" and op.attributes["value"] == 0:
-                return part.start
-        return builder.value("constant", value=0, dtype=i64)
-
-    def _extract(self, builder: Builder, op: Op, part: Slice, done: dict[tuple[Value, Slice], Value]) -> Value:
-        """The slice of a part is a slice of the tile that it is taken from, and along the other axes a part of that."""
-        starts = list(op.attributes["starts"])
-        offset = builder.value("constant", value=starts[part.axis], dtype=i64)
-        start = builder.value("add", part.start, offset)
-        source = self.value(builder, op.operands[0], Slice(part.axis, start, part.extent), done)
-        starts[part.axis], extents = 0, part.of(shape_of(op.result.type))
-        if extents == shape_of(source.type):
-            return source
-        return builder.at(op).value("extract", source, starts=tuple(starts), extents=extents, hint=op.result.name)
-
-    def _iota(self, builder: Builder, op: Op, part: Slice) -> Value:
-        """Indices counted from the start of the slice, and the start added."""
-        shape = part.of(shape_of(op.result.type))
-        index = builder.value("iota", shape=shape, axis=op.attributes["axis"], dtype=i64)
-        moved = builder.value("add", index, part.start)
-        return builder.value("cast", moved, dtype=op.attributes["dtype"], hint=op.result.name)
-
-    def _read(self, builder: Builder, op: Op, part: Slice) -> Value:
-        """A slice of a resident buffer, or of the tensor that a streamed buffer copies."""
-        buffer = op.operands[0]
-        if buffer in self.streamed:
-            return builder.value(
-                "load", self.window(builder, self.streamed[buffer].operand("view"), part), hint=op.result.name
-            )
-        zero = builder.value("constant", value=0, dtype=i64)
-        old = [self.mapping[value] for value in op.operands[1:]] or [zero] * len(shape_of(buffer.type))
-        offsets = [builder.value("add", o, part.start) if axis == part.axis else o for axis, o in enumerate(old)]
-        extents = part.of(shape_of(op.result.type))
-        return builder.value("read", self.mapping[buffer], *offsets, extents=extents, hint=op.result.name)
-
-    def _product(self, builder: Builder, op: Op, part: Slice, done: dict[tuple[Value, Slice], Value]) -> Value:
-        """Rows of a product need the rows of a, columns the columns of b; K is a loop when an operand is streamed."""
-        a, b = op.operands[:2]
-        flipped = (op.attributes["transpose_a"], op.attributes["transpose_b"])
-        side = 0 if part.axis == 0 else 1
-        operand_axis = part.axis if not flipped[side] else 1 - part.axis
-        start = self._start(builder, op, part, done)
-        k_axes = (0 if flipped[0] else 1, 1 if flipped[1] else 0)
-        depth = int_shape(a.type)[k_axes[0]]
-        step = self.schedule.block_k if self._is_streamed(a) or self._is_streamed(b) else depth
-
-        def block(inner: Builder, k: Value, extent: int, acc: Value) -> Value:
-            operands = []
-            for index, operand in enumerate((a, b)):
-                cuts = [Slice(k_axes[index], k, extent)] if extent != depth else []
-                if index == side:
-                    cuts.append(Slice(operand_axis, part.start, part.extent))
-                operands.append(self._cut(inner, operand, cuts))
-            return inner.at(op).value("mma", *operands, acc, hint=op.result.name, **op.attributes)
-
-        if step >= depth:
-            return block(builder, start, depth, start)
-        full = depth // step * step
-        zero, bound, stride = (builder.value("constant", value=v, dtype=i64) for v in (0, full, step))
-        body = Block()
-        k, carried = body.add_argument(zero.type, "k"), body.add_argument(start.type, op.result.name)
-        inner = builder.inner(body)
-        inner.at(op).op("yield", [block(inner, k, step, carried)])
-        result = builder.at(op).op("for", [zero, bound, stride, start], [body], [op.result.name]).result
-        if depth > full:
-            result = block(builder, builder.value("constant", value=full, dtype=i64), depth - full, result)
-        return result
-
-    def _start(self, builder: Builder, op: Op, part: Slice, done: dict[tuple[Value, Slice], Value]) -> Value:
-        if len(op.operands) > 2:
-            return self.value(builder, op.operands[2], part, done)
-        shape, dtype = part.of(shape_of(op.result.type)), dtype_of(op.result.type)
-        zero = builder.at(op).value("constant", value=0.0, dtype=dtype)
-        return builder.value("full", zero, shape=shape, dtype=dtype, hint=op.result.name)
-
-    def _is_streamed(self, value: Value) -> bool:
-        op = value.defining_op
-        return op is not None and op.name == "read" and op.operands[0] in self.streamed
-
-    def _cut(self, builder: Builder, operand: Value, cuts: list[Slice]) -> Value:
-        """An operand of a product cut along up to two axes: loads and reads take both cuts, other ops one."""
-        op = operand.defining_op
-        if op is None or op.name not in ("load", "read") or not cuts:
-            if len(cuts) > 1:
-                raise SourceError(
-                    "TS501", f"the product's operand '{operand.name}' is computed and too large", op.loc if op else None
-                )
-            if cuts:
-                return self.value(builder, operand, cuts[0], {})
-            return self.complete(builder, operand)
-        streamed = op.name == "read" and op.operands[0] in self.streamed
-        if op.name == "load" or streamed:
-            view = self.streamed[op.operands[0]].operand("view") if streamed else op.operands[0]
-            for cut in cuts:
-                view = self.window(builder.at(op), view, cut)
-            return builder.value("load", view, hint=operand.name)
-        zero = builder.at(op).value("constant", value=0, dtype=i64)
-        offsets = [self.mapping[v] for v in op.operands[1:]] or [zero, zero]
-        extents = list(shape_of(operand.type))
-        for cut in cuts:
-            offsets[cut.axis] = builder.value("add", offsets[cut.axis], cut.start)
-            extents[cut.axis] = cut.extent
-        return builder.value("read", self.mapping[op.operands[0]], *offsets, extents=tuple(extents), hint=operand.name)
-
-    def _needs_whole(self, value: Value, axis: int) -> bool:
-        """Whether a slice along `axis` needs more than that slice of something: a reduction or a scan along it, or a
-        reshape.
-        """
-        op = value.defining_op
-        if not isinstance(value.type, TileType):
-            return False
-        if value in self.kept:
-            return value.type.shape[axis] != 1
-        if op is None or op.regions:
-            return True
-        if op.name == "reshape":
-            source = op.operands[0]
-            if value.type.shape[axis] == 1:
-                return _reduces(source)  # nothing is cut, but a reduction would be computed again in every slice
-            inner = _axis_before(op, axis)
-            return inner is None or self._needs_whole(source, inner)
-        if op.name == "transpose":
-            return self._needs_whole(op.operands[0], _exchanged(axis, len(value.type.shape)))
-        if op.name == "mma":
-            side = op.operands[0 if axis == 0 else 1]
-            flipped = op.attributes["transpose_a" if axis == 0 else "transpose_b"]
-            return self._needs_whole(side, 1 - axis if flipped else axis) or any(
-                self._needs_whole(v, axis) for v in op.operands[2:]
-            )
-        along = op.definition.has(REDUCTION) or op.definition.has(SCAN)
-        if along and negative_axis(op, len(value.type.shape)) + len(value.type.shape) == axis:
-            return True
-        if along or op.definition.has(ELEMENTWISE) or op.name in ("broadcast", "extract"):
-            return any(self._needs_whole(v, axis) for v in op.operands)
+def needs_whole(value: Value, axis: int, there: Mapping, seen: set[tuple[Value, int]]) -> bool:
+    """Whether a slice along `axis` needs more than that slice of something, or would repeat work in every slice: a
+    reduction or a scan along it, a reshape of it, a tile that is there already.
+    """
+    if not isinstance(value.type, TileType) or (value, axis) in seen:
         return False
+    seen.add((value, axis))
+    op, rank = value.defining_op, len(value.type.shape)
+    if value in there:
+        return value.type.shape[axis] != 1
+    if op is None:
+        return False  # carried by a loop that is asked about already
+    if op.name in ("for", "if") and _in_parts(op):
+        finals = [region.ops[-1].operands[value.index] for region in op.regions]
+        initial = [op.operands[3 + value.index]] if op.name == "for" else []
+        return any(needs_whole(v, axis, there, seen) for v in (*finals, *initial))
+    if op.regions:
+        return True
+    if op.name == "reshape":
+        return _reshape_needs_whole(op, axis, there, seen)
+    if op.name == "transpose":
+        return needs_whole(op.operands[0], _exchanged(axis, rank), there, seen)
+    if op.name == "mma":
+        if rank != 2:
+            return True
+        flipped = op.attributes["transpose_a" if axis == 0 else "transpose_b"]
+        side = needs_whole(op.operands[0 if axis == 0 else 1], 1 - axis if flipped else axis, there, seen)
+        return side or any(needs_whole(v, axis, there, seen) for v in op.operands[2:])
+    along = op.definition.has(REDUCTION) or op.definition.has(SCAN)
+    if along and negative_axis(op, rank) + rank == axis:
+        return True
+    if along or op.definition.has(ELEMENTWISE) or op.name in ("broadcast", "extract"):
+        return any(needs_whole(v, axis, there, seen) for v in op.operands)
+    return False
 
 
-def _axis_before(op: Op, axis: int) -> int | None:
-    """The axis of a reshape's operand that is `axis` of its result, where only axes of size 1 come or go; else None."""
-    before, after = int_shape(op.operands[0].type), int_shape(op.result.type)
-    if after[axis] == 1 or [s for s in before if s != 1] != [s for s in after if s != 1]:
-        return None
-    count = sum(size != 1 for size in after[:axis])
-    return [place for place, size in enumerate(before) if size != 1][count]
+def _reshape_needs_whole(op: Op, axis: int, there: Mapping, seen: set[tuple[Value, int]]) -> bool:
+    source, after = op.operands[0], int_shape(op.result.type)
+    if after[axis] == 1:
+        return _reduces(source)  # nothing is cut, but a reduction would be computed again in every slice
+    olds, news = next(group for group in axis_groups(int_shape(source.type), after) if axis in group[1])
+    if len(olds) > 1 and len(news) > 1:
+        return True
+    # Where axes merge, they are cut apart again behind the reshape; rows of rows that lie together stay rows.
+    return any(needs_whole(source, old, there, seen) for old in olds)
 
 
 def _reduces(value: Value) -> bool:

@@ -7,7 +7,7 @@ axes, and for the alignment of the arrays; a call that differs in one of these c
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -16,17 +16,19 @@ import numpy as np
 
 from tessera.config import config
 from tessera.errors import ArgumentError, EnvironmentProblem, SourceError, did_you_mean
-from tessera.frontend.annotations import ScalarAnnotation, TensorAnnotation
+from tessera.frontend.annotations import Annotation, ListAnnotation, ScalarAnnotation
 from tessera.frontend.definition import REQUIRED, KernelDefinition
 from tessera.frontend.evaluator import trace
 from tessera.frontend.grid import apply_grid, check_coverage, launch_grid
+from tessera.frontend.inference import Actual, is_bare, resolve, tensor_of
 from tessera.ir.core import Kernel, Module
 from tessera.ir.dims import Size, symbols
 from tessera.ir.opdef import TILE
 from tessera.ir.strides import with_strides
-from tessera.program import Parameter, Program
+from tessera.ir.types import length_name
+from tessera.program import ANY_LENGTH, Parameter, Program
 from tessera.runtime import arrays, execute, launch, plan, programs
-from tessera.runtime.bind import Binding, bind, unify
+from tessera.runtime.bind import Binding, bind, expand, unify
 from tessera.runtime.execute import KernelRun
 from tessera.runtime.programs import with_cubin
 from tessera.target.arch import ARCHS, find, nearest_lane
@@ -83,13 +85,14 @@ def _cold_call(
 ) -> Any:
     """A call with everything checked; where it runs on a GPU it leaves a plan for the calls that are like it."""
     chosen = None if grid is None else _grid(state.definition.name, grid)
+    outer, state = state, state.for_arguments(args, kwargs)
     binding, kernel = _bind(state, chosen, args, kwargs)
     lane = choose_lane(config().backend, binding.device)
     extents = launch_grid(kernel, binding.dims)
     notes = tuple(kernel.attributes.get("notes", ()))
     binding.allocate()
     if 0 in extents or all(0 in binding.infos[name].shape for name in binding.outputs):
-        state.last_run = Run(lane, (), notes)
+        outer.last_run = Run(lane, (), notes)
         return binding.results()
     state.check_coverage(kernel, binding.dims, extents, partial)
     if lane == "interpret":
@@ -111,8 +114,8 @@ def _cold_call(
         seen = signature() if plan.can_plan(binding) else None
         if seen is not None:
             run = Run(lane, ran, notes)
-            state.keep_plan(seen[0], plan.Plan(launch.LAUNCHER.driver, prepared, binding, config(), run))
-    state.last_run = Run(lane, ran, notes)
+            outer.keep_plan(seen[0], plan.Plan(launch.LAUNCHER.driver, prepared, binding, config(), run))
+    outer.last_run = Run(lane, ran, notes)
     return binding.results()
 
 
@@ -148,6 +151,7 @@ class KernelState:
         self._parameters: dict[int, tuple[Parameter, ...]] = {}
         self._plans: dict[plan.Signature, plan.Plan] = {}
         self._covered: set[tuple[Any, ...]] = set()
+        self._resolved: dict[tuple[str, ...], KernelState] = {}
         self._compiling = threading.RLock()
 
     @cached_property
@@ -163,31 +167,44 @@ class KernelState:
     @cached_property
     def signature(self) -> tuple[Parameter, ...]:
         """The parameters as they are annotated, every tensor as an input: its role is known only after a trace."""
-        result = []
-        for parameter in self.definition.parameters:
-            annotation = parameter.annotation
-            if isinstance(annotation, ScalarAnnotation):
-                result.append(Parameter(parameter.name, "scalar", annotation.dtype.name))
-            elif isinstance(annotation, TensorAnnotation) and annotation.shape is not None and annotation.dtype:
-                result.append(Parameter(parameter.name, "tensor", annotation.dtype.name, annotation.shape))
-            else:
-                trace(self.definition, {})  # says what is wrong with it
-                raise SourceError("TS206", f"the annotation {annotation} of '{parameter.name}' is not supported")
-        return tuple(result)
+        definition = resolve(self.definition)
+        parameters = [_parameter(p.name, p.annotation) for p in definition.parameters]
+        if None in parameters:
+            trace(definition, {})  # says what is wrong with it
+            raise SourceError("TS206", f"the annotations of '{definition.name}' are not supported")
+        return tuple(parameter for parameter in parameters if parameter is not None)
+
+    def for_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> KernelState:
+        """The state of the kernel whose bare parameters are as these arguments are; this one where it has none."""
+        parameters = self.definition.parameters
+        if not any(is_bare(p.annotation) for p in parameters):
+            return self
+        given = dict(_paired([p.name for p in parameters], args, kwargs))
+        actual: dict[str, Actual] = {}
+        for parameter in parameters:
+            value = given.get(parameter.name)
+            items = value if isinstance(value, (list, tuple)) else [value]
+            info = arrays.describe(items[0]) if items else None
+            if is_bare(parameter.annotation) and info is not None and info.dtype is not None:
+                actual[parameter.name] = Actual(info.shape, info.dtype)
+        annotated = [p for p in (_parameter(p.name, p.annotation) for p in parameters) if p is not None]
+        with self._compiling:
+            found = resolve(self.definition, _dims_of(annotated, given, lenient=True), actual)
+            key = tuple(str(p.annotation) for p in found.parameters)
+            return self._resolved.setdefault(key, KernelState(found))
 
     def parameters_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Parameter, ...]:
         """The parameters with their roles, for a call with these arguments."""
         if self.symbolic is not None:
             return self.parameters_of(self.symbolic)
-        shapes = {}
-        for parameter, value in [
-            *zip(self.signature, args, strict=False),
-            *((p, kwargs[p.name]) for p in self.signature if p.name in kwargs),
-        ]:
-            info = arrays.describe(value)
-            if info is not None and len(info.shape) == len(parameter.shape):
-                shapes[parameter.name] = info.shape
-        return self.parameters_of(self.kernel(unify(self.signature, shapes)))
+        given = dict(_paired([p.name for p in self.signature], args, kwargs))
+        for parameter in self.signature:
+            value = given.get(parameter.name)
+            if parameter.kind == "list" and not isinstance(value, (list, tuple)):
+                needed = f"{self.definition.name} needs a list of tensors for '{parameter.name}'"
+                what = f", but a {type(value).__name__} was passed" if parameter.name in given else ""
+                raise ArgumentError("TS203" if what else "TS601", needed + what)
+        return self.parameters_of(self.kernel(_dims_of(self.signature, given)))
 
     def parameters_of(self, kernel: Kernel) -> tuple[Parameter, ...]:
         """`execute.parameters_of`, which walks the whole body, once per kernel of this state."""
@@ -278,6 +295,50 @@ class KernelState:
             return program
 
 
+def _parameter(name: str, annotation: Annotation) -> Parameter | None:
+    """A parameter as it is annotated, as an input; None where the annotation does not say what it is."""
+    if isinstance(annotation, ScalarAnnotation):
+        return Parameter(name, "scalar", annotation.dtype.name)
+    tensor = tensor_of(annotation)
+    if tensor is None or tensor.shape is None or tensor.dtype is None:
+        return None
+    if isinstance(annotation, ListAnnotation):
+        return Parameter(name, "list", tensor.dtype.name, tensor.shape, length=ANY_LENGTH)
+    return Parameter(name, "tensor", tensor.dtype.name, tensor.shape)
+
+
+def _paired(names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Arguments by parameter name, the positional ones in order."""
+    return [*zip(names, args, strict=False), *((name, kwargs[name]) for name in names if name in kwargs)]
+
+
+def _dims_of(parameters: Sequence[Parameter], given: Mapping[str, Any], lenient: bool = False) -> dict[str, int]:
+    """The dims that the shapes of these arguments give, and the lengths of lists.
+
+    Raises what `unify` raises; `lenient`: no dims but lengths then, since a check of all arguments follows.
+    """
+    lengths = {p.name: len(given[p.name]) for p in parameters if p.kind == "list" and _is_list(given.get(p.name))}
+    shapes = {}
+    for parameter in parameters:
+        value = given.get(parameter.name)
+        items: Any = value if parameter.kind == "list" and _is_list(value) else [value]
+        for element, item in zip(expand([parameter], lengths), items, strict=False):
+            info = arrays.describe(item)
+            if info is not None and len(info.shape) == len(parameter.shape):
+                shapes[element.name] = info.shape
+    try:
+        dims = unify(expand(parameters, lengths), shapes)
+    except ArgumentError:
+        if not lenient:
+            raise
+        dims = {}
+    return {**dims, **{length_name(name): length for name, length in lengths.items()}}
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
 def compile_kernel(*arguments: Any) -> Any:
     """`compiler.compile_kernel`, imported by the first kernel that the disk does not know: that takes a while."""
     from tessera import compiler
@@ -317,7 +378,13 @@ def _run_from_host(
 
 
 def _host_arguments(binding: Binding) -> dict[str, Any]:
-    return {**{name: arrays.host_view(array) for name, array in binding.arrays.items()}, **binding.scalars}
+    found: dict[str, Any] = {}
+    for parameter in binding.parameters:
+        value = binding.argument(parameter)
+        if parameter.kind == "list":
+            value = [arrays.host_view(array) for array in value]
+        found[parameter.name] = arrays.host_view(value) if parameter.kind == "tensor" else value
+    return found
 
 
 def _grid(kernel: str, grid: tuple[Any, ...]) -> tuple[int, ...]:

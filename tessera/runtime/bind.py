@@ -7,7 +7,7 @@ is an error that names the author's parameters and never a wrong answer.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from tessera import dtypes
 from tessera.errors import ArgumentError, did_you_mean
 from tessera.ir.dims import Dim, Size, coefficient, evaluate, substitute, symbols, to_text
 from tessera.ir.strides import stride_name, stride_symbols
-from tessera.program import Parameter
+from tessera.ir.types import length_name
+from tessera.program import ANY_LENGTH, Parameter
 from tessera.runtime.arrays import NUMPY, Adapter, ArrayInfo, describe
 
 
@@ -24,6 +25,7 @@ from tessera.runtime.arrays import NUMPY, Adapter, ArrayInfo, describe
 class Binding:
     """A checked call. `arrays` and `infos` hold the tensors that were passed, `scalars` Python numbers.
 
+    The tensors of a list x are there one by one, as "x[0]", "x[1]", ...; `lengths` says how many.
     `omitted` maps each output that was left out to its shape; `allocate` makes those. `given` names the arguments in
     the order of the call. `device` is the CUDA ordinal on which the arrays live, None for the host.
     """
@@ -36,6 +38,7 @@ class Binding:
     dims: dict[str, int] = field(default_factory=dict)
     omitted: dict[str, tuple[int, ...]] = field(default_factory=dict)
     given: tuple[str, ...] = ()
+    lengths: dict[str, int] = field(default_factory=dict)
 
     @property
     def library(self) -> Adapter:
@@ -47,12 +50,27 @@ class Binding:
 
     @property
     def alignment(self) -> dict[str, int]:
-        """Bytes, of 16, 8, 4, 2 and 1, that divide the address of each tensor; 16 for one still to be allocated."""
+        """Bytes, of 16, 8, 4, 2 and 1, that divide the address of each tensor, or of every one in a list; 16 for one
+        still to be allocated.
+        """
         return {
-            p.name: self.infos[p.name].alignment if p.name in self.infos else 16
+            p.name: min((self.infos[name].alignment for name in self.names(p) if name in self.infos), default=16)
             for p in self.parameters
-            if p.kind == "tensor"
+            if p.kind != "scalar"
         }
+
+    def names(self, parameter: Parameter) -> list[str]:
+        """What the tensors of a parameter are called in `arrays` and `infos`."""
+        if parameter.kind != "list":
+            return [parameter.name]
+        return [element_name(parameter.name, number) for number in range(self.lengths.get(parameter.name, 0))]
+
+    def argument(self, parameter: Parameter) -> Any:
+        """The caller's array of a parameter, the list of them, or the number."""
+        if parameter.kind == "scalar":
+            return self.scalars[parameter.name]
+        arrays = [self.arrays[name] for name in self.names(parameter)]
+        return arrays if parameter.kind == "list" else arrays[0]
 
     @property
     def strides(self) -> dict[str, tuple[Size, ...]]:
@@ -103,6 +121,24 @@ class Binding:
         for name, info in self.infos.items():
             info.adapter.after(self.arrays[name], stream, self.device)
         return stream
+
+
+def element_name(name: str, number: int) -> str:
+    """What messages, and `Binding`, call a tensor of a list."""
+    return f"{name}[{number}]"
+
+
+def expand(parameters: Sequence[Parameter], lengths: Mapping[str, int] | None = None) -> list[Parameter]:
+    """The parameters with a tensor of its own for each one in a list; `lengths` where the call decides them."""
+    result: list[Parameter] = []
+    for parameter in parameters:
+        if parameter.kind == "list":
+            count = (lengths or {}).get(parameter.name, parameter.length)
+            names = [element_name(parameter.name, number) for number in range(count)]
+            result += [replace(parameter, name=name, kind="tensor", length=0) for name in names]
+        elif parameter.kind == "tensor":
+            result.append(parameter)
+    return result
 
 
 def as_result(made: Sequence[Any]) -> Any:
@@ -170,7 +206,9 @@ def bind(
             needed = ", ".join(p.name for p in parameters if p.role != "out")
             raise ArgumentError("TS601", f"{kernel} needs the argument '{name}' (it takes {needed})")
     _check_devices(binding)
-    binding.dims = unify(parameters, {name: info.shape for name, info in binding.infos.items()})
+    tensors = expand(parameters, binding.lengths)
+    binding.dims = unify(tensors, {name: info.shape for name, info in binding.infos.items()})
+    binding.dims |= {length_name(name): length for name, length in binding.lengths.items()}
     for parameter in parameters:
         if parameter.kind == "tensor" and parameter.name not in binding.infos:
             binding.omitted[parameter.name] = _shape_of_omitted(kernel, parameter, binding.dims)
@@ -219,8 +257,13 @@ def _fits(
     """Whether `args` in this order give each input one argument of its kind."""
     given = {parameter.name for parameter, _ in zip(order, args, strict=False)}
     complete = all(p.name in given or p.name in kwargs or p.name in optional for p in inputs)
-    kinds = all((p.kind == "scalar") == _is_number(value) for p, value in zip(order, args, strict=False))
+    kinds = all(p.kind == _kind(value) for p, value in zip(order, args, strict=False))
     return len(args) <= len(order) and complete and kinds and not given & kwargs.keys()
+
+
+def _kind(value: Any) -> str:
+    """The kind of parameter that takes an argument."""
+    return "scalar" if _is_number(value) else "list" if isinstance(value, (list, tuple)) else "tensor"
 
 
 def _is_number(value: Any) -> bool:
@@ -230,9 +273,45 @@ def _is_number(value: Any) -> bool:
 def _take(binding: Binding, parameter: Parameter, value: Any) -> None:
     if parameter.kind == "scalar":
         binding.scalars[parameter.name] = scalar(parameter, value)
-        return
+    elif parameter.kind == "list":
+        _take_list(binding, parameter, value)
+    else:
+        _take_tensor(binding, parameter, value)
+
+
+def _take_list(binding: Binding, parameter: Parameter, value: Any) -> None:
+    name = parameter.name
+    if not isinstance(value, (list, tuple)):
+        kind = f"the number {value}" if _is_number(value) else f"a {type(value).__name__}"
+        raise ArgumentError("TS203", f"'{name}' is a list of tensors, but {kind} was passed")
+    binding.lengths[name] = len(value)
+    if parameter.length not in (ANY_LENGTH, len(value)):
+        message = f"'{name}' has {len(value)} tensors, and this program was compiled for {parameter.length}"
+        raise ArgumentError("TS302", message)
+    for element, item in zip(expand([parameter], binding.lengths), value, strict=True):
+        _take_tensor(binding, element, item)
+        info = binding.infos[element.name]
+        if not info.contiguous:
+            raise ArgumentError(
+                "TS603",
+                f"'{element.name}' has the strides {list(info.strides or ())}; the tensors of a list are contiguous, "
+                "so pass a copy",
+            )
+        first = binding.infos[element_name(name, 0)]
+        if info.shape != first.shape:
+            raise ArgumentError(
+                "TS302",
+                f"'{element.name}' has the shape {list(info.shape)} and '{element_name(name, 0)}' "
+                f"{list(first.shape)}; the tensors of a list have one shape",
+            )
+
+
+def _take_tensor(binding: Binding, parameter: Parameter, value: Any) -> None:
     info = describe(value)
     if info is None:
+        if isinstance(value, (list, tuple)):
+            message = f"'{parameter.name}' is one tensor, but a {type(value).__name__} of {len(value)} was passed"
+            raise ArgumentError("TS203", message)
         if _is_number(value):
             raise ArgumentError(
                 "TS203", f"'{parameter.name}' is a tensor of {parameter.dtype}, but the number {value} was passed"

@@ -201,7 +201,7 @@ class Examiner:
         self.kernel = self.source.kernel()
         self.dims = dict(dims)
         self.arguments = dict(arguments)
-        self.alignment = {p.name: p.alignment for p in self.program.parameters if p.kind == "tensor"}
+        self.alignment = {p.name: p.alignment for p in self.program.parameters if p.kind != "scalar"}
         roles = {p.name: p.role for p in self.program.parameters}
         self.launches: list[_Launch] = []
         texts, kernels = compilation.cuda, compilation.target.kernels
@@ -232,12 +232,14 @@ class Examiner:
 
     def fresh(self, seed: int) -> dict[str, Any]:
         """Copies of the arguments: at addresses as a GPU's allocator gives under seed 0, else at the least aligned."""
-        return {
-            name: aligned_copy(value, 0 if seed == 0 else self.alignment[name] % MODULUS)
-            if isinstance(value, np.ndarray)
-            else value
-            for name, value in self.arguments.items()
-        }
+        return {name: self._copy(name, value, seed) for name, value in self.arguments.items()}
+
+    def _copy(self, name: str, value: Any, seed: int) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self._copy(name, item, seed) for item in value]
+        if isinstance(value, np.ndarray):
+            return aligned_copy(value, 0 if seed == 0 else self.alignment[name] % MODULUS)
+        return value
 
     def run(self, seed: int, count: bool = False, blocks: Sequence[Block] | None = None) -> Run:
         """Runs every launch; of its blocks only `blocks`, when they are given."""

@@ -18,10 +18,10 @@ from tessera.errors import InternalError, SourceError
 from tessera.ir.bounds import Bar
 from tessera.ir.core import Kernel
 from tessera.ir.dims import evaluate
-from tessera.ir.types import ScalarType, ViewType
+from tessera.ir.types import ListType, ScalarType, tensor_type
 from tessera.program import Launch, Parameter, Program
 from tessera.runtime.arrays import NUMPY
-from tessera.runtime.bind import stride_values
+from tessera.runtime.bind import expand, stride_values
 from tessera.runtime.compare import Comparison, check
 
 LANES = ("interpret", "emulate", "cuda")
@@ -57,13 +57,16 @@ def parameters_of(kernel: Kernel) -> tuple[Parameter, ...]:
     result = []
     for value in kernel.parameters:
         type_ = value.type
+        tensor = tensor_type(type_)
         if isinstance(type_, ScalarType):
             result.append(Parameter(value.name, "scalar", type_.dtype.name))
-        elif isinstance(type_, ViewType):
+        elif tensor is not None:
             role = "in" if value not in writes else "inout" if value in reads else "out"
             aligned = alignment.get(value.name, 16)
             strides = kernel.attributes.get("strides", {}).get(value.name, ())
-            result.append(Parameter(value.name, "tensor", type_.dtype.name, type_.shape, role, aligned, strides))
+            kind, length = ("list", type_.length) if isinstance(type_, ListType) else ("tensor", 0)
+            dtype, shape = tensor.dtype.name, tensor.shape
+            result.append(Parameter(value.name, kind, dtype, shape, role, aligned, strides, length))
         else:
             raise InternalError("TS901", f"the parameter '{value.name}' is neither a tensor nor a scalar", kernel.loc)
     return tuple(result)
@@ -117,16 +120,35 @@ def emulated_arguments(
 ) -> list[Any]:
     """What a launch of the program passes its kernel on the emulator; tensors that it only reads are read-only."""
     roles = {parameter.name: parameter.role for parameter in program.parameters}
-    infos = {p.name: NUMPY.describe(arguments[p.name]) for p in program.parameters if p.kind == "tensor"}
-    sizes = {**dims, **stride_values(program.parameters, infos)}
+    tensors = expand(program.parameters)
+    infos = {p.name: NUMPY.describe(array) for p, array in zip(tensors, _arrays(program, arguments), strict=True)}
+    sizes = {**dims, **stride_values(tensors, infos)}
     packed = []
     for argument in step.arguments:
         value: Any = evaluate(argument.size, sizes) if argument.kind == "size" else arguments[argument.name]
-        if argument.kind == "pointer" and roles[argument.name] == "in":
-            value = value.view()
-            value.flags.writeable = False  # a store to it is then a fault
+        if argument.kind == "pointers":
+            value = [_read_only(array) for array in value]
+        elif argument.kind == "pointer" and roles[argument.name] == "in":
+            value = _read_only(value)
         packed.append(value)
     return packed
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """A store to it is a fault."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _arrays(program: Program, arguments: Mapping[str, Any]) -> list[np.ndarray]:
+    """The array of every tensor, those of a list one by one."""
+    found: list[np.ndarray] = []
+    for parameter in program.parameters:
+        if parameter.kind != "scalar":
+            value = arguments[parameter.name]
+            found += value if parameter.kind == "list" else [value]
+    return found
 
 
 def cuda(program: Program, arguments: Mapping[str, Any], dims: Mapping[str, int], repeats: int = 0) -> Outcome:

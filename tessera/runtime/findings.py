@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from tessera.codegen_cuda.emit import CudaKernel
 from tessera.ir.core import Kernel, Op
 from tessera.ir.layout_shared import SharedLayout
+from tessera.ir.stages import allocated_bytes, allocation, stage_count
 from tessera.ir.types import ViewType
 from tessera.runtime.emulator import Fault
 from tessera.target.schedule import root
@@ -102,12 +103,15 @@ class Places:
     def shared_name(self, byte: int, op: Op | None) -> str:
         """The element of a buffer at a byte of the shared block; where several share it, the one that `op` uses."""
         holding = [buffer for buffer in self.buffers if 0 <= byte - buffer.attributes["offset"] < _bytes(buffer)]
-        used = [buffer for buffer in holding if op is not None and buffer.result in op.operands]
+        touched = {allocation(value) for value in op.operands} if op is not None else set()
+        used = [buffer for buffer in holding if buffer.result in touched]
         if not holding:
             return f"shared byte {byte}"
         buffer = (used or holding)[0]
         layout, offset = buffer.attributes["layout"], byte - buffer.attributes["offset"]
         name = f"'{buffer.result.name}'" if buffer.result.name else "a shared buffer"
+        if stage_count(buffer.result) > 1:
+            name, offset = f"stage {offset // layout.bytes} of {name}", offset % layout.bytes
         element = _element(layout, offset)
         return f"{name}[{element[0]}, {element[1]}]" if element else f"byte {offset} of {name}"
 
@@ -123,8 +127,7 @@ def last_store(kernel: Kernel, name: str) -> Op | None:
 
 
 def _bytes(buffer: Op) -> int:
-    layout = buffer.attributes["layout"]
-    return layout.bytes if isinstance(layout, SharedLayout) else 0
+    return allocated_bytes(buffer) if isinstance(buffer.attributes["layout"], SharedLayout) else 0
 
 
 def _element(layout: SharedLayout, offset: int) -> tuple[int, int] | None:

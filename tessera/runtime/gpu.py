@@ -31,10 +31,12 @@ def run(
     require_device()
     import cupy
 
-    moved = {
-        name: cupy.asarray(carried(value), order="C") if isinstance(value, np.ndarray) else value
-        for name, value in arguments.items()
-    }
+    def move(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [move(item) for item in value]
+        return cupy.asarray(carried(value), order="C") if isinstance(value, np.ndarray) else value
+
+    moved = {name: move(value) for name, value in arguments.items()}
     binding = bind(program.name, program.parameters, (), moved)
     binding.dims = {**dims, **binding.dims}  # a dim that is compiled in may appear in no shape
     stream = cupy.cuda.get_current_stream()

@@ -14,11 +14,13 @@ from tessera import dtypes
 from tessera.dtypes import DType
 from tessera.errors import ArgumentError, did_you_mean
 from tessera.ir.dims import evaluate, symbols
-from tessera.program import Parameter
+from tessera.ir.types import length_name
+from tessera.program import ANY_LENGTH, Parameter
 
 DEFAULT_DIMS = {"B": 2, "S": 150, "D": 64}
 OTHER_DIMS = 16
 DEFAULT_INT, DEFAULT_FLOAT = 2, 1.0
+DEFAULT_LENGTH = 3  # of a list of tensors
 FP8_LIMIT = 56.0  # a value of both fp8 types
 # Elements of all tensors of one run together; beyond it the machine would swap rather than answer.
 MAX_ELEMENTS = 2**31
@@ -84,18 +86,25 @@ def choose_dims(kernel: str, names: Sequence[str], given: Mapping[str, int] | No
 
 
 def choose_scalars(
-    kernel: str, parameters: Sequence[Parameter], given: Mapping[str, str], defaults: Mapping[str, Any]
+    kernel: str,
+    parameters: Sequence[Parameter],
+    given: Mapping[str, str],
+    defaults: Mapping[str, Any],
+    constants: Sequence[str] = (),
 ) -> dict[str, int | float]:
     """A value per scalar: the given text, else the signature's default, else 2 for an int and 1.0 for a float.
 
-    Raises ArgumentError TS605 for an unknown name or a text that is no number of the kind.
+    Raises ArgumentError TS605 for an unknown name, which lists the scalars and the kernel's tuning `constants`, or for
+    a text that is no number of the kind.
     """
     scalars = {p.name: dtypes.parse(p.dtype) for p in parameters if p.kind == "scalar"}
     for name in given:
         if name not in scalars:
             listed = ", ".join(scalars) or "none"
-            hint = did_you_mean(name, scalars)
-            raise ArgumentError("TS605", f"{kernel} has no scalar parameter '{name}'; its scalars are {listed}{hint}")
+            hint = did_you_mean(name, [*scalars, *constants])
+            tuned = f" and its constants {', '.join(constants)}" if constants else ""
+            message = f"{kernel} has no scalar parameter '{name}'; its scalars are {listed}{tuned}{hint}"
+            raise ArgumentError("TS605", message)
     result: dict[str, int | float] = {}
     for name, dtype in scalars.items():
         if name in given:
@@ -118,26 +127,49 @@ def _number(name: str, dtype: DType, text: str) -> int | float:
     return value
 
 
-def make_arrays(parameters: Sequence[Parameter], dims: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
-    """A NumPy array per tensor: seeded values for what the kernel reads, NaN for what it only writes.
+def choose_lengths(kernel: str, parameters: Sequence[Parameter], given: Mapping[str, str]) -> dict[str, int]:
+    """The length of each list, as the dim that it is: the given one, else that of the first that is given, else 3.
 
-    The values of a parameter depend on the seed, its place in the signature and its shape alone. Raises ArgumentError
-    TS605 when the arrays would hold more than 2^31 elements.
+    Raises ArgumentError TS605 for a text that is no length, or not that for which IR was made.
     """
-    shapes = {
-        p.name: tuple(evaluate(size, dims) for size in p.shape) for p in parameters if p.kind == "tensor"
-    }  # fmt: skip
-    total = sum(_count(shape) for shape in shapes.values())
+    lists = {parameter.name: parameter.length for parameter in parameters if parameter.kind == "list"}
+    lengths: dict[str, int] = {}
+    for name, fixed in lists.items():
+        if name in given:
+            text = given[name]
+            if not text.isascii() or not text.isdigit():
+                raise ArgumentError("TS605", f"--arg {name} is the length of a list of {kernel}, not '{text}'")
+            if fixed not in (ANY_LENGTH, int(text)):
+                raise ArgumentError("TS605", f"'{kernel}' was made for {fixed} tensors in '{name}', not {text}")
+            lengths[name] = int(text)
+    default = next(iter(lengths.values()), DEFAULT_LENGTH)
+    chosen = {name: lengths.get(name, default if fixed == ANY_LENGTH else fixed) for name, fixed in lists.items()}
+    return {length_name(name): length for name, length in chosen.items()}
+
+
+def make_arrays(parameters: Sequence[Parameter], dims: Mapping[str, int], seed: int) -> dict[str, Any]:
+    """A NumPy array per tensor, a list of them per list: seeded values for what the kernel reads, NaN for the rest.
+
+    The values of a parameter depend on the seed, its place in the signature, its shape and its place in a list alone.
+    Raises ArgumentError TS605 when the arrays would hold more than 2^31 elements.
+    """
+    shapes = {p.name: tuple(evaluate(size, dims) for size in p.shape) for p in parameters if p.kind != "scalar"}
+    lengths = {p.name: p.length for p in parameters if p.kind == "list"}
+    total = sum(_count(shape) * lengths.get(name, 1) for name, shape in shapes.items())
     if total > MAX_ELEMENTS:
         raise ArgumentError(
             "TS605", f"these dims ask for {total} elements, more than {MAX_ELEMENTS}; choose smaller ones"
         )
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for index, parameter in enumerate(parameters):
-        if parameter.kind != "tensor":
+        if parameter.kind == "scalar":
             continue
         shape, dtype = shapes[parameter.name], dtypes.parse(parameter.dtype)
-        if parameter.role == "out":
+        if parameter.kind == "list":
+            arrays[parameter.name] = [
+                values(shape, dtype, np.random.default_rng((seed, index, number))) for number in range(parameter.length)
+            ]
+        elif parameter.role == "out":
             arrays[parameter.name] = poison(shape, dtype)
         else:
             arrays[parameter.name] = values(shape, dtype, np.random.default_rng((seed, index)))

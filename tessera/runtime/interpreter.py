@@ -25,7 +25,7 @@ from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.ops.effects import format_pieces, nested_text
 from tessera.ir.ops.target import physical_shape
 from tessera.ir.programs import program_text, scales_of
-from tessera.ir.types import BufferType, ScalarType, dtype_of, shape_of
+from tessera.ir.types import BufferType, ListType, ScalarType, Type, dtype_of, shape_of
 from tessera.runtime.interpreter_output import write_line
 from tessera.runtime.interpreter_setup import (
     accessed,
@@ -33,6 +33,7 @@ from tessera.runtime.interpreter_setup import (
     check_arguments,
     concrete,
     grid_of,
+    last_uses,
     must_be_sequential,
     numbers,
     programs_per_batch,
@@ -90,7 +91,11 @@ def launch(
     check_arguments(small, arguments)
     machine = machine_class(small, extents, arguments)
     programs = int(np.prod(extents, dtype=np.int64)) if min(extents, default=1) > 0 else 0
-    size = 1 if must_be_sequential(small, arguments) else programs_per_batch(small, machine.bytes_per_element)
+    size = (
+        1
+        if must_be_sequential(small, arguments)
+        else programs_per_batch(small, machine.bytes_per_element, machine.dropped)
+    )
     batches = sum(machine.run(np.arange(start, min(start + size, programs))) for start in range(0, programs, size))
     written = accessed(small)[1]
     outputs = {p.name: arguments[p.name] for p in small.parameters if p in written}
@@ -112,6 +117,7 @@ class Machine:
         self.kernel, self.grid = kernel, grid
         self.constants: dict[Value, Any] = {p: self.bind(p, arguments[p.name]) for p in kernel.parameters}
         self.values: dict[Value, Any] = {}
+        self.dropped = last_uses(kernel.body)
         self.programs = np.zeros(0, np.int64)
 
     # What reference mode replaces: how numbers are held and how an op of the table is applied to them.
@@ -120,6 +126,12 @@ class Machine:
         type_ = parameter.type
         if isinstance(type_, ScalarType):
             return round_to(type_.dtype, np.array([argument]))
+        if isinstance(type_, ListType):
+            return [self.tensor(type_.element, item) for item in argument]
+        return self.tensor(type_, argument)
+
+    def tensor(self, type_: Type, argument: Any) -> values.View:
+        """The whole of a tensor argument."""
         return values.View.whole(values.Tensor(argument, dtype_of(type_)))
 
     def number(self, array: Array) -> Any:
@@ -160,14 +172,22 @@ class Machine:
         """Runs the ops of a block; returns what its terminator gives."""
         for op in block.ops:
             if op.name == "yield":
-                return self.read(op.operands)
+                handed_on = self.read(op.operands)
+                self.drop(op)
+                return handed_on
             try:
                 self.step(op)
+                self.drop(op)
             except TesseraError as error:
                 raise error.at(op.loc) from error.__cause__
             except (OverflowError, ZeroDivisionError) as error:
                 raise SourceError("TS401", _integer_message(op, error), op.loc) from None
         return []
+
+    def drop(self, op: Op) -> None:
+        """Lets go of what nothing needs after an op: blocks of shared memory that a GPU would not hold are large."""
+        for value in self.dropped[op]:
+            del self.values[value]
 
     def read(self, operands: Iterable[Value]) -> list[Any]:
         return [self.values[value] for value in operands]
@@ -222,13 +242,27 @@ class Machine:
             raise SourceError("TS509", f"assertion failed in {program}: {op.attributes['message']}", op.loc)
         return []
 
+    def element(self, op: Op) -> list[Any]:
+        """Programs that take different tensors of a list are different batches."""
+        tensors, index = self.read(op.operands)
+        chosen = self.uniform(self.integers(index))
+        return [self.apply(op, [tensors, self.number(np.array([chosen], np.int64))])]
+
     def size(self, op: Op) -> list[Any]:
         return [self.number(np.array([op.attributes["size"]], np.int64))]
 
     def allocate(self, op: Op) -> list[Any]:
         type_ = op.result.type
         assert isinstance(type_, BufferType)
-        return [self.buffer(physical_shape(type_) if type_.layout is not None else numbers(type_.shape), type_)]
+        shape = physical_shape(type_) if type_.layout is not None else numbers(type_.shape)
+        stages = [self.buffer(shape, type_) for _ in range(op.get("stages") or 1)]
+        return [stages[0] if len(stages) == 1 else stages]
+
+    def stage(self, op: Op) -> list[Any]:
+        """Programs that are at different stages of a buffer are different batches."""
+        stages, index = self.read(op.operands)
+        chosen = self.uniform(self.integers(index))
+        return [self.apply(op, [stages, self.number(np.array([chosen], np.int64))])]
 
     def loop(self, op: Op) -> list[Any]:
         lower, upper, step = (self.integers(value) for value in self.read(op.operands[:3]))
@@ -240,6 +274,7 @@ class Machine:
         for iteration in range(count):
             index = self.number(lower + iteration * step)
             self.values.update(zip(body.arguments, [index, *carried], strict=True))
+            carried = []  # in `values` until their last use
             carried = self.block(body)
         return carried
 
@@ -249,6 +284,7 @@ class Machine:
         (body,) = op.regions
         while self.uniform(self.integers(carried[0])):
             self.values.update(zip(body.arguments, carried, strict=True))
+            carried = []
             carried = self.block(body)
         return carried
 
@@ -265,6 +301,8 @@ class Machine:
 
 _SPECIAL = {
     "program_id": Machine.program_id,
+    "element": Machine.element,
+    "stage": Machine.stage,
     "size": Machine.size,
     "alloc_shared": Machine.allocate,
     "shared": Machine.allocate,

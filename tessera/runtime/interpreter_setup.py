@@ -16,7 +16,17 @@ from tessera.errors import ArgumentError, SourceError
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.dims import Dim, evaluate, to_text
 from tessera.ir.opdef import ORDERED
-from tessera.ir.types import BufferType, ScalarType, Shape, TileType, Type, ViewType, dtype_of, substitute_type
+from tessera.ir.types import (
+    BufferType,
+    ListType,
+    ScalarType,
+    Shape,
+    TileType,
+    Type,
+    ViewType,
+    substitute_type,
+    tensor_type,
+)
 
 # Values of one batch of programs together. Temporaries of an op come on top, and small batches stay near the caches.
 BATCH_BYTES = 32 << 20
@@ -60,7 +70,7 @@ class _Sizes:
         return value
 
     def type(self, type_: Type) -> Type:
-        for size in getattr(type_, "shape", ()):
+        for size in getattr(tensor_type(type_) or type_, "shape", ()):
             self.number(size)
         return substitute_type(type_, self.dims)  # type: ignore[arg-type]
 
@@ -118,25 +128,37 @@ def check_arguments(kernel: Kernel, arguments: Mapping[str, Any]) -> None:
             if not isinstance(value, (bool, int, float, np.generic)):
                 raise ArgumentError("TS604", f"'{name}' must be a number, not a {type(value).__name__}", kernel.loc)
             continue
-        if not isinstance(value, np.ndarray) or value.dtype != dtype_of(type_).numpy:
-            given = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-            message = f"'{name}' must be an array of {dtype_of(type_).name}, not of {given}"
-            raise ArgumentError("TS604", message, kernel.loc)
+        if isinstance(type_, ListType):
+            if not isinstance(value, (list, tuple)) or len(value) != type_.length:
+                given = f"{len(value)}" if isinstance(value, (list, tuple)) else f"a {type(value).__name__}"
+                message = f"'{name}' must be a list of {type_.length} arrays, not {given}"
+                raise ArgumentError("TS604", message, kernel.loc)
+            for number, item in enumerate(value):
+                _check_array(f"{name}[{number}]", type_.element, item, kernel)
+            continue
         assert isinstance(type_, ViewType)
-        if value.shape != tuple(type_.shape):
-            raise ArgumentError(
-                "TS302",
-                f"'{name}' has the shape {list(value.shape)}, but its dims give {list(type_.shape)}",
-                kernel.loc,
-            )
+        _check_array(name, type_, value, kernel)
+
+
+def _check_array(name: str, type_: ViewType, value: Any, kernel: Kernel) -> None:
+    if not isinstance(value, np.ndarray) or value.dtype != type_.dtype.numpy:
+        given = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        message = f"'{name}' must be an array of {type_.dtype.name}, not of {given}"
+        raise ArgumentError("TS604", message, kernel.loc)
+    if value.shape != tuple(type_.shape):
+        raise ArgumentError(
+            "TS302",
+            f"'{name}' has the shape {list(value.shape)}, but its dims give {list(type_.shape)}",
+            kernel.loc,
+        )
 
 
 def accessed(kernel: Kernel) -> tuple[set[Value], set[Value]]:
-    """The tensor parameters that the kernel reads and those that it writes.
+    """The parameters of tensors, and lists of tensors, that the kernel reads and those that it writes.
 
     A view that cannot be followed to a parameter counts as every parameter.
     """
-    tensors = {parameter for parameter in kernel.parameters if isinstance(parameter.type, ViewType)}
+    tensors = {parameter for parameter in kernel.parameters if tensor_type(parameter.type) is not None}
     reads: set[Value] = set()
     writes: set[Value] = set()
     for op in kernel.body.walk():
@@ -155,7 +177,7 @@ def accessed(kernel: Kernel) -> tuple[set[Value], set[Value]]:
 def _root(view: Value) -> Value | None:
     """The block argument that a chain of view ops starts from."""
     while (op := view.defining_op) is not None:
-        if not isinstance(op.operands[0].type, ViewType):
+        if not isinstance(op.operands[0].type, (ViewType, ListType)):
             return None
         view = op.operands[0]
     return view
@@ -171,23 +193,74 @@ def must_be_sequential(kernel: Kernel, arguments: Mapping[str, Any]) -> bool:
         return True
     reads, writes = accessed(kernel)
     return any(
-        read is written or np.may_share_memory(arguments[read.name], arguments[written.name])
+        read is written or np.may_share_memory(a, b)
         for written in writes
         for read in reads
+        for a in _arrays(arguments[read.name])
+        for b in _arrays(arguments[written.name])
     )
+
+
+def _arrays(argument: Any) -> list[Any]:
+    return list(argument) if isinstance(argument, (list, tuple)) else [argument]
 
 
 LARGEST_TILE = 2**31  # elements of one tile or buffer: no program on any lane holds more
 
 
-def programs_per_batch(kernel: Kernel, bytes_per_element: int) -> int:
-    """How many programs fit `BATCH_BYTES` with all of their tiles and buffers alive at once; at least 1."""
-    total = 0
-    for op in kernel.body.walk():
-        for value in op.results:
-            if isinstance(value.type, (TileType, BufferType)):
-                size = math.prod(numbers(value.type.shape))
-                if size > LARGEST_TILE:
-                    raise SourceError("TS501", f"'{value.name or op.name}' has {size} elements, over 2^31", op.loc)
-                total += size * bytes_per_element
-    return max(1, BATCH_BYTES // max(total, 1))
+Dropped = dict[Op, tuple[Value, ...]]
+
+
+def last_uses(body: Block) -> Dropped:
+    """By op, of the body and of the regions in it, the values of its block that nothing needs after it.
+
+    An interpreter that lets go of them holds what is alive, not all that a long kernel ever computed.
+    """
+    dropped: Dropped = {}
+    _last_uses(body, set(), dropped)
+    return dropped
+
+
+def _last_uses(block: Block, own: set[Value], dropped: Dropped) -> set[Value]:
+    """Adds the ops of a block, and of its regions, to `dropped`; `own` starts with the arguments that may go.
+
+    Returns every value that they use.
+    """
+    own = own | {result for op in block.ops for result in op.results}
+    used: set[Value] = set()
+    for op in reversed(block.ops):
+        needed = set(op.operands)
+        for region in op.regions:
+            needed |= _last_uses(region, set(region.arguments), dropped)
+        dropped[op] = tuple(value for value in {*needed, *op.results} if value in own and value not in used)
+        used |= needed
+    return used
+
+
+def programs_per_batch(kernel: Kernel, bytes_per_element: int, dropped: Dropped | None = None) -> int:
+    """How many programs fit `BATCH_BYTES` with the tiles and buffers that are alive at once; at least 1."""
+    peak = _peak_elements(kernel.body, dropped or last_uses(kernel.body)) * bytes_per_element
+    return max(1, BATCH_BYTES // max(peak, 1))
+
+
+def _peak_elements(block: Block, dropped: Dropped) -> int:
+    """The most elements of tiles and buffers made in a block that are alive at one of its ops."""
+    alive = peak = sum(map(_elements, block.arguments))
+    for op in block.ops:
+        inside = max((_peak_elements(region, dropped) for region in op.regions), default=0)
+        alive += sum(map(_elements, op.results))
+        peak = max(peak, alive + inside)
+        alive -= sum(map(_elements, dropped[op]))
+    return peak
+
+
+def _elements(value: Value) -> int:
+    """Raises SourceError TS501 for a tile that no lane could hold."""
+    if not isinstance(value.type, (TileType, BufferType)):
+        return 0
+    size = math.prod(numbers(value.type.shape))
+    if size > LARGEST_TILE:
+        op = value.defining_op
+        name = value.name or (op.name if op else "a value")
+        raise SourceError("TS501", f"'{name}' has {size} elements, over 2^31", op.loc if op else None)
+    return size

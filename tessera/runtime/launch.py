@@ -20,10 +20,12 @@ from tessera.errors import ArgumentError, EnvironmentProblem
 from tessera.ir.dims import evaluate
 from tessera.program import Launch, Program
 from tessera.runtime.bind import Binding, stride_values
+from tessera.runtime.tables import PointerTables
 
 # A block gets more shared memory than this only through the opt-in attribute (CUfunction_attribute 8).
 SHARED_BYTES_WITHOUT_OPT_IN = 48 * 1024
 MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+HOST_TO_DEVICE = 1  # cudaMemcpyKind
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
 SLOT = 8  # bytes: no argument is larger, and every one is aligned
 # How `struct` writes a scalar parameter; the rest of its slot is padding.
@@ -49,6 +51,18 @@ class Driver(Protocol):
 
     def capturing(self, stream: int, device: int) -> bool:
         """Whether work queued on the stream becomes part of a CUDA graph and does not run now."""
+        ...
+
+    def allocate(self, size: int, device: int) -> int:
+        """The address of so many bytes on a GPU, which stay allocated."""
+        ...
+
+    def write(self, address: int, data: bytes, stream: int, device: int) -> None:
+        """Queues a copy to the GPU; `data` is read before this returns."""
+        ...
+
+    def synchronize(self, device: int) -> None:
+        """Waits for everything that is queued on the GPU."""
         ...
 
     def launch(
@@ -95,6 +109,19 @@ class CupyDriver:
             except runtime.CUDARuntimeError:  # the legacy stream while another one captures
                 return True
 
+    def allocate(self, size: int, device: int) -> int:
+        with _on_device(device):
+            return _cuda().runtime.malloc(size)
+
+    def write(self, address: int, data: bytes, stream: int, device: int) -> None:
+        # From memory that is not page-locked, the driver takes a copy of its own before it returns.
+        with _on_device(device):
+            _cuda().runtime.memcpyAsync(address, _bytes_address(data), len(data), HOST_TO_DEVICE, stream)
+
+    def synchronize(self, device: int) -> None:
+        with _on_device(device):
+            _cuda().runtime.deviceSynchronize()
+
     def launch(
         self,
         function: Any,
@@ -121,6 +148,10 @@ class CupyDriver:
         cuda = _cuda()
         self._calls = cuda.runtime.getDevice, cuda.driver.launchKernel
         return self._calls
+
+
+def _bytes_address(data: bytes) -> int:
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
 def _on_device(device: int) -> Any:
@@ -165,14 +196,21 @@ class PreparedLaunch:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The launches of a program for one signature, and the numbers that follow the arguments in their values."""
+    """The launches of a program for one signature, and the numbers that follow the arguments in their values.
+
+    `lists` are the places of lists of tensors, whose addresses a launch passes in a table of `tables`.
+    """
 
     launches: tuple[PreparedLaunch, ...]
     constants: tuple[int, ...]
+    lists: tuple[int, ...]
+    tables: PointerTables
 
     def queue(self, driver: Driver, values: list[Any], stream: int, device: int) -> None:
-        """`values`: an address or a number for every parameter of the program, in order."""
-        values = [*values, *self.constants] if self.constants else values
+        """`values`: an address, the addresses of a list, or a number for every parameter of the program, in order."""
+        values = [*values, *self.constants] if self.constants or self.lists else values
+        for place in self.lists:
+            values[place] = self.tables.address(driver, values[place], stream, device)
         for launch in self.launches:
             launch.queue(driver, values, stream, device)
 
@@ -185,6 +223,7 @@ class Launcher:
         # Keys hold the cubin itself: bytes keep their hash, and compare by identity first.
         self._modules: dict[tuple[int, bytes], Any] = {}
         self._functions: dict[tuple[int, bytes, str], Any] = {}
+        self._tables = PointerTables()
         self._loading = threading.Lock()
 
     def launch(self, program: Program, binding: Binding, stream: int) -> Prepared:
@@ -221,12 +260,14 @@ class Launcher:
                     picked.append(len(places) + len(constants))
                     constants.append(evaluate(argument.size, sizes))
                 else:
-                    codes.append("Q" if argument.kind == "pointer" else SCALAR_CODES[scalars[argument.name]])
+                    address = argument.kind in ("pointer", "pointers")
+                    codes.append("Q" if address else SCALAR_CODES[scalars[argument.name]])
                     picked.append(places[argument.name])
             function = self._function(program, step, device, stream)
             layout, pick = struct.Struct("<" + "".join(codes)), _picker(picked)
             prepared.append(PreparedLaunch(function, grid, step.threads, step.shared_bytes, layout, pick, []))
-        return Prepared(tuple(prepared), tuple(constants))
+        lists = tuple(places[parameter.name] for parameter in program.parameters if parameter.kind == "list")
+        return Prepared(tuple(prepared), tuple(constants), lists, self._tables)
 
     def _function(self, program: Program, step: Launch, device: int, stream: int) -> Any:
         key = (device, program.cubin, step.kernel)
@@ -259,11 +300,13 @@ def device_of(program: Program, binding: Binding) -> int:
     return binding.device
 
 
-def argument_values(program: Program, binding: Binding) -> list[int | float]:
-    """One value per parameter, in order: the address of a tensor, a number as its dtype holds it."""
-    values: list[int | float] = []
+def argument_values(program: Program, binding: Binding) -> list[Any]:
+    """One value per parameter, in order: the address of a tensor, those of a list, a number as its dtype holds it."""
+    values: list[Any] = []
     for parameter in program.parameters:
-        if parameter.kind == "tensor":
+        if parameter.kind == "list":
+            values.append(tuple(binding.infos[name].pointer for name in binding.names(parameter)))
+        elif parameter.kind == "tensor":
             values.append(binding.infos[parameter.name].pointer)
         else:
             values.append(dtypes.parse(parameter.dtype).numpy.type(binding.scalars[parameter.name]).item())

@@ -27,10 +27,18 @@ def _number(value: Any) -> tuple[Hashable, Any]:
     return type(value), value
 
 
+def _list(values: Sequence[Any]) -> tuple[Hashable, Any]:
+    """What holds of each tensor in a list, and the addresses of all."""
+    read = [READERS[type(value)](value) for value in values]
+    return tuple([part for part, _ in read]), tuple([number for _, number in read])
+
+
 # How to read an argument, by its exact type; filled by cold calls.
 READERS: dict[type, Callable[[Any], tuple[Hashable, Any]]] = {
     int: _number,
     float: _number,
+    list: _list,
+    tuple: _list,
     **{scalar: _number for scalar in (np.int32, np.int64, np.float32, np.float64)},
 }
 
@@ -60,7 +68,10 @@ def learn(values: Sequence[Any]) -> bool:
     """Chooses a reader for the type of every argument; False where one has none."""
     for value in values:
         kind = type(value)
-        if kind not in READERS:
+        if kind in (list, tuple):
+            if not learn(value):
+                return False
+        elif kind not in READERS:
             library = adapter(value)
             if library is None or library.read is None:
                 return False
@@ -72,7 +83,8 @@ class Plan:
     """Everything that calls of one signature have in common. `record` is what `last_run` says of each."""
 
     __slots__ = (
-        "defaults", "device", "disjoint", "driver", "library", "makers", "order", "prepared", "record", "settings",
+        "apart", "defaults", "device", "disjoint", "driver", "library", "makers", "order", "prepared", "record",
+        "settings",
     )  # fmt: skip
 
     def __init__(self, driver: Driver, prepared: Prepared, binding: Binding, settings: Config, record: Any) -> None:
@@ -87,6 +99,7 @@ class Plan:
         order = [places[parameter.name] for parameter in binding.parameters]
         self.order = None if order == sorted(order) else order
         self.disjoint = _disjoint(binding)
+        self.apart = _apart(binding)
 
     def run(self, found: list[Any]) -> tuple[bool, Any]:
         """Queues the call whose arguments are `found`: whether it could, and what the call returns.
@@ -98,6 +111,11 @@ class Plan:
             a, b = found[written], found[other]
             if a + low < b + other_high and b + other_low < a + high:
                 return False, None
+        for written, low, high, tensors, other_low, other_high in self.apart:
+            a = found[written]
+            for b in found[tensors]:
+                if a + low < b + other_high and b + other_low < a + high:
+                    return False, None
         device = self.device
         made = []
         if self.makers:
@@ -141,6 +159,20 @@ def _disjoint(binding: Binding) -> tuple[tuple[int, int, int, int, int, int], ..
             extents = binding.infos[name].extent, binding.infos[other].extent
             if (name in binding.outputs or other in binding.outputs) and all(low < high for low, high in extents):
                 pairs.append((place, *extents[0], other_place, *extents[1]))
+    return tuple(pairs)
+
+
+def _apart(binding: Binding) -> tuple[tuple[int, int, int, int, int, int], ...]:
+    """Pairs of a written argument and a list of tensors that must not share memory with it, as `_disjoint` has them."""
+    places = {name: place for place, name in enumerate(binding.given)}
+    pairs = []
+    for parameter in binding.parameters:
+        names = binding.names(parameter) if parameter.kind == "list" else []
+        for written in binding.outputs if names else ():
+            if written in places:
+                extents = binding.infos[written].extent, binding.infos[names[0]].extent
+                if all(low < high for low, high in extents):
+                    pairs.append((places[written], *extents[0], places[parameter.name], *extents[1]))
     return tuple(pairs)
 
 

@@ -21,6 +21,7 @@ from tessera.dtypes import from_numpy, from_storage
 from tessera.ir.compare import hint_of
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.ops.effects import order_dependent
+from tessera.ir.types import BufferType
 from tessera.location import Loc
 from tessera.runtime import emulator, execute
 from tessera.runtime.interpreter_setup import bind_dims, grid_of
@@ -191,7 +192,7 @@ class Comparison:
             got = int.from_bytes(chunk, "little", signed=True)
             if got != expected:
                 name = self.called(probe.value)
-                if probe.op.name == "shared":
+                if isinstance(probe.value.type, BufferType):
                     message = f"begins at byte {got} of shared memory, where {expected} is right"
                 else:
                     tensor = root_of(probe.value).name

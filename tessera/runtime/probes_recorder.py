@@ -10,7 +10,8 @@ import numpy as np
 
 from tessera.ir import values
 from tessera.ir.core import Block, Kernel, Op, Value
-from tessera.ir.types import BufferType, int_shape
+from tessera.ir.stages import allocation
+from tessera.ir.types import BufferType, buffer_layout, int_shape
 from tessera.runtime.interpreter import Machine, check_level
 from tessera.runtime.interpreter_output import capture
 from tessera.runtime.interpreter_setup import bind_dims, check_arguments, concrete, grid_of
@@ -153,6 +154,11 @@ class Recorder(Machine):
             self.recording.stores.append(Stored(op.id, view, mask))
         if op.name == "shared":
             self.add(("place", op.id, 0, 0), op.attributes["offset"])
+        elif op.name == "stage":
+            allocated = allocation(op.result).defining_op
+            assert allocated is not None, op
+            before = int(self.integers(self.values[op.operands[1]])[0]) * buffer_layout(op.result.type).bytes
+            self.add(("place", op.id, 0, 0), allocated.attributes["offset"] + before)
         elif op.name == "window":
             self.add(("place", op.id, 0, 0), _distance(self.values[op.result]))
 

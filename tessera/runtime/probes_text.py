@@ -127,6 +127,8 @@ class _Places:
         elif kind == "result" and isinstance(type_, BufferType) and op.name == "shared":
             # This line ends in a comment; the next one begins another statement.
             yield Probe("place", op, value, number, region, line + 1, True, f"ts_probe_distance({name}, shared_base)")
+        elif kind == "result" and op.name == "stage":
+            yield Probe("place", op, value, number, region, line, before, f"ts_probe_distance({name}, shared_base)")
 
     def read_buffers(self, op: Op, line: int) -> Iterator[Probe]:
         for number, value in enumerate(read_buffers(op)):
@@ -136,8 +138,8 @@ class _Places:
 
 
 def root_of(view: Value) -> Value:
-    """The parameter that a window is a part of."""
-    while view.defining_op is not None:
+    """The parameter, or the element of a list, that a window is a part of."""
+    while view.defining_op is not None and view.defining_op.name != "element":
         view = view.defining_op.operands[0]
     return view
 

@@ -17,7 +17,7 @@ from tessera.ir import bounds, values
 from tessera.ir.bounds import Bar
 from tessera.ir.core import Kernel, Op, Value
 from tessera.ir.opdef import STRUCTURAL
-from tessera.ir.types import BufferType, ScalarType, dtype_of
+from tessera.ir.types import BufferType, ScalarType, Type, dtype_of
 from tessera.runtime.interpreter import Machine, launch
 
 Array = np.ndarray
@@ -38,6 +38,9 @@ class ReferenceMachine(Machine):
         type_ = parameter.type
         if isinstance(type_, ScalarType):
             return exactly(round_to(type_.dtype, np.array([argument])))
+        return super().bind(parameter, argument)
+
+    def tensor(self, type_: Type, argument: Any) -> values.View:
         dtype = dtype_of(type_)
         return values.View.whole(values.Tensor(exactly(np.array(from_storage(dtype, argument))), dtype))
 

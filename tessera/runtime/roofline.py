@@ -34,8 +34,9 @@ def moved_bytes(parameters: tuple[Parameter, ...], dims: Mapping[str, int]) -> i
     """Bytes of every tensor, an in-out one counted twice."""
     total = 0
     for parameter in parameters:
-        if parameter.kind == "tensor":
+        if parameter.kind != "scalar":
             elements = prod(evaluate(size, dims) for size in parameter.shape)
+            elements *= parameter.length if parameter.kind == "list" else 1
             total += elements * dtypes.parse(parameter.dtype).bytes * (2 if parameter.role == "inout" else 1)
     return total
 

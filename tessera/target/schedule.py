@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tessera.errors import SourceError
 from tessera.ir.core import Kernel, Op, Value
@@ -19,21 +19,29 @@ ELEMENTS_PER_THREAD = 32  # of the largest tile where there is no product: more 
 VECTORS_PER_THREAD = 8  # the same where nothing is reduced: one 16-byte access of bf16 a tensor, and many threads
 LONG_LINE, LINE_OF_A_WARP = 1024, 4096  # reduced lines between these take a warp each, at up to 128 registers a lane
 LARGEST_AT_ONCE = 64  # elements per thread beyond which such a kernel takes its tiles in slices
+SUBTILE_ROWS, MOST_ROWS = 64, 128  # rows of a product at a time when a stored tile has more than the second
 SUBTILE_COLUMNS = 128  # columns of a product that are computed at a time when not all fit
 BLOCK_K = 64  # K extent of a streamed matrix operand: 128-byte rows of bf16
+
+
+FIXED_BY_CONSTANTS = {"num_warps": "warps", "num_stages": "stages"}
 
 
 @dataclass(frozen=True)
 class Schedule:
     """`warps` of a block; `streamed`: buffers read from global memory where they are used instead of being resident;
     `subtile`: the largest extent of a store's tile along the axis that is processed in a loop (0: all at once);
-    `block_k`: K extent of the tiles in which streamed operands of a product arrive.
+    `block_k`: K extent of the tiles in which operands of a product arrive that are in no buffer; `rows`: how many rows
+    of a store are processed at a time, of one index of each axis before them (0: all).
     """
 
     warps: int = 4
     streamed: tuple[str, ...] = ()
     subtile: int = 0
     block_k: int = BLOCK_K
+    rows: int = 0
+    blocks: int = 1  # that a multiprocessor must be able to hold: bounds the registers of a thread
+    stages: int = 3  # buffers that the copies of a loop take turns in, at most (1: none flies ahead); `pipeline`
 
 
 def schedule_of(kernel: Kernel) -> Schedule:
@@ -104,7 +112,9 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
         warps = min(max(largest // (per_thread * 32), 4), 16)
         warps = 1 << (warps.bit_length() - 1)
     streamed = _streamed(kernel, arch)
-    subtile = 0
+    constants = kernel.attributes.get("constants") or {}
+    subtile = rows = 0
+    stages, blocks = Schedule.stages, Schedule.blocks
     for op in kernel.body.walk():
         if op.name != "store":
             continue
@@ -112,14 +122,33 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
         if products:
             if math.prod(shape) > REGISTER_TILE_LIMIT * 32 * warps:
                 subtile = SUBTILE_COLUMNS
+            if math.prod(shape[:-1]) > MOST_ROWS:
+                rows = _dividing(shape[-2], SUBTILE_ROWS)
+                warps = constants.get("num_warps", 4)
+                # Of the accumulators, of the sum and of a product, 32 registers each are a thread's.
+                subtile = _dividing(shape[-1], min(SUBTILE_COLUMNS, 32 * 32 * warps // rows))
+                # Measured on an H100 (bench/aggregation.py): two stages and more blocks beat three and fewer.
+                stages, blocks = 2, 3 if warps <= 4 else 1
+                if shape[-1] % 64 and shape[-1] <= SUBTILE_COLUMNS:
+                    # A rest beside the parts would double the code, and masks take registers.
+                    subtile, rows, blocks = shape[-1], _dividing(shape[-2], SUBTILE_ROWS // 2), 1
         elif largest > LARGEST_AT_ONCE * 32 * warps:
             wanted = ELEMENTS_PER_THREAD * 32 * warps
             if LONG_LINE < lines <= LINE_OF_A_WARP:
                 wanted = lines * warps  # a line for each warp
             subtile = _slice_extent(kernel, shape, largest, wanted)
-    if streamed and products:
+    if streamed and products and not rows:
         subtile = SUBTILE_COLUMNS
-    return Schedule(warps, streamed, subtile)
+    schedule = Schedule(warps, streamed, subtile, rows=rows, stages=stages, blocks=blocks)
+    # What the author's point of a tuning space says of the launch is no longer the compiler's to choose.
+    fixed = {field: constants[name] for name, field in FIXED_BY_CONSTANTS.items() if name in constants}
+    return replace(schedule, **fixed)
+
+
+def _dividing(size: int, most: int) -> int:
+    """The largest multiple of 16 up to `most` that divides `size`, where that is not much less; else `most`."""
+    found = next((step for step in range(most // 16 * 16, most // 2 - 1, -16) if size % step == 0), most)
+    return min(found, size)
 
 
 def _longest_line(kernel: Kernel) -> int:
@@ -154,6 +183,7 @@ def _staging_bytes(kernel: Kernel) -> int:
         if op.name == "mma":
             a = op.operands[0]
             rows = elements(a) // max(1, int_shape(a.type)[0 if op.attributes["transpose_a"] else 1])
+            rows = min(rows, MOST_ROWS)  # more are not taken at a time
             staged = rows * BLOCK_K + BLOCK_K * SUBTILE_COLUMNS + rows * SUBTILE_COLUMNS
             most = max(most, staged * dtype_of(a.type).bytes)
     return most

@@ -85,7 +85,7 @@ MASKS = [
     mutation(
         "a copy that asks for more bytes than it moves",
         *NT,
-        Edit("cp_async", r"left < 8 \? left : 8", "left"),
+        Edit("cp_async", r"left > 0 \? 8 : 0", "left"),
         "global-out-of-bounds",
         "cp_async",
         MMA,
@@ -145,7 +145,7 @@ WINDOWS = [
     mutation(
         "programs that write the same rows",
         *BLOCKS,
-        Edit("window", r"output \+ m \* dim_N", "output + 0 * dim_N", number=3),
+        Edit("window", r"output \+ m \* dim_N", "output + 0 * dim_N", number=7),
         "conflicting-writes",
         "st_global",
         STORE,

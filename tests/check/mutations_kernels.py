@@ -1,10 +1,10 @@
 """The kernels that are broken, at shapes that are small and ragged, and pieces of lines at which findings must come."""
 
-NT = ("matmul_nt_bf16", {"M": 33, "N": 72, "K": 80})  # two blocks along n, three steps along k, the last ones ragged
+NT = ("matmul_nt_bf16", {"M": 33, "N": 72, "K": 112})  # two blocks along n, four steps along k, the last ones ragged
 BLOCKS = ("matmul_nt_bf16", {"M": 72, "N": 72, "K": 32})  # two blocks along each axis
 NN = ("matmul_nn_bf16", {"M": 33, "N": 40, "K": 48})
 F32 = ("matmul_nn_f32", {"M": 33, "N": 40, "K": 40})
-FP8 = ("fp8_matmul", {"M": 33, "N": 24, "K": 40})
+FP8 = ("fp8_matmul", {"M": 33, "N": 24, "K": 104})
 BATCHED = ("batched_matmul", {"B": 2, "M": 33, "N": 40, "K": 50})
 GATING = ("gating_function_kernel", {"B": 1, "S": 150, "D": 64})
 SOFTMAX = ("softmax", {"M": 33, "N": 20})

@@ -4,34 +4,43 @@ from tests.check.mutations import Edit, mutation
 from tests.check.mutations_kernels import BATCHED, F32, FP8, GATING, MMA, NT, PRODUCT, SCAN, TRANSPOSE
 
 NO_BARRIER = (r"ts_barrier\(\);", ";")
-WAIT = r"ts_cp_async_wait<0>\(\);"
+WAIT = r"ts_cp_async_wait<\d>\(\);"
 COMMIT = r"ts_cp_async_commit\(\);"
 
 BARRIERS = [
-    mutation("no barrier before a buffer is filled again", *NT, Edit("barrier", *NO_BARRIER), "race", "cp_async", MMA),
+    mutation(
+        # The one behind the copies makes what the wait has brought visible, but comes too late for the readers of the
+        # iteration before.
+        "no barrier before a stage is filled again",
+        *NT,
+        [Edit("barrier", *NO_BARRIER), Edit("async_commit", COMMIT, "ts_cp_async_commit(); ts_barrier();", number=2)],
+        "race in-flight",
+        "cp_async ldmatrix",
+        MMA,
+    ),  # fmt: skip
     mutation(
         # Who strikes first is a matter of order: the reader sees a copy that has not landed, or that is not ordered;
         # or the copy comes after the reader.
         "no barrier between the wait and the reader",
         *NT,
-        Edit("barrier", *NO_BARRIER, number=1),
+        [Edit("barrier", *NO_BARRIER), Edit("async_wait", "^", "ts_barrier(); ")],
         "race in-flight",
         "ldmatrix cp_async",
         MMA,
     ),  # fmt: skip
     mutation(
-        "no barrier before a buffer is filled again by plain stores",
+        "no barrier before a stage is filled again by plain stores",
         *FP8,
-        Edit("barrier", *NO_BARRIER),
+        [Edit("barrier", *NO_BARRIER), Edit("async_commit", COMMIT, "ts_cp_async_commit(); ts_barrier();", number=2)],
         "race",
-        "cp_async",
+        "cp_async ld_operand",
         MMA,
         full=True,
     ),  # fmt: skip
     mutation(
         "no barrier between plain stores and their reader",
         *FP8,
-        Edit("barrier", *NO_BARRIER, number=1),
+        Edit("barrier", *NO_BARRIER),
         "race",
         "ld_operand cp_async",
         MMA,
@@ -39,7 +48,7 @@ BARRIERS = [
     mutation(
         "no barrier between the last operands and the scratch over them",
         *BATCHED,
-        Edit("barrier", *NO_BARRIER, number=2),
+        Edit("barrier", *NO_BARRIER, number=1),
         "race",
         "st_shared ldmatrix",
         "tile.store(acc",
@@ -64,16 +73,16 @@ BARRIERS = [
         "a barrier for half of the warps",
         *NT,
         Edit("barrier", r"ts_barrier\(\);", "if (ts_warp() < 2) ts_barrier();"),
-        "divergent",
-        "barrier",
+        "divergent race",
+        "barrier ldmatrix cp_async",
         MMA,
     ),  # fmt: skip
     mutation(
         "a barrier for half of the lanes",
         *F32,
         Edit("barrier", r"ts_barrier\(\);", "if (ts_lane() < 16) ts_barrier();"),
-        "divergent",
-        "barrier",
+        "divergent race",
+        "barrier ld_operand cp_async",
         MMA,
     ),  # fmt: skip
     mutation(
@@ -87,7 +96,7 @@ BARRIERS = [
     mutation(
         "a barrier in a loop that some warps leave early",
         *F32,
-        Edit("for acc", "k_2 < constant_4", "k_2 < constant_4 - (ts_warp() == 3 ? 8 : 0)", number=1),
+        Edit("for acc", "k < size", "k < size - (ts_warp() == 3 ? 16 : 0)"),
         "divergent",
         "barrier",
         MMA,
@@ -96,16 +105,15 @@ BARRIERS = [
 ]
 
 COPIES = [
-    mutation("a wait that leaves one group", *NT, Edit("async_wait", "<0>", "<1>"), "in-flight", "ldmatrix", MMA),
+    mutation("a wait that leaves one group", *NT, Edit("async_wait", "<1>", "<2>"), "in-flight", "ldmatrix", MMA),
     mutation("no wait", *NT, Edit("async_wait", WAIT, ";"), "in-flight", "ldmatrix", MMA),
     mutation("no commit", *NT, Edit("async_commit", COMMIT, ";"), "in-flight", "ldmatrix", MMA),
     mutation(
         "a copy after the wait",
         *NT,
         [
-            Edit("cp_async", "^", "ts_cp_async_commit(); ts_cp_async_wait<0>(); ", number=1),
-            Edit("async_commit", COMMIT, ";"),
-            Edit("async_wait", WAIT, ";"),
+            Edit("cp_async", "^", "ts_cp_async_commit(); ts_cp_async_wait<0>(); ", number=5),
+            Edit("async_commit", COMMIT, ";", number=2),
         ],
         "in-flight",
         "ldmatrix",
@@ -139,7 +147,7 @@ COPIES = [
     mutation(
         "a copy that half of the threads make",
         *NT,
-        Edit("cp_async", r"i \+= 128", "i += 256"),
+        Edit("cp_async", "turn < 2", "turn < 1"),
         "uninitialised",
         "ldmatrix",
         MMA,
@@ -148,7 +156,7 @@ COPIES = [
         # The first may have waited for its own already.
         "a copy that two threads make",
         *NT,
-        Edit("cp_async", r"i \+= 128", "i += 64"),
+        [Edit("cp_async", "turn < 2", "turn < 3"), Edit("cp_async", r"turn \* 32", "turn * 16")],
         "race in-flight",
         "cp_async",
         MMA,
@@ -177,20 +185,19 @@ PLACEMENT = [
         *NT,
         Edit("shared operand_1", r"\+ (\d+);", r"+ \1 - 16;"),
         "race in-flight",
-        "cp_async",
+        "cp_async ldmatrix",
         MMA,
     ),
     mutation(
         "scratch over a buffer that is still read",
         *BATCHED,
         [
-            Edit("barrier", *NO_BARRIER, number=2),
+            Edit("barrier", *NO_BARRIER, number=1),
             Edit("shared acc_scratch", r"\+ 0;", "+ 4096;"),
         ],
         "race",
         "st_shared",
         "tile.store(acc",
-        shared_bytes=4096 + 8192,
     ),  # fmt: skip
     mutation(
         "a block with too little shared memory",
@@ -199,7 +206,7 @@ PLACEMENT = [
         "shared-out-of-bounds",
         "cp_async",
         MMA,
-        shared_bytes=8192 - 16,
+        shared_bytes=3 * 8192 - 16,
     ),  # fmt: skip
     mutation(
         "scratch that does not start at a whole row",

@@ -38,7 +38,7 @@ FRAGMENTS = [
     wrong(
         "a swizzle bit wrong where a fragment is read",
         NT,
-        Edit("ldmatrix b", r"operand_1 \+ (S0\(.*\))\)", r"operand_1 + (\1 ^ 16))"),
+        Edit("ldmatrix b", r"(operand_1\w*) \+ (S0\(.*\))\)", r"\1 + (\2 ^ 16))"),
         "ldmatrix",
         MMA,
     ),
@@ -129,7 +129,7 @@ PRODUCTS = [
     ),
     wrong(
         "an accumulator that does not start at zero",
-        NT,
+        (NT[0], {"M": 33, "N": 72, "K": 80}),
         Edit("full acc", r"\bacc\[r\] = [^;]*;", ";"),
         "full",
         "acc = tile.zeros",
@@ -170,7 +170,7 @@ LOOPS = [
         "an inner loop that ends one step late",
         *NT,
         Edit("for acc", "k_2 < constant_4", "k_2 <= constant_4", number=1),
-        "shared-out-of-bounds",
+        "in-flight",  # of the next stage
         "ldmatrix",
         MMA,
     ),

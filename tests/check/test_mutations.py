@@ -18,7 +18,7 @@ MUTATIONS = [*mutations_order.MUTATIONS, *mutations_bounds.MUTATIONS, *mutations
 # A shape for each kernel of the suite: what it is broken at above, several steps along k for the other products.
 SHAPES = {
     **dict(suite.SUITE),
-    **{name: {"M": 33, "N": 72, "K": 80} for name in [*suite.MATMULS, "matmul_bias_gelu"]},
+    **{name: {"M": 33, "N": 72, "K": 112} for name in [*suite.MATMULS, "matmul_bias_gelu"]},
     **dict(mutations_kernels.ALL),
 }
 # Kernels whose barriers are dropped in every run, one for each way in which barriers come about; the others take half

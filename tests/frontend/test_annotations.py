@@ -114,7 +114,7 @@ def test_decorators_keep_what_they_are_told():
     made = ts.kernel(grid=grid, name="g")(f)
     assert isinstance(made, KernelDefinition) and (made.grid, made.name, made.__doc__) == (grid, "g", "What it does.")
     tuned = ts.kernel.autotune(space={"BLOCK": [16, 32]}, key=["N"])(f)
-    assert tuned.options == {"space": {"BLOCK": (16, 32)}, "key": ("N",)}
+    assert (tuned.space.candidates, tuned.space.key) == ({"BLOCK": (16, 32)}, ("N",))
     function = ts.function(f)
     assert isinstance(function, FunctionDefinition) and function.name == "f"
     with pytest.raises(SourceError, match="grid= takes a function"):

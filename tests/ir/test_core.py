@@ -39,7 +39,7 @@ def test_builder_types_names_and_places_ops() -> None:
         0,
     )
     assert load.origin == (FIRST,) and load.loc == FIRST and loop.regions[0].ops[0].origin == (FIRST,)
-    assert loop.attributes == {"unroll": 1} and loop.result.name == "r"
+    assert loop.attributes["unroll"] == 1 and loop.result.name == "r"
     assert store.operand("view") is kernel.parameters[0] and store.results == []
     assert len({op.id for op in kernel.body.walk()}) == 5
     assert load.result.defining_op is load and kernel.parameters[0].defining_op is None

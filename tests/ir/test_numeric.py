@@ -152,6 +152,22 @@ def test_matmul_of_infinities_and_nans():
     np.testing.assert_array_equal(result, np.array([[nan, inf], [nan, nan], [3e38, inf], [2.0, inf]], np.float32))
 
 
+@pytest.mark.parametrize("kept", [0, 1, 5])
+@pytest.mark.parametrize("odd", [None, np.inf, np.nan])
+def test_rows_of_zeros_are_the_accumulator(kept, odd):
+    """Rows outside a tensor are zero and are not multiplied, except where that would show."""
+    a, b = random_matrix((1, 8, 19), 8, 2), random_matrix((19, 6), 8, 2)
+    a[0, kept:] = np.where(np.arange(19) % 2, 0.0, -0.0)
+    if odd is not None:
+        b[3, 2] = odd
+    acc = random_matrix((1, 8, 6), 24, 2)
+    acc[0, 6] = -0.0
+    acc[0, 7] = 0.0
+    with np.errstate(invalid="ignore"):
+        expected = literal_matmul(a[0], b, acc[0], 16)
+    np.testing.assert_array_equal(numeric.matmul(a, b, acc, 16)[0].view(np.uint32), expected.view(np.uint32))
+
+
 def test_one_operand_serves_all_programs():
     a, b = random_matrix((3, 4, 16), 8, 2), random_matrix((1, 16, 4), 8, 2)
     result = numeric.matmul(a, b, np.zeros((1, 4, 4), np.float32), 16)

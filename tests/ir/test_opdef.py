@@ -27,7 +27,7 @@ OPS = sorted(table().values(), key=lambda definition: definition.name)
 # What needs the state of the interpreter itself: the ids and dims of a launch, and fresh memory.
 BY_INTERPRETER = {"size", "program_id", "num_programs", "alloc_shared", "shared", "print", "assert"}
 # Pure ops whose result is a reference: there is no number to bound.
-REFERENCES = {"window", "limit"}
+REFERENCES = {"window", "limit", "element", "stage"}
 
 every_op = pytest.mark.parametrize("definition", OPS, ids=lambda definition: definition.name)
 

@@ -160,9 +160,9 @@ def test_batched_products_stage_windows_of_rank_three(dims):
     for number, (dtype_a, dtype_b, precision) in enumerate(OTHER_FORMATS):
         compilation = compile_kernel(batched(f"batched_{number}", parse(dtype_a), parse(dtype_b), precision), dims)
         copies = [op for op in compilation.target.kernel().body.walk() if op.name == "cp_async"]
-        assert len(copies) == 2
+        assert len(copies) == 6  # of two operands: ahead of the loop for two iterations, and in the loop
         if dims["K"] == 48:
-            assert [op.attributes["vector"] for op in copies] == [16, 16]
+            assert {op.attributes["vector"] for op in copies} == {16}
         compilations.append((compilation, dims))
     assert_right_on_every_lane(compilations)
 

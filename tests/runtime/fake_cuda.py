@@ -55,10 +55,14 @@ class Library(arrays.Adapter):
 
 
 class Driver:
-    """Launches are (kernel, grid, argument slots as integers, stream, device)."""
+    """Launches are (kernel, grid, argument slots as integers, stream, device).
+
+    `written` are copies to the GPU, (address, integers, stream, device); `waits` the devices that were waited for.
+    """
 
     def __init__(self):
         self.loaded, self.launches, self.captured = [], [], set()
+        self.written, self.waits, self.allocated = [], [], []
 
     def load(self, cubin, device):
         self.loaded.append(device)
@@ -69,6 +73,16 @@ class Driver:
 
     def capturing(self, stream, device):
         return stream in self.captured
+
+    def allocate(self, size, device):
+        self.allocated.append((size, device))
+        return len(self.allocated) << 32
+
+    def write(self, address, data, stream, device):
+        self.written.append((address, struct.unpack(f"<{len(data) // 8}Q", data), stream, device))
+
+    def synchronize(self, device):
+        self.waits.append(device)
 
     def launch(self, function, grid, threads, arguments, shared_bytes, stream, device):
         count = len(arguments.slots) // launch.SLOT

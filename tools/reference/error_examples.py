@@ -234,6 +234,13 @@ EXAMPLES: dict[str, Example] = {
     "TS305": kernel("row = tile.program_id(0) // 2 * 16", "tile.store(x[row : row + 16], out[row : row + 16])"),
     "TS306": call("double[(1,)](np.zeros(300, np.float32))"),
     "TS307": kernel("row = tile.program_id(0) * 16", "tile.store(x[row : row + 16], out[0:16])"),
+    "TS308": Python(
+        '@ts.kernel\ndef k(x: list[Tensor["N", ts.f32]], w: list[Tensor["N", ts.f32]], out: Tensor["N", ts.f32]):\n'
+        "    start = tile.program_id(0) * 64\n    total = tile.zeros([64])\n    for i in tile.range(len(x)):\n"
+        "        total = total + x[i][start : start + 64] * w[i][start : start + 64]\n"
+        "    tile.store(total, out[start : start + 64])\n\n"
+        "a = np.zeros(100, np.float32)\nk([a, a, a], [a, a])"
+    ),
     "TS401": kernel("big = n + 9223372036854775808"),
     "TS402": kernel('product = tile.mma(w, w, precision_policy="mixed_bf16_f32")'),
     "TS501": Python(
@@ -269,7 +276,7 @@ EXAMPLES: dict[str, Example] = {
     "TS601": call("double()"),
     "TS602": call("x = np.zeros(512, np.float32)\ndouble(x[:300], x[100:400])"),
     "TS603": call('double(np.zeros(10, [("a", "f4"), ("b", "i1")])["a"])'),
-    "TS604": call("double([1.0, 2.0])"),
+    "TS604": call('double("a text")'),
     "TS605": Command(f"$ tessera run {ADD} --dims M=300"),
     "TS701": Text(IR.format(body="  store %out, ")),
     "TS702": Text("tessera 99 tile\n"),

@@ -63,8 +63,8 @@ RECIPES = {
 
 # Ops without a dtype of their own: numbers that count and index, control flow, and what waits or ends.
 DTYPELESS = {
-    "constant", "size", "program_id", "num_programs", "for", "while", "if", "yield", "window", "limit", "wait",
-    "alloc_shared", "barrier", "assert", "print",
+    "constant", "size", "program_id", "num_programs", "for", "while", "if", "yield", "window", "limit", "element",
+    "wait", "async_commit", "no_copy", "alloc_shared", "stage", "barrier", "assert", "print",
 }  # fmt: skip
 
 KERNEL = """

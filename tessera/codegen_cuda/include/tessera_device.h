@@ -171,6 +171,12 @@ TS_DEVICE void ts_st_shared(char* p, const T* src) {
     }
 }
 
+// The tensor at `index` of a list, which is passed as a table of its tensors' addresses.
+template <class T>
+TS_DEVICE auto ts_element(T* const* table, ts_i64 index, int length) -> T* {
+    return table[(int)index];
+}
+
 template <class T, int N>
 TS_DEVICE void ts_ld_global(T* dst, const T* p) {
     constexpr int TOTAL = N * sizeof(T), BYTES = ts_word_bytes<TOTAL>();

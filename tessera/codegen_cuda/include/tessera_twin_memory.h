@@ -290,6 +290,15 @@ TS_DEVICE void ts_st_shared(char* p, const T* src, TS_TWIN_LINE) {
     }
 }
 
+template <class T>
+TS_DEVICE auto ts_element(T* const* table, ts_i64 index, int length, TS_TWIN_LINE) -> T* {
+    ts_twin::at(line);
+    if (index < 0 || index >= length)
+        ts_twin::fail(ts_twin::GLOBAL_BOUNDS, ts_twin::state.thread,
+                      "takes the tensor at index %lld from a list of %d tensors", index, length);
+    return table[index];
+}
+
 template <class T, int N>
 TS_DEVICE void ts_ld_global(T* dst, const T* p, TS_TWIN_LINE, int part = 0) {
     constexpr int TOTAL = N * (int)sizeof(T), WORD = ts_twin::word_bytes(TOTAL);

@@ -9,7 +9,7 @@ from tessera.codegen_cuda.statements.registry import statement
 from tessera.codegen_cuda.views import is_nonnegative
 from tessera.ir.core import Op
 from tessera.ir.ops.control import carried_values
-from tessera.ir.types import dtype_of
+from tessera.ir.types import TokenType, dtype_of
 
 if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
@@ -44,6 +44,8 @@ def _carried(emitter: Emitter, op: Op) -> list[dict[str, Any]]:
     """One variable per carried value: it is the body's argument and the loop's result."""
     carried = []
     for initial, argument, _, result in carried_values(op):
+        if isinstance(result.type, TokenType):
+            continue  # what has been started is no value
         emitter.names.of_value[argument] = emitter.names.of_value[result] = emitter.fresh(
             result.name or argument.name or "carried"
         )
@@ -67,6 +69,7 @@ def _if(emitter: Emitter, op: Op) -> dict[str, Any]:
             "count": register_count(r) if emitter.is_tile(r) else 0,
         }
         for r in op.results
+        if not isinstance(r.type, TokenType)
     ]
     return {"condition": emitter.name(op.operands[0]), "results": results}
 
@@ -79,8 +82,13 @@ def _yield(emitter: Emitter, op: Op) -> dict[str, Any]:
     """
     owner = next(o for o in emitter.kernel.body.walk() if any(op in region.ops for region in o.regions))
     moves = []
-    targets = [emitter.name(result) for result in owner.results]
-    for result, value in zip(owner.results, op.operands, strict=True):
+    pairs = [
+        (result, value)
+        for result, value in zip(owner.results, op.operands, strict=True)
+        if not isinstance(result.type, TokenType)
+    ]
+    targets = [emitter.name(result) for result, _ in pairs]
+    for result, value in pairs:
         name, source = emitter.name(result), emitter.name(value)
         if name == source:
             continue

@@ -11,7 +11,7 @@ from tessera.codegen_cuda.statements.registry import statement
 from tessera.codegen_cuda.views import ViewNames, is_nonnegative
 from tessera.ir.core import Op, Value
 from tessera.ir.dims import Size
-from tessera.ir.types import TileType, ViewType, dtype_of
+from tessera.ir.types import ListType, TileType, ViewType, dtype_of
 
 if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
@@ -22,6 +22,22 @@ def _product(number: int | None, text: str, stride: int | str) -> str:
     if number is not None and isinstance(stride, int):
         return integer_text(number * stride)
     return text if stride == 1 else f"{text} * {stride}"
+
+
+@statement("element")
+def _element(emitter: Emitter, op: Op) -> dict[str, Any]:
+    """One pointer of the table that a list is passed as."""
+    tensors, index = op.operands
+    assert isinstance(tensors.type, ListType)
+    name, table = emitter.fresh(op.result.name or tensors.name), emitter.name(tensors)
+    number = known_number(index)
+    known = number is not None and 0 <= number < tensors.type.length
+    pointer = (
+        f"{table}[{number}]" if known else f"ts_element({table}, {index_text(emitter, index)}, {tensors.type.length})"
+    )
+    whole = emitter.elements[tensors]
+    emitter.views[op.result] = replace(whole, pointer=name)
+    return {"lines": [f"{whole.dtype}* {name} = {pointer};"]}
 
 
 @statement("limit")

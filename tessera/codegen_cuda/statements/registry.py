@@ -14,7 +14,7 @@ Statement = Callable[["Emitter", "Op"], "dict[str, Any] | None"]
 _STATEMENTS: dict[str, Statement] = {}
 
 # Ops whose one short line needs no comment above it.
-QUIET = frozenset(("constant", "size", "yield", "shared", "barrier"))
+QUIET = frozenset(("constant", "size", "yield", "shared", "stage", "barrier"))
 
 
 def statement(*names: str) -> Callable[[Statement], Statement]:

@@ -8,6 +8,7 @@ from tessera.codegen_cuda.statements.common import coordinate_texts, known_numbe
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.ir.core import Op, Value
 from tessera.ir.ops.target import physical_shape
+from tessera.ir.stages import allocated_bytes
 from tessera.ir.types import BufferType, buffer_layout, dtype_of, int_shape, shape_of
 
 if TYPE_CHECKING:
@@ -16,7 +17,18 @@ if TYPE_CHECKING:
 
 @statement("shared")
 def _shared(emitter: Emitter, op: Op) -> dict[str, Any]:
-    return {"out": emitter.name(op.result), "offset": op.attributes["offset"], "bytes": op.attributes["layout"].bytes}
+    return {"out": emitter.name(op.result), "offset": op.attributes["offset"], "bytes": allocated_bytes(op)}
+
+
+@statement("stage")
+def _stage(emitter: Emitter, op: Op) -> dict[str, Any]:
+    buffer, index = op.operands
+    return {
+        "out": emitter.name(op.result),
+        "buffer": emitter.name(buffer),
+        "index": f"(int){emitter.name(index)}" if known_number(index) is None else known_number(index),
+        "bytes": buffer_layout(buffer.type).bytes,
+    }
 
 
 @statement("cp_async")
@@ -27,6 +39,7 @@ def _cp_async(emitter: Emitter, op: Op) -> dict[str, Any]:
     layout, dtype = buffer_layout(type_), dtype_of(type_)
     vector = op.attributes["vector"]
     step = max(1, vector // dtype.bytes)
+    chunks = layout.cols // step
     last_valid = view.valid[-1]
     leading = physical_shape(type_)[:-1]
     names, rows = _row_axes(leading)
@@ -40,7 +53,12 @@ def _cp_async(emitter: Emitter, op: Op) -> dict[str, Any]:
         "shared": emitter.layouts.buffer(layout),
         "rows": layout.rows,
         "row_axes": rows,
-        "chunks": layout.cols // step,
+        "whole": op.attributes["whole"],
+        "chunks": chunks,
+        "turns": -(-layout.rows * chunks // emitter.threads),
+        # Each turn is so many rows further on, at the same column, where whole rows share out the threads.
+        "row_step": emitter.threads // chunks if emitter.threads % chunks == 0 else 0,
+        "ragged": layout.rows * chunks % emitter.threads != 0,
         "step": step,
         "item": dtype.bytes,
         "vector": vector,
@@ -173,6 +191,11 @@ def _st_shared(emitter: Emitter, op: Op) -> dict[str, Any]:
 @statement("async_wait")
 def _async_wait(emitter: Emitter, op: Op) -> dict[str, Any]:
     return {"pending": op.attributes["pending"]}
+
+
+@statement("no_copy")
+def _silent(emitter: Emitter, op: Op) -> None:
+    """Only the order of what is emitted knows of copies."""
 
 
 @statement("async_commit", "barrier")

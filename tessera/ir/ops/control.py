@@ -8,7 +8,7 @@ from tessera.errors import SourceError
 from tessera.ir.core import Block, Op, Value
 from tessera.ir.opdef import BRANCH, COUNTED, LOOP, TERMINATOR, Lowering, define
 from tessera.ir.ops.elementwise import is_index
-from tessera.ir.types import ScalarType, TokenType, Type, shape_of
+from tessera.ir.types import ListType, ScalarType, TokenType, Type, shape_of
 
 
 def _yielded(op: Op, region: Block) -> list[Type]:
@@ -70,6 +70,8 @@ def describe(type_: Type) -> str:
         return "a pending copy"
     if isinstance(type_, ScalarType):
         return f"a scalar {type_.dtype.name}"
+    if isinstance(type_, ListType):
+        return "a list of tensors"
     return f"a tile {list(map(str, shape_of(type_)))} of {type_.dtype.name}".replace("'", "")
 
 
@@ -78,11 +80,12 @@ define(
     "lower upper step *initial",
     _for_type,
     "runs its region with the index lower, lower + step, ... up to upper, which is left out; the region's yield feeds "
-    "the next iteration and, at the end, the results",
+    "the next iteration and, at the end, the results; `static`: the author asked for a loop that is unrolled; "
+    "`parallel`: iterations store to different elements and may run in any order",
     LOOP,
     COUNTED,
     regions=1,
-    attributes={"unroll": 1},
+    attributes={"unroll": 1, "static": False, "parallel": False},
     lower=Lowering(template="for"),
 )
 

@@ -12,7 +12,17 @@ from tessera.ir.bounds import Bar, lift
 from tessera.ir.core import Op, Value
 from tessera.ir.opdef import ALIGNED, ASYNC, COLLECTIVE, PURE, REQUIRED, STRUCTURAL, TILE, Lowering, define
 from tessera.ir.ops.elementwise import is_index
-from tessera.ir.types import BufferType, ScalarType, TileType, TokenType, Type, ViewType, dtype_of, shape_text
+from tessera.ir.types import (
+    BufferType,
+    ListType,
+    ScalarType,
+    TileType,
+    TokenType,
+    Type,
+    ViewType,
+    dtype_of,
+    shape_text,
+)
 
 TILE_ONLY = frozenset((TILE,))
 TO_TARGET = Lowering(decomposed_by="lower_to_target")
@@ -39,6 +49,34 @@ def expect_buffer(op: Op, operand: str) -> BufferType:
 def _same_shape(op: Op, left: Any, right: Any, what: str) -> None:
     if left.shape != right.shape:
         raise SourceError("TS301", f"{what}: the shapes {shape_text(left.shape)} and {shape_text(right.shape)} differ")
+
+
+def _element_type(op: Op) -> tuple[Type, ...]:
+    tensors, index = op.operand("tensors"), op.operand("index")
+    if not isinstance(tensors.type, ListType):
+        raise SourceError("TS203", f"'{tensors.name or '?'}' is not a list of tensors")
+    if not is_index(index.type):
+        raise SourceError("TS203", f"the index '{index.name or '?'}' of '{tensors.name}' is not an integer")
+    return (tensors.type.element,)
+
+
+def _element(op: Op, tensors: list[values.View], index: Any) -> values.View:
+    (number,) = set(_int64(index).tolist())  # programs that want different tensors run apart
+    if not 0 <= number < len(tensors):
+        name, count = op.operand("tensors").name, len(tensors)
+        raise SourceError("TS504", f"the index {number} is outside the list '{name}', whose length is {count}")
+    return tensors[number]
+
+
+define(
+    "element",
+    "tensors index",
+    _element_type,
+    "the tensor at `index`, from 0, of a list of tensors",
+    PURE,
+    evaluate=_element,
+    lower=Lowering(template="window"),
+)
 
 
 def _window_type(op: Op) -> tuple[Type, ...]:
@@ -161,10 +199,39 @@ define(
     "alloc_shared",
     "",
     lambda op: (BufferType(tuple(op.attributes["shape"]), op.attributes["dtype"]),),
-    "a logical buffer of the program, undefined until written; where it lives is the compiler's choice",
-    attributes={"shape": REQUIRED, "dtype": REQUIRED, "swizzle": "none"},
+    "a logical buffer of the program, undefined until written; where it lives is the compiler's choice; with `stages` "
+    "above 1 it exists as often, and `stage` refers to one",
+    attributes={"shape": REQUIRED, "dtype": REQUIRED, "swizzle": "none", "stages": 1},
     levels=TILE_ONLY,
     lower=TO_TARGET,
+)
+
+
+def _stage_type(op: Op) -> tuple[Type, ...]:
+    buffer, index = expect_buffer(op, "buffer"), op.operand("index")
+    allocation = op.operand("buffer").defining_op
+    if allocation is None or (allocation.get("stages") or 1) < 2:
+        raise SourceError("TS703", f"the buffer '{op.operand('buffer').name or '?'}' has no stages")
+    if not is_index(index.type):
+        raise SourceError("TS203", f"the number '{index.name or '?'}' of a stage is not an integer")
+    return (buffer,)
+
+
+def _stage(op: Op, stages: list[values.Buffer], index: Any) -> values.Buffer:
+    (number,) = set(_int64(index).tolist())  # programs that want different stages run apart
+    if not 0 <= number < len(stages):
+        raise SourceError("TS504", f"'{op.operand('buffer').name}' has {len(stages)} stages and no number {number}")
+    return stages[number]
+
+
+define(
+    "stage",
+    "buffer index",
+    _stage_type,
+    "stage `index`, from 0, of a buffer that is allocated with several",
+    PURE,
+    evaluate=_stage,
+    lower=Lowering(template="stage"),
 )
 
 
@@ -214,10 +281,11 @@ define(
     "copy_async",
     "buffer view",
     _copy_type,
-    "starts copying a window into a buffer of its shape and dtype, zero outside the tensor; done at the wait",
+    "starts copying a window into a buffer of its shape and dtype, zero outside the tensor; done at the wait; of a "
+    "loop's copies `stages` may be in flight at once where the author says so",
     ASYNC,
     effects={"buffer": "writes", "view": "reads"},
-    attributes={"bypass_l1": False},
+    attributes={"bypass_l1": False, "stages": None},
     levels=TILE_ONLY,
     evaluate=_copy,
     lower=TO_TARGET,
@@ -230,6 +298,34 @@ def _tokens(op: Op) -> tuple[Type, ...]:
             raise SourceError("TS203", f"{op.name} takes tokens")
     return ()
 
+
+define(
+    "no_copy",
+    "",
+    lambda op: (TokenType(),),
+    "a token of nothing, which is complete: where a branch starts no copy",
+    PURE,
+    evaluate=lambda op: values.Token(lambda: None, done=True),
+    lower=Lowering(template="no_copy"),
+)
+
+
+def _commit(op: Op, *tokens: values.Token) -> values.Token:
+    def land() -> None:
+        for token in tokens:
+            token.wait()
+
+    return values.Token(land)
+
+
+define(
+    "async_commit",
+    "*tokens",
+    lambda op: (*_tokens(op), TokenType()),
+    "closes a group of copies; its token stands for all of them",
+    evaluate=_commit,
+    lower=Lowering(template="async_commit"),
+)
 
 define(
     "wait",
@@ -268,7 +364,7 @@ def read_buffer(op: Op, buffer: values.Buffer, offsets: tuple[Any, ...], extents
         raise SourceError("TS504", f"a window of '{name}' leaves it: {error}") from None
     if not buffer.defined[index].all():
         raise SourceError("TS503", f"'{name}' is read before all of its elements are written")
-    return lift(lambda x: x[index], buffer.data)
+    return lift(lambda x: np.array(x[index]), buffer.data)  # a copy: the buffer may change while the tile is in use
 
 
 define(

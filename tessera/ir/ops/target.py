@@ -27,8 +27,9 @@ define(
     "shared",
     "",
     lambda op: (BufferType(tuple(op.attributes["shape"]), op.attributes["dtype"], op.attributes["layout"]),),
-    "a buffer in shared memory at byte `offset` (-1 until placed) with a physical layout",
-    attributes={"shape": REQUIRED, "dtype": REQUIRED, "layout": REQUIRED, "offset": -1},
+    "a buffer in shared memory at byte `offset` (-1 until placed) with a physical layout; its `stages` follow one "
+    "another",
+    attributes={"shape": REQUIRED, "dtype": REQUIRED, "layout": REQUIRED, "offset": -1, "stages": 1},
     levels=TARGET_ONLY,
     lower=Lowering(template="shared"),
 )
@@ -122,33 +123,16 @@ define(
     "buffer view",
     _copy_type,
     "starts copying a window into a shared buffer, `vector` bytes (16, 8, 4) an access, zeros outside the tensor and "
-    "in the padding; `vector` below 4 means ordinary loads and stores, done at once",
+    "in the padding; `vector` below 4 means ordinary loads and stores, done at once; `whole`: "
+    "no access is partly inside",
     ASYNC,
     effects={"buffer": "writes", "view": "reads"},
-    attributes={"vector": REQUIRED, "bypass_l1": False},
+    attributes={"vector": REQUIRED, "bypass_l1": False, "whole": False},
     levels=TARGET_ONLY,
     evaluate=_copy,
     lower=Lowering(template="cp_async"),
 )
 
-
-def _commit(op: Op, *tokens: values.Token) -> values.Token:
-    def land() -> None:
-        for token in tokens:
-            token.wait()
-
-    return values.Token(land)
-
-
-define(
-    "async_commit",
-    "*tokens",
-    lambda op: (TokenType(),),
-    "closes a group of copies; its token stands for all of them",
-    levels=TARGET_ONLY,
-    evaluate=_commit,
-    lower=Lowering(template="async_commit"),
-)
 
 define(
     "async_wait",

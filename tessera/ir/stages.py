@@ -1,0 +1,133 @@
+"""Buffers in several stages: one logical buffer that exists `stages` times over, so that copies fly while it is read.
+
+An allocation with `stages` above 1 is reached through the op `stage` alone, which picks one of them by a number. Which
+stage a reference means is known to an analysis that walks a loop iteration by iteration: the numbers start as constants
+and each iteration computes the next from the last (`Numbers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tessera.ir.core import Block, Op, Value
+from tessera.ir.opdef import CONSTANT, ELEMENTWISE, LOOP
+from tessera.ir.types import BufferType, ScalarType, TokenType, buffer_layout
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Stage `number` of what the value `buffer` allocates."""
+
+    buffer: Value
+    number: int
+
+
+def allocation(buffer: Value) -> Value:
+    """The value that allocated what a reference to a buffer stands for."""
+    op = buffer.defining_op
+    return buffer if op is None or op.name != "stage" else allocation(op.operands[0])
+
+
+def stage_count(buffer: Value) -> int:
+    """How many stages the allocation behind a reference has."""
+    op = allocation(buffer).defining_op
+    return (op.get("stages") or 1) if op is not None else 1
+
+
+def allocated_bytes(op: Op) -> int:
+    """Bytes of shared memory of a Target allocation, all stages together."""
+    return buffer_layout(op.result.type).bytes * (op.get("stages") or 1)
+
+
+class Numbers:
+    """The integer scalars whose values are known at one point of a walk through a kernel."""
+
+    def __init__(self) -> None:
+        self.known: dict[Value, int] = {}
+        self._computed: dict[tuple[int, tuple[int, ...]], int | None] = {}  # by op and inputs: walks repeat
+
+    def step(self, op: Op) -> None:
+        """Takes note of what an op without regions computes."""
+        for result in op.results:
+            number = self._result(op)
+            if number is None:
+                self.known.pop(result, None)
+            else:
+                self.known[result] = number
+
+    def rename(self, new: Iterable[Value], old: Iterable[Value]) -> None:
+        """Gives `new` what `old` are, all at once."""
+        for value, number in [(to, self.known.get(source)) for to, source in zip(new, old, strict=True)]:
+            if number is None:
+                self.known.pop(value, None)
+            else:
+                self.known[value] = number
+
+    def forget(self, values: Iterable[Value]) -> None:
+        for value in values:
+            self.known.pop(value, None)
+
+    def stages(self, reference: Value) -> frozenset[Stage]:
+        """Which stages the result of a `stage` op may be: one where its number is known, else all."""
+        op = reference.defining_op
+        assert op is not None and op.name == "stage", reference
+        number, buffer = self.known.get(op.operands[1]), allocation(reference)
+        if number is not None:
+            return frozenset((Stage(buffer, int(number)),))
+        return every_stage(buffer)
+
+    def _result(self, op: Op) -> int | None:
+        type_ = op.results[0].type
+        if len(op.results) != 1 or not isinstance(type_, ScalarType) or not (type_.dtype.is_int or type_.dtype.is_bool):
+            return None
+        if op.definition.has(CONSTANT):
+            value = op.attributes["value"]
+            return int(value) if isinstance(value, (int, bool)) else None  # an edited text may say anything
+        inputs = tuple(self.known[value] for value in op.operands if value in self.known)
+        if not op.definition.has(ELEMENTWISE) or len(inputs) != len(op.operands):
+            return None
+        if (op.id, inputs) not in self._computed:
+            self._computed[op.id, inputs] = _evaluate(op, inputs)
+        return self._computed[op.id, inputs]
+
+
+def _evaluate(op: Op, inputs: tuple[int, ...]) -> int | None:
+    evaluate = op.definition.evaluate
+    if evaluate is None:
+        return None
+    try:
+        return int(evaluate(op, *(np.array([number]) for number in inputs))[0])
+    except (OverflowError, ZeroDivisionError, TypeError, ValueError):
+        return None  # the run reports it at the op
+
+
+def every_stage(buffer: Value) -> frozenset[Stage]:
+    return frozenset(Stage(buffer, number) for number in range(stage_count(buffer)))
+
+
+def derived_values(body: Block, buffer: Value) -> set[Value]:
+    """An allocation with every reference to it and every token of a copy into it, through regions."""
+    found = {buffer}
+    before = 0
+    while before != len(found):
+        before = len(found)
+        for op in body.walk():
+            _derive(op, found)
+    return found
+
+
+def _derive(op: Op, related: set[Value]) -> None:
+    """Adds the references and tokens that `op` derives from related values."""
+    if not op.regions:
+        if any(value in related for value in op.operands):
+            related.update(v for v in op.results if isinstance(v.type, (TokenType, BufferType)))
+        return
+    carried = op.operands[len(op.operands) - len(op.results) :] if op.definition.has(LOOP) else []
+    sources = [carried, *(region.ops[-1].operands for region in op.regions)]
+    targets = [op.results, *(region.arguments[-len(carried) :] for region in op.regions if carried)]
+    for source in sources:
+        for target in targets:
+            related.update(to for to, value in zip(target, source, strict=False) if value in related)

@@ -1,0 +1,372 @@
+"""The order of copies, waits, barriers and accesses, and the placement of buffers: parts of `tessera.ir.verify`.
+
+The order is checked by walking the program as it would run: both branches of a condition; a loop not at all, once and
+twice, so that what one iteration leaves open meets the start of the next, and where it carries copies in flight once
+more for each of them and until the stages of their buffers come round. Where paths meet, a copy is in flight if it is
+on any path, and a buffer is written if it is on any path: the first makes every read safe, the second reports only
+reads that are certainly of undefined elements (the interpreter finds the rest).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tessera.errors import SourceError
+from tessera.ir.core import Block, Kernel, Op, Value
+from tessera.ir.opdef import ASYNC, BRANCH, COLLECTIVE, LOOP, TERMINATOR
+from tessera.ir.stages import Numbers, Stage, allocation, derived_values, every_stage, stage_count
+from tessera.ir.types import BufferType, TokenType
+from tessera.location import Loc
+
+# The walk of `Order` runs a body twice for each loop around it, or more often where that carries copies in flight, so
+# these bound its time.
+MAX_LOOPS = 10
+MAX_ROUNDS = 1 << MAX_LOOPS
+
+
+def invalid(message: str, loc: Loc | None) -> SourceError:
+    return SourceError("TS703", message, loc)
+
+
+def name_of(value: Value | Stage) -> str:
+    if isinstance(value, Stage):
+        return f"stage {value.number} of {name_of(value.buffer)}"
+    return f"'{value.name or '?'}'"
+
+
+Place = Value | Stage  # what an access meets: a buffer, or one stage of it
+
+
+@dataclass(eq=False)
+class _Copy:
+    """One run of an asynchronous op on the walk."""
+
+    op: Op
+    buffers: frozenset[Place]
+    committed: bool = False
+    waited: bool = False
+
+
+@dataclass
+class _State:
+    """What holds at one point of the walk. Buffers are the values that allocated them, or stages of those."""
+
+    flying: dict[Place, frozenset[_Copy]] = field(default_factory=dict)
+    written: set[Place] = field(default_factory=set)
+    newer_groups: dict[Value, int] = field(default_factory=dict)  # token of a group -> groups closed after it
+    unread: dict[Place, Op] = field(default_factory=dict)  # written since the last barrier, and by what
+    unwritten: dict[Place, Op] = field(default_factory=dict)  # read since the last barrier, and by what
+
+    def copy(self) -> _State:
+        return _State(
+            dict(self.flying), set(self.written), dict(self.newer_groups), dict(self.unread), dict(self.unwritten)
+        )
+
+    def join(self, other: _State) -> None:
+        for buffer, copies in other.flying.items():
+            self.flying[buffer] = self.flying.get(buffer, frozenset()) | copies
+        self.written |= other.written
+        for token, count in other.newer_groups.items():
+            self.newer_groups[token] = min(count, self.newer_groups.get(token, count))
+        self.unread = {**other.unread, **self.unread}
+        self.unwritten = {**other.unwritten, **self.unwritten}
+
+
+class Order:
+    def __init__(self, barriers: bool) -> None:
+        self.barriers = barriers
+        self.state = _State()
+        # What a reference or a token stands for at this point of the walk: allocations, or copies.
+        self.meaning: dict[Value, frozenset[Any]] = {}
+        self.overlapping: dict[Value, frozenset[Value]] = {}
+        self.numbers = Numbers()
+        self.rounds = 1  # how often the walk runs what it is in
+
+    def kernel(self, kernel: Kernel) -> None:
+        if self.barriers:
+            self.overlapping = _overlaps(kernel.body)
+        self._block(kernel.body)
+        for copies in self.state.flying.values():
+            for copy in copies:
+                if not copy.waited:
+                    buffers = ", ".join(map(name_of, copy.buffers))
+                    raise SourceError("TS502", f"nothing waits for the copy into {buffers}", copy.op.loc)
+
+    def _block(self, block: Block) -> None:
+        for op in block.ops:
+            definition = op.definition
+            if definition.has(LOOP):
+                self._loop(op)
+            elif op.regions:
+                self._branches(op)
+            elif definition.has(ASYNC):
+                self._copy(op)
+            elif any(isinstance(value.type, TokenType) for value in op.operands) and not definition.has(TERMINATOR):
+                self._tokens(op)
+            elif definition.has(COLLECTIVE) and not op.operands:
+                self.state.unread.clear()
+                self.state.unwritten.clear()
+            else:
+                self._access(op)
+            if op.regions:
+                self.numbers.forget(op.results)
+                continue
+            self.numbers.step(op)
+            for value in op.results:
+                if isinstance(value.type, BufferType):
+                    self.meaning[value] = self.numbers.stages(value) if op.name == "stage" else _places(value)
+
+    def _means(self, value: Value) -> frozenset[Any]:
+        if isinstance(value.type, BufferType):
+            return self.meaning.get(value, _places(allocation(value)))
+        return self.meaning.get(value, frozenset())
+
+    def _rename(self, new: Iterable[Value], old: Iterable[Value]) -> None:
+        """Gives `new` what `old` stand for, all at once: a loop may exchange its values."""
+        counts = self.state.newer_groups
+        new, old = list(new), list(old)
+        self.numbers.rename(new, old)
+        pairs = [(to, self._means(source), counts.get(source)) for to, source in zip(new, old, strict=True)]
+        for to, meaning, count in pairs:
+            self.meaning[to] = meaning
+            counts.pop(to, None)
+            if count is not None:
+                counts[to] = count
+
+    def _loop(self, op: Op) -> None:
+        (body,) = op.regions
+        first = len(op.operands) - len(op.results)
+        feeding = op.operands[first:]
+        exits = [self._exit(op, feeding)]
+        rounds = 2 + sum(isinstance(value.type, TokenType) for value in feeding)
+        self.rounds *= rounds
+        if self.rounds > MAX_ROUNDS:
+            raise invalid("loops that carry copies in flight nest too deep", op.loc)
+        arguments = body.arguments[len(body.arguments) - len(feeding) :]
+        starts: set[tuple[int | None, ...]] = set()  # the numbers with which iterations have begun
+        for number in range(2 * rounds if rounds > 2 else 2):
+            self.numbers.forget(body.arguments[: len(body.arguments) - len(feeding)])
+            self._rename(arguments, feeding)
+            start = tuple(self.numbers.known.get(value) for value in arguments)
+            if number >= rounds and start in starts:
+                break
+            starts.add(start)
+            self._block(body)
+            feeding = body.ops[-1].operands
+            exits.append(self._exit(op, feeding))
+        self.rounds //= rounds
+        self._meet(op, exits)
+
+    def _branches(self, op: Op) -> None:
+        start = self.state
+        exits = []
+        for region in op.regions:
+            self.state = start.copy()
+            self._block(region)
+            exits.append(self._exit(op, region.ops[-1].operands))
+        if not op.definition.has(BRANCH):
+            exits.append((start, [self._means(value) for value in op.results]))
+        self._meet(op, exits)
+
+    def _exit(self, op: Op, yielded: list[Value]) -> tuple[_State, list[frozenset[Any]]]:
+        """The state of a path that leaves `op` now with these values as its results."""
+        before = self.state
+        self.state = before.copy()
+        self._rename(op.results, yielded)
+        left, self.state = self.state, before
+        return left, [self._means(value) for value in op.results]
+
+    def _meet(self, op: Op, exits: list[tuple[_State, list[frozenset[Any]]]]) -> None:
+        self.state = exits[0][0]
+        for state, _ in exits[1:]:
+            self.state.join(state)
+        for index, value in enumerate(op.results):
+            self.meaning[value] = frozenset().union(*(meanings[index] for _, meanings in exits))
+
+    def _copy(self, op: Op) -> None:
+        self._access(op, lands=False)
+        written = [value for effect, value in op.definition.effects_of(op) if effect == "writes"]
+        buffers = frozenset(buffer for value in written for buffer in self._means(value))
+        copy = _Copy(op, buffers)
+        for buffer in buffers:
+            self.state.flying[buffer] = self.state.flying.get(buffer, frozenset()) | {copy}
+        for result in op.results:
+            self.meaning[result] = frozenset((copy,))
+            self.state.newer_groups.pop(result, None)
+
+    def _tokens(self, op: Op) -> None:
+        """An op of tokens: one that gives a token groups them, one that gives none waits for them."""
+        copies = frozenset().union(*(self._means(value) for value in op.operands))
+        if op.results:
+            for token in self.state.newer_groups:
+                self.state.newer_groups[token] += 1
+            for copy in copies:
+                copy.committed = True
+            self.meaning[op.results[0]] = copies
+            self.state.newer_groups[op.results[0]] = 0
+            return
+        pending = op.get("pending")
+        for token in op.operands if isinstance(pending, int) else ():
+            if any(not copy.committed for copy in self._means(token)):
+                raise invalid(f"{op.name} is given {name_of(token)}, a copy that no group holds", op.loc)
+            if self.state.newer_groups.get(token, 0) < int(pending):
+                raise SourceError(
+                    "TS502",
+                    f"{op.name} leaves {pending} groups in flight, and {name_of(token)}, which it "
+                    "must complete, may be one of them",
+                    op.loc,
+                )
+        for copy in copies:
+            copy.waited = True
+            for buffer in copy.buffers:
+                flying = self.state.flying.get(buffer, frozenset())
+                if copy in flying:
+                    self.state.flying[buffer] = flying - {copy}
+                    self.state.written.add(buffer)
+                    self.state.unread[buffer] = copy.op
+
+    def _access(self, op: Op, lands: bool = True) -> None:
+        """The effects of `op` on buffers; `lands`: its writes are done when it is."""
+        for effect, value in op.definition.effects_of(op):
+            if not isinstance(value.type, BufferType):
+                continue
+            for buffer in self._means(value):
+                if self.state.flying.get(buffer):
+                    verb = "read" if effect == "reads" else "written"
+                    raise SourceError(
+                        "TS502",
+                        f"{name_of(buffer)} is {verb} while an asynchronous copy into it may be "
+                        "in flight: no wait for the copy comes before on every path",
+                        op.loc,
+                    )
+                if effect != "writes":
+                    self._read(op, buffer)
+                if effect != "reads":
+                    self._write(op, buffer, lands)
+
+    def _sharing(self, place: Place) -> frozenset[Place]:
+        """What shares bytes with a place, itself included. The stages of a buffer lie apart."""
+        buffer = place.buffer if isinstance(place, Stage) else place
+        others = self.overlapping.get(buffer, frozenset()) - {buffer}
+        return frozenset((place,)).union(*(_places(other) for other in others))
+
+    def _read(self, op: Op, buffer: Place) -> None:
+        if buffer not in self.state.written:
+            raise SourceError("TS503", f"{name_of(buffer)} is read before anything is written to it", op.loc)
+        if self.barriers and buffer in self.state.unread:
+            writer = self.state.unread[buffer].name
+            raise invalid(
+                f"no barrier lies between the {writer} that writes {name_of(buffer)} and this {op.name} that reads it",
+                op.loc,
+            )
+        self.state.unwritten.setdefault(buffer, op)
+
+    def _write(self, op: Op, buffer: Place, lands: bool) -> None:
+        for other in self._sharing(buffer) if self.barriers else ():
+            if other in self.state.unwritten:
+                reader = self.state.unwritten[other].name
+                raise invalid(
+                    f"no barrier lies between the {reader} that reads {name_of(other)} and this {op.name} "
+                    f"that writes {name_of(buffer)} over it",
+                    op.loc,
+                )
+            if other is not buffer and other in self.state.unread:
+                writer = self.state.unread[other].name
+                raise invalid(
+                    f"no barrier lies between the {writer} that writes {name_of(other)} and this {op.name} "
+                    f"that writes {name_of(buffer)} in the same place",
+                    op.loc,
+                )
+        if lands:
+            self.state.written.add(buffer)
+            self.state.unread[buffer] = op
+
+
+def _places(buffer: Value) -> frozenset[Place]:
+    """What the value of an allocation stands for: itself, or its stages."""
+    return every_stage(buffer) if stage_count(buffer) > 1 else frozenset((buffer,))
+
+
+# Placement ------------------------------------------------------------------------------------------------------------
+
+
+def _buffer_bytes(type_: BufferType) -> int:
+    """Bytes of a laid out buffer; leading axes count unless its rows hold them already."""
+    layout = type_.layout
+    assert layout is not None, "structure is checked first"
+    leading = math.prod(int(size) for size in type_.shape[:-2])  # type: ignore[arg-type]
+    rows = math.prod(int(size) for size in type_.shape[:-1])  # type: ignore[arg-type]
+    return layout.bytes if layout.rows >= rows else layout.bytes * leading
+
+
+def _allocations(body: Block) -> list[tuple[Value, int, int]]:
+    """Shared buffers with an offset: (buffer, first byte, one past the last)."""
+    found = []
+    for op in body.walk():
+        offset = op.get("offset")
+        if isinstance(offset, int) and op.results and isinstance(op.results[0].type, BufferType):
+            size = _buffer_bytes(op.results[0].type) * (op.get("stages") or 1)
+            found.append((op.results[0], offset, offset + size))
+    return found
+
+
+def _overlaps(body: Block) -> dict[Value, frozenset[Value]]:
+    """Each placed buffer with all buffers, itself included, that share bytes with it."""
+    placed = [item for item in _allocations(body) if item[1] >= 0]
+    return {a: frozenset(b for b, start, end in placed if start < stop and begin < end) for a, begin, stop in placed}
+
+
+def check_placement(kernel: Kernel) -> None:
+    placed = _allocations(kernel.body)
+    limit = kernel.attributes.get("shared_bytes")
+    for buffer, begin, end in placed:
+        loc = buffer.defining_op.loc if buffer.defining_op else None
+        if begin < 0:
+            raise invalid(f"the buffer {name_of(buffer)} has no place in shared memory", loc)
+        if begin % 16:
+            raise invalid(f"the buffer {name_of(buffer)} lies at byte {begin}, which is no multiple of 16", loc)
+        if limit is not None and end > limit:
+            raise invalid(f"the buffer {name_of(buffer)} ends at byte {end} of {limit} bytes of shared memory", loc)
+    live = {buffer: _live_range(kernel.body, buffer) for buffer, _, _ in placed}
+    for number, (a, begin, end) in enumerate(placed):
+        for b, other_begin, other_end in placed[:number]:
+            apart = end <= other_begin or other_end <= begin or live[a][1] < live[b][0] or live[b][1] < live[a][0]
+            if not apart:
+                raise invalid(
+                    f"the buffers {name_of(b)} and {name_of(a)} share bytes while both are in use",
+                    a.defining_op.loc if a.defining_op else None,
+                )
+
+
+def _live_range(body: Block, buffer: Value) -> tuple[int, int]:
+    """Positions of the first and last op that may touch `buffer`, in program order of the whole kernel.
+
+    A use inside a loop that does not hold the allocation counts as the whole loop. A use of a token of a copy into the
+    buffer is a use of the buffer: its bytes may change until then.
+    """
+    related = derived_values(body, buffer)
+    first, last = math.inf, -1
+    position = 0
+
+    def visit(block: Block, holds: bool) -> bool:
+        """Whether the block touches the buffer; `holds`: it is, or is inside, the block that allocates it."""
+        nonlocal first, last, position
+        touched = False
+        holds = holds or any(op is buffer.defining_op for op in block.ops)
+        for op in block.ops:
+            start = position
+            position += 1
+            inner = [visit(region, holds) for region in op.regions]
+            uses = any(value in related for value in op.operands)
+            if uses or any(inner):
+                touched = True
+                whole = op.definition.has(LOOP) and holds
+                if uses or whole:
+                    first, last = min(first, start), max(last, position - 1 if whole else start)
+        return touched
+
+    visit(body, False)
+    return (0, -1) if last < 0 else (int(first), last)

@@ -1,0 +1,87 @@
+"""F6 and F12 of the document, verbatim, through the whole pipeline: right, without findings, without spills."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tessera.compiler import compile_kernel
+from tessera.frontend.grid import launch_grid
+from tessera.runtime import emulator
+from tessera.runtime.interpreter import interpret
+from tessera.runtime.nvrtc import compile_cubin
+from tests.suite import load
+from tests.test_document_blocks import GATES, given_to, made_up
+
+SHAPES = [  # N, B, S, D: each value of the domain at least once
+    (0, 3, 127, 64), (1, 1, 1, 16), (3, 3, 129, 60), (3, 1, 150, 100), (8, 1, 127, 128),
+    (1, 33, 20, 64), (3, 1, 129, 256), (1, 3, 20, 512), (3, 1, 20, 1024),
+]  # fmt: skip
+
+
+def names(name, n, dims):
+    return {**dims, "len(source_layers)": n, f"len({GATES[name]})": n}
+
+
+def emulated(compilation, name, arguments, symbols, seed):
+    text, given = compilation.cuda[0], given_to(name, arguments)
+    values = [
+        *(given[key] for key in text.pointers),
+        *(symbols[key] for key in text.sizes),
+        *(given[key] for key in text.scalars),
+    ]
+    library = emulator.build(text.text, [text.name])
+    grid = launch_grid(compilation.target.kernel(), symbols)
+    outputs = [text.pointers.index("output")]
+    found = library.examine(text.name, grid, text.threads, text.shared_bytes, values, seed, outputs=outputs)
+    assert not found.count, str(found.faults[0])
+    return given["output"]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", GATES)
+def test_the_emitted_cuda_equals_the_interpreter(name, shape):
+    n, b, s, d = shape
+    arguments, dims = made_up(n, b, s, d)
+    symbols = names(name, n, dims)
+    compilation = compile_kernel(load(name), symbols)
+    expected = given_to(name, arguments)
+    interpret(compilation.stages[0].module.kernel(), expected, symbols)
+    for seed in (0, 5):
+        output = emulated(compilation, name, arguments, symbols, seed)
+        np.testing.assert_array_equal(output.view(np.uint16), expected["output"].view(np.uint16))
+
+
+@pytest.mark.parametrize("d", [64, 100, 256])
+@pytest.mark.parametrize("name", GATES)
+def test_megabytes_of_logical_buffers_take_what_a_block_has(name, d):
+    symbols = names(name, 3, {"B": 16, "S": 2048, "D": d, "L": 4})
+    for arch, limit in (("sm_80", 166912), ("sm_90a", 232448)):
+        compilation = compile_kernel(load(name), symbols, arch=arch)
+        text, kernel = compilation.cuda[0], compilation.target.kernel()
+        assert text.shared_bytes <= limit < sum(kernel.attributes["logical_bytes"].values())
+        assert not any(op.result.name == "smem_workspace" for op in kernel.body.walk() if op.name == "shared")
+        resources = compile_cubin(text.text, arch, text.name).resources[text.name]
+        assert resources.spill_stores <= 32
+
+
+@pytest.mark.parametrize("constants", [
+    {}, {"num_stages": 3}, {"num_stages": 4, "num_warps": 8}, {"BLOCK_B": 64, "BLOCK_S": 256, "num_warps": 16},
+], ids=str)  # fmt: skip
+def test_no_point_of_the_space_changes_a_bit(constants):
+    name = "fused_delta_gating_kernel"
+    arguments, dims = made_up(2, 1, 70, 64)
+    symbols = names(name, 2, dims)
+    plain = compile_kernel(load(name), symbols)
+    expected = given_to(name, arguments)
+    interpret(plain.stages[0].module.kernel(), expected, symbols)
+    output = emulated(compile_kernel(load(name), symbols, constants=constants), name, arguments, symbols, 1)
+    np.testing.assert_array_equal(output.view(np.uint16), expected["output"].view(np.uint16))
+
+
+@pytest.mark.parametrize("number", [*range(0, 81, 16), *(pytest.param(i, marks=pytest.mark.full) for i in range(81))])
+def test_the_points_of_the_space_lower(number):
+    name = "fused_delta_gating_kernel"
+    point = list(load(name).points())[number]
+    compilation = compile_kernel(load(name), names(name, 4, {"B": 16, "S": 2048, "D": 256, "L": 5}), constants=point)
+    assert compilation.schedule is not None and compilation.schedule.warps == point["num_warps"]
