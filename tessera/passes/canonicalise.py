@@ -138,8 +138,19 @@ def drop_unused(kernel: Kernel) -> Kernel:
         if not dead:
             return kernel
         new, builder, mapping = new_kernel_like(kernel)
+        _note_dead_buffers(new, kernel, dead)
         _copy_without(kernel.body, builder, mapping, dead)
         kernel = new
+
+
+def _note_dead_buffers(new: Kernel, old: Kernel, dead: set[int]) -> None:
+    """Says which of the author's buffers nothing reads; once there is a schedule, buffers are the compiler's own."""
+    if "schedule" in old.attributes:
+        return
+    buffers = [op.result for op in old.body.walk() if op.name == "alloc_shared" and op.id in dead and op.result.name]
+    notes = tuple(f"the buffer '{buffer.name}' is never read: it takes no memory" for buffer in buffers)
+    if notes:
+        new.attributes["notes"] = (*old.attributes.get("notes", ()), *notes)
 
 
 def _dead_ops(kernel: Kernel) -> set[int]:

@@ -10,6 +10,7 @@ from tessera.frontend.grid import launch_grid
 from tessera.runtime import emulator
 from tessera.runtime.interpreter import interpret
 from tessera.runtime.nvrtc import compile_cubin
+from tessera.target.schedule import Schedule
 from tests.suite import load
 from tests.test_document_blocks import GATES, given_to, made_up
 
@@ -79,8 +80,38 @@ def test_no_point_of_the_space_changes_a_bit(constants):
     np.testing.assert_array_equal(output.view(np.uint16), expected["output"].view(np.uint16))
 
 
-@pytest.mark.parametrize("number", [*range(0, 81, 16), *(pytest.param(i, marks=pytest.mark.full) for i in range(81))])
-def test_the_points_of_the_space_lower(number):
+SCHEDULES = [
+    Schedule(4, subtile=32, block_k=32, rows=16, stages=1),
+    Schedule(8, subtile=48, block_k=16, rows=64, stages=4),
+    Schedule(4, subtile=64, block_k=64, rows=32, stages=3, blocks=2),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("name", GATES)
+def test_no_sub_tiling_changes_a_bit(name, schedule):
+    arguments, dims = made_up(2, 2, 40, 80)
+    symbols = names(name, 2, dims)
+    compilation = compile_kernel(load(name), symbols, schedule=schedule)
+    bits = set()
+    for stage in compilation.stages:
+        given = given_to(name, arguments)
+        interpret(stage.module.kernel(), given, symbols, level=stage.module.level)
+        bits.add(given["output"].tobytes())
+    bits.add(emulated(compilation, name, arguments, symbols, 2).tobytes())
+    assert len(bits) == 1
+
+
+def test_a_dead_buffer_is_named():
+    symbols = names("fused_delta_gating_kernel", 2, {"B": 1, "S": 70, "D": 64, "L": 3})
+    notes = compile_kernel(load("fused_delta_gating_kernel"), symbols).target.kernel().attributes["notes"]
+    assert any("'smem_workspace' is never read" in note for note in notes)
+
+
+@pytest.mark.parametrize("number", range(81))
+def test_the_points_of_the_space_lower(number, request):
+    if number % 16 and "full" not in request.config.option.markexpr:
+        pytest.skip("run with -m full")
     name = "fused_delta_gating_kernel"
     point = list(load(name).points())[number]
     compilation = compile_kernel(load(name), names(name, 4, {"B": 16, "S": 2048, "D": 256, "L": 5}), constants=point)
