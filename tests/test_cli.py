@@ -15,6 +15,7 @@ from tessera import cli
 from tessera.cli import report
 from tessera.runtime import emulator, execute, inputs
 from tessera.runtime.launch import device_count
+from tests.command_line import strict_json
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -72,28 +73,6 @@ def broken(tmp_path):
     path = tmp_path / "broken.py"
     path.write_text(BROKEN)
     return str(path)
-
-
-@pytest.fixture
-def tessera(capsys):
-    """Runs the command line in this process; `(exit code, stdout, stderr)`."""
-
-    def call(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.out + captured.err
-        return code, captured.out, captured.err
-
-    return call
-
-
-def strict_json(text):
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    result = json.loads(text, parse_constant=refuse)
-    assert result["schema"] == 1 and isinstance(result["ok"], bool)
-    return result
 
 
 def tessera_process(*arguments, cwd=ROOT):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tessera import cli
 from tessera.config import Config
 from tessera.runtime import launch, machine, nvrtc
 from tessera.runtime.cache import Cache
@@ -32,17 +31,6 @@ def use(cache, monkeypatch):
     for module in ("tessera.runtime.cache", "tessera.runtime.programs", "tessera.cli.cache"):
         monkeypatch.setattr(importlib.import_module(module), "open_cache", lambda: cache)
     return cache
-
-
-@pytest.fixture
-def tessera(capsys):
-    def call(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.out + captured.err
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

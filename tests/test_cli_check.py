@@ -1,7 +1,6 @@
 """`tessera check`: what it prints for right and wrong kernels, its exit codes and its JSON."""
 
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tessera import cli, compiler
+from tessera import compiler
 from tessera.cli import report
+from tests.command_line import strict_json
 
 ROOT = Path(__file__).parents[1]
 SOFTMAX = f"{ROOT / 'examples' / 'softmax.py'}::softmax"
@@ -61,28 +61,6 @@ def kernels(tmp_path):
     path = tmp_path / "kernels.py"
     path.write_text(KERNELS)
     return str(path)
-
-
-@pytest.fixture
-def tessera(capsys):
-    """Runs the command line in this process; `(exit code, stdout, stderr)`."""
-
-    def call(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.out + captured.err
-        return code, captured.out, captured.err
-
-    return call
-
-
-def strict_json(text):
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    result = json.loads(text, parse_constant=refuse)
-    assert result["schema"] == 1 and isinstance(result["ok"], bool)
-    return result
 
 
 def mutated(tessera, tmp_path, target, change, *options):

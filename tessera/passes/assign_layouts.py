@@ -22,7 +22,7 @@ from tessera.ir.layout import (
     transposed_layout,
 )
 from tessera.ir.opdef import ALIGNED, ELEMENTWISE, LOOP, REDUCTION, SCAN
-from tessera.ir.ops.control import carried_values
+from tessera.ir.ops.control import carried_values, constant_value
 from tessera.ir.ops.tiles import format_of, k_block, negative_axis
 from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
@@ -290,12 +290,7 @@ def _require(op: Op, role: str, value: Value, layouts: Layouts, rows: dict[Value
     buffer = allocation(read.operands[0])
     # A start that only the run knows is at most where the window still lies inside the buffer.
     latest = [size - extent for size, extent in zip(int_shape(buffer.type), shape, strict=True)]
-    known = [_constant_start(value) for value in read.operands[1:]] or [0, 0]
+    known = [constant_value(value) for value in read.operands[1:]] or [0, 0]
     row, col = (most if start is None else start for most, start in zip(latest, known, strict=True))
     rows[buffer] = max(rows[buffer], row + physical[0])
     cols[buffer] = max(cols[buffer], col + physical[1])
-
-
-def _constant_start(value: Value) -> int | None:
-    op = value.defining_op
-    return op.attributes["value"] if op is not None and op.name == "constant" else None

@@ -11,6 +11,7 @@ import numpy as np
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like, uses
 from tessera.ir.opdef import ASYNC, BRANCH, CONSTANT, COUNTED, LOOP, PURE, TERMINATOR
+from tessera.ir.ops.control import constant_value, loop_range
 from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, ScalarType, ViewType
 from tessera.target.schedule import root
@@ -79,16 +80,8 @@ def _sweep(block: Block, builder: Builder, mapping: Mapping, outer: dict[Any, Va
 
 def _never_runs(bounds: list[Value]) -> bool:
     """Whether a loop with these bounds and step has no iteration."""
-    lower, upper, step = (_constant(value) for value in bounds)
-    if lower is None or upper is None or not step:
-        return False
-    return len(range(lower, upper, step)) == 0
-
-
-def _constant(value: Value) -> Any:
-    """The number of a constant scalar, or None."""
-    op = value.defining_op
-    return op.attributes["value"] if op is not None and op.definition.has(CONSTANT) else None
+    indices = loop_range(bounds)
+    return indices is not None and len(indices) == 0
 
 
 def _fold(op: Op, operands: list[Value], builder: Builder) -> Value | None:
@@ -102,7 +95,7 @@ def _fold(op: Op, operands: list[Value], builder: Builder) -> Value | None:
         return inner.operands[0]
     if not isinstance(type_, ScalarType) or not type_.dtype.is_int or not operands or op.definition.has(CONSTANT):
         return None
-    constants = [_constant(value) for value in operands]
+    constants = [constant_value(value) for value in operands]
     if all(constant is not None for constant in constants) and op.definition.evaluate is not None:
         try:
             result = op.definition.evaluate(op, *(np.array([constant]) for constant in constants))

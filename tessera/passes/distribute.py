@@ -22,7 +22,8 @@ from tessera.ir import dims
 from tessera.ir.affine import PROGRAM_IDS, Cache, opaque_symbol, window_of
 from tessera.ir.core import Block, Builder, Kernel, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.dims import Size
-from tessera.ir.opdef import CONSTANT, COUNTED, ORDERED, PURE, TERMINATOR, UNORDERED
+from tessera.ir.opdef import COUNTED, ORDERED, PURE, TERMINATOR, UNORDERED
+from tessera.ir.ops.control import loop_range
 from tessera.ir.types import TileType, ViewType
 from tessera.target.schedule import root
 
@@ -90,13 +91,10 @@ def _nest(block: Block, written: set[Value]) -> list[Loop]:
 def _loop(op: Op) -> Loop | None:
     if not (op.definition.has(COUNTED) and op.get("parallel")) or op.results:
         return None
-    made = [value.defining_op for value in op.operands[:3]]
-    numbers = [int(o.attributes["value"]) for o in made if o is not None and o.definition.has(CONSTANT)]
-    if len(numbers) != 3 or numbers[2] <= 0:
+    indices = loop_range(op.operands[:3])
+    if not indices or indices.step < 0:
         return None
-    lower, upper, step = numbers
-    trips = len(range(lower, upper, step))
-    return Loop(op, lower, step, trips) if trips else None
+    return Loop(op, indices.start, indices.step, len(indices))
 
 
 def _is_repeatable(op: Op, written: set[Value]) -> bool:

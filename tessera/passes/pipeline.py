@@ -28,6 +28,7 @@ from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.core import uses as uses_of
 from tessera.ir.opdef import COUNTED, PURE
+from tessera.ir.ops.control import constant_value, loop_range
 from tessera.ir.types import TileType, ViewType, dtype_of
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.canonicalise import canonicalise
@@ -61,7 +62,7 @@ class Plan:
 
     @property
     def step(self) -> int:
-        step = _number(self.loop.operand("step"))
+        step = constant_value(self.loop.operand("step"))
         assert step, "a loop of unknown step is not planned"
         return step
 
@@ -99,7 +100,7 @@ def _plans(kernel: Kernel, schedule: Schedule) -> list[Plan]:
     used = uses_of(kernel.body)
     plans = []
     for op in kernel.body.walk():
-        if not op.definition.has(COUNTED) or not _number(op.operand("step")):
+        if not op.definition.has(COUNTED) or not constant_value(op.operand("step")):
             continue
         trips = _trips(op)
         if trips is not None and trips < 2:
@@ -167,14 +168,9 @@ class _Finder:
         return found
 
 
-def _number(value: Value) -> int | None:
-    op = value.defining_op
-    return int(op.attributes["value"]) if op is not None and op.name == "constant" else None
-
-
 def _trips(loop: Op) -> int | None:
-    lower, upper, step = (_number(value) for value in loop.operands[:3])
-    return None if lower is None or upper is None or not step else len(range(lower, upper, step))
+    indices = loop_range(loop.operands[:3])
+    return None if indices is None else len(indices)
 
 
 def _fit(kernel: Kernel, plans: list[Plan], schedule: Schedule, arch: Arch) -> None:

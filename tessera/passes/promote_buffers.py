@@ -28,7 +28,8 @@ from tessera.ir.core import (
     new_kernel_like,
     uses,
 )
-from tessera.ir.opdef import ASYNC, BRANCH, COLLECTIVE, CONSTANT, COUNTED, LOOP, TERMINATOR
+from tessera.ir.opdef import ASYNC, BRANCH, COLLECTIVE, COUNTED, LOOP, TERMINATOR
+from tessera.ir.ops.control import constant_value, loop_range
 from tessera.ir.types import BufferType, TokenType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
 from tessera.target.schedule import buffer_bytes, plain_copies, root
@@ -131,10 +132,9 @@ def _window(op: Op, buffer: Value) -> Window | None:
     extents = int_shape((op.result if op.name == "read" else op.operands[1]).type)
     window = []
     for offset, extent, size in zip(offsets, extents, shape, strict=True):
-        made = offset.defining_op
-        if made is None or not made.definition.has(CONSTANT):
+        start = constant_value(offset)
+        if start is None:
             return None
-        start = int(made.attributes["value"])
         if not 0 <= start <= start + extent <= size:
             return None  # the run reports it
         window.append((start, start + extent))
@@ -393,9 +393,7 @@ def _runs(op: Op) -> bool:
     """Whether a loop certainly runs at least once."""
     if not op.definition.has(COUNTED):
         return False
-    made = [value.defining_op for value in op.operands[:3]]
-    numbers = [int(o.attributes["value"]) for o in made if o is not None and o.definition.has(CONSTANT)]
-    return len(numbers) == 3 and len(range(*numbers) if numbers[2] else ()) > 0
+    return bool(loop_range(op.operands[:3]))
 
 
 def _cut(builder: Builder, tile: Value, have: Window, want: Window, hint: str) -> Value:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Op, Value
-from tessera.ir.opdef import BRANCH, COUNTED, LOOP, TERMINATOR, Lowering, define
+from tessera.ir.opdef import BRANCH, CONSTANT, COUNTED, LOOP, TERMINATOR, Lowering, define
 from tessera.ir.ops.elementwise import is_index
 from tessera.ir.types import ListType, ScalarType, TokenType, Type, shape_of
 
@@ -62,6 +63,20 @@ def carried_values(op: Op) -> Iterator[tuple[Value, Value, Value, Value]]:
     yield from zip(
         op.operands[-count:], body.arguments[-count:], body.ops[-1].operands[-count:], op.results, strict=True
     )
+
+
+def constant_value(value: Value) -> Any:
+    """What a constant scalar holds; None for any other value."""
+    op = value.defining_op
+    return op.attributes["value"] if op is not None and op.definition.has(CONSTANT) else None
+
+
+def loop_range(bounds: Sequence[Value]) -> range | None:
+    """The indices of a counted loop, given its lower bound, upper bound and step; None where they are not constants."""
+    numbers = [constant_value(value) for value in bounds]
+    if not all(isinstance(number, int) for number in numbers) or numbers[2] == 0:
+        return None
+    return range(*numbers)
 
 
 def describe(type_: Type) -> str:
