@@ -15,9 +15,10 @@ from tessera.dtypes import boolean as bool_
 from tessera.errors import TesseraError, did_you_mean
 from tessera.frontend import definition as _definition
 from tessera.frontend.annotations import Tensor
-from tessera.frontend.definition import function, kernel
-from tessera.frontend.language_math import cast
-from tessera.frontend.namespace import ops, tile
+from tessera.frontend.definition import checkpoint, function, kernel
+from tessera.frontend.language_tensor import cast
+from tessera.frontend.namespace import ops, tensors, tile
+from tessera.modes import manual_seed
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "bf16",
     "bool_",
     "cast",
+    "checkpoint",
     "f16",
     "f32",
     "fp8_e4m3",
@@ -36,6 +38,7 @@ __all__ = [
     "i32",
     "i64",
     "kernel",
+    "manual_seed",
     "ops",
     "tile",
 ]
@@ -51,7 +54,21 @@ def _launch(definition: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str,
 _definition.launcher = _launch
 
 
+# Public names of modules that import more than the language does, and load when they are first asked for.
+_LATER = {"distribute": "tessera.dist", "dist": "tessera.dist", "parameters": "tessera.runtime.parameters"}
+
+
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
+    if name in _LATER:
+        import importlib
+
+        module = importlib.import_module(_LATER[name])
+        return getattr(module, name) if name == "distribute" else module
+    if not name.startswith("_"):
+        try:
+            return getattr(tensors, name)
+        except AttributeError:
+            pass
     raise AttributeError(f"tessera has no '{name}'{did_you_mean(name, __all__)}", name=name)

@@ -1,5 +1,6 @@
 """The driver: kernel definition -> Tile IR -> passes -> Target IR -> CUDA text -> Program.
 
+A function takes a way of its own first, Graph IR -> passes -> plan, and then that of a kernel for each of its kernels.
 Every stage is kept for inspection.
 """
 
@@ -8,19 +9,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tessera.codegen_cuda.emit import CudaKernel, emit
 from tessera.errors import SourceError, TesseraError, did_you_mean
 from tessera.frontend.definition import KernelDefinition
+from tessera.frontend.function import FunctionTrace
 from tessera.ir.core import Kernel, Module
-from tessera.ir.dims import Size, symbol
-from tessera.ir.opdef import TARGET, TILE
+from tessera.ir.dims import Size, evaluate, symbol, symbols
+from tessera.ir.opdef import GRAPH, TARGET, TILE
 from tessera.ir.signature import check_signature
 from tessera.ir.types import ListType, ScalarType, tensor_type
 from tessera.ir.verify import verify
-from tessera.passes import PIPELINE, Context, Pass
+from tessera.passes import GRAPH_PIPELINE, PIPELINE, Context, Pass
+from tessera.passes.lower_graph import lower_graph
 from tessera.passes.specialise import unbound_dims
+from tessera.plan import GraphPlan, PlanLaunch
 from tessera.program import Argument, Launch, Parameter, Program
 from tessera.target.arch import ARCHS, Arch, find
 from tessera.target.schedule import Schedule, schedule_of
@@ -226,4 +231,128 @@ def make_program(kernel: Kernel, texts: list[CudaKernel], arch: str) -> Program:
     )
 
 
-__all__ = ["TARGET", "Compilation", "Stage", "compile_kernel", "find_arch", "make_program", "run_pass", "trace_kernel"]
+# ---- functions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class FunctionCompilation:
+    """Everything that compiling one function for one architecture made.
+
+    `graph` holds the traced function and what each pass over it made. `kernels` are those of the plan, each once for
+    all launches that run the same code; `chosen` says which one a launch runs.
+    """
+
+    graph: list[Stage]
+    plan: GraphPlan
+    kernels: list[Compilation] = field(default_factory=list)
+    chosen: list[int] = field(default_factory=list)
+    times: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """The graph stages, then each stage of the kernels, all of them in one module."""
+        result = list(self.graph)
+        for number, first in enumerate(self.kernels[0].stages if self.kernels else ()):
+            made = [compilation.stages[number] for compilation in self.kernels]
+            name = "lower_graph" if number == 0 else first.name
+            modules = [stage.module.kernel() for stage in made]
+            result.append(Stage(name, Module(first.module.level, modules), sum(stage.seconds for stage in made)))
+        return result
+
+
+def compile_function(
+    source: FunctionTrace | Kernel, dims: Mapping[str, int], arch: str = "sm_80", hooks: Sequence[Hook] = ()
+) -> FunctionCompilation:
+    """Compiles a traced function for a call with these dims, down to the CUDA text of every kernel of its plan.
+
+    Of the dims only those go into the code that `GraphPlan.static`, and the kernels' shapes, need. Raises SourceError
+    with the author's location.
+    """
+    find_arch(arch)
+    function = source if isinstance(source, Kernel) else source.function
+    called = {} if isinstance(source, Kernel) else source.collected.kernels
+    graph: list[Stage] = []
+
+    def keep(stage: Stage) -> None:
+        graph.append(stage)
+        for hook in hooks:
+            hook(stage)
+
+    start = time.perf_counter()
+    plan = lower_function(function, dims, arch, keep, called)
+    result = FunctionCompilation(graph, plan)
+    result.times["graph"] = time.perf_counter() - start
+    known: dict[tuple[Any, ...], int] = {}
+    for launch in plan.launches:
+        kernel, sizes = plan.kernels[launch.kernel], launch_dims(launch, dims)
+        static, divisors = launch_statics(kernel, sizes), launch_divisors(kernel, sizes)
+        key = (launch.kernel, *sorted(static.items()), *sorted(divisors.items()))
+        if key not in known:
+            known[key] = len(result.kernels)
+            named = _apart(kernel, [made.tile.kernel().name for made in result.kernels])
+            result.kernels.append(compile_kernel(Module(TILE, [named]), sizes, arch, None, None, divisors, hooks))
+        result.chosen.append(known[key])
+    for compilation in result.kernels:
+        for name, seconds in compilation.times.items():
+            result.times[name] = result.times.get(name, 0.0) + seconds
+    return result
+
+
+def lower_function(
+    function: Kernel,
+    dims: Mapping[str, int],
+    arch: str = "sm_80",
+    keep: Hook | None = None,
+    called: Mapping[str, Kernel] | None = None,
+) -> GraphPlan:
+    """The plan of a traced function for a call with these dims; `keep` gets its Graph IR, before and after each pass.
+
+    `called`: the kernels that it launches, by the name that it has for them (`Collected.kernels` of its trace). Raises
+    SourceError with the author's location.
+    """
+    module = Module(GRAPH, [function])
+    verify(module)
+    if keep is not None:
+        keep(Stage("frontend", module, 0.0))
+    context = Context(find_arch(arch), dict(dims))
+    for step in GRAPH_PIPELINE:
+        start = time.perf_counter()
+        module = run_pass(step, module, context)
+        if keep is not None:
+            keep(Stage(step.name, module, time.perf_counter() - start, step.exact))
+    try:
+        return lower_graph(module.kernel(), dims, called)
+    except TesseraError as error:
+        raise error.at(function.loc) from None
+
+
+def launch_dims(launch: PlanLaunch, dims: Mapping[str, int]) -> dict[str, int]:
+    """The values of a kernel's dims in a call whose dims are `dims`."""
+    return {name: evaluate(size, dims) for name, size in launch.dims.items()}
+
+
+def launch_statics(kernel: Kernel, dims: Mapping[str, int]) -> dict[str, int]:
+    """The dims, of those of a launch, whose values go into the code of its kernel."""
+    return {name: dims[name] for name in unbound_dims(kernel)}
+
+
+def launch_divisors(kernel: Kernel, dims: Mapping[str, int]) -> dict[str, int]:
+    """What divides the dims of innermost axes, which decides how wide an access may be."""
+    shapes = [type_.shape for type_ in (tensor_type(p.type) for p in kernel.parameters) if type_ is not None]
+    names = sorted({name for shape in shapes if shape for name in symbols(shape[-1])})
+    return {name: divisibility(dims[name]) for name in names if name in dims}
+
+
+def _apart(kernel: Kernel, names: Sequence[str]) -> Kernel:
+    """The kernel under a name that no other one has: one kernel may be compiled for several sizes."""
+    name, number = kernel.name, 1
+    while name in names:
+        number += 1
+        name = f"{kernel.name}_{number}"
+    return kernel if name == kernel.name else Kernel(name, kernel.body, kernel.attributes, kernel.origin)
+
+
+__all__ = [
+    "TARGET", "Compilation", "FunctionCompilation", "Stage", "compile_function", "compile_kernel", "find_arch",
+    "launch_dims", "launch_divisors", "launch_statics", "lower_function", "make_program", "run_pass", "trace_kernel",
+]  # fmt: skip

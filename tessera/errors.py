@@ -59,8 +59,16 @@ CODES: dict[str, Code] = {
         "programs write the same output element", "make the windows disjoint, or each row depend on its own row only"
     ),
     "TS308": Code("lists of different lengths", "pass lists that have a tensor each for every index that they share"),
+    "TS309": Code(
+        "shardings do not fit together", 'gather one of the values first, as in dist.all_gather(x, axis="mp")'
+    ),
+    "TS310": Code(
+        "mesh axis does not divide a dim",
+        "pass sizes that are multiples of the mesh axis, or give that axis fewer devices",
+    ),
     # 4: numerics
     "TS401": Code("integer overflow", "use a smaller value or a wider integer type"),
+    "TS403": Code("a scalar is out of range", "pass a value in the range that the message names"),
     "TS402": Code("precision policy conflict", "write mixed_<input>_<accumulator> with the dtypes of both"),
     # 5: resources
     "TS501": Code("buffer cannot be placed", "use a smaller block or another architecture"),
@@ -79,6 +87,19 @@ CODES: dict[str, Code] = {
     "TS603": Code("array is not contiguous", "copy it first, as with numpy.ascontiguousarray"),
     "TS604": Code("wrong array type or device", "pass arrays of the declared dtype that live where the kernel runs"),
     "TS605": Code("invalid option", "see tessera --help"),
+    "TS606": Code(
+        "mesh is not valid",
+        'name each device and axis once, as in dist.mesh(devices=["cuda:0", "cuda:1"], axes=("dp",), shape=(2,))',
+    ),
+    "TS607": Code("no such device in the mesh", 'stay below the size of the mesh axis, as in rank % mesh.size("mp")'),
+    "TS608": Code(
+        "mesh axis of an assignment is not clear",
+        'name one that is not assigned around it, as in dist.device_assignment(rank, axis="mp")',
+    ),
+    "TS609": Code(
+        "parameter is not in the store", "call the function once, load a file that has it, or assign store[spec] first"
+    ),
+    "TS610": Code("file of parameters cannot be loaded", "load a file that ParameterStore.save has written"),
     # 7: IR text
     "TS701": Code("syntax error in IR text", "correct the line; the printed form of any IR is a valid example"),
     "TS702": Code("IR text has the wrong version or level", "print the IR again with this version of Tessera"),

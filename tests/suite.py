@@ -59,6 +59,8 @@ EXAMPLES = [
     *(("top_1", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (64, 257))),
     *(("matmul_bias_gelu", {"M": m, "N": n, "K": k}) for m, n, k in ((64, 64, 64), (70, 9, 40))),
     *(("batched_matmul", {"B": b, "M": 33, "N": 40, "K": k}) for b, k in ((1, 16), (3, 50))),
+    *(("difference_matmul", {"M": m, "N": n, "K": k}) for m, n, k in ((64, 64, 64), (33, 100, 129))),
+    *(("perceptron", {"M": m, "D": d, "H": h, "N": n}) for m, d, h, n in ((64, 32, 64, 48), (33, 20, 24, 9))),
     *(("fp8_matmul", {"M": m, "N": n, "K": k}) for m, n, k in ((64, 64, 64), (33, 100, 129))),
     *(("transpose", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (64, 32))),
     *(("gather_rows", {"M": 20, "N": n, "K": k}) for n, k in ((1, 1), (100, 30))),

@@ -6,20 +6,23 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from inspect import Parameter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import tessera
 from tessera import ops, tile
 from tessera.config import Config
 from tessera.errors import CODES
 from tessera.frontend.document import load_document
 from tessera.frontend.language import Intrinsic
 from tessera.frontend.namespace import Namespace
+from tessera.frontend.namespace import tensors as namespace_of_functions
 from tessera.runtime import nvrtc
 from tools import make_docs
-from tools.reference import console, errors, excerpts, language, settings, support
+from tools.reference import console, errors, excerpts, language, settings, support, tensors
 from tools.reference.error_examples import EXAMPLES, WITHOUT
 
 ROOT = Path(__file__).parents[1]
@@ -65,11 +68,13 @@ def test_the_first_kernel_adds():
         assert np.array_equal(vector_add(x, y), x + y)
 
 
-def test_the_readme_shows_the_example_file():
-    (shown,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    kernel = shown[shown.index("@ts.kernel") :]
-    body = re.sub(r'^    """.*?"""\n', "", (ROOT / excerpts.VECTOR_ADD).read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert kernel in body
+def test_the_readme_shows_the_example_files():
+    shown = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    kernel = (ROOT / excerpts.VECTOR_ADD).read_text()
+    function = (ROOT / excerpts.DELTA_LAYER).read_text()
+    assert len(shown) == 2
+    assert shown[0][shown[0].index("@ts.kernel") :] in re.sub(r'^    """.*?"""\n', "", kernel, flags=re.M | re.S)
+    assert shown[1] in function
 
 
 def test_commands_on_the_pages_succeed(monkeypatch):
@@ -109,11 +114,22 @@ def test_every_code_has_an_example_or_a_reason():
     assert not set(EXAMPLES) & set(WITHOUT)
 
 
-def test_every_intrinsic_is_documented_in_a_group():
-    page = (ROOT / "docs" / "language.md").read_text()
+@pytest.mark.parametrize("reference", [language, tensors])
+def test_every_intrinsic_is_documented_in_a_group(reference):
+    page = reference.page()
     assert "Not documented" not in page
-    for spellings in (spellings for group in language.grouped().values() for spellings in group):
+    for spellings in (spellings for group in reference.grouped().values() for spellings in group):
         assert spellings[0].documentation.strip(), spellings[0].name
+        assert all(f"\n{spelling.spelling}\n" in page for spelling in spellings)
+
+
+def test_each_page_has_what_may_be_called_there():
+    kernels = {spelling.name for group in language.grouped().values() for found in group for spelling in found}
+    functions = {spelling.name for group in tensors.grouped().values() for found in group for spelling in found}
+    assert kernels | functions == {intrinsic.name for intrinsic in language.declared()}
+    assert kernels & functions == {name for name in kernels if not name.startswith("tile.")} >= {"ts.cast"}
+    assert {"ts.add", "ts.erf", "ts.memory.prefetch", "dist.shard"} <= functions - kernels
+    assert set(tensors.grouped()) <= set(tensors.ORDER)
 
 
 def test_every_op_is_on_the_support_page_and_none_is_half_there():
@@ -159,7 +175,8 @@ def functions_of(body, path):
             found |= functions_of(node.body, f"{path}.{node.name}")
         elif isinstance(node, ast.FunctionDef):
             arguments = [argument.arg for argument in node.args.args]
-            found[f"{path}.{node.name}"] = arguments + ([f"*{node.args.vararg.arg}"] if node.args.vararg else [])
+            arguments += [f"*{node.args.vararg.arg}"] if node.args.vararg else []
+            found[f"{path}.{node.name}"] = arguments + [f"{argument.arg}=" for argument in node.args.kwonlyargs]
     return found
 
 
@@ -169,21 +186,31 @@ def intrinsics_of(namespace, path):
         if isinstance(member, Namespace):
             found |= intrinsics_of(member, f"{path}.{name}")
         elif isinstance(member, Intrinsic):
+            shown = {Parameter.VAR_POSITIONAL: "*{}", Parameter.KEYWORD_ONLY: "{}="}
             parameters = member.signature.parameters.values()
-            found[f"{path}.{name}"] = [f"*{p.name}" if p.kind == p.VAR_POSITIONAL else p.name for p in parameters]
+            found[f"{path}.{name}"] = [shown.get(p.kind, "{}").format(p.name) for p in parameters]
     return found
 
 
 def test_the_stub_lists_exactly_the_intrinsics():
     classes = {node.name: node for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.ClassDef)}
     language.declared()  # so that the namespace has those that the op table declares
-    for name, namespace in (("tile", tile), ("ops", ops)):
-        assert functions_of(classes[name].body, name) == intrinsics_of(namespace, name)
+    for name, namespace in (("tile", tile), ("ops", ops), ("tensors", namespace_of_functions)):
+        found = intrinsics_of(namespace, name)
+        assert functions_of(classes[name].body, name) == {n: p for n, p in found.items() if ".ops." not in n}
+
+
+def test_the_stub_of_the_package_has_what_ts_has():
+    stub = ast.parse((ROOT / "tessera" / "__init__.pyi").read_text())
+    named = {alias.asname for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    named |= {node.targets[0].id for node in stub.body if isinstance(node, ast.Assign)}  # type: ignore[attr-defined]
+    language.declared()
+    assert {*tessera.__all__, *vars(tessera)["_LATER"], *dir(namespace_of_functions)} == named - {None}
 
 
 SNIPPET = """
 import tessera as ts
-from tessera import Tensor, tile
+from tessera import Tensor, dist, tile
 
 
 @ts.kernel
@@ -197,6 +224,31 @@ def k(x: Tensor["N", ts.f32], out: tile.Tensor["N", ts.f32]):
     tile.stor(total, out)  # 1
     tile.cp_wait_group(m=1)  # 2
     ts.ops.sigmoid(total)  # 3
+
+
+mesh = dist.mesh(devices=["cuda:0"], axes=("dp",), shape=(1,))
+
+
+@ts.distribute(mesh=mesh)
+@ts.checkpoint
+@ts.function(precision="strict")
+def f(x: Tensor["B", "D", ts.bf16], xs: list[Tensor], weights: Tensor["D", "D", ts.bf16]) -> Tensor["B", "D", ts.bf16]:
+    y = ts.add(x, ts.sum(xs, axis=0)) @ weights
+    if ts.is_training():
+        y = ts.ops.dropout(y, p=0.1)
+    with ts.checkpoint_scope(), ts.memory.prefetch_scope():
+        ts.memory.prefetch(x, device="gpu")
+        y = dist.shard(y * 2.0, axis=0, mesh_axis="dp")
+    y = ts.ops.transformer_layer(ts.reshape(y, [1, *y.shape]), causal=True)
+    y = ts.concatinate([y, x])  # 4
+    y = ts.ops.transformer_layer(y, x, True)  # 5
+    return dist.all_gather(ts.ops.gating_function(y, weights, 2), axis="dp")
+
+
+ts.manual_seed(1)
+with ts.train(), ts.parameters.use_store(ts.parameters.ParameterStore(strict=True)):
+    f(1, [2], 3)
+ts.eval()
 """
 
 
@@ -210,7 +262,7 @@ def test_a_type_checker_knows_the_language(tmp_path):
     )  # fmt: skip
     lines = SNIPPET.splitlines()
     found = [lines[entry["range"]["start"]["line"]] for entry in json.loads(done.stdout)["generalDiagnostics"]]
-    assert [line[-1] for line in found] == ["1", "2", "3"], found
+    assert [line[-1] for line in found] == ["1", "2", "3", "4", "5"], found
 
 
 def test_package_says_that_it_is_typed():

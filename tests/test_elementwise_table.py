@@ -60,7 +60,7 @@ def result_of(op, dtypes):
         return None
     if op.name in ("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not"):
         return TYPES["bool"]
-    return wide
+    return TYPES["f32"] if op.name == "uniform" else wide
 
 
 def cases():

@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parents[1] / "tessera"
 # A module imports from lower layers and from its own part. Parts of one layer never import one another, except
 # those of the ground layer.
 LAYERS = [
-    {"errors", "location", "dtypes", "config"},
+    {"errors", "location", "dtypes", "config", "modes"},
     {"ir"},
     {"target"},
-    {"program"},
+    {"program", "plan"},
     {"frontend", "passes", "codegen_cuda"},
     {"compiler"},
     {"runtime"},

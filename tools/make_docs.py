@@ -15,12 +15,13 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tools.reference import console, errors, excerpts, language, settings, stubs, support
+from tools.reference import console, errors, excerpts, language, settings, stubs, support, tensors
 
 ROOT = Path(__file__).parents[1]
 
 GENERATED: Mapping[str, Callable[[], str]] = {
     "docs/language.md": language.page,
+    "docs/tensors.md": tensors.page,
     "docs/errors.md": errors.page,
     "docs/support.md": support.page,
     "docs/settings.md": settings.settings_page,
@@ -28,7 +29,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "tessera/__init__.pyi": stubs.package_stub,
     "tessera/frontend/namespace.pyi": stubs.namespace_stub,
 }
-HAND_WRITTEN = ("README.md", "docs/guide.md", "docs/check.md", "docs/development.md")
+HAND_WRITTEN = ("README.md", "docs/guide.md", "docs/functions.md", "docs/check.md", "docs/development.md")
 
 
 def wanted(name: str) -> str:

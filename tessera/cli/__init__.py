@@ -21,6 +21,9 @@ _constants = click.option(
 )
 _target = click.argument("target", metavar="FILE[::NAME]")
 _dims = click.option("--dims", metavar="B=2,S=300", help="Size of every dim; without it each has a default.")
+_shapes = click.option(
+    "--shape", "shapes", multiple=True, metavar="NAME=2,150,64:bf16", help="Shape of an open parameter of a function."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
@@ -28,7 +31,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 def cli() -> None:
     """Compile, run and inspect tile kernels.
 
-    FILE is a Python file, a markdown document or textual IR (.tsir); NAME is a kernel in it.
+    FILE is a Python file, a markdown document or textual IR (.tsir); NAME is a kernel or function in it.
     """
 
 
@@ -43,12 +46,13 @@ def cli() -> None:
 )
 @click.option("--arch", help="Architecture to compile for on the emulate lane, such as sm_80.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the inputs.")
+@_shapes
 @_json
 def run(**options: Any) -> int:
-    """Run kernels and check every output.
+    """Run kernels and functions and check every output.
 
     Inputs are made up from a seed, and outputs compared with the reference within its error bound. Without ::NAME every
-    kernel of the file runs.
+    kernel and function of the file runs.
     """
     from tessera.cli.run import run as verb
 
@@ -58,15 +62,17 @@ def run(**options: Any) -> int:
 @cli.command()
 @_target
 @_dims
-@click.option("--stage", type=click.Choice(["tile", "target"]), help="Level to show; without it, the last.")
+@click.option("--stage", type=click.Choice(["graph", "tile", "target"]), help="Level to show; without it, the last.")
 @click.option("--after", metavar="PASS|all", help="Show the IR after this pass, or after every pass.")
 @click.option("--diff", is_flag=True, help="Show what each pass changed.")
 @click.option("--arch", help="Architecture to lower for, such as sm_80.")
 @click.option("--locations", is_flag=True, help="Print the source location of every op.")
+@click.option("--precision", is_flag=True, help="Print which values of a function are rounded where, and why.")
 @_constants
+@_shapes
 @_json
 def ir(**options: Any) -> int:
-    """Print the IR of a kernel at any stage."""
+    """Print the IR of a kernel or function at any stage."""
     from tessera.cli.ir import ir as verb
 
     return verb(**options)
@@ -80,9 +86,10 @@ def ir(**options: Any) -> int:
 @click.option("-o", "directory", metavar="DIR", help="Write <kernel>.<arch>.{cu,ptx,cubin,sass,json} there.")
 @click.option("--time", "timed", is_flag=True, help="Print the seconds that each stage took.")
 @_constants
+@_shapes
 @_json
 def compile_(**options: Any) -> int:
-    """Compile kernels to CUDA text and machine code. Needs no GPU."""
+    """Compile kernels and functions to CUDA text and machine code. Needs no GPU."""
     from tessera.cli.compile import compile_ as verb
 
     return verb(**options)
@@ -96,6 +103,7 @@ def compile_(**options: Any) -> int:
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Runs, each in another order.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of inputs and orders.")
 @click.option("--blocks", metavar="N|all", help="Most blocks of a grid to run; without it, 8 of a grid beyond 64.")
+@_shapes
 @_json
 def check(**options: Any) -> int:
     """Examine the emitted CUDA on this CPU. Needs g++ and no GPU.

@@ -1,4 +1,4 @@
-"""`tessera check`: the emitted CUDA of kernels, examined on this CPU."""
+"""`tessera check`: the emitted CUDA of kernels and functions, examined on this CPU."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 
 from tessera.cli import report
 from tessera.cli.constants import pin
-from tessera.cli.subject import Given, Setup, Subject, load, load_all, own, read_given, set_up
+from tessera.cli.functions import FunctionSetup, FunctionSubject, set_up_function
+from tessera.cli.subject import Given, Loaded, Setup, Subject, load, load_all, own, read_given, set_up
 from tessera.cli.target import resolve, split
+from tessera.compiler import compile_function
 from tessera.errors import ArgumentError, EnvironmentProblem, TesseraError, excerpt, to_json
 from tessera.frontend.document import read_source_line
 from tessera.location import Loc
-from tessera.runtime import api
+from tessera.runtime import api, functions
 from tessera.runtime.check import Blocks, Report, Seen, examine_kernel
 from tessera.runtime.check_counters import Counted, conflicts, global_traffic, scatter
+from tessera.runtime.check_function import examine_function
 from tessera.runtime.emulator_memory import Counters
 
 LANE = "emulate"
@@ -33,11 +36,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """One kernel's examination, or the error that kept it from one."""
+    """The examination of one kernel or function, or the error that kept it from one."""
 
     name: str
     arch: str
-    setup: Setup | None = None
+    setup: Setup | FunctionSetup | None = None
     report: Report | None = None
     error: TesseraError | None = None
 
@@ -54,11 +57,12 @@ def check(
     seeds: int,
     seed: int,
     blocks: str | None,
+    shapes: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    given = read_given(dims, args, seed)
+    given = read_given(dims, args, seed, shapes)
     options = Options(api.choose_arch(arch), (0, *range(seed + 1, seed + seeds)), read_blocks(blocks))
-    targets = pin(resolve(target), given.args)
+    targets = pin(resolve(target), given.args, given.shapes)
     if split(target)[1] is not None:
         result = _check_subject(load(targets.items[0]), given, options)
         _show_one(result, target, as_json)
@@ -78,7 +82,9 @@ def read_blocks(text: str | None) -> Blocks:
     return int(text)
 
 
-def _check_subject(subject: Subject, given: Given, options: Options) -> Result:
+def _check_subject(subject: Subject | FunctionSubject, given: Given, options: Options) -> Result:
+    if isinstance(subject, FunctionSubject):
+        return _check_function(subject, given, options)
     setup = set_up(subject, given)
     compilation = subject.compilation(setup.bound, options.arch)
     arguments = {**setup.arrays, **setup.scalars}
@@ -86,7 +92,15 @@ def _check_subject(subject: Subject, given: Given, options: Options) -> Result:
     return Result(subject.name, options.arch, setup, examined)
 
 
-def _check_row(name: str, found: Subject | TesseraError, given: Given, options: Options) -> Result:
+def _check_function(subject: FunctionSubject, given: Given, options: Options) -> Result:
+    setup = set_up_function(subject, given)
+    compilation = compile_function(setup.call.state.trace, setup.bound, options.arch)
+    arguments = functions.host_arguments(setup.call)
+    examined = examine_function(compilation, arguments, setup.bound, options.seeds, options.blocks, given.seed)
+    return Result(subject.name, options.arch, setup, examined)
+
+
+def _check_row(name: str, found: Loaded, given: Given, options: Options) -> Result:
     if isinstance(found, TesseraError):
         return Result(name, options.arch, error=found)
     try:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tessera.cli import report
-from tessera.cli.constants import check_names, pin, read_args
+from tessera.cli.constants import check_names, pin, read_args, read_shapes
 from tessera.cli.ir import compile_target
 from tessera.cli.opt import write
 from tessera.cli.target import Target, resolve, split
+from tessera.compiler import Compilation, FunctionCompilation
 from tessera.errors import ArgumentError, TesseraError, did_you_mean, to_json
 from tessera.program import Launch
 from tessera.runtime import api, inputs, nvrtc, programs
@@ -46,6 +47,7 @@ def compile_(
     directory: str | None,
     timed: bool,
     args: tuple[str, ...],
+    shapes: tuple[str, ...],
     as_json: bool,
 ) -> int:
     given = None if dims is None else inputs.parse_dims(dims)
@@ -59,12 +61,13 @@ def compile_(
     failures: list[tuple[str, TesseraError]] = []
     single = split(target)[1] is not None
     constants = read_args(args)
-    targets = pin(resolve(target), constants)
+    targets = pin(resolve(target), constants, read_shapes(shapes))
     check_names(target, targets.items, constants)
     failures += [("", error) for error in targets.failures]
     for item in targets.items:
         try:
-            built += [build(item, given, arch, kinds, timed) for arch in dict.fromkeys(names)]
+            for arch in dict.fromkeys(names):
+                built += build(item, given, arch, kinds, timed)
         except TesseraError as error:
             if single or error.code == "TS605":
                 raise
@@ -89,11 +92,24 @@ def _kinds(emit: str | None, directory: str | None) -> list[str]:
     return kinds
 
 
-def build(target: Target, given: dict[str, int] | None, arch: str, kinds: Sequence[str], timed: bool = False) -> Built:
-    """Compiles one kernel for one architecture as far as `kinds` need; `timed` reads nothing from the disk cache."""
+def build(
+    target: Target, given: dict[str, int] | None, arch: str, kinds: Sequence[str], timed: bool = False
+) -> list[Built]:
+    """Compiles a kernel, or every kernel of a function, for one architecture as far as `kinds` need.
+
+    `timed` reads nothing from the disk cache.
+    """
     if target.error is not None:
         raise target.error
     compilation, dims = compile_target(target, given, arch)
+    if isinstance(compilation, FunctionCompilation):
+        return [_built(one.tile.kernel().name, one, dims, arch, kinds, timed) for one in compilation.kernels]
+    return [_built(target.name, compilation, dims, arch, kinds, timed)]
+
+
+def _built(
+    name: str, compilation: Compilation, dims: dict[str, int], arch: str, kinds: Sequence[str], timed: bool
+) -> Built:
     program = compilation.program
     assert program is not None
     times = dict(compilation.times)
@@ -110,7 +126,7 @@ def build(target: Target, given: dict[str, int] | None, arch: str, kinds: Sequen
             from tessera.runtime.sass import disassemble
 
             products["sass"] = disassemble(compiled.cubin)
-    return Built(target.name, arch, dims, resources, times, {k: v for k, v in products.items() if k in kinds}, cached)
+    return Built(name, arch, dims, resources, times, {k: v for k, v in products.items() if k in kinds}, cached)
 
 
 def _entry(step: Launch, arch: str) -> dict[str, Any]:

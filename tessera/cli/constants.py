@@ -9,6 +9,7 @@ from tessera.cli.target import Target, Targets
 from tessera.errors import ArgumentError, SourceError, did_you_mean
 from tessera.frontend.annotations import ListAnnotation
 from tessera.frontend.definition import KernelDefinition
+from tessera.frontend.inference import Actual, is_bare
 from tessera.runtime import inputs
 
 
@@ -21,18 +22,47 @@ def constants_of(definition: KernelDefinition | None) -> tuple[str, ...]:
     return tuple(definition.space.candidates) if definition is not None and definition.space else ()
 
 
-def pin(targets: Targets, args: Mapping[str, str]) -> Targets:
-    """The targets with the constants that `args` gives; names of anything else are left alone.
+def pin(targets: Targets, args: Mapping[str, str], shapes: Mapping[str, Actual] | None = None) -> Targets:
+    """The targets with the constants that `args` gives, and for functions with `shapes`; names of anything else are
+    left alone.
 
-    Raises ArgumentError TS605 for a value of the wrong type.
+    Raises ArgumentError TS605 for a value of the wrong type, and for a shape of what is no open parameter.
     """
-    items = [
-        replace(item, definition=_pinned(item.definition, args), args=dict(args))
-        if item.definition is not None
-        else item
-        for item in targets.items
-    ]
+    items = [_given(item, args, shapes or {}) for item in targets.items]
+    known = list(dict.fromkeys(name for item in items for name in _open(item)))
+    for name in shapes or {}:
+        if name.split("[")[0] not in known:
+            listed, hint = ", ".join(known) or "none", did_you_mean(name, known)
+            raise ArgumentError("TS605", f"there is no open parameter '{name}' (there are {listed}){hint}")
     return replace(targets, items=items)
+
+
+def _given(item: Target, args: Mapping[str, str], shapes: Mapping[str, Actual]) -> Target:
+    if item.definition is not None:
+        return replace(item, definition=_pinned(item.definition, args), args=dict(args))
+    if item.function is not None:
+        own = _open(item)
+        return replace(
+            item, args=dict(args), shapes={n: shape for n, shape in shapes.items() if n.split("[")[0] in own}
+        )
+    return item
+
+
+def _open(item: Target) -> tuple[str, ...]:
+    """The parameters of a function for which `--shape` may say what their annotations do not."""
+    try:
+        return tuple(p.name for p in item.function.parameters if is_bare(p.annotation)) if item.function else ()
+    except SourceError:  # of an annotation that cannot be read: compiling the function says so
+        return ()
+
+
+def read_shapes(texts: Sequence[str]) -> dict[str, Actual]:
+    """The options `--shape` by parameter. Raises ArgumentError TS605."""
+    if not texts:
+        return {}
+    from tessera.frontend.function_inference import parse_shape
+
+    return dict(parse_shape(text) for text in texts)
 
 
 def _pinned(definition: KernelDefinition, args: Mapping[str, str]) -> KernelDefinition:
@@ -47,21 +77,22 @@ def _pinned(definition: KernelDefinition, args: Mapping[str, str]) -> KernelDefi
 
 def check_names(target: str, found: Iterable[Target], args: Mapping[str, str]) -> None:
     """Raises ArgumentError TS605 for a name that is a constant, or a list, of none of the kernels of a target."""
-    known = list(dict.fromkeys(name for item in found for name in _names(item.definition)))
+    known = list(dict.fromkeys(name for item in found for name in _names(item)))
     for name in args:
         if name not in known:
             listed, hint = ", ".join(known) or "none", did_you_mean(name, known)
             raise ArgumentError("TS605", f"{target} has no list or tuning constant {name} (there are {listed}){hint}")
 
 
-def _names(definition: KernelDefinition | None) -> tuple[str, ...]:
+def _names(item: Target) -> tuple[str, ...]:
+    definition = item.definition or item.function
     if definition is None:
         return ()
     try:
         lists = [p.name for p in definition.parameters if isinstance(p.annotation, ListAnnotation)]
     except SourceError:  # of an annotation that cannot be read: compiling the kernel says so
         lists = []
-    return (*lists, *constants_of(definition))
+    return (*lists, *constants_of(item.definition))
 
 
-__all__ = ["check_names", "constants_of", "pin", "read_args"]
+__all__ = ["check_names", "constants_of", "pin", "read_args", "read_shapes"]

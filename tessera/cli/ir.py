@@ -1,4 +1,4 @@
-"""`tessera ir`: the IR of a kernel at any point of its compilation, and what each pass changed."""
+"""`tessera ir`: the IR of a kernel or function at any point of its compilation, and what each pass changed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import difflib
 from typing import Any
 
 from tessera.cli import report
-from tessera.cli.constants import check_names, pin, read_args
+from tessera.cli.constants import check_names, pin, read_args, read_shapes
+from tessera.cli.functions import choose, load_function
+from tessera.cli.plans import plan_json, plan_text, roundings_json, roundings_table
 from tessera.cli.target import Target, Targets, resolve_one
-from tessera.compiler import Compilation, Stage, compile_kernel
+from tessera.compiler import Compilation, FunctionCompilation, Stage, compile_function, compile_kernel
 from tessera.errors import ArgumentError, did_you_mean
+from tessera.ir.opdef import GRAPH
 from tessera.ir.printer import print_module
 from tessera.runtime import api, execute, inputs
 
 ALL = "all"
+LOWERED = "lower_graph"  # the stage at which a function is kernels for the first time
 CONTEXT_LINES = 3
 
 
@@ -26,12 +30,16 @@ def ir(
     arch: str | None,
     locations: bool,
     args: tuple[str, ...],
+    shapes: tuple[str, ...],
+    precision: bool,
     as_json: bool,
 ) -> int:
     arch, constants = api.choose_arch(arch), read_args(args)
-    targets = pin(Targets([resolve_one(target)]), constants)
+    targets = pin(Targets([resolve_one(target)]), constants, read_shapes(shapes))
     check_names(target, targets.items, constants)
     compilation, chosen = compile_target(targets.items[0], None if dims is None else inputs.parse_dims(dims), arch)
+    if precision:
+        return _precision(target, compilation, chosen, arch, as_json)
     stages = _chosen(compilation, stage, after, diff)
     texts = {id(item): print_module(item.module, locations) for item in compilation.stages}
     changes = _changes(compilation.stages, texts) if diff else {}
@@ -41,11 +49,14 @@ def ir(
             entry = {"name": item.name, "level": item.module.level, "seconds": item.seconds, "text": texts[id(item)]}
             entries.append(entry | ({"diff": changes[id(item)]} if diff else {}))
         body = {"ok": True, "target": target, "lane": None, "arch": arch, "dims": chosen}
-        report.print_json(body | {"stages": entries})
+        plan = plan_json(compilation.plan, chosen) if isinstance(compilation, FunctionCompilation) else {}
+        report.print_json(body | plan | {"stages": entries})
         return report.OK
     for item in stages:
         if len(stages) > 1 or diff:
             print(f"// ---- after {item.name}")
+        if isinstance(compilation, FunctionCompilation) and item.name == LOWERED:
+            print(plan_text(compilation.plan))
         if diff:
             report.code(changes[id(item)] or "// no change\n", "diff")
         else:
@@ -53,8 +64,28 @@ def ir(
     return report.OK
 
 
-def compile_target(target: Target, given: dict[str, int] | None, arch: str) -> tuple[Compilation, dict[str, int]]:
-    """Compiles a kernel for the dims that were given, or their defaults; also returns those."""
+def _precision(
+    target: str, compilation: Compilation | FunctionCompilation, dims: dict[str, int], arch: str, as_json: bool
+) -> int:
+    """Which values are rounded where, and why."""
+    if not isinstance(compilation, FunctionCompilation):
+        raise ArgumentError("TS605", f"{target} is a kernel: every rounding of one is written in its tile IR")
+    if as_json:
+        body = {"ok": True, "target": target, "lane": None, "arch": arch, "dims": dims}
+        report.print_json(body | {"roundings": roundings_json(compilation.plan)})
+    else:
+        report.table(*roundings_table(compilation.plan))
+    return report.OK
+
+
+def compile_target(
+    target: Target, given: dict[str, int] | None, arch: str
+) -> tuple[Compilation | FunctionCompilation, dict[str, int]]:
+    """Compiles a kernel or function for the dims that were given, or their defaults; also returns those."""
+    if target.function is not None:
+        subject = load_function(target)
+        dims = choose(subject, given)
+        return compile_function(subject.trace(dims), subject.static(dims), arch), dims
     if target.definition is not None:
         state = api.KernelState(target.definition)
         dims = inputs.choose_dims(target.name, inputs.dims_of(state.signature), given)
@@ -66,11 +97,14 @@ def compile_target(target: Target, given: dict[str, int] | None, arch: str) -> t
     return compile_kernel(target.module, dims, arch), dims
 
 
-def _chosen(compilation: Compilation, level: str | None, after: str | None, diff: bool) -> list[Stage]:
+def _chosen(
+    compilation: Compilation | FunctionCompilation, level: str | None, after: str | None, diff: bool
+) -> list[Stage]:
     """The stages to show: of one level if it is given; the last one unless a pass, all, or a diff is asked for."""
     stages = [item for item in compilation.stages if level in (None, item.module.level)]
     if not stages:
-        raise ArgumentError("TS605", f"this IR is past the {level} level: it has no stage to show")
+        has = "this is a kernel" if level == GRAPH else f"this IR is past the {level} level"
+        raise ArgumentError("TS605", f"{has}: it has no stage to show")
     if after == ALL or (after is None and diff):
         return stages
     if after is None:

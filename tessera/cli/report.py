@@ -90,10 +90,18 @@ def _style(cell: str) -> str:
 
 def seconds_text(seconds: float) -> str:
     """A duration with three figures and a unit that suits it."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= scale:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= 0.9995 * scale:  # what rounds to 1000 of the smaller unit is 1 of this one
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} us"
+
+
+def bytes_text(count: int) -> str:
+    """An amount of memory with three figures and a unit that suits it."""
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count} B"
 
 
 def number_text(value: float) -> str:

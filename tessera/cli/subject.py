@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tessera.cli.constants import constants_of, read_args
+from tessera.cli.constants import constants_of, read_args, read_shapes
+from tessera.cli.functions import FunctionSubject, load_function, parameter_names
 from tessera.cli.target import Target
 from tessera.errors import ArgumentError, TesseraError, did_you_mean
 from tessera.frontend.grid import check_coverage, launch_grid
+from tessera.frontend.inference import Actual
 from tessera.ir.core import Kernel
 from tessera.ir.opdef import TILE
 from tessera.program import Parameter, Program
@@ -37,14 +39,22 @@ class Subject:
     compilation: Callable[[dict[str, int], str], Compilation]
     constants: tuple[str, ...] = ()
 
+    @property
+    def dims(self) -> tuple[str, ...]:
+        return inputs.dims_of(self.signature)
+
+
+Loaded = Subject | FunctionSubject | TesseraError
+
 
 @dataclass(frozen=True)
 class Given:
-    """What the command line says about a kernel's parameters; `dims` is None when it gave none."""
+    """What the command line says about a target's parameters; `dims` is None when it gave none."""
 
     dims: dict[str, int] | None
     args: dict[str, str]
     seed: int
+    shapes: dict[str, Actual] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,15 +78,17 @@ class Setup:
         return tuple(self.kernel.attributes.get("notes", ()))
 
 
-def read_given(dims: str | None, args: Sequence[str], seed: int) -> Given:
-    """The options `--dims`, `--arg` and `--seed`. Raises ArgumentError TS605."""
-    return Given(None if dims is None else inputs.parse_dims(dims), read_args(args), seed)
+def read_given(dims: str | None, args: Sequence[str], seed: int, shapes: Sequence[str] = ()) -> Given:
+    """The options `--dims`, `--arg`, `--seed` and `--shape`. Raises ArgumentError TS605."""
+    return Given(None if dims is None else inputs.parse_dims(dims), read_args(args), seed, read_shapes(shapes))
 
 
-def load(target: Target) -> Subject:
-    """The kernel behind a target. Raises the error of one that did not load."""
+def load(target: Target) -> Subject | FunctionSubject:
+    """The kernel or function behind a target. Raises the error of one that did not load."""
     if target.error is not None:
         raise target.error
+    if target.function is not None:
+        return load_function(target)
     if target.definition is not None:
         return _of_definition(target)
     return _of_module(target)
@@ -123,7 +135,7 @@ def set_up(subject: Subject, given: Given) -> Setup:
 
     Raises ArgumentError TS605 for what was given and does not fit.
     """
-    dims = inputs.choose_dims(subject.name, inputs.dims_of(subject.signature), given.dims)
+    dims = inputs.choose_dims(subject.name, subject.dims, given.dims)
     lists = {p.name for p in subject.signature if p.kind == "list"}
     args = {name: text for name, text in given.args.items() if name not in (*subject.constants, *lists)}
     scalars = inputs.choose_scalars(subject.name, subject.signature, args, subject.defaults, subject.constants)
@@ -149,25 +161,29 @@ def _check_divisors(kernel: Kernel, dims: Mapping[str, int]) -> None:
 # ---- whole files -------------------------------------------------------------------------------------------------
 
 
-def load_all(target: str, items: Sequence[Target], given: Given) -> list[tuple[str, Subject | TesseraError]]:
-    """Every kernel of a file by name, or the error of one that cannot be read.
+def load_all(target: str, items: Sequence[Target], given: Given) -> list[tuple[str, Loaded]]:
+    """Every kernel and function of a file by name, or the error of one that cannot be read.
 
-    Raises ArgumentError TS605 for a dim or a scalar that no kernel of the file has.
+    Raises ArgumentError TS605 for a dim or a scalar that nothing in the file has.
     """
-    loaded: list[tuple[str, Subject | TesseraError]] = []
+    loaded: list[tuple[str, Loaded]] = []
+    lost: list[str] = []  # parameters of functions that could not be read
     for item in items:
         try:
             loaded.append((item.name, load(item)))
         except TesseraError as error:
+            if error.code == "TS605":
+                raise
             loaded.append((item.name, error))
-    _check_names(target, [found for _, found in loaded if isinstance(found, Subject)], given)
+            lost += parameter_names(item)
+    _check_names(target, [found for _, found in loaded if not isinstance(found, TesseraError)], given, lost)
     return loaded
 
 
-def _check_names(target: str, subjects: list[Subject], given: Given) -> None:
-    dims = list(dict.fromkeys(name for subject in subjects for name in inputs.dims_of(subject.signature)))
+def _check_names(target: str, subjects: list[Subject | FunctionSubject], given: Given, lost: Sequence[str]) -> None:
+    dims = list(dict.fromkeys(name for subject in subjects for name in subject.dims))
     own_names = (name for subject in subjects for name in _argument_names(subject))
-    args = list(dict.fromkeys(own_names))
+    args = list(dict.fromkeys((*own_names, *lost)))
     arguments = "scalar parameter, list or constant"
     for kind, names, known in (("dim", given.dims or {}, dims), (arguments, given.args, args)):
         for name in names:
@@ -177,9 +193,9 @@ def _check_names(target: str, subjects: list[Subject], given: Given) -> None:
                 raise ArgumentError("TS605", f"no kernel of {target} has a {kind} {name} (there are {listed}){hint}")
 
 
-def own(subject: Subject, given: Given) -> Given:
-    """The part of what was given for a whole file that one of its kernels has."""
-    dims = inputs.dims_of(subject.signature)
+def own(subject: Subject | FunctionSubject, given: Given) -> Given:
+    """The part of what was given for a whole file that one of its kernels or functions has."""
+    dims = subject.dims
     args = _argument_names(subject)
     return Given(
         None if given.dims is None else {name: size for name, size in given.dims.items() if name in dims},
@@ -188,6 +204,6 @@ def own(subject: Subject, given: Given) -> Given:
     )
 
 
-def _argument_names(subject: Subject) -> tuple[str, ...]:
+def _argument_names(subject: Subject | FunctionSubject) -> tuple[str, ...]:
     """What `--arg` may set: scalar parameters, the lengths of lists, and tuning constants."""
     return (*(p.name for p in subject.signature if p.kind in ("scalar", "list")), *subject.constants)

@@ -1,4 +1,4 @@
-"""What `FILE[::NAME]` stands for: kernels of a Python file or a markdown document, or kernels in textual IR."""
+"""What `FILE[::NAME]` stands for: kernels and functions of a Python file or a markdown document, or textual IR."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from tessera.errors import ArgumentError, SourceError, TesseraError, did_you_mean
 from tessera.frontend.definition import FunctionDefinition, KernelDefinition
 from tessera.frontend.document import LoadedDocument, bound_names, load_document
+from tessera.frontend.inference import Actual
 from tessera.ir.core import Kernel, Module
 
 IR_SUFFIX = ".tsir"
@@ -16,9 +17,11 @@ IR_SUFFIX = ".tsir"
 
 @dataclass(frozen=True)
 class Target:
-    """One kernel to work on: one of `definition`, `module` (textual IR) and `error` (it did not load) is set.
+    """One kernel or function to work on: one of `definition` (a kernel), `function`, `module` (textual IR) and `error`
+    (it did not load) is set.
 
-    `args` are the texts of `--arg` by name: a verb takes from them the lengths of lists.
+    `args` are the texts of `--arg` by name: a verb takes from them the lengths of lists. `shapes` are the options
+    `--shape`, for open parameters of functions.
     """
 
     name: str
@@ -26,6 +29,8 @@ class Target:
     module: Module | None = None
     error: TesseraError | None = None
     args: dict[str, str] = field(default_factory=dict)
+    function: FunctionDefinition | None = None
+    shapes: dict[str, Actual] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,8 +153,7 @@ def _nothing(path: str) -> ArgumentError:
 def _target_of(name: str, value: KernelDefinition | FunctionDefinition) -> Target:
     if isinstance(value, KernelDefinition):
         return Target(name, definition=value)
-    message = f"'{name}' is a @ts.function, and functions are not compiled yet"
-    return Target(name, error=SourceError("TS102", message, value.loc))
+    return Target(name, function=value)
 
 
 def _named(loaded: LoadedDocument, name: str) -> Target:

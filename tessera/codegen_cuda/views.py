@@ -64,7 +64,9 @@ def parameter_view(name: str, type_: ViewType, strides: tuple[Size, ...], read_o
 
 
 def is_nonnegative(value: Value, loops: dict[int, tuple[Value, Value]]) -> bool:
-    """Whether an index is shown never to be negative: ids, sizes, constants, and sums and products of such."""
+    """Whether an index is shown never to be negative: ids, sizes, constants, and what sums, products and divisions make
+    of such.
+    """
     op = value.defining_op
     if op is None:
         loop = loops.get(id(value.owner)) if value.index == 0 else None
@@ -81,4 +83,4 @@ def is_nonnegative(value: Value, loops: dict[int, tuple[Value, Value]]) -> bool:
         )
     if op.name == "program_id":
         return True
-    return op.name in ("add", "mul", "floordiv") and all(is_nonnegative(v, loops) for v in op.operands)
+    return op.name in ("add", "mul", "floordiv", "mod") and all(is_nonnegative(v, loops) for v in op.operands)

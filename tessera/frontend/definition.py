@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, update_wrapper
 from types import FunctionType
@@ -92,6 +93,19 @@ class Definition:
                 raise error.at(loc) from None
             result.append(ParameterDefinition(name, annotation, parameter.default))
         return tuple(result)
+
+    @cached_property
+    def returns(self) -> Annotation | None:
+        """The return annotation; None where there is none. Raises SourceError TS206 for one that is not understood."""
+        annotation = self._annotations().get("return")
+        if annotation is None:
+            return None
+        node = self.source.node.returns
+        loc = self.source.loc(node) if node is not None else self.loc
+        try:
+            return read_annotation(self._evaluated(annotation, "the result"), "the result")
+        except SourceError as error:
+            raise error.at(loc) from None
 
     def _annotations(self) -> dict[str, Any]:
         try:
@@ -225,22 +239,22 @@ def _refined(annotation: Annotation, tensor: TensorAnnotation | None) -> Annotat
 
 @dataclass(frozen=True)
 class LaunchOn:
-    """A kernel with an explicit grid, `kernel[grid]`."""
+    """A kernel with an explicit grid, `kernel[grid]`. `whole`: the grid is to write every element of the outputs."""
 
     definition: KernelDefinition
     grid: tuple[Any, ...]
+    whole: bool = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         run = launcher
-        return (
-            _launch(self.definition, self.grid, args, kwargs)
-            if run is None
-            else run(self.definition, self.grid, args, kwargs)
-        )
+        if run is None or not self.whole:
+            return _launch(self.definition, self.grid, args, kwargs, **({} if self.whole else {"partial": True}))
+        return run(self.definition, self.grid, args, kwargs)
 
-    def partial(self, *args: Any, **kwargs: Any) -> Any:
-        """The same call for a grid that leaves part of an output unwritten on purpose."""
-        return _launch(self.definition, self.grid, args, kwargs, partial=True)
+    @property
+    def partial(self) -> LaunchOn:
+        """The same for a grid that leaves part of an output unwritten on purpose."""
+        return replace(self, whole=False)
 
 
 def _launch(
@@ -255,13 +269,23 @@ def _launch(
     return launcher(definition, grid, args, kwargs, **options)
 
 
+# The functions that were decorated, by name: `ts.ops.<name>` finds them after the built-in ones.
+FUNCTIONS: dict[str, FunctionDefinition] = {}
+
+
 class FunctionDefinition(Definition):
     """A function over tensors."""
 
     kind = "function"
 
+    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(function, options)
+        FUNCTIONS[self.name] = self
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise SourceError("TS102", f"'{self.name}' is a @ts.function, and functions are not compiled yet", self.loc)
+        if launcher is None:
+            raise InternalError("TS901", f"'{self.name}' was called, but nothing is there to run it")
+        return launcher(self, None, args, kwargs)
 
 
 Grid = Callable[[Any], Any]
@@ -308,6 +332,58 @@ class KernelDecorator:
 kernel = KernelDecorator()
 
 
-def function(decorated: Callable[..., Any]) -> FunctionDefinition:
-    """`@ts.function`: a function over tensors."""
-    return FunctionDefinition(decorated)
+PRECISIONS = ("default", "strict")
+
+
+@overload
+def function(decorated: Callable[..., Any]) -> FunctionDefinition: ...
+
+
+@overload
+def function(
+    decorated: None = None, *, precision: str = "default"
+) -> Callable[[Callable[..., Any]], FunctionDefinition]: ...
+
+
+def function(decorated: Callable[..., Any] | None = None, *, precision: str = "default") -> Any:
+    """`@ts.function`: a function over tensors.
+
+    With `precision="strict"` every op's result is rounded to its dtype, as it is between kernels; else a kernel that
+    computes several ops may go on with the wider value. Raises SourceError TS402 for another precision.
+    """
+    if precision not in PRECISIONS:
+        raise SourceError("TS402", f"the precision of a function is 'default' or 'strict', not {precision!r}")
+    options = {} if precision == "default" else {"precision": precision}
+    if decorated is None:
+        return lambda found: FunctionDefinition(found, options)
+    return FunctionDefinition(decorated, options)
+
+
+class CheckpointDecorator:
+    """`@ts.checkpoint`: a function of which a backward pass keeps the inputs alone and computes the rest again.
+
+    It implies `@ts.function`, and takes a function that is decorated already. `ts.checkpoint.scope` is
+    `ts.checkpoint_scope`, the same for a block.
+    """
+
+    def __call__(self, decorated: FunctionDefinition | Callable[..., Any]) -> FunctionDefinition:
+        """Raises SourceError TS203 for a kernel and TS102 for what is no function."""
+        if isinstance(decorated, KernelDefinition):
+            raise SourceError("TS203", f"@ts.checkpoint decorates a function, and '{decorated.name}' is a kernel")
+        definition = decorated if isinstance(decorated, FunctionDefinition) else function(decorated)
+        made = copy(definition)  # the function that was passed stays as it is
+        made.options = {**definition.options, "checkpoint": True}
+        FUNCTIONS[made.name] = made
+        return made
+
+    @property
+    def scope(self) -> Any:
+        from tessera.frontend.language_scopes import checkpoint_scope  # which is built on definitions
+
+        return checkpoint_scope
+
+    def __repr__(self) -> str:
+        return "<tessera decorator checkpoint>"
+
+
+checkpoint = CheckpointDecorator()

@@ -12,7 +12,7 @@ from typing import Any
 
 from tessera.errors import SourceError, TesseraError
 from tessera.frontend.annotations import ListAnnotation, ScalarAnnotation
-from tessera.frontend.definition import KernelDefinition, ParameterDefinition
+from tessera.frontend.definition import Definition, KernelDefinition, ParameterDefinition
 from tessera.frontend.evaluator_emit import Emitter
 from tessera.frontend.evaluator_frames import open_function
 from tessera.frontend.evaluator_lists import TensorList, check_elements
@@ -60,7 +60,7 @@ def trace(
         # What a loop left of its names may have been missed after it: unrolled, they have their last values.
         return _Attempt(definition, static or {}, rerolls=False).module(grid)
     except TesseraError as error:
-        raise error from problem
+        raise problem if error.code == problem.code else error from problem  # the loop tells more
 
 
 class _Attempt:
@@ -102,10 +102,10 @@ class _Attempt:
         kernel.attributes["dims"] = names
         if definition.constants:
             kernel.attributes["constants"] = dict(definition.constants)
+        emit.decided |= check_elements(kernel, emit.static)
         needed = _dims_of(_placed_types(body)) + tuple(emit.decided)
         lengths = tuple(length_name(p.name) for p in kernel.parameters if isinstance(p.type, ListType))
         kernel.attributes["shape_dims"] = tuple(name for name in (*names, *lengths) if name in needed)
-        check_elements(kernel)
         chosen = grid if grid is not None else definition.grid
         infer_grid(kernel, None if chosen is None else _grid_sizes(chosen, emit.context, definition.loc))
         return Module("tile", [kernel])
@@ -152,7 +152,7 @@ def _parameter_type(parameter: ParameterDefinition, lengths: Mapping[str, int]) 
     return ListType(view, lengths[parameter.name]) if isinstance(annotation, ListAnnotation) else view
 
 
-def parameter_loc(definition: KernelDefinition, name: str) -> Loc:
+def parameter_loc(definition: Definition, name: str) -> Loc:
     """Where a parameter's annotation is written."""
     arguments = definition.source.node.args
     node = next(a for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs) if a.arg == name)

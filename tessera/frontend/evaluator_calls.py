@@ -11,14 +11,14 @@ from typing import Any
 
 from tessera.dtypes import f32, i64
 from tessera.errors import SourceError, TesseraError
-from tessera.frontend.definition import Definition
+from tessera.frontend.definition import Definition, LaunchOn
 from tessera.frontend.evaluator_arithmetic import binary, elementwise
 from tessera.frontend.evaluator_emit import Emitter
 from tessera.frontend.evaluator_frames import Frame, open_function
 from tessera.frontend.evaluator_lists import check_zip
 from tessera.frontend.evaluator_unknown import check_call
 from tessera.frontend.evaluator_values import Context, Handle, Site, describe, holds_symbolic, is_number
-from tessera.frontend.language import Intrinsic, build_call
+from tessera.frontend.language import EVERYWHERE, Intrinsic, build_call
 from tessera.frontend.namespace import Namespace
 from tessera.ir.core import Block
 from tessera.ir.dims import Dim, maximum, minimum
@@ -56,6 +56,8 @@ _REPEATABLE = (_CONTAINERS - {iter, next}) | {len, range, min, max, sum, abs, in
 
 class Calls:
     """Evaluates calls. `frames` is the stack of functions being evaluated, the kernel's own at the bottom."""
+
+    scope = "kernel"  # what is being evaluated: a kernel or a function
 
     def __init__(self, emit: Emitter) -> None:
         self.emit = emit
@@ -132,16 +134,20 @@ class Calls:
         self.at(node)
         if isinstance(callee, Intrinsic):
             return self._call_intrinsic(node, callee, args, kwargs, nodes, named)
-        if isinstance(callee, Definition):
-            raise SourceError(
-                "TS102", f"'{callee.name}' is a @ts.{callee.kind}; a kernel cannot call it yet", self.emit.place
-            )
+        if isinstance(callee, (Definition, LaunchOn)):
+            return self.call_definition(node, callee, args, kwargs)
         if isinstance(callee, (Handle, Namespace, Dim, ModuleType)) or not callable(callee):
             shown = repr(callee) if isinstance(callee, (Namespace, ModuleType)) else describe(callee)
             raise SourceError(
                 "TS203", f"'{self.frame.text(node.func)}' is {shown} and cannot be called", self.emit.place
             )
         return self._call_python(node, callee, args, kwargs, nodes)
+
+    def call_definition(
+        self, node: ast.Call, callee: Definition | LaunchOn, args: list[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        callee = callee.definition if isinstance(callee, LaunchOn) else callee
+        raise SourceError("TS102", f"'{callee.name}' is a @ts.{callee.kind}; a kernel cannot call it", self.emit.place)
 
     # -- intrinsics
 
@@ -154,6 +160,8 @@ class Calls:
         nodes: list[ast.expr | None],
         named: dict[str, ast.expr],
     ) -> Any:
+        if callee.scope not in (self.scope, EVERYWHERE):
+            raise SourceError("TS102", f"{callee.name} works only inside a @ts.{callee.scope}", self.emit.place)
         bound = callee.bind(args, kwargs)
         written = dict(named)
         for parameter, argument in zip(callee.signature.parameters, nodes, strict=False):

@@ -47,6 +47,7 @@ class Emitter:
         self.builders = [Builder(body)]
         self.place = place
         self.site: Site | None = None
+        self.singles: set[Value] = set()  # scalars computed in f32 by the device, also where their operands are known
         self._symbols = itertools.count()
 
     # -- places and messages
@@ -275,10 +276,15 @@ class Emitter:
                         "TS301",
                         f"'{left_text}' is {shape_text(left.shape)} and '{right_text}' is "
                         f"{shape_text(right.shape)}: axis {axis} is {left.shape[axis - rank]} in one "
-                        f"and {right.shape[axis - rank]} in the other",
+                        f"and {right.shape[axis - rank]} in the other"
+                        f"{self.values_text(left.shape[axis - rank], right.shape[axis - rank])}",
                         self.place,
                     )
         return [self.spread(value, tuple(common)) if value.is_tile else value for value in values]
+
+    def values_text(self, a: Size, b: Size) -> str:
+        """What a message about two sizes adds where their values are known."""
+        return ""
 
     def spread(self, tile: Handle, shape: Shape) -> Handle:
         """A tile repeated to a shape that it is known to broadcast to."""

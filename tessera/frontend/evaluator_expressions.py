@@ -62,7 +62,7 @@ class Expressions(Calls):
     def unsupported(self, node: ast.AST) -> NoReturn:
         name = type(node).__name__
         what = _CONSTRUCTS.get(name, name)
-        raise SourceError("TS102", f"{what} inside a kernel is not supported", self._first_line(node))
+        raise SourceError("TS102", f"{what} inside a {self.scope} is not supported", self._first_line(node))
 
     def _first_line(self, node: ast.AST) -> Loc:
         """The place of a node; of a compound statement, only its header."""
@@ -235,7 +235,10 @@ class Expressions(Calls):
         raise SourceError("TS201", f"'{text}' is {describe(owner)} and has no '{name}'{hint}", self.emit.place)
 
     def _Subscript(self, node: ast.Subscript) -> Any:
-        owner = self.evaluate(node.value)
+        return self.chosen(node, self.evaluate(node.value))
+
+    def chosen(self, node: ast.Subscript, owner: Any) -> Any:
+        """What the subscript takes of `owner`."""
         text = self.frame.text(node.value)
         if isinstance(owner, Handle):
             items = self.subscripts(node.slice)

@@ -9,7 +9,8 @@ from types import FunctionType
 from typing import Any
 
 from tessera.errors import SourceError, did_you_mean
-from tessera.frontend.document import FunctionSource, function_source
+from tessera.frontend.document import Block as DocumentBlock
+from tessera.frontend.document import Document, FunctionSource, function_source
 from tessera.frontend.evaluator_invariants import Assigned
 from tessera.frontend.evaluator_lists import SharedIndices
 from tessera.frontend.evaluator_values import Lost
@@ -75,8 +76,21 @@ class Frame:
         for scope in (self._closure, self.function.__globals__, vars(builtins)):
             if name in scope:
                 return scope[name]
+        elsewhere = self._elsewhere(name)
+        if elsewhere is not None:
+            where = f"block {elsewhere.number} (line {elsewhere.first_line})"
+            raise SourceError("TS106", f"'{name}' is defined in {where}, which did not define it here", self.loc(node))
         known = [*self.locals, *self._closure, *self.function.__globals__, *vars(builtins)]
         raise SourceError("TS201", f"there is no '{name}' here{did_you_mean(name, known)}", self.loc(node))
+
+    def _elsewhere(self, name: str) -> DocumentBlock | None:
+        """Another block of the function's document that defines a name."""
+        document = self.function.__globals__.get("__document__")
+        if not isinstance(document, Document):
+            return None
+        line = self.function.__code__.co_firstlineno
+        own = max((block.first_line for block in document.blocks if block.first_line <= line), default=0)
+        return next((block for block in document.blocks_defining(name) if block.first_line != own), None)
 
 
 def open_function(

@@ -102,10 +102,13 @@ class Statements(Expressions):
             raise SourceError("TS102", "return inside a run-time loop or branch is not supported", self.frame.loc(node))
         value = None if node.value is None else self.evaluate(node.value)
         if value is not None and len(self.frames) == 1:
-            raise SourceError(
-                "TS102", "a kernel returns nothing; store results in its output tensors", self.frame.loc(node)
-            )
+            self.check_result(node)
         return Returned(value)
+
+    def check_result(self, node: ast.Return) -> None:
+        raise SourceError(
+            "TS102", "a kernel returns nothing; store results in its output tensors", self.frame.loc(node)
+        )
 
     def _Break(self, node: ast.Break) -> _Jump:
         return self._jump(node, BREAK)
@@ -139,7 +142,7 @@ class Statements(Expressions):
         elif isinstance(target, ast.Subscript):
             before = self.evaluate(ast.copy_location(ast.Subscript(target.value, target.slice, ast.Load()), target))
         else:
-            raise SourceError("TS102", f"'{text}' cannot be assigned inside a kernel", self.frame.loc(target))
+            raise SourceError("TS102", f"'{text}' cannot be assigned inside a {self.scope}", self.frame.loc(target))
         if isinstance(before, Handle) and (before.is_buffer or before.is_view):
             remedy = f"tile.fill, or an operation with dst={text}" if before.is_buffer else f"tile.store(..., {text})"
             raise SourceError(
@@ -178,7 +181,7 @@ class Statements(Expressions):
             self._assign_item(target, value)
         else:
             raise SourceError(
-                "TS102", f"'{self.frame.text(target)}' cannot be assigned inside a kernel", self.frame.loc(target)
+                "TS102", f"'{self.frame.text(target)}' cannot be assigned inside a {self.scope}", self.frame.loc(target)
             )
 
     def _unpack(self, target: ast.Tuple | ast.List, value: Any) -> None:
@@ -369,7 +372,7 @@ class Statements(Expressions):
         self.rolling += 1
         try:
             self._run_time_loop(node, RunTimeRange(numbers.start, numbers.stop, numbers.step), static=True)
-            if rolls(block.ops[-1]):
+            if rolls(block.ops[-1], self.emit.singles):
                 self.rerolled = True
                 return True
         except TesseraError:

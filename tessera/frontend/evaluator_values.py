@@ -91,6 +91,11 @@ class Handle:
         return dtype_of(self.type)
 
 
+@dataclass(eq=False)
+class TensorHandle(Handle):
+    """A value in a function: a whole tensor, or a scalar."""
+
+
 @dataclass(frozen=True)
 class RunTimeRange:
     """What `tile.range` gives: the bounds of a loop that runs on the device."""
@@ -201,6 +206,8 @@ def describe_type(type_: Type) -> str:
 
 def describe(value: Any) -> str:
     """A value of a kernel as a message says it."""
+    if isinstance(value, TensorHandle):
+        return describe_type(value.type).replace("a tile", "a tensor", 1)
     if isinstance(value, Handle):
         return describe_type(value.type)
     if isinstance(value, Dim):

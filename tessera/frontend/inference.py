@@ -11,8 +11,9 @@ dims of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import eq
 
 from tessera.dtypes import DType, bf16
 from tessera.errors import SourceError
@@ -27,9 +28,9 @@ LENGTH = 3  # of a list whose length is not known where only the types of its te
 
 @dataclass(frozen=True)
 class Actual:
-    """What a call knows of a bare parameter."""
+    """What a call knows of a bare parameter. Inside a function its sizes are those of the function."""
 
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
     dtype: DType
 
 
@@ -48,11 +49,14 @@ def resolve(
     definition: KernelDefinition,
     static: Mapping[str, int] | None = None,
     actual: Mapping[str, Actual] | None = None,
+    sizes: Mapping[str, Size] | None = None,
+    same: Callable[[Size, Size], bool] = eq,
 ) -> KernelDefinition:
     """The kernel with an annotation for every bare parameter; itself where there is none.
 
-    `static` as for `trace`; `actual` holds what a call knows of bare parameters that it passes. Raises SourceError
-    TS206 for a parameter whose axes nothing tells, and what the evaluation of the kernel raises.
+    `static` as for `trace`; `actual` holds what a call knows of bare parameters that it passes, `sizes` what it knows
+    of dims, where that is more than `static`, and `same` tells whether two sizes of the call are one. Raises
+    SourceError TS206 for a parameter whose axes nothing tells, and what the evaluation of the kernel raises.
     """
     names = [p.name for p in definition.parameters if is_bare(p.annotation)]
     if not names:
@@ -68,7 +72,7 @@ def resolve(
             evaluate_once(definition.annotated(found), static or {})
             break
         except NeedsAxes as need:
-            open_ = _Open(known, static or {}, given.get(need.name))
+            open_ = _Open(known, sizes or static or {}, given.get(need.name), same)
             found[need.name] = open_.annotation(need.name, need)
     for name in names:  # what the kernel never uses
         if name not in found:
@@ -82,8 +86,9 @@ class _Open:
     """What may fill the open axes of a tensor: shapes of annotated ones, sizes of dims, what the call knows of it."""
 
     known: Sequence[tuple[Size, ...]]
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, Size]
     actual: Actual | None
+    same: Callable[[Size, Size], bool]
 
     def annotation(self, name: str, need: NeedsAxes) -> TensorAnnotation:
         axes, actual = need.axes, self.actual
@@ -106,10 +111,12 @@ class _Open:
             fitting = [shape for shape in fitting if self._agrees(shape, self.actual.shape)]
         return next(iter(fitting), None)
 
-    def _agrees(self, shape: tuple[Size, ...], actual: tuple[int, ...]) -> bool:
+    def _agrees(self, shape: tuple[Size, ...], actual: tuple[Size, ...]) -> bool:
         """Whether some axis has the size that it has in the call; sizes that nothing tells may be any."""
-        values = [None if dims.symbols(size) - self.sizes.keys() else dims.evaluate(size, self.sizes) for size in shape]
-        return any(value in (None, size) for value, size in zip(values, actual, strict=True))
+        return any(
+            dims.symbols(size) - self.sizes.keys() or self.same(dims.substitute(size, self.sizes), given)
+            for size, given in zip(shape, actual, strict=True)
+        )
 
 
 def _own(name: str, rank: int) -> tuple[Size, ...]:

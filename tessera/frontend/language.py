@@ -22,17 +22,24 @@ if TYPE_CHECKING:
     from tessera.frontend.evaluator_emit import Emitter
 
 INTRINSICS: dict[str, Intrinsic] = {}
+KERNEL, FUNCTION, EVERYWHERE = "kernel", "function", ""  # where a name of the language may be called
 
 
 class Intrinsic:
     """A function of the language. Inside a kernel the evaluator calls `build`; elsewhere only `host` can answer."""
 
     def __init__(
-        self, name: str, build: Callable[..., Any], host: Callable[..., Any] | None = None, op: str | None = None
+        self,
+        name: str,
+        build: Callable[..., Any],
+        host: Callable[..., Any] | None = None,
+        op: str | None = None,
+        scope: str | None = None,
     ) -> None:
         self.name = name
         self.build = build
         self.host_function = host
+        self.scope = scope if scope is not None else KERNEL if name.startswith("tile.") else EVERYWHERE
         self.op = op  # the op that it stands for, where it is just that
         signature = inspect.signature(build)
         self.signature = signature.replace(
@@ -58,6 +65,8 @@ class Intrinsic:
         parts = []
         for parameter in self.signature.parameters.values():
             default = parameter.default
+            if parameter.kind == parameter.KEYWORD_ONLY and "*" not in parts:
+                parts.append("*")
             if default is parameter.empty:
                 parts.append(parameter.name if parameter.kind != parameter.VAR_POSITIONAL else f"*{parameter.name}")
             else:
@@ -84,7 +93,8 @@ class Intrinsic:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self.bind(list(args), kwargs)
         if self.host_function is None or any(isinstance(value, Handle) for value in bound.values()):
-            raise SourceError("TS203", f"{self.name} works only inside a function decorated with @ts.kernel")
+            where = " or ".join(f"@ts.{kind}" for kind in (KERNEL, FUNCTION) if self.scope in (kind, EVERYWHERE))
+            raise SourceError("TS203", f"{self.name} works only inside a function decorated with {where}")
         return self.host_function(**bound)
 
     def __repr__(self) -> str:
@@ -99,7 +109,11 @@ def intrinsic(name: str) -> Callable[[Callable[..., Any]], Intrinsic]:
 def build_call(emit: Emitter, callee: Intrinsic, arguments: dict[str, Any]) -> Any:
     """Calls `build` with bound arguments, spreading the one that takes the rest."""
     positional: list[Any] = []
+    named: dict[str, Any] = {}
     for name, parameter in callee.signature.parameters.items():
         value = arguments[name]
-        positional += value if parameter.kind == parameter.VAR_POSITIONAL else [value]
-    return callee.build(emit, *positional)
+        if parameter.kind == parameter.KEYWORD_ONLY:
+            named[name] = value
+        else:
+            positional += value if parameter.kind == parameter.VAR_POSITIONAL else [value]
+    return callee.build(emit, *positional, **named)

@@ -141,17 +141,19 @@ def _own_window(emit: Emitter, tensor: Handle, text: str, sizes: list[Size]) -> 
 
 
 @intrinsic("tile.async_load_block")
-def async_load_block(emit: Emitter, t: Any, stages: Any = 1) -> Handle:
+def async_load_block(emit: Emitter, t: Any, stages: Any = None) -> Handle:
     """Starts copying the program's own block of a tensor [B, S, D]; `tile.async_wait()` makes it readable.
 
     The block is [ctx.BLOCK_B, ctx.BLOCK_S, D] at (program_id(0) * ctx.BLOCK_B, program_id(1) * ctx.BLOCK_S), zero
-    outside the tensor. `stages` says how many blocks of a loop may be in flight at once.
+    outside the tensor. `stages` says how many blocks of a loop may be in flight at once (None: the compiler's choice).
     """
     name = "tile.async_load_block"
     tensor = _tensor(emit, t, "t", name)
-    depth = emit.concrete(stages, emit.text("stages"), "the number of stages is a compile-time constant")
-    if type(stages) is bool or depth < 1:
-        emit.fail("TS203", f"stages= is a positive integer, not {stages!r}", "stages")
+    depth = None
+    if stages is not None:
+        depth = emit.concrete(stages, emit.text("stages"), "the number of stages is a compile-time constant")
+        if type(stages) is bool or depth < 1:
+            emit.fail("TS203", f"stages= is a positive integer, not {stages!r}", "stages")
     sizes = _own_sizes(emit, name)
     shape: Shape = (*sizes, tensor.shape[2])
     buffer = emit.emit("alloc_shared", shape=shape, dtype=tensor.dtype)

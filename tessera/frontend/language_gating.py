@@ -89,7 +89,9 @@ def _gated(emit: Emitter, x: Any, matrix: Any, distance: Any, weight: Any, call:
         "mma", emit.reshape(tile, (rows, columns)), gate, transpose_a=False, transpose_b=False, precision=None
     )
     logits = emit.reshape(logits, tile.shape)
-    scale = scaled_distance(emit, emit.operand(distance, emit.text("distance")), emit.text("distance"))
+    factor, place = emit.operand(distance, emit.text("distance")), len(emit.block.ops)
+    scale = scaled_distance(emit, factor, emit.text("distance"))
+    emit.singles.update(result for op in emit.block.ops[place:] for result in op.results)
     opened = elementwise(emit, "mul", (logits, scale), ("x @ W", emit.text("distance")))
     opened = elementwise(emit, "sigmoid", (opened,), ("x @ W",))
     kept = emit.cast(tile, f32)

@@ -96,7 +96,7 @@ for _name, _op in UNARY.items():
 
 # Ops of the table that have another spelling: an operator, or a function declared in this file.
 _SPELLED = frozenset([*BINARY.values(), *UNARY.values(), "floordiv", "mod", "where", "cast", "and", "or", "not"]) | {
-    "eq", "ne", "lt", "le", "gt", "ge"
+    "eq", "ne", "lt", "le", "gt", "ge", "uniform"
 }  # fmt: skip
 
 
@@ -109,6 +109,20 @@ def from_table(name: str) -> Intrinsic | None:
         return None
     build = _unary(name) if len(definition.operands) == 1 else _binary(name)
     return Intrinsic(f"tile.{name}", build, _on_numbers(name), name)
+
+
+def _uniform(emit: Emitter, index: Any, seed: Any) -> Handle:
+    """the same pair gives the same number on every lane, whatever the grid and the tiles"""
+    return elementwise(emit, "uniform", (index, seed), (emit.text("index"), emit.text("seed")))
+
+
+def _uniform_of_numbers(index: int, seed: int) -> float:
+    from tessera.ir.philox import uniform_number
+
+    return uniform_number(index, seed)
+
+
+Intrinsic("tile.uniform", _uniform, _uniform_of_numbers, "uniform")
 
 
 @intrinsic("tile.where")

@@ -9,6 +9,7 @@ from tessera.frontend.evaluator_arithmetic import FOLDS, elementwise
 from tessera.frontend.evaluator_emit import Emitter
 from tessera.frontend.evaluator_values import Handle, describe
 from tessera.frontend.language import Intrinsic
+from tessera.ir.types import ScalarType
 
 DECAY_RATE = 0.1
 
@@ -29,7 +30,9 @@ sigmoid_safe = Intrinsic("ts.ops.sigmoid_safe", _sigmoid_safe, lambda x: FOLDS["
 
 def scaled_distance(emit: Emitter, distance: Handle, text: str) -> Handle:
     """exp(-0.1 * distance) of a scalar, computed in f32 also where the distance is known at compile time."""
-    scaled = elementwise(emit, "mul", (emit.cast(distance, f32), -DECAY_RATE), (text, str(-DECAY_RATE)))
+    weak = isinstance(distance.type, ScalarType) and distance.type.weak  # a number of the author's stays one
+    operand = distance if weak else emit.cast(distance, f32)
+    scaled = elementwise(emit, "mul", (operand, -DECAY_RATE), (text, str(-DECAY_RATE)))
     return elementwise(emit, "exp", (scaled,), (text,))
 
 
@@ -37,7 +40,7 @@ def _distance_scaling(emit: Emitter, layer_distance: Any) -> Handle:
     """exp(-0.1 * layer_distance): how strongly a layer that far away counts."""
     text = emit.text("layer_distance")
     distance = emit.operand(layer_distance, text)
-    if not distance.is_scalar or distance.dtype.is_bool:
+    if (not distance.is_scalar and distance.shape) or distance.dtype.is_bool:
         emit.fail("TS203", f"a layer distance is one number, but '{text}' is {describe(distance)}", "layer_distance")
     return scaled_distance(emit, distance, text)
 

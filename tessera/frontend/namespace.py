@@ -12,6 +12,7 @@ from typing import Any
 from tessera.errors import did_you_mean
 from tessera.frontend import (  # noqa: F401  declare
     language_blocks,
+    language_dist,
     language_effects,
     language_gating,
     language_math,
@@ -20,8 +21,17 @@ from tessera.frontend import (  # noqa: F401  declare
     language_ops,
     language_program,
     language_reductions,
+    language_scopes,
+    language_tensor,
+    language_tensor_products,
+    language_tensor_shapes,
+    library_gating,
+    library_norms,
+    library_parameters,
+    library_transformer,
 )
 from tessera.frontend.annotations import Tensor
+from tessera.frontend.definition import FUNCTIONS
 from tessera.frontend.language import INTRINSICS
 
 
@@ -34,6 +44,11 @@ class Namespace:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if self.__dict__["__name__"] == "ts" and (found := language_tensor.from_table(name)) is not None:
+            self.__dict__[name] = found
+            return found
+        if self.__dict__["__name__"] == "ts.ops" and name in FUNCTIONS:
+            return FUNCTIONS[name]
         if self.__dict__["__name__"] == "tile" and (found := language_math.from_table(name)) is not None:
             self.__dict__[name] = found
             return found
@@ -70,3 +85,4 @@ def build(root: str, extra: dict[str, Any] | None = None) -> Namespace:
 
 tile = build("tile", {"Tensor": Tensor})
 ops = build("ts.ops")
+tensors = build("ts")

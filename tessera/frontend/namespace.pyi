@@ -5,42 +5,44 @@
 from collections.abc import Iterable
 from typing import Any
 
-from tessera.dtypes import DType, f32, i32
+from tessera.dtypes import DType, f32, i32, i64
 
-class Value:
-    """A tensor parameter, a shared buffer, a tile or a run-time scalar inside a kernel."""
+class Tensor:
+    """A tensor, a shared buffer, a tile or a run-time scalar inside a kernel or a function.
+
+    As an annotation: `Tensor["B", "S", "D", ts.bf16]`, or bare where the call decides.
+    """
 
     shape: tuple[Any, ...]
     dtype: DType
-    T: Value
-    def __getitem__(self, index: Any) -> Value: ...
-    def __setitem__(self, index: Any, value: Any) -> None: ...
-    def __add__(self, other: Any) -> Value: ...
-    def __radd__(self, other: Any) -> Value: ...
-    def __sub__(self, other: Any) -> Value: ...
-    def __rsub__(self, other: Any) -> Value: ...
-    def __mul__(self, other: Any) -> Value: ...
-    def __rmul__(self, other: Any) -> Value: ...
-    def __truediv__(self, other: Any) -> Value: ...
-    def __rtruediv__(self, other: Any) -> Value: ...
-    def __floordiv__(self, other: Any) -> Value: ...
-    def __rfloordiv__(self, other: Any) -> Value: ...
-    def __mod__(self, other: Any) -> Value: ...
-    def __rmod__(self, other: Any) -> Value: ...
-    def __eq__(self, other: Any) -> Value: ...  # type: ignore[override]
-    def __ne__(self, other: Any) -> Value: ...  # type: ignore[override]
-    def __lt__(self, other: Any) -> Value: ...
-    def __le__(self, other: Any) -> Value: ...
-    def __gt__(self, other: Any) -> Value: ...
-    def __ge__(self, other: Any) -> Value: ...
-    def __neg__(self) -> Value: ...
-    def __pos__(self) -> Value: ...
-    def __abs__(self) -> Value: ...
-
-class Tensor(Value):
-    """The annotation of a tensor parameter: `Tensor["B", "S", "D", ts.bf16]`, or bare where the call decides."""
-
+    ndim: int
+    T: Tensor
     def __class_getitem__(cls, items: Any) -> Any: ...
+    def __getitem__(self, index: Any) -> Tensor: ...
+    def __setitem__(self, index: Any, value: Any) -> None: ...
+    def __add__(self, other: Any) -> Tensor: ...
+    def __radd__(self, other: Any) -> Tensor: ...
+    def __sub__(self, other: Any) -> Tensor: ...
+    def __rsub__(self, other: Any) -> Tensor: ...
+    def __mul__(self, other: Any) -> Tensor: ...
+    def __rmul__(self, other: Any) -> Tensor: ...
+    def __truediv__(self, other: Any) -> Tensor: ...
+    def __rtruediv__(self, other: Any) -> Tensor: ...
+    def __floordiv__(self, other: Any) -> Tensor: ...
+    def __rfloordiv__(self, other: Any) -> Tensor: ...
+    def __mod__(self, other: Any) -> Tensor: ...
+    def __rmod__(self, other: Any) -> Tensor: ...
+    def __matmul__(self, other: Any) -> Tensor: ...
+    def __rmatmul__(self, other: Any) -> Tensor: ...
+    def __eq__(self, other: Any) -> Tensor: ...  # type: ignore[override]
+    def __ne__(self, other: Any) -> Tensor: ...  # type: ignore[override]
+    def __lt__(self, other: Any) -> Tensor: ...
+    def __le__(self, other: Any) -> Tensor: ...
+    def __gt__(self, other: Any) -> Tensor: ...
+    def __ge__(self, other: Any) -> Tensor: ...
+    def __neg__(self) -> Tensor: ...
+    def __pos__(self) -> Tensor: ...
+    def __abs__(self) -> Tensor: ...
 
 _Tensor = Tensor
 
@@ -69,12 +71,12 @@ class tile:
     def add(a: Any, b: Any, dst: Any = None) -> Any:
         """a + b; with `dst`, a shared buffer, the result is also written there, rounded to its dtype"""
     @staticmethod
-    def alloc_shared(shape: Any, dtype: Any, swizzle: str = 'none') -> Value:
+    def alloc_shared(shape: Any, dtype: Any, swizzle: str = 'none') -> Tensor:
         """A buffer of the program, undefined until written. Where it lives is the compiler's choice; swizzle
         is a hint.
         """
     @staticmethod
-    def apply_gating(x: Any, W: Any, distance: Any = 1, weight: Any = 1.0) -> Value:
+    def apply_gating(x: Any, W: Any, distance: Any = 1, weight: Any = 1.0) -> Tensor:
         """weight * x * sigmoid(exp(-0.1 * distance) * (x @ W)), an f32 tile of the shape of `x`.
 
         `x` is [..., D], its leading axes flattened to the rows of the product; `W` is [D, D]. `distance` is
@@ -82,15 +84,15 @@ class tile:
         `weight` a float or one element of a tensor of floats.
         """
     @staticmethod
-    def arange(n: Any, dtype: Any = i32) -> Value:
+    def arange(n: Any, dtype: Any = i32) -> Tensor:
         """The tile [0, 1, ..., n - 1]."""
     @staticmethod
-    def argmax(x: Any, axis: Any = None, keepdims: bool = False) -> Value:
+    def argmax(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
         """index (i32) of the maximum along `axis`, kept with size 1; the lowest of equals, NaN wins; the axis
         is dropped unless `keepdims`; without `axis` the index counts all elements in row-major order
         """
     @staticmethod
-    def argmin(x: Any, axis: Any = None, keepdims: bool = False) -> Value:
+    def argmin(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
         """index (i32) of the minimum along `axis`, kept with size 1; the lowest of equals, NaN wins; the axis
         is dropped unless `keepdims`; without `axis` the index counts all elements in row-major order
         """
@@ -100,12 +102,13 @@ class tile:
         it holds.
         """
     @staticmethod
-    def async_load_block(t: Any, stages: Any = 1) -> Value:
+    def async_load_block(t: Any, stages: Any = None) -> Tensor:
         """Starts copying the program's own block of a tensor [B, S, D]; `tile.async_wait()` makes it readable.
 
         The block is [ctx.BLOCK_B, ctx.BLOCK_S, D] at (program_id(0) * ctx.BLOCK_B, program_id(1) *
         ctx.BLOCK_S), zero
-        outside the tensor. `stages` says how many blocks of a loop may be in flight at once.
+        outside the tensor. `stages` says how many blocks of a loop may be in flight at once (None: the
+        compiler's choice).
         """
     @staticmethod
     def async_store_block(out: Any, value: Any) -> None:
@@ -135,10 +138,10 @@ class tile:
         program order.
         """
     @staticmethod
-    def broadcast_to(x: Any, shape: Any) -> Value:
+    def broadcast_to(x: Any, shape: Any) -> Tensor:
         """`x` repeated to `shape`: axes of size 1 repeat, missing leading axes are added."""
     @staticmethod
-    def cast(x: Any, dtype: Any) -> Value:
+    def cast(x: Any, dtype: Any) -> Tensor:
         """`x` rounded to `dtype`: a rounding that no optimization skips."""
     @staticmethod
     def cdiv(a: Any, b: Any) -> Any:
@@ -174,10 +177,10 @@ class tile:
     def cp_wait_group(n: Any = 0) -> None:
         """Waits until at most the `n` newest committed copy groups are in flight."""
     @staticmethod
-    def cummax(x: Any, axis: Any = -1) -> Value:
+    def cummax(x: Any, axis: Any = -1) -> Tensor:
         """maximum of each element and those before it along `axis`; NaN stays"""
     @staticmethod
-    def cumsum(x: Any, axis: Any = -1) -> Value:
+    def cumsum(x: Any, axis: Any = -1) -> Tensor:
         """sum of each element and those before it along `axis`, in f32"""
     @staticmethod
     def divide(a: Any, b: Any, dst: Any = None) -> Any:
@@ -206,10 +209,10 @@ class tile:
         rounded to its dtype
         """
     @staticmethod
-    def full(shape: Any, value: Any, dtype: Any = f32) -> Value:
+    def full(shape: Any, value: Any, dtype: Any = f32) -> Tensor:
         """A tile whose every element is `value`, a number or a scalar."""
     @staticmethod
-    def fused_gating_accumulate(x: Any, W: Any, weight: Any, distance: Any, acc: Any) -> Value:
+    def fused_gating_accumulate(x: Any, W: Any, weight: Any, distance: Any, acc: Any) -> Tensor:
         """`acc += tile.apply_gating(x, W, distance, weight)`; the f32 tile that was added.
 
         `weight` comes before `distance` here.
@@ -225,27 +228,27 @@ class tile:
         buffer, the result is also written there, rounded to its dtype
         """
     @staticmethod
-    def iota(shape: Any, axis: Any = -1, dtype: Any = i32) -> Value:
+    def iota(shape: Any, axis: Any = -1, dtype: Any = i32) -> Tensor:
         """A tile in which every element is its own index along `axis`."""
     @staticmethod
-    def load(ref: Any, mask: Any = None, other: Any = 0) -> Value:
+    def load(ref: Any, mask: Any = None, other: Any = 0) -> Tensor:
         """The elements of a window as a tile, zero outside the tensor; a window without axes gives a scalar.
 
         With `mask`, a tile of bools, an element is the number `other` where that does not hold.
         """
     @staticmethod
-    def load_block(t: Any, batch_start: Any, seq_start: Any, block_b: Any, block_s: Any) -> Value:
+    def load_block(t: Any, batch_start: Any, seq_start: Any, block_b: Any, block_s: Any) -> Tensor:
         """The tile [block_b, block_s, D] of a tensor [B, S, D] at two element offsets, zero outside the
         tensor.
         """
     @staticmethod
-    def load_global(ref: Any, mask: Any = None, other: Any = 0) -> Value:
+    def load_global(ref: Any, mask: Any = None, other: Any = 0) -> Tensor:
         """The elements of a window as a tile, zero outside the tensor; a window without axes gives a scalar.
 
         With `mask`, a tile of bools, an element is the number `other` where that does not hold.
         """
     @staticmethod
-    def load_scalar(ref: Any) -> Value:
+    def load_scalar(ref: Any) -> Tensor:
         """One element of a tensor, as in `tile.load_scalar(weights[i, -1])`: an f32 scalar, or i64 of an
         integer tensor.
         """
@@ -260,7 +263,7 @@ class tile:
         dtype
         """
     @staticmethod
-    def max(x: Any, axis: Any = None, keepdims: bool = False) -> Value:
+    def max(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
         """maximum along `axis`, kept with size 1; NaN when any element is; the axis is dropped unless
         `keepdims`; without `axis` all elements are reduced, to a tile [1]
         """
@@ -270,10 +273,10 @@ class tile:
         there, rounded to its dtype
         """
     @staticmethod
-    def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Value:
+    def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
         """The sum in f32 divided by the number of elements, rounded once to x's dtype (f32 for integers)."""
     @staticmethod
-    def min(x: Any, axis: Any = None, keepdims: bool = False) -> Value:
+    def min(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
         """minimum along `axis`, kept with size 1; NaN when any element is; the axis is dropped unless
         `keepdims`; without `axis` all elements are reduced, to a tile [1]
         """
@@ -283,7 +286,7 @@ class tile:
         there, rounded to its dtype
         """
     @staticmethod
-    def mma(a: Any, b: Any, acc: Any = None, accumulator_type: Any = f32, precision_policy: Any = None, transpose_a: bool = False, transpose_b: bool = False, precision: Any = None) -> Value:
+    def mma(a: Any, b: Any, acc: Any = None, accumulator_type: Any = f32, precision_policy: Any = None, transpose_a: bool = False, transpose_b: bool = False, precision: Any = None) -> Tensor:
         """acc + a @ b on the matrix unit, an f32 tile: a is [M, K] (or [K, M] with `transpose_a`), b is [K, N]
         (or [N, K]).
 
@@ -300,7 +303,7 @@ class tile:
     def negative(a: Any, dst: Any = None) -> Any:
         """-a; with `dst`, a shared buffer, the result is also written there, rounded to its dtype"""
     @staticmethod
-    def num_programs(axis: Any = 0) -> Value:
+    def num_programs(axis: Any = 0) -> Tensor:
         """How many programs run along a grid axis (0, 1 or 2)."""
     @staticmethod
     def print(format: Any, *values: Any) -> None:
@@ -308,7 +311,7 @@ class tile:
         `{}`.
         """
     @staticmethod
-    def program_id(axis: Any = 0) -> Value:
+    def program_id(axis: Any = 0) -> Tensor:
         """The index of this program along a grid axis (0, 1 or 2), a run-time integer from 0."""
     @staticmethod
     def range(start: Any, stop: Any = None, step: Any = 1) -> Iterable[Any]:
@@ -316,7 +319,7 @@ class tile:
         integers.
         """
     @staticmethod
-    def reshape(x: Any, shape: Any) -> Value:
+    def reshape(x: Any, shape: Any) -> Tensor:
         """The elements of `x` in row-major order under another shape with as many elements; one size may be
         -1.
         """
@@ -366,7 +369,7 @@ class tile:
     def subtract(a: Any, b: Any, dst: Any = None) -> Any:
         """a - b; with `dst`, a shared buffer, the result is also written there, rounded to its dtype"""
     @staticmethod
-    def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Value:
+    def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
         """sum along `axis`, kept with size 1, in f32; the axis is dropped unless `keepdims`; without `axis`
         all elements are reduced, to a tile [1]
         """
@@ -376,32 +379,335 @@ class tile:
         dtype
         """
     @staticmethod
-    def transpose(x: Any) -> Value:
+    def transpose(x: Any) -> Tensor:
         """`x` with its last two axes exchanged; `x.T` is the same."""
     @staticmethod
-    def where(condition: Any, a: Any, b: Any) -> Value:
+    def uniform(index: Any, seed: Any) -> Any:
+        """a random number in [0, 1) by element number and seed, both integers: Philox4x32-10, 24 bits of its
+        first word; the same pair gives the same number on every lane, whatever the grid and the tiles
+        """
+    @staticmethod
+    def where(condition: Any, a: Any, b: Any) -> Tensor:
         """`a` where the condition holds, else `b`, element by element."""
     @staticmethod
-    def window(tensor: Any, start: Any, extent: Any, limit: Any = None) -> Value:
+    def window(tensor: Any, start: Any, extent: Any, limit: Any = None) -> Tensor:
         """The window of `extent` at `start`; what lies at index `limit` or beyond counts as outside the
         tensor.
 
         Each of the three is a number for the first axis or a tuple for the first axes; a limit may be None.
         """
     @staticmethod
-    def zeros(shape: Any, dtype: Any = f32) -> Value:
+    def zeros(shape: Any, dtype: Any = f32) -> Tensor:
         """A tile of zeros."""
 
 class ops:
     @staticmethod
-    def distance_scaling(layer_distance: Any) -> Value:
+    def distance_scaling(layer_distance: Any) -> Any:
         """exp(-0.1 * layer_distance): how strongly a layer that far away counts."""
     @staticmethod
-    def distance_scaling_function(layer_distance: Any) -> Value:
+    def distance_scaling_function(layer_distance: Any) -> Any:
         """exp(-0.1 * layer_distance): how strongly a layer that far away counts."""
     @staticmethod
-    def exp(x: Any) -> Value:
+    def dropout(x: Any, p: Any, seed: Any = None) -> Tensor:
+        """Each element 0 with probability `p`, else divided by 1 - p; `p` is in [0, 1).
+
+        Element number i is dropped where `uniform(i, seed)` is below `p`, so the same seed drops the same
+        elements.
+        Without `seed`, each call of the function draws a new one, and each dropout in it has numbers of its
+        own.
+        """
+    @staticmethod
+    def exp(x: Any) -> Any:
         """e to the x."""
     @staticmethod
-    def sigmoid_safe(x: Any) -> Value:
+    def gating_function(x: Any, W: Any, d: Any) -> Tensor:
+        """The gates sigmoid(exp(-0.1 * d) * (x @ W)) of a layer at distance `d`, in the dtype of `x`.
+
+        `x` is [..., D] and `W` is [D, D]; the product is accumulated in f32, and everything after it
+        computed there. The
+        distance scales the logits: a far layer's gates tend to 0.5.
+        """
+    @staticmethod
+    def gating_network(x: Any, W: Any) -> Tensor:
+        """The gates sigmoid(x @ W), in the dtype of `x`: [..., D] and [D, G] give [..., G].
+
+        The product of f32 operands is one in true f32.
+        """
+    @staticmethod
+    def l2_norm(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The square root of the sum of squares along `axis`, an int, several, or None for all, in the dtype
+        of `x`.
+
+        Computed in f32 as m * sqrt(sum((x / m)^2)), m the largest magnitude, so that neither large nor
+        small elements are
+        lost on the way: it is finite whenever the norm is an f32, and 0 for zeros alone.
+        """
+    @staticmethod
+    def learnable_scale_parameter() -> Tensor:
+        """A bf16 number of the parameter store, 1 at first."""
+    @staticmethod
+    def learned_attention_weights() -> Any:
+        """A parameter of the store, 1 / L everywhere at first, in the shape that the function which takes it
+        annotates.
+
+        A dim L that only this parameter has is one more than the length of that function's first list: its
+        sources and the
+        target.
+        """
+    @staticmethod
+    def mlp_gating(x: Any, W: Any) -> Tensor:
+        """Logits of gates from `x` and a matrix `W` [D, G], in the dtype of `x`; two rules by the last axis of
+        `x`.
+
+        G + 1: a two-layer MLP with tied weights, silu(x[..., 1:] + x[..., :1]) @ W transposed, which is
+        [..., D]; the first
+        feature is a magnitude that every hidden unit sees. Else D: the product x @ W. Computed in f32.
+        """
+    @staticmethod
+    def sigmoid_safe(x: Any) -> Any:
         """1 / (1 + exp(-x)), computed so that neither side overflows."""
+    @staticmethod
+    def softmax_safe(x: Any, axis: Any = -1) -> Tensor:
+        """exp(x - max) / sum(exp(x - max)) along `axis`, computed in f32, in the dtype of `x`."""
+    @staticmethod
+    def transformer_layer(x: Any, params: Any = None, *, causal: bool = False, heads: Any = None, eps: Any = 1e-06) -> Tensor:
+        """A transformer layer over `x` [B, S, D], in its dtype: y = x + attention(rms(x)), then y +
+        mlp(rms(y)).
+
+        `params` is one matrix [D, 12*D], Wq | Wk | Wv | Wo | W1 [D, 4*D] | W2 transposed [D, 4*D]; or a
+        dict of Wq, Wk, Wv,
+        Wo, W1 [D, F] and W2 [F, D], or a tuple of them in that order. Without it, the layer has a bf16
+        matrix of the
+        parameter store. rms(x) is x / sqrt(mean(x^2) + eps); scores are scaled by 1 / sqrt(head size); the
+        MLP is
+        gelu_tanh(y @ W1) @ W2. `heads` is the largest divisor of D that leaves heads of 64 features or
+        more, or 1, and
+        `causal` lets a row attend to itself and those before it.
+        """
+
+class tensors:
+    @staticmethod
+    def abs(a: Any) -> Any:
+        """|a|; computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def add(a: Any, b: Any, precision: Any = None) -> Any:
+        """a + b; broadcasts; computed in f32 and rounded to the widest operand's dtype, with precision="high"
+        kept in f32
+        """
+    @staticmethod
+    def arange(stop: Any, dtype: Any = i64) -> Tensor:
+        """The integers 0, 1, ... below `stop`."""
+    @staticmethod
+    def argmax(x: Any, axis: Any = -1, keepdims: bool = False) -> Tensor:
+        """index (i32) of the maximum along `axis`, kept with size 1; the lowest of equals, NaN wins; the axis
+        is dropped unless `keepdims`
+        """
+    @staticmethod
+    def argmin(x: Any, axis: Any = -1, keepdims: bool = False) -> Tensor:
+        """index (i32) of the minimum along `axis`, kept with size 1; the lowest of equals, NaN wins; the axis
+        is dropped unless `keepdims`
+        """
+    @staticmethod
+    def broadcast_to(x: Any, shape: Any) -> Tensor:
+        """`x` repeated to `shape`, its axes counted from the last."""
+    @staticmethod
+    def cast(x: Any, dtype: Any) -> Any:
+        """`x` rounded to dtype: a rounding that nothing skips; fp8 saturates, NaN stays NaN."""
+    @staticmethod
+    def ceil(a: Any) -> Any:
+        """the smallest integer not below a; computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def checkpoint_scope() -> Any:
+        """`with ts.checkpoint_scope():` a backward pass computes the block again instead of keeping its
+        values.
+        """
+    @staticmethod
+    def concatenate(tensors: Any, axis: Any = 0) -> Tensor:
+        """Tensors one after the other along `axis`, in the widest dtype among theirs."""
+    @staticmethod
+    def cummax(x: Any, axis: Any = -1) -> Tensor:
+        """maximum of each element and those before it along `axis`; NaN stays"""
+    @staticmethod
+    def cumsum(x: Any, axis: Any = -1) -> Tensor:
+        """sum of each element and those before it along `axis`, in f32"""
+    @staticmethod
+    def divide(a: Any, b: Any, precision: Any = None) -> Any:
+        """a / b, of floats; broadcasts; computed in f32 and rounded to the widest operand's dtype, with
+        precision="high" kept in f32
+        """
+    @staticmethod
+    def erf(a: Any) -> Any:
+        """the error function; computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def eval() -> Any:
+        """Switches to evaluation mode, in which `ts.is_training()` is False; `with ts.eval():` does so for a
+        block.
+        """
+    @staticmethod
+    def exp(a: Any) -> Any:
+        """e to the a; computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def exp2(a: Any) -> Any:
+        """2 to the a; computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def floor(a: Any) -> Any:
+        """the largest integer not above a; computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def full(shape: Any, value: Any, dtype: Any = f32) -> Tensor:
+        """A tensor of which every element is `value`."""
+    @staticmethod
+    def gelu(a: Any) -> Any:
+        """a * (1 + erf(a / sqrt(2))) / 2; 0 at -infinity; computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def gelu_tanh(a: Any) -> Any:
+        """a * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 * a^3))) / 2; 0 at -infinity; computed in f32 and rounded
+        to the operand's dtype
+        """
+    @staticmethod
+    def gemm(a: Any, b: Any, precision: Any = None) -> Tensor:
+        """a @ b over the last two axes, accumulated in f32; f32 operands are multiplied in true f32 unless
+        precision is
+        "tf32".
+        """
+    @staticmethod
+    def is_training() -> bool:
+        """Whether functions run as in training, known at compile time; `ts.train()` and `ts.eval()` switch it."""
+    @staticmethod
+    def l2_norm(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The square root of the sum of squares along `axis`, an int, several, or None for all, in the dtype
+        of `x`.
+
+        Computed in f32 as m * sqrt(sum((x / m)^2)), m the largest magnitude, so that neither large nor
+        small elements are
+        lost on the way: it is finite whenever the norm is an f32, and 0 for zeros alone.
+        """
+    @staticmethod
+    def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-05) -> Tensor:
+        """weight * (x - mean) / sqrt(variance + eps) + bias along the last axis, computed in f32, in the dtype
+        of `x`.
+
+        `weight` and `bias` have one axis, as long as the last of `x`; each may be left out.
+        """
+    @staticmethod
+    def log(a: Any) -> Any:
+        """natural logarithm; computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def log2(a: Any) -> Any:
+        """logarithm to base 2; computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def matmul(a: Any, b: Any, precision: Any = None) -> Tensor:
+        """a @ b over the last two axes, accumulated in f32; f32 operands are multiplied in true f32 unless
+        precision is
+        "tf32".
+        """
+    @staticmethod
+    def max(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """maximum along `axis`, kept with size 1; NaN when any element is; the axis is dropped unless
+        `keepdims`; several axes, or None for all; a list of tensors is stacked first
+        """
+    @staticmethod
+    def maximum(a: Any, b: Any, precision: Any = None) -> Any:
+        """the larger of a and b; NaN when either is; broadcasts; computed in f32 and rounded to the widest
+        operand's dtype, with precision="high" kept in f32
+        """
+    @staticmethod
+    def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The sum along `axis` divided by how many elements it has, computed in f32 and rounded to the dtype
+        of `x`.
+        """
+
+    class memory:
+        @staticmethod
+        def prefetch(x: Any, device: str = 'gpu', overlap: str = 'compute') -> None:
+            """Says that `x` is wanted soon on `device`: "gpu", "cuda:N" or "cpu", beside "compute" or with "none".
+
+            A hint, which changes no value; a tensor that is there already does not move.
+            """
+        @staticmethod
+        def prefetch_scope() -> Any:
+            """`with ts.memory.prefetch_scope():` groups prefetches; the end of the block waits for nothing."""
+    @staticmethod
+    def min(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """minimum along `axis`, kept with size 1; NaN when any element is; the axis is dropped unless
+        `keepdims`; several axes, or None for all; a list of tensors is stacked first
+        """
+    @staticmethod
+    def minimum(a: Any, b: Any, precision: Any = None) -> Any:
+        """the smaller of a and b; NaN when either is; broadcasts; computed in f32 and rounded to the widest
+        operand's dtype, with precision="high" kept in f32
+        """
+    @staticmethod
+    def multiply(a: Any, b: Any, precision: Any = None) -> Any:
+        """a * b; broadcasts; computed in f32 and rounded to the widest operand's dtype, with precision="high"
+        kept in f32
+        """
+    @staticmethod
+    def negative(a: Any) -> Any:
+        """-a; computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def ones(shape: Any, dtype: Any = f32) -> Tensor:
+        """A tensor of ones."""
+    @staticmethod
+    def ones_like(x: Any) -> Tensor:
+        """Ones of the shape and dtype of `x`."""
+    @staticmethod
+    def reshape(x: Any, shape: Any) -> Tensor:
+        """The elements of `x` in row-major order under another shape with as many elements; one size may be
+        -1.
+        """
+    @staticmethod
+    def rms_norm(x: Any, weight: Any = None, eps: Any = 1e-06) -> Tensor:
+        """weight * x / sqrt(mean(x^2) + eps) along the last axis, computed in f32, in the dtype of `x`.
+
+        `weight` has one axis, as long as the last of `x`; without it there is no gain.
+        """
+    @staticmethod
+    def rsqrt(a: Any) -> Any:
+        """1 / sqrt(a); computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def sigmoid(a: Any) -> Any:
+        """1 / (1 + exp(-a)), branch-wise: neither side overflows; computed in f32 and rounded to the operand's
+        dtype
+        """
+    @staticmethod
+    def silu(a: Any) -> Any:
+        """a * sigmoid(a); 0 at -infinity; computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def softmax(x: Any, axis: Any = -1) -> Tensor:
+        """exp(x - max) / sum(exp(x - max)) along `axis`, computed in f32, in the dtype of `x`."""
+    @staticmethod
+    def sqrt(a: Any) -> Any:
+        """square root; computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def stack(tensors: Any, axis: Any = 0) -> Tensor:
+        """Tensors of one shape along a new axis, in the widest dtype among theirs."""
+    @staticmethod
+    def subtract(a: Any, b: Any, precision: Any = None) -> Any:
+        """a - b; broadcasts; computed in f32 and rounded to the widest operand's dtype, with precision="high"
+        kept in f32
+        """
+    @staticmethod
+    def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """sum along `axis`, kept with size 1, in f32; the axis is dropped unless `keepdims`; several axes, or
+        None for all; a list of tensors is stacked first
+        """
+    @staticmethod
+    def tanh(a: Any) -> Any:
+        """hyperbolic tangent; computed in f32 and rounded to the operand's dtype"""
+    @staticmethod
+    def train() -> Any:
+        """Switches to training mode, in which `ts.is_training()` is True; `with ts.train():` does so for a
+        block.
+        """
+    @staticmethod
+    def transpose(x: Any, axes: Any = None) -> Tensor:
+        """`x` with its axes in the order `axes`; without it, its last two exchanged."""
+    @staticmethod
+    def where(condition: Any, a: Any, b: Any) -> Tensor:
+        """`a` where the condition holds, else `b`, element by element."""
+    @staticmethod
+    def zeros(shape: Any, dtype: Any = f32) -> Tensor:
+        """A tensor of zeros."""
+    @staticmethod
+    def zeros_like(x: Any) -> Tensor:
+        """Zeros of the shape and dtype of `x`."""

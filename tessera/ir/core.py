@@ -123,7 +123,7 @@ class Kernel:
 
 @dataclass(eq=False, slots=True)
 class Module:
-    """Kernels of one level: "tile" or "target"."""
+    """Kernels of one level, "tile" or "target", or functions, of level "graph"."""
 
     level: str
     kernels: list[Kernel] = field(default_factory=list)

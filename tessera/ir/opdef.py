@@ -16,7 +16,8 @@ from tessera.errors import InternalError, SourceError
 from tessera.ir.core import Op
 from tessera.ir.types import Type
 
-TILE, TARGET = "tile", "target"
+GRAPH, TILE, TARGET = "graph", "tile", "target"
+EVERY_LEVEL = frozenset((GRAPH, TILE, TARGET))
 
 # Traits. Passes ask for these, never for op names.
 PURE = "pure"  # no effect: may be folded, merged, moved or dropped

@@ -19,7 +19,7 @@ from tessera.ir.compare import hint_of
 from tessera.ir.core import Block, Builder, Kernel, Module, Op, Value
 from tessera.ir.dims import FUNCTIONS, Dim, Size, symbol
 from tessera.ir.layout import RegisterLayout, SharedLayout
-from tessera.ir.opdef import REQUIRED, TARGET, TERMINATOR, TILE, OpDef, table
+from tessera.ir.opdef import GRAPH, REQUIRED, TARGET, TERMINATOR, TILE, OpDef, table
 from tessera.ir.printer import CONSTANTS, VERSION
 from tessera.ir.types import BufferType, ListType, ScalarType, TileType, TokenType, Type, ViewType, type_text
 from tessera.ir.verify import RULE_FAULTS, attribute_problem, kernel_attribute_problem
@@ -142,8 +142,8 @@ def _check_version(text: str) -> str:
     if match["version"] != str(VERSION):
         version = match["version"][:20]
         raise _Fault("TS702", f"the text has version {version}, but this Tessera reads version {VERSION}", where)
-    if match["level"] not in (TILE, TARGET):
-        raise _Fault("TS702", f"the level '{match['level'][:40]}' is neither {TILE} nor {TARGET}", where)
+    if match["level"] not in (GRAPH, TILE, TARGET):
+        raise _Fault("TS702", f"the level '{match['level'][:40]}' is neither {GRAPH}, {TILE} nor {TARGET}", where)
     return match["level"]
 
 
@@ -281,15 +281,15 @@ class _TreeMethods:
         return _Item(ScalarType(_dtype(name), weak=True), name)
 
     def shaped_type(self, kind: Token, shape: tuple[Size, ...], dtype: Token, layout: Token | None) -> _Item:
-        if kind not in ("tile", "buffer", "view"):
-            raise _Fault("TS701", f"'{kind[:40]}' is not a kind of type: tile, buffer, view or list", kind)
-        if kind == "view" and layout is not None:
-            raise _Fault("TS703", "a view has no layout", layout)
+        if kind not in ("tensor", "tile", "buffer", "view"):
+            raise _Fault("TS701", f"'{kind[:40]}' is not a kind of type: tensor, tile, buffer, view or list", kind)
+        if kind in ("view", "tensor") and layout is not None:
+            raise _Fault("TS703", f"a {kind} has no layout", layout)
         return _Item(_ShapedText(kind, shape, _dtype(dtype), layout), kind)
 
     def list_type(self, kind: Token, element: _Item, length: Token) -> _Item:
         if kind != "list":
-            raise _Fault("TS701", f"'{kind[:40]}' is not a kind of type: tile, buffer, view or list", kind)
+            raise _Fault("TS701", f"'{kind[:40]}' is not a kind of type: tensor, tile, buffer, view or list", kind)
         if not isinstance(element.value, _ShapedText) or element.value.kind != "view":
             raise _Fault("TS703", "a list holds views", element.token)
         return _Item(_ListText(element, self.integer(length).value), kind)
@@ -468,7 +468,8 @@ class _ModuleBuilder:
     def _ops(self, block: Block, ops: list[_OpText], inside: str | None) -> None:
         for number, text in enumerate(ops):
             definition = self._definition(text.name)
-            if definition.has(TERMINATOR) and (inside is None or number != len(ops) - 1):
+            ends = inside is not None or self.level == GRAPH
+            if definition.has(TERMINATOR) and (not ends or number != len(ops) - 1):
                 raise _Fault("TS703", f"{text.name} can only end a region", text.name)
             self._op(block, text, definition)
 
@@ -556,8 +557,10 @@ class _ModuleBuilder:
         kind, shape, dtype, alias = item.value
         if kind == "view":
             return ViewType(shape, dtype)
+        if (kind == "tensor") != (self.level == GRAPH and kind in ("tensor", "tile")):
+            raise _Fault("TS703", f"there are no {kind}s at the {self.level} level", kind)
         layout = self._layout(alias) if alias is not None else None
-        if kind == "tile" and (layout is None or isinstance(layout, RegisterLayout)):
+        if kind in ("tile", "tensor") and (layout is None or isinstance(layout, RegisterLayout)):
             return TileType(shape, dtype, layout)
         if kind == "buffer" and (layout is None or isinstance(layout, SharedLayout)):
             return BufferType(shape, dtype, layout)

@@ -18,7 +18,7 @@ from tessera.ir.compare import hint_of, same_attribute
 from tessera.ir.core import Block, Kernel, Module, Op, Value
 from tessera.ir.dims import Dim, Size, substitute, symbol, symbols, to_text
 from tessera.ir.layout import RegisterLayout, SharedLayout
-from tessera.ir.opdef import table
+from tessera.ir.opdef import GRAPH, table
 from tessera.ir.types import BufferType, ListType, ScalarType, TileType, TokenType, Type
 from tessera.location import Loc
 
@@ -36,15 +36,15 @@ def print_module(module: Module, locations: bool = True) -> str:
 
     Raises InternalError TS901 for an attribute value that has no text.
     """
-    aliases = _Aliases(locations)
+    aliases = _Aliases(locations, module.level)
     kernels = [_KernelPrinter(aliases).text(kernel) for kernel in module.kernels]
     head = [f"tessera {VERSION} {module.level}", *aliases.declarations()]
     return "\n\n".join(["\n".join(head), *kernels]) + "\n"
 
 
-def print_kernel(kernel: Kernel, locations: bool = True) -> str:
+def print_kernel(kernel: Kernel, locations: bool = True, level: str = "") -> str:
     """The text of one kernel, with its layouts and files above it but without the version line."""
-    aliases = _Aliases(locations)
+    aliases = _Aliases(locations, level)
     text = _KernelPrinter(aliases).text(kernel)
     return "\n".join([*aliases.declarations(), text]) + "\n"
 
@@ -58,8 +58,9 @@ def size_text(size: Size) -> str:
 class _Aliases:
     """The names `#L0`, `#S0` and the file numbers, given in the order of first use."""
 
-    def __init__(self, locations: bool) -> None:
+    def __init__(self, locations: bool, level: str) -> None:
         self.locations = locations
+        self.tile = "tensor" if level == GRAPH else "tile"
         self.files: dict[str, int] = {}
         self.layouts: dict[RegisterLayout | SharedLayout, str] = {}
         self.counts = {"L": 0, "S": 0}
@@ -82,7 +83,7 @@ class _Aliases:
             return f"list<{self.type(type_.element)}, {type_.length}>"
         if isinstance(type_, ScalarType):
             return f"weak {type_.dtype.name}" if type_.weak else type_.dtype.name
-        kind = "tile" if isinstance(type_, TileType) else "buffer" if isinstance(type_, BufferType) else "view"
+        kind = self.tile if isinstance(type_, TileType) else "buffer" if isinstance(type_, BufferType) else "view"
         parts = [f"[{', '.join(map(size_text, type_.shape))}]", type_.dtype.name]
         layout = getattr(type_, "layout", None)
         if layout is not None:

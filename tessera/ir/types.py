@@ -30,7 +30,10 @@ class ScalarType:
 
 @dataclass(frozen=True)
 class TileType:
-    """An SSA tile, a value of every program. `layout` places its elements in registers (Target IR)."""
+    """An SSA tile, a value of every program. `layout` places its elements in registers (Target IR).
+
+    At graph level there are no programs and a value is a whole tensor; its text there is `tensor<[B, S, D], bf16>`.
+    """
 
     shape: Shape
     dtype: DType

@@ -11,7 +11,7 @@ from tessera.errors import SourceError, TesseraError
 from tessera.ir.core import Block, Kernel, Module, Op, Value
 from tessera.ir.dims import Dim
 from tessera.ir.layout import RegisterLayout, SharedLayout
-from tessera.ir.opdef import LOOP, REQUIRED, TARGET, TERMINATOR, TILE, table
+from tessera.ir.opdef import GRAPH, LOOP, REQUIRED, TARGET, TERMINATOR, TILE, table
 from tessera.ir.stages import allocation, stage_count
 from tessera.ir.types import BufferType, TileType, type_text
 from tessera.ir.verify_order import MAX_LOOPS, Order, check_placement, invalid, name_of
@@ -48,6 +48,8 @@ def verify(module: Module | Kernel, level: str | None = None, barriers: bool = F
         return
     level = level or _level_of(module)
     _Structure(level).kernel(module)
+    if level == GRAPH:
+        return  # nothing has an effect there
     Order(barriers and level == TARGET).kernel(module)
     if placed and level == TARGET:
         check_placement(module)
@@ -98,11 +100,12 @@ ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("axis", "vector", "offset", "pending"), ("an integer", _is_int)),
     **dict.fromkeys(("scale", "unroll", "stages"), ("a positive integer", lambda value: _is_int(value) and value > 0)),
     **dict.fromkeys(
-        ("weak", "static", "parallel", "whole", "bypass_l1", "transpose_a", "transpose_b", "transposed"),
+        ("weak", "static", "parallel", "whole", "bypass_l1", "transpose_a", "transpose_b", "transposed", "implicit"),
         ("true or false", _is_bool),
     ),
     **dict.fromkeys(("shape", "extents"), ("a tuple of sizes", _tuple_of(_is_size))),
     "starts": ("a tuple of sizes", _tuple_of(_is_size)),
+    "dims": ("sizes by dim", lambda value: isinstance(value, dict) and all(map(_is_size, value.values()))),
     "kept": ("a tuple of true and false", _tuple_of(_is_bool)),
     "combine": ("sum, max or min", lambda value: isinstance(value, str) and value in ("sum", "max", "min")),
     "size": ("a size", _is_size),
@@ -112,6 +115,11 @@ ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("swizzle", "precision"), ("a string", lambda value: isinstance(value, str))),
     **dict.fromkeys(("format", "message"), ("a string", lambda value: isinstance(value, str))),
     "kind": ('"add" or "max"', lambda value: isinstance(value, str) and value in ("add", "max")),
+    "permutation": ("a tuple of integers", _tuple_of(_is_int)),
+    **dict.fromkeys(("mesh_axis", "callee", "region", "device", "overlap"), ("a string", lambda v: isinstance(v, str))),
+    "coordinate": ("an integer", _is_int),
+    "shapes": ("a tuple of tuples of sizes", _tuple_of(_tuple_of(_is_size))),
+    "dtypes": ("a tuple of dtypes", _tuple_of(lambda value: isinstance(value, DType))),
     "role": ('"a" or "b"', lambda value: isinstance(value, str) and value in ("a", "b")),
 }
 
@@ -187,10 +195,13 @@ class _Structure:
             self._define(argument, block, index, loc)
         for op in block.ops:
             self._op(op)
-            if op.definition.has(TERMINATOR) and (inside is None or op is not block.ops[-1]):
+            ends = inside is not None or self.level == GRAPH
+            if op.definition.has(TERMINATOR) and not (ends and op is block.ops[-1]):
                 raise invalid(f"{op.name} can only end a region", op.loc)
         if inside is not None and not (block.ops and block.ops[-1].definition.has(TERMINATOR)):
             raise invalid(f"a region of {inside.name} does not end in yield", loc)
+        if inside is None and self.level == GRAPH and not (block.ops and block.ops[-1].name == "return"):
+            raise invalid("a function does not end in return", loc)
 
     def _define(self, value: Value, owner: Op | Block, index: int, loc: Loc | None) -> None:
         if value in self.defined:

@@ -10,17 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tessera.ir.core import Kernel
-from tessera.ir.opdef import TARGET, TILE
+from tessera.ir.opdef import GRAPH, TARGET, TILE
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.choose_schedule import choose_schedule
 from tessera.passes.distribute import distribute
+from tessera.passes.graph_simplify import drop_placement, inline_scopes, simplify
 from tessera.passes.hoist_loads import hoist_loads
 from tessera.passes.insert_barriers import insert_barriers
 from tessera.passes.lower_to_target import lower_to_target
+from tessera.passes.merge_slices import merge_slices
 from tessera.passes.pipeline import pipeline
 from tessera.passes.place_shared import place_shared
+from tessera.passes.precision import precision
 from tessera.passes.promote_buffers import buffers_to_promote, promote_buffers
-from tessera.passes.specialise import specialise
+from tessera.passes.specialise import bind_decisions, specialise
 from tessera.passes.stage_operands import stage_operands
 from tessera.passes.subtile import subtile
 from tessera.target.arch import Arch
@@ -77,5 +80,23 @@ PIPELINE: tuple[Pass, ...] = (
 )
 
 
+GRAPH_PIPELINE: tuple[Pass, ...] = (
+    # First: a slice of all of an axis whose size a decision has used is the tensor itself.
+    Pass("bind_decisions", lambda k, c: bind_decisions(k, c.static), GRAPH),
+    # Regions and placement are for a backward pass and for several devices; one device runs straight-line code.
+    Pass("inline_scopes", lambda k, c: inline_scopes(k), GRAPH),
+    Pass("drop_placement", lambda k, c: drop_placement(k), GRAPH),
+    # Sums of stacked tensors become additions, which merging sees through; equal computations become one.
+    Pass("simplify", lambda k, c: simplify(k), GRAPH),
+    # While slices are still computed alike, op by op.
+    Pass("merge_slices", lambda k, c: merge_slices(k), GRAPH),
+    # Before lowering, which decides which implicit roundings a kernel does without. Products of operands that were cast
+    # to f32 are multiplied as what they were cast from: their sums are in another order.
+    Pass("precision", lambda k, c: precision(k), GRAPH, exact=False),
+    # Casts that cancel, and what merging left.
+    Pass("simplify_casts", lambda k, c: simplify(k), GRAPH),
+)
+
+
 def pass_named(name: str) -> Pass | None:
-    return next((p for p in PIPELINE if p.name == name), None)
+    return next((p for p in (*GRAPH_PIPELINE, *PIPELINE) if p.name == name), None)

@@ -1,9 +1,10 @@
 """Decide where every tile's elements live in registers and how every buffer lies in shared memory.
 
 Tiles that meet in an elementwise op, or are carried by a loop, form a group with one layout. Groups are anchored in
-this order: a product's accumulator fragments; a reduction, which wants its axis inside a warp; what a broadcast or a
-reduction ties to an anchored group (a slice of its layout); and else a row-major layout with wide vectors. Where two
-groups must meet and differ, the lowering converts through shared memory.
+this order: a product's accumulator fragments; the fragments of an operand that is computed in registers; a reduction,
+which wants its axis inside a warp; what a broadcast or a reduction ties to an anchored group (a slice of its layout);
+and else a row-major layout with wide vectors. Where two groups must meet and differ, the lowering converts through
+shared memory.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tessera.ir.ops.control import carried_values, constant_value
 from tessera.ir.ops.tiles import format_of, k_block, negative_axis
 from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
+from tessera.passes.register_operands import computed_grid, in_registers
 from tessera.target import fragments
 from tessera.target.schedule import Schedule
 
@@ -63,11 +65,20 @@ def assign_layouts(kernel: Kernel, schedule: Schedule) -> Layouts:
     rows_reduced = {groups.of(op.operands[0]) for op in along if op.attributes["axis"] in _last_axis(op)}
     items = _narrowest(kernel, groups)
     known: dict[int, RegisterLayout] = {}
-    for op in kernel.body.walk():
-        if op.name == "mma":
-            group = groups.of(op.result)
-            layouts.product[op.id] = product_layouts(op, schedule, group in rows_reduced)
-            known.setdefault(group, layouts.product[op.id][2])
+    products = [op for op in kernel.body.walk() if op.name == "mma"]
+    computed = [op for op in products if in_registers(op)]
+    # Accumulators that are an operand's fragments: each warp needs whole rows of them.
+    whole_rows = rows_reduced | {groups.of(op.operands[0]) for op in computed}
+    grids = {groups.of(op.result): computed_grid(op, schedule.warps) for op in reversed(computed)}
+    for op in products:
+        group = groups.of(op.result)
+        grid = warp_grid(_shape(op.result), schedule.warps, group in whole_rows)
+        if group not in whole_rows:
+            grid = grids.get(group, grid)  # products that add to the same accumulators have one
+        layouts.product[op.id] = product_layouts(op, grid)
+        known.setdefault(group, layouts.product[op.id][2])
+    for op in computed:
+        known.setdefault(groups.of(op.operands[0]), whole_operand(op, layouts.product[op.id][0]))
     for op in along:
         group = groups.of(op.operands[0])
         known.setdefault(group, layout_along(op, schedule, items[group]))
@@ -145,14 +156,21 @@ class _Groups:
         return id(self._root(value))
 
 
-def product_layouts(
-    op: Op, schedule: Schedule, rows_in_warps: bool
-) -> tuple[RegisterLayout, RegisterLayout, RegisterLayout]:
-    """Layouts of one k-block of a product: operand a, operand b and the accumulator."""
-    m, n = int_shape(op.result.type)
-    grid = warp_grid((m, n), schedule.warps, rows_in_warps)
+def product_layouts(op: Op, grid: tuple[int, int]) -> tuple[RegisterLayout, RegisterLayout, RegisterLayout]:
+    """Layouts of one k-block of a product over a grid of warps: operand a, operand b and the accumulator."""
     transposed = op.attributes["transpose_a"], op.attributes["transpose_b"]
-    return fragments.product_layouts(format_of(op), (m, n), k_block(op), grid, transposed)
+    return fragments.product_layouts(format_of(op), _shape(op.result), k_block(op), grid, transposed)
+
+
+def _shape(value: Value) -> tuple[int, int]:
+    rows, columns = int_shape(value.type)
+    return rows, columns
+
+
+def whole_operand(op: Op, k_block_layout: RegisterLayout) -> RegisterLayout:
+    """The layout of a whole left operand in registers, from that of one of its k-blocks."""
+    rows, _ = k_block_layout.repeats
+    return RegisterLayout(k_block_layout.block, (rows, int_shape(op.operands[0].type)[1] // k_block(op)))
 
 
 def _has_axis(op: Op) -> bool:
@@ -271,7 +289,8 @@ def _assign_buffers(kernel: Kernel, layouts: Layouts) -> None:
     for op in kernel.body.walk():
         if op.name == "mma":
             for role, value in zip("ab", op.operands[:2], strict=True):
-                _require(op, role, value, layouts, rows, cols)
+                if role == "b" or not in_registers(op):
+                    _require(op, role, value, layouts, rows, cols)
     for value, row_count in rows.items():
         layouts.buffer[value] = shared_layout(row_count, cols[value], dtype_of(value.type).bytes)
 

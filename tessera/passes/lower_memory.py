@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 
-from tessera.ir.core import Builder, Op
+from tessera.ir.core import Builder, Op, Value
+from tessera.ir.layout import RegisterLayout
+from tessera.ir.ops.control import constant_value
+from tessera.ir.ops.target import physical_shape
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, shape_of, tile_layout
+from tessera.passes.access import divisor_of
 from tessera.passes.assign_layouts import coalesced
 from tessera.passes.lowering import Lowering, rule
+from tessera.target.fragments import LDMATRIX_ROW_BYTES, matrices_at_once
 from tessera.target.schedule import elements
 
 STAGED_STORE = 32 * 32  # elements from which a narrow store is worth a trip through shared memory
@@ -67,15 +72,41 @@ def lower_read(lowering: Lowering, op: Op, builder: Builder) -> None:
     offsets = [lowering.mapping[v] for v in op.operands[1:]] or lowering.zeros(builder, len(type_.shape))
     layout = lowering.layouts.tile[op.result]
     old = op.operands[1:] or offsets
+    buffer = lowering.mapping[op.operands[0]]
+    if _holds_matrices(lowering, buffer, layout, type_, list(old)):
+        lowering.mapping[op.result] = builder.value(
+            "ld_matrices", buffer, *offsets, shape=type_.shape, layout=layout, hint=op.result.name
+        )
+        return
     lowering.mapping[op.result] = builder.value(
         "ld_shared",
-        lowering.mapping[op.operands[0]],
+        buffer,
         *offsets,
         shape=type_.shape,
         layout=layout,
         vector=lowering.shared_vector(layout, type_.dtype, list(old)),
         hint=op.result.name,
     )
+
+
+def _holds_matrices(
+    lowering: Lowering, buffer: Value, layout: RegisterLayout, type_: TileType, offsets: list[Value]
+) -> bool:
+    """Whether ldmatrix can load a window: the layout is one of matrices, their rows are aligned, and none lies beyond
+    the buffer, where nothing masks it.
+    """
+    if type_.dtype.bits != 16 or not matrices_at_once(layout):
+        return False
+    column = divisor_of(offsets[-1], lowering.kernel.attributes.get("divisors", {}), lowering.loops)
+    if column * type_.dtype.bytes < LDMATRIX_ROW_BYTES:
+        return False
+    assert isinstance(buffer.type, BufferType)
+    extents = zip(offsets, int_shape(type_), layout.shape, physical_shape(buffer.type), strict=True)
+    for offset, size, covered, limit in extents:
+        start = constant_value(offset)
+        if covered != size and (start is None or start + covered > limit):
+            return False
+    return True
 
 
 @rule("write")

@@ -1,5 +1,7 @@
 """Matrix products: a rolled loop over k-blocks of fragment loads and matrix instructions.
 
+Where the left operand is in registers, which have no index at run time, the k-blocks are one straight line.
+
 Which instruction, and how its operands are loaded, is data in `tessera.target.fragments`.
 """
 
@@ -14,13 +16,19 @@ from tessera.ir.layout import RegisterLayout
 from tessera.ir.ops.tiles import format_of, k_block
 from tessera.ir.types import dtype_of, int_shape
 from tessera.passes.access import divisor_of
+from tessera.passes.assign_layouts import whole_operand
 from tessera.passes.lowering import Lowering, rule
-from tessera.target.fragments import OPERAND_LOADS, PRODUCT_INSTRUCTIONS, ProductInstruction, vector_registers
+from tessera.passes.register_operands import MMA_LIMIT, in_registers
+from tessera.target.fragments import (
+    LDMATRIX_ROW_BYTES,
+    OPERAND_LOADS,
+    PRODUCT_INSTRUCTIONS,
+    ProductInstruction,
+    vector_registers,
+)
 
-MMA_LIMIT = 128  # mma.sync in one straight-line region: ptxas time explodes beyond
 THREAD_REGISTERS = 255  # the most that a thread can have
 VECTOR_BYTES = 16  # the widest access to shared memory
-LDMATRIX_ROW_BYTES = 16  # what its row addresses must be multiples of
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,8 @@ def _k_axis(role: str, transposed: bool) -> int:
 @rule("mma")
 def lower_mma(lowering: Lowering, op: Op, builder: Builder) -> None:
     """A rolled loop over k-blocks: load the fragments of a and b, multiply, accumulate."""
+    if in_registers(op):
+        return _from_registers(lowering, op, builder)
     instruction, depth = PRODUCT_INSTRUCTIONS[format_of(op)], k_block(op)
     layouts = lowering.layouts.product[op.id]
     a, b = (_operand(lowering, builder, op, index, layouts[index]) for index in range(2))
@@ -85,6 +95,21 @@ def lower_mma(lowering: Lowering, op: Op, builder: Builder) -> None:
     unroll = _unroll(blocks, instruction, *layouts)
     loop = builder.op("for", [zero, bound, stride, start], [body], [op.result.name], unroll=unroll)
     lowering.define(op.result, loop.result, builder)
+
+
+def _from_registers(lowering: Lowering, op: Op, builder: Builder) -> None:
+    """A straight line of k-blocks: take the fragment of a from its registers, load that of b, multiply, accumulate."""
+    instruction, depth = PRODUCT_INSTRUCTIONS[format_of(op)], k_block(op)
+    layouts = lowering.layouts.product[op.id]
+    a = lowering.convert(builder, lowering.mapping[op.operands[0]], whole_operand(op, layouts[0]))
+    b = _operand(lowering, builder, op, 1, layouts[1])
+    acc = _start(lowering, builder, op, layouts[2])
+    rows, extent = int_shape(op.operands[0].type)
+    for offset in range(0, extent, depth):
+        part = builder.value("fragment", a, shape=(rows, depth), layout=layouts[0], offset=offset, hint="a")
+        loaded = b.fragment(builder, builder.value("constant", value=offset, dtype=i64), instruction)
+        acc = builder.value(instruction.multiply, part, loaded, acc, hint=op.result.name or "acc")
+    lowering.define(op.result, acc, builder)
 
 
 def _unroll(

@@ -32,7 +32,7 @@ from tessera.ir.opdef import ASYNC, BRANCH, COLLECTIVE, COUNTED, LOOP, TERMINATO
 from tessera.ir.ops.control import constant_value, loop_range
 from tessera.ir.types import BufferType, TokenType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
-from tessera.target.schedule import buffer_bytes, plain_copies, root
+from tessera.target.schedule import buffer_bytes, plain_copies, root, takes_rows
 
 MOST_PARTS = 16  # of one buffer: beyond, an author indexes memory, and a tile for each part would not help
 
@@ -57,8 +57,9 @@ Parts = dict[Value, tuple[Part, ...]]
 def promote_buffers(kernel: Kernel, buffers: Collection[Value] | None = None) -> Kernel:
     """The kernel with tiles in the place of `buffers` (default: all) as far as `promotable` finds that they can go.
 
-    A copy into a promoted buffer becomes a load where the copy starts, and its wait loses the token. A buffer that
-    nothing reads goes away with a note. User barriers go when no buffer is left for them to order.
+    A copy into a promoted buffer becomes a load where the copy starts, which remembers the author's number of stages,
+    and its wait loses the token. A buffer that nothing reads goes away with a note. User barriers go when no buffer is
+    left for them to order.
     """
     parts = {buffer: found for buffer, found in promotable(kernel).items() if buffers is None or buffer in buffers}
     while parts:
@@ -92,14 +93,17 @@ def computed_buffers(kernel: Kernel, arch: Arch) -> set[Value]:
 
 def buffers_to_promote(kernel: Kernel, arch: Arch) -> set[Value]:
     """What `computed_buffers` says and, when the others fit no placement, the copies that cannot be streamed either:
-    those inside loops become loads where they are used.
+    those inside loops become loads where they are used. So they do where rows are computed a few at a time, which a
+    buffer of all rows would tie together.
     """
     chosen = computed_buffers(kernel, arch)
     others = {op.result for op in kernel.body.walk() if op.name == "alloc_shared"} - chosen
-    if sum(map(buffer_bytes, others)) > arch.shared_bytes_per_block:
-        streamed = plain_copies(kernel)
-        chosen |= {buffer for buffer in promotable(kernel) if buffer not in streamed}
-    return chosen
+    fits = sum(map(buffer_bytes, others)) <= arch.shared_bytes_per_block
+    if fits and not takes_rows(kernel):
+        return chosen
+    movable = set(promotable(kernel)) - set(plain_copies(kernel))
+    copied = {op.operands[0] for op in kernel.body.walk() if op.definition.has(ASYNC)}
+    return chosen | (movable & copied if fits else movable)
 
 
 def promotable(kernel: Kernel) -> Parts:
@@ -348,7 +352,8 @@ class _Promotion:
             if dtype_of(tile.type) != dtype_of(buffer.type):
                 tile = builder.value("cast", tile, dtype=dtype_of(buffer.type), hint=buffer.name)
         else:
-            tile = builder.value("load", self.mapping[op.operand("view")], hint=buffer.name)
+            view, stages = self.mapping[op.operand("view")], op.attributes["stages"]
+            tile = builder.value("load", view, stages=stages, hint=buffer.name)
         for part in self.live.written(op):
             self.current[part] = _cut(builder, tile, window, part.window, buffer.name)
 

@@ -11,23 +11,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tessera.dtypes import i64
+from tessera.ir.affine import window_of
 from tessera.ir.core import Block, Builder, Mapping, Op, Value
 from tessera.ir.opdef import REDUCTION, SCAN
-from tessera.ir.ops.tiles import negative_axis
+from tessera.ir.ops.tiles import k_block, negative_axis
 from tessera.ir.types import TileType, dtype_of, int_shape, shape_of
+from tessera.passes.padding import zero_beyond
+from tessera.passes.reshapes import axis_groups
+
+MOST_PADDING = 1.25  # times K that products may go over so that all steps of a loop are equal
 
 
 @dataclass(frozen=True)
 class Cut:
     """The part [start, start + extent) of an axis. `depth`: of the scope in which `start` was computed.
 
-    `pieces`: the cuts (None: all) and sizes of the axes that were merged into this one, outermost first.
+    `pieces`: the cuts (None: all) and sizes of the axes that were merged into this one, outermost first. `beyond`: the
+    last such part of the axis may reach past its end.
     """
 
     start: Value
     extent: int
     depth: int
     pieces: tuple[tuple[Cut | None, int], ...] = ()
+    beyond: bool = False
 
 
 Part = tuple[Cut | None, ...]
@@ -198,20 +205,27 @@ class Slicer:
     # ---- memory ------------------------------------------------------------------------------------------------
 
     def window(self, scope: Scope, view: Value, part: Part) -> Value:
-        """The part of a view (already of the new kernel)."""
-        shape = shape_of(view.type)
+        """The part of a view (already of the new kernel). What lies beyond an end of the view counts as outside."""
+        shape = int_shape(view.type)
         if not any(part):
             return view
-        zero = scope.at_zero()
+        zero, builder = scope.at_zero(), scope.builder
         offsets = [zero if cut is None else cut.start for cut in part]
-        sizes = extents(part, shape)  # type: ignore[arg-type]
-        return scope.builder.value(
-            "window", view, *offsets, extents=sizes, kept=(True,) * len(shape), hint=view.name
-        )  # fmt: skip
+        sizes = extents(part, shape)
+        window = builder.value("window", view, *offsets, extents=sizes, kept=(True,) * len(shape), hint=view.name)
+        inner = [cut is not None and cut.beyond and not _ends_with_tensor(view, axis) for axis, cut in enumerate(part)]
+        if not any(inner):
+            return window
+        limits = [builder.value("constant", value=size, dtype=i64) for size in shape]
+        limits = [
+            builder.value("sub", limit, offset) if ends else limit
+            for limit, offset, ends in zip(limits, offsets, inner, strict=True)
+        ]
+        return builder.value("limit", window, *limits, hint=view.name)
 
     def _load(self, scope: Scope, op: Op, part: Part) -> Value:
         view = self.window(_at(scope, op), self.scalar(scope, op.operands[0]), part)
-        return scope.builder.value("load", view, hint=op.result.name)
+        return scope.builder.value("load", view, stages=op.attributes["stages"], hint=op.result.name)
 
     def _read(self, scope: Scope, op: Op, part: Part) -> Value:
         """A part of a resident buffer, or of the tensor that a streamed buffer copies."""
@@ -220,8 +234,9 @@ class Slicer:
         if buffer in self.streamed:
             if len(op.operands) > 1:
                 raise TooLarge(op.result, "is a part of a buffer that is not there")
-            view = self.window(scope, self.scalar(scope, self.streamed[buffer].operand("view")), part)
-            return scope.builder.value("load", view, hint=op.result.name)
+            copy = self.streamed[buffer]
+            view = self.window(scope, self.scalar(scope, copy.operand("view")), part)
+            return scope.builder.value("load", view, stages=copy.attributes["stages"], hint=op.result.name)
         old = [self.scalar(scope, value) for value in op.operands[1:]]
         if not any(part):
             return scope.builder.value("read", self.mapping[buffer], *old, hint=op.result.name, **op.attributes)
@@ -321,7 +336,11 @@ class Slicer:
     # ---- products ----------------------------------------------------------------------------------------------
 
     def _product(self, scope: Scope, op: Op, part: Part) -> Value:
-        """Rows of a product need rows of a, columns columns of b; K is a loop for operands that are in no buffer."""
+        """Rows of a product need rows of a, columns columns of b; K is a loop for operands that are in no buffer.
+
+        Where its step does not divide K, its last iteration reaches beyond if that adds zeros to a sum that is no
+        negative zero, which changes no bit; else what is left comes after the loop.
+        """
         a, b = op.operands[:2]
         if len(part) != 2:
             if any(part):
@@ -344,16 +363,29 @@ class Slicer:
         if step >= depth:
             return block(scope, None, start)
         full = depth // step * step
+        beyond = full < depth and self._adds_zeros(op, depth, step)
+        if beyond:
+            full = depth
         builder = scope.builder.at(op)
         bounds = [builder.value("constant", value=value, dtype=i64) for value in (0, full, step)]
         body = Block()
         k, carried = body.add_argument(bounds[0].type, "k"), body.add_argument(start.type, op.result.name)
         inner = scope.inner(body)
-        inner.builder.op("yield", [block(inner, Cut(k, step, inner.depth), carried)])
+        inner.builder.op("yield", [block(inner, Cut(k, step, inner.depth, beyond=beyond), carried)])
         result = builder.at(op).op("for", [*bounds, start], [body], [op.result.name]).result
         if depth > full:
             result = block(scope, Cut(bounds[1], depth - full, scope.depth), result)
         return result
+
+    def _adds_zeros(self, op: Op, depth: int, step: int) -> bool:
+        """Whether products of `step` at a time that go on past the end of K are cheap there and add nothing."""
+        a, b, *acc = op.operands
+        used = -(-depth // k_block(op)) * k_block(op)
+        if -(-depth // step) * step > MOST_PADDING * used or acc and not _is_zero(acc[0]):
+            return False
+        ends = (0 if op.attributes["transpose_a"] else 1, 1 if op.attributes["transpose_b"] else 0)
+        operands = zip((a, b), ends, strict=True)
+        return all(zero_beyond(value, axis, self.mapping, self.streamed) for value, axis in operands)
 
     def _accumulator(self, scope: Scope, op: Op, part: Part) -> Value:
         if len(op.operands) > 2:
@@ -427,6 +459,20 @@ class Slicer:
         return scope.builder.at(op).op("if", [condition], regions, [op.results[index].name]).result
 
 
+def _is_zero(tile: Value) -> bool:
+    """Whether a tile is full of positive zeros."""
+    op = tile.defining_op
+    number = op.operands[0].defining_op if op is not None and op.name == "full" else None
+    return number is not None and number.name == "constant" and str(float(number.attributes["value"])) == "0.0"
+
+
+def _ends_with_tensor(view: Value, axis: int) -> bool:
+    """Whether an axis of a view ends where that of the tensor does, so that what lies beyond is masked anyway."""
+    window = window_of(view)
+    along = window.kept_axes[axis]
+    return window.offsets[along] + window.extents[along] == window.shape[along]
+
+
 def _at(scope: Scope, op: Op) -> Scope:
     scope.builder.at(op)
     return scope
@@ -440,29 +486,6 @@ def _reduced_axis(op: Op) -> int | None:
     return negative_axis(op, rank) + rank
 
 
-def axis_groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """How the axes of a reshape correspond: groups of axes of equal element counts, axes of size 1 left out."""
-    old = [(axis, size) for axis, size in enumerate(before) if size != 1]
-    new = [(axis, size) for axis, size in enumerate(after) if size != 1]
-    groups: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(old) and j < len(new):
-        olds, news = [old[i][0]], [new[j][0]]
-        count, other = old[i][1], new[j][1]
-        while count != other:
-            if count < other:
-                i += 1
-                olds.append(old[i][0])
-                count *= old[i][1]
-            else:
-                j += 1
-                news.append(new[j][0])
-                other *= new[j][1]
-        groups.append((olds, news))
-        i, j = i + 1, j + 1
-    return groups
-
-
 _SPECIAL = {
     "mma": Slicer._product,
     "load": Slicer._load,
@@ -473,4 +496,4 @@ _SPECIAL = {
     "reshape": Slicer._reshape,
 }
 
-__all__ = ["Cut", "Part", "Scope", "Slicer", "TooLarge", "axis_groups", "extents", "normal"]
+__all__ = ["Cut", "Part", "Scope", "Slicer", "TooLarge", "extents", "normal"]

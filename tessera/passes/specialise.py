@@ -32,9 +32,20 @@ def specialise(
     new.attributes["alignment"] = dict(alignment or {})
     mapping: ValueMapping = {}
     _copy_block(kernel.body, new.body, Builder(new.body, kernel.origin), values, mapping)
+    _check_bound(new)
     logical = _logical_bytes(new)
     if logical and "logical_bytes" not in new.attributes:
         new.attributes["logical_bytes"] = logical  # beside `shared_bytes`, what a block has in the end
+    return new
+
+
+def bind_decisions(function: Kernel, dims: Mapping[str, int]) -> Kernel:
+    """Replaces the dims of a function that decisions of its trace have used, its `shape_dims`, by their values."""
+    values: dict[str, Size] = {name: dims[name] for name in function.attributes["shape_dims"] if name in dims}
+    if not values:
+        return function
+    new = Kernel(function.name, Block(), dict(function.attributes), function.origin)
+    _copy_block(function.body, new.body, Builder(new.body, function.origin), values, {})
     return new
 
 
@@ -71,17 +82,19 @@ def _copy_block(old: Block, new: Block, builder: Builder, values: dict[str, Size
             if op.name == "size" and isinstance(attributes["size"], int):
                 mapping[op.result] = builder.value("constant", hint=op.result.name, value=attributes["size"], dtype=i64)
                 continue
-            copy = clone_op(builder, op, mapping, **attributes)
-        for result in copy.results:
-            if isinstance(result.type, (TileType, BufferType)):
-                for size in result.type.shape:
-                    if isinstance(size, Dim):
-                        raise SourceError(
-                            "TS205",
-                            f"the shape of '{result.name or op.name}' needs a value for "
-                            f"{', '.join(sorted(symbols(size)))}",
-                            op.loc,
-                        )
+            clone_op(builder, op, mapping, **attributes)
+
+
+def _check_bound(kernel: Kernel) -> None:
+    """Raises SourceError TS205 for a tile or a buffer of symbolic size."""
+    for op in kernel.body.walk():
+        for result in op.results:
+            if not isinstance(result.type, (TileType, BufferType)):
+                continue
+            for size in result.type.shape:
+                if isinstance(size, Dim):
+                    name, needed = result.name or op.name, ", ".join(sorted(symbols(size)))
+                    raise SourceError("TS205", f"the shape of '{name}' needs a value for {needed}", op.loc)
 
 
 def _bind(value: Any, values: dict[str, Size]) -> Any:

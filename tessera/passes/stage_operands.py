@@ -1,8 +1,9 @@
 """Put the operands of matrix products into buffers: matrix instructions read shared memory.
 
 A loaded operand becomes an asynchronous copy into a buffer, waited for before its first use; a computed one is written
-to a buffer. An operand that is read from a buffer stays where it is, unless the buffer changes between the read and the
-product, or the product's k-blocks would read what lies beside it. Exact: values only move.
+to a buffer, unless the product can take it from the registers that it is computed in (`register_operands`). An operand
+that is read from a buffer stays where it is, unless the buffer changes between the read and the product, or the
+product's k-blocks would read what lies beside it. Exact: values only move.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op
 from tessera.ir.opdef import ELEMENTWISE, LOOP
 from tessera.ir.ops.tiles import k_block
 from tessera.ir.types import TileType, int_shape, shape_of
+from tessera.passes.register_operands import may_stay_in_registers
+from tessera.target.schedule import schedule_of
 
 
 def stage_operands(kernel: Kernel) -> Kernel:
     new, builder, mapping = new_kernel_like(kernel)
-    stager = _Stager(uses(kernel.body))
+    stager = _Stager(uses(kernel.body), schedule_of(kernel).warps)
     stager.block(kernel.body, builder, mapping)
     new.body.ops[:0] = stager.allocations
     return new
 
 
 class _Stager:
-    def __init__(self, used: dict[Value, list[Op]]):
-        self.used = used
+    def __init__(self, used: dict[Value, list[Op]], warps: int):
+        self.used, self.warps = used, warps
+        self.copied: set[int] = set()  # loads that became copies
         self.allocations: list[Op] = []
 
     def block(self, block: Block, builder: Builder, mapping: Mapping, in_loop: bool = False) -> None:
@@ -37,8 +41,10 @@ class _Stager:
             if op.name == "load" and (
                 self._feeds_product(op.results[0]) or in_loop and self._leads_to_product(op.results[0], block)
             ):
+                self.copied.add(op.id)
                 buffer = self._allocate(builder, op, op.result)
-                token = builder.value("copy_async", buffer, mapping.get(op.operands[0], op.operands[0]), bypass_l1=True)
+                view, stages = mapping.get(op.operands[0], op.operands[0]), op.attributes["stages"]
+                token = builder.value("copy_async", buffer, view, bypass_l1=True, stages=stages)
                 pending.append((op.result, buffer, token))
             elif op.regions:
                 self._regions(op, builder, mapping)
@@ -109,11 +115,18 @@ class _Stager:
             if loaded or _reads_stable_buffer(block, value, op) and self._reads_zeros_beyond(value, op, index):
                 operands.append(mapping.get(value, value))
                 continue
+            computed = source is not None and source.name != "read"
+            if index == 0 and computed and may_stay_in_registers(op, self.warps, self._is_copied, self.used):
+                operands.append(mapping.get(value, value))
+                continue
             buffer = self._allocate(builder, op, value)
             builder.op("write", [buffer, mapping.get(value, value)])
             operands.append(builder.value("read", buffer, hint=value.name))
         operands += [mapping.get(value, value) for value in op.operands[2:]]
         mapping[op.result] = builder.value("mma", *operands, hint=op.result.name, **op.attributes)
+
+    def _is_copied(self, load: Op) -> bool:
+        return load.id in self.copied
 
     def _reads_zeros_beyond(self, value: Value, op: Op, index: int) -> bool:
         """Whether the k-blocks of a product that read past the end of `value` find zeros in its buffer: there are none,

@@ -16,7 +16,9 @@ from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op
 from tessera.ir.opdef import BRANCH, COUNTED, ELEMENTWISE, LOOP, PURE, REDUCTION, SCAN, TERMINATOR
 from tessera.ir.ops.tiles import negative_axis
 from tessera.ir.types import TileType, ViewType, int_shape, shape_of, shape_text
-from tessera.passes.slicing import Cut, Part, Scope, Slicer, TooLarge, axis_groups
+from tessera.passes.padding import reaches_beyond
+from tessera.passes.reshapes import axis_groups
+from tessera.passes.slicing import Cut, Part, Scope, Slicer, TooLarge
 from tessera.target.schedule import REGISTER_TILE_LIMIT, Schedule, elements, plain_copies, root
 
 
@@ -171,7 +173,9 @@ class _Driver:
             ) from None  # fmt: skip
 
     def store(self, builder: Builder, op: Op) -> None:
-        """The store as a nest of loops over sub-tiles; where an extent does not divide, what is left comes after."""
+        """The store as a nest of loops over sub-tiles. Where an extent does not divide, the last one reaches beyond the
+        tile; where it cannot, what is left comes after.
+        """
         steps = self._steps(op)
         scope = Scope(builder.at(op))
         self._nest(scope, op, steps, {})
@@ -188,12 +192,15 @@ class _Driver:
         (axis, step), *others = steps
         size = int_shape(op.operand("value").type)[axis]
         full = size // step * step
+        beyond = 0 < full < size and self._reaches_beyond(op, axis)
+        if beyond:
+            full = size
         if full > step:
             bounds = [builder.value("constant", value=value, dtype=i64) for value in (0, full, step)]
             body = Block()
             start = body.add_argument(bounds[0].type, "start")
             inner = scope.inner(body)
-            self._nest(inner, op, others, {**cuts, axis: Cut(start, step, inner.depth)})
+            self._nest(inner, op, others, {**cuts, axis: Cut(start, step, inner.depth, beyond=beyond)})
             inner.builder.op("yield")
             builder.op("for", bounds, [body], parallel=bool(self.schedule.rows))
         elif full:
@@ -240,6 +247,9 @@ class _Driver:
             for value in op.operands[1:]
             for source, elementwise in _sources(value)
         )
+
+    def _reaches_beyond(self, op: Op, axis: int) -> bool:
+        return all(reaches_beyond(value, axis, self.mapping, self.slicer.streamed, set()) for value in op.operands[1:])
 
     def _needs_whole(self, op: Op, axis: int) -> bool:
         return any(needs_whole(value, axis, self.mapping, set()) for value in op.operands[1:])

@@ -10,14 +10,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tessera.config import config
 from tessera.errors import ArgumentError, EnvironmentProblem, SourceError, did_you_mean
 from tessera.frontend.annotations import Annotation, ListAnnotation, ScalarAnnotation
-from tessera.frontend.definition import REQUIRED, KernelDefinition
+from tessera.frontend.definition import REQUIRED, FunctionDefinition, KernelDefinition
 from tessera.frontend.evaluator import trace
 from tessera.frontend.grid import apply_grid, check_coverage, launch_grid
 from tessera.frontend.inference import Actual, is_bare, resolve, tensor_of
@@ -32,6 +32,9 @@ from tessera.runtime.bind import Binding, bind, expand, unify
 from tessera.runtime.execute import KernelRun
 from tessera.runtime.programs import with_cubin
 from tessera.target.arch import ARCHS, find, nearest_lane
+
+if TYPE_CHECKING:
+    from tessera.runtime.function_state import FunctionRun
 
 BASE_ARCH = "sm_80"
 # No access is wider than 16 bytes, and no element is smaller than 1.
@@ -48,7 +51,7 @@ class Run:
 
 
 def call(
-    definition: KernelDefinition,
+    definition: KernelDefinition | FunctionDefinition,
     grid: tuple[Any, ...] | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -60,7 +63,13 @@ def call(
     fit (`runtime.bind`), TS306 for a grid that leaves part of an output unwritten unless `partial`, and
     EnvironmentProblem TS505 when the cuda lane is asked for without a GPU.
     """
-    state = vars(definition).get("_runtime_state") or _state(definition)
+    state = vars(definition).get("_runtime_state")
+    if state is None:
+        if isinstance(definition, FunctionDefinition):
+            from tessera.runtime import functions
+
+            return functions.call(definition, args, kwargs)
+        state = _state(definition)
     values = (*args, *kwargs.values()) if kwargs else args
     form = None if grid is None and not kwargs else (tuple(kwargs), grid, partial)
     seen = plan.read(form, values)
@@ -133,8 +142,12 @@ def _bind(
     return binding, kernel
 
 
-def last_run(definition: KernelDefinition) -> Run | None:
-    """What the last call of a kernel did, in whatever thread; None before the first."""
+def last_run(definition: KernelDefinition | FunctionDefinition) -> Run | FunctionRun | None:
+    """What the last call of a kernel or function did, in whatever thread; None before the first."""
+    if isinstance(definition, FunctionDefinition):
+        from tessera.runtime import functions
+
+        return functions.last_run(definition)
     return _state(definition).last_run
 
 

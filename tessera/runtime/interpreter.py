@@ -12,7 +12,7 @@ stays; between parts the order is that of the parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,13 +76,13 @@ def interpret(
 
 
 def launch(
-    machine_class: type[Machine],
+    machine_class: Callable[[Kernel, tuple[int, ...], Mapping[str, Any]], Any],
     kernel: Kernel,
     arguments: Mapping[str, Any],
     dims: Mapping[str, int],
     grid: tuple[int, ...] | None,
     level: str,
-) -> tuple[Machine, InterpretResult]:
+) -> tuple[Any, InterpretResult]:
     """Checks, binds and runs all programs of a launch on a machine of the given number system."""
     bound = bind_dims(kernel, dims)
     extents = grid_of(kernel, bound, grid)
@@ -171,7 +171,7 @@ class Machine:
     def block(self, block: Block) -> list[Any]:
         """Runs the ops of a block; returns what its terminator gives."""
         for op in block.ops:
-            if op.name == "yield":
+            if op.name in ("yield", "return"):
                 handed_on = self.read(op.operands)
                 self.drop(op)
                 return handed_on
@@ -292,6 +292,10 @@ class Machine:
         condition = self.uniform(self.integers(self.values[op.operands[0]]))
         return self.block(op.regions[0 if condition else 1])
 
+    def launched(self, op: Op) -> list[Any]:
+        """What a kernel writes that a function calls."""
+        raise InternalError("TS901", f"only a function launches a kernel, not '{self.kernel.name}'", op.loc)
+
     def uniform(self, wanted: Array) -> int:
         """The number that all programs of the batch agree on. Raises Divergence when they do not."""
         if np.any(wanted != wanted[0]):
@@ -307,6 +311,8 @@ _SPECIAL = {
     "alloc_shared": Machine.allocate,
     "shared": Machine.allocate,
     "num_programs": Machine.num_programs,
+    "launch": lambda machine, op: machine.launched(op),
+    "checkpoint": lambda machine, op: machine.block(op.regions[0]),
     "print": lambda machine, op: machine.print_line(op),
     "assert": lambda machine, op: machine.check_assertion(op),
     "while": Machine.repeat,

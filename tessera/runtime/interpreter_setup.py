@@ -67,6 +67,8 @@ class _Sizes:
             return self.number(value)
         if isinstance(value, (tuple, list)):
             return type(value)(self.attribute(item) for item in value)
+        if isinstance(value, dict):
+            return {key: self.attribute(item) for key, item in value.items()}
         return value
 
     def type(self, type_: Type) -> Type:

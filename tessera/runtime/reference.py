@@ -17,7 +17,7 @@ from tessera.ir import bounds, values
 from tessera.ir.bounds import Bar
 from tessera.ir.core import Kernel, Op, Value
 from tessera.ir.opdef import STRUCTURAL
-from tessera.ir.types import BufferType, ScalarType, Type, dtype_of
+from tessera.ir.types import BufferType, ScalarType, Type, dtype_of, tensor_type
 from tessera.runtime.interpreter import Machine, launch
 
 Array = np.ndarray
@@ -36,12 +36,14 @@ class ReferenceMachine(Machine):
 
     def bind(self, parameter: Value, argument: Any) -> Any:
         type_ = parameter.type
-        if isinstance(type_, ScalarType):
+        if isinstance(type_, ScalarType) and not isinstance(argument, Bar):
             return exactly(round_to(type_.dtype, np.array([argument])))
-        return super().bind(parameter, argument)
+        return argument if isinstance(type_, ScalarType) else super().bind(parameter, argument)
 
     def tensor(self, type_: Type, argument: Any) -> values.View:
         dtype = dtype_of(type_)
+        if isinstance(argument, Bar):
+            return values.View.whole(values.Tensor(argument, dtype))
         return values.View.whole(values.Tensor(exactly(np.array(from_storage(dtype, argument))), dtype))
 
     def number(self, array: Array) -> Bar:
@@ -78,7 +80,27 @@ def reference(
 ) -> dict[str, Bar]:
     """The bars of every tensor that the kernel writes, by parameter name. Arguments as of `interpret`, left unchanged.
 
-    Two arguments that are one and the same memory are not supported here: each has its own bars.
+    An argument may be a bar already, what an earlier computation may be off by; one that is written is changed. Two
+    arguments that are one and the same memory are not supported here: each has its own bars.
     """
-    machine, result = launch(ReferenceMachine, kernel, arguments, dims, grid, level)
+    types = {parameter.name: parameter.type for parameter in kernel.parameters}
+    plain = {name: _placeholder(types.get(name), value) for name, value in arguments.items()}
+
+    def machine_class(small: Kernel, extents: tuple[int, ...], checked: Mapping[str, Any]) -> ReferenceMachine:
+        return ReferenceMachine(small, extents, {**checked, **arguments})
+
+    machine, result = launch(machine_class, kernel, plain, dims, grid, level)
     return {p.name: machine.constants[p].tensor.data for p in machine.kernel.parameters if p.name in result.outputs}
+
+
+def _placeholder(type_: Type | None, argument: Any) -> Any:
+    """What stands for bars where arguments are checked: a number, or an array of the shape that they have."""
+    if isinstance(argument, (list, tuple)):
+        return [_placeholder(type_, item) for item in argument]
+    if not isinstance(argument, Bar) or type_ is None:
+        return argument
+    if isinstance(type_, ScalarType):
+        return argument.r.reshape(()).item()
+    tensor = tensor_type(type_)
+    assert tensor is not None
+    return np.empty(argument.shape, tensor.dtype.numpy)

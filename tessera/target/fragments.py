@@ -22,6 +22,7 @@ from tessera.ir.layout import LANES, LinearLayout, RegisterLayout
 from tessera.ir.layout_linear import bit_count, power_of_two_above
 
 __all__ = [
+    "LDMATRIX_ROW_BYTES",
     "M16N8K8_TF32",
     "M16N8K16_BF16",
     "M16N8K16_F16",
@@ -35,6 +36,7 @@ __all__ = [
     "atom_counts",
     "atom_origin",
     "fma_layouts",
+    "matrices_at_once",
     "mma_mismatch",
     "multiplying_instruction",
     "operand_a_layout",
@@ -153,6 +155,8 @@ PRODUCT_INSTRUCTIONS: dict[str, ProductInstruction] = {
     "tf32": ProductInstruction("mma_sync", "f32", M16N8K8_TF32, "ts_mma_m16n8k8_tf32", "round_tf32"),
     "f32": ProductInstruction("fma_block", "f32", None, "ts_fma_block8"),
 }
+
+LDMATRIX_ROW_BYTES = 16  # of a matrix, what its row addresses must be multiples of
 
 # The Target op that loads an operand, by its dtype in shared memory and its format: (the buffer's rows run along k,
 # they run across k). ldmatrix transposes 16-bit elements only; along k it also serves 4-byte ones, since a row of 16
@@ -359,3 +363,25 @@ def vector_registers(layout: RegisterLayout, axis: int, width: int) -> list[tupl
     if any(len(group) != width for group in groups.values()):
         return None
     return [tuple(group[step] for step in range(width)) for group in groups.values()]
+
+
+def matrices_at_once(layout: RegisterLayout) -> int:
+    """How many 8x8 matrices of 16-bit elements one ldmatrix brings into registers of a layout that follow one another:
+    4, 2 or 1, and 0 where the lanes of a warp do not hold such matrices.
+
+    A lane holds two neighbours of a row. So lie operands of 16 bits, and accumulators as well.
+    """
+    rank = len(layout.repeats)
+    if rank < 2:
+        return 0
+
+    def step(axis: int, size: int) -> tuple[int, ...]:
+        return tuple(size if a == axis else 0 for a in range(rank))
+
+    row, column = rank - 2, rank - 1
+    pair, *words = layout.block.group("register") or ((),)
+    lanes = (step(column, 2), step(column, 4), step(row, 1), step(row, 2), step(row, 4))
+    others = (*words, *layout.block.group("warp"))
+    if pair != step(column, 1) or layout.block.group("lane") != lanes:
+        return 0
+    return 0 if any(vector[row] % 8 or vector[column] % 8 for vector in others) else min(4, 1 << len(words))

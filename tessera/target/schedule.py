@@ -122,27 +122,43 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
         if products:
             if math.prod(shape) > REGISTER_TILE_LIMIT * 32 * warps:
                 subtile = SUBTILE_COLUMNS
-            if math.prod(shape[:-1]) > MOST_ROWS:
+            if _rows(op) > MOST_ROWS:
                 rows = _dividing(shape[-2], SUBTILE_ROWS)
                 warps = constants.get("num_warps", 4)
-                # Of the accumulators, of the sum and of a product, 32 registers each are a thread's.
-                subtile = _dividing(shape[-1], min(SUBTILE_COLUMNS, 32 * 32 * warps // rows))
-                # Measured on an H100 (bench/aggregation.py): two stages and more blocks beat three and fewer.
-                stages, blocks = 2, 3 if warps <= 4 else 1
+                # Of the accumulators, of the sum and of a product, 32 registers each are a thread's; 64 where no mask
+                # of columns takes registers, too, and more than one tile of columns reads the same operands.
+                wide = shape[-1] > SUBTILE_COLUMNS and shape[-1] % SUBTILE_COLUMNS == 0
+                subtile = _dividing(shape[-1], min(SUBTILE_COLUMNS, (64 if wide else 32) * 32 * warps // rows))
                 if shape[-1] % 64 and shape[-1] <= SUBTILE_COLUMNS:
-                    # A rest beside the parts would double the code, and masks take registers.
-                    subtile, rows, blocks = shape[-1], _dividing(shape[-2], SUBTILE_ROWS // 2), 1
+                    # Of parts, the last one would be mostly empty.
+                    subtile, rows = shape[-1], _dividing(shape[-2], SUBTILE_ROWS // 2)
+                # Measured on an H100 (bench/aggregation.py): two stages and two blocks of wide tiles beat three stages,
+                # and three blocks of narrow ones. A number must be stated: without one, ptxas may spill to let more
+                # blocks in.
+                masks = shape[-1] % subtile or shape[-1] % 64
+                stages, blocks = 2, (2 if wide or masks else 3) if warps <= 4 else 1
         elif largest > LARGEST_AT_ONCE * 32 * warps:
             wanted = ELEMENTS_PER_THREAD * 32 * warps
             if LONG_LINE < lines <= LINE_OF_A_WARP:
                 wanted = lines * warps  # a line for each warp
             subtile = _slice_extent(kernel, shape, largest, wanted)
-    if streamed and products and not rows:
-        subtile = SUBTILE_COLUMNS
+    whole = sum(elements(value) * dtype_of(value.type).bytes for op in products for value in op.operands[:2])
+    if products and not rows and (streamed or whole > arch.shared_bytes_per_block // 2):
+        subtile = SUBTILE_COLUMNS  # tiles of the operands, along the sum too, in the place of whole ones
     schedule = Schedule(warps, streamed, subtile, rows=rows, stages=stages, blocks=blocks)
     # What the author's point of a tuning space says of the launch is no longer the compiler's to choose.
     fixed = {field: constants[name] for name, field in FIXED_BY_CONSTANTS.items() if name in constants}
     return replace(schedule, **fixed)
+
+
+def takes_rows(kernel: Kernel) -> bool:
+    """Whether the default schedule of a kernel computes a few rows of a store at a time."""
+    ops = list(kernel.body.walk())
+    return any(op.name == "mma" for op in ops) and any(op.name == "store" and _rows(op) > MOST_ROWS for op in ops)
+
+
+def _rows(store: Op) -> int:
+    return math.prod(int_shape(store.operand("value").type)[:-1])
 
 
 def _dividing(size: int, most: int) -> int:

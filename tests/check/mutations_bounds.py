@@ -4,6 +4,7 @@ from tests.check.mutations import Edit, mutation
 from tests.check.mutations_kernels import (
     BATCHED,
     BLOCKS,
+    DIFFERENCE,
     GATHER,
     GATING,
     HISTOGRAM,
@@ -196,12 +197,20 @@ ACCESSES = [
         STORE,
     ),  # fmt: skip
     mutation(
-        "a load from shared memory with vectors twice as wide",
+        "a store to shared memory with vectors twice as wide",
         *GATING,
-        [Edit("ld_shared", r"r \+= 2", "r += 4"), Edit("ld_shared", "<ts_bf16, 2>", "<ts_bf16, 4>")],
+        [Edit("st_shared", r"r \+= 2", "r += 4"), Edit("st_shared", "<ts_bf16, 2>", "<ts_bf16, 4>")],
         "misaligned",
-        "ld_shared",
-        "gated_result = tile.multiply",
+        "st_shared",
+        "tile.store_global(",
+    ),  # fmt: skip
+    mutation(
+        "rows of matrices that begin between two multiples of 16 bytes",
+        *DIFFERENCE,
+        Edit("ld_matrices", r"S0\((.*)\)\);", r"S0(\1) + 8);"),
+        "misaligned",
+        "ld_matrices",
+        "difference =",
     ),  # fmt: skip
     mutation(
         "a copy twice as wide",

@@ -7,6 +7,8 @@ F32 = ("matmul_nn_f32", {"M": 33, "N": 40, "K": 40})
 FP8 = ("fp8_matmul", {"M": 33, "N": 24, "K": 104})
 BATCHED = ("batched_matmul", {"B": 2, "M": 33, "N": 40, "K": 50})
 GATING = ("gating_function_kernel", {"B": 1, "S": 150, "D": 64})
+DIFFERENCE = ("difference_matmul", {"M": 33, "N": 72, "K": 112})  # an operand that is computed in registers
+PERCEPTRON = ("perceptron", {"M": 33, "D": 48, "H": 32, "N": 24})  # and one that another product leaves there
 SOFTMAX = ("softmax", {"M": 33, "N": 20})
 LAYER_NORM = ("layer_norm", {"M": 33, "N": 20})
 COLUMN_SUM = ("column_sum", {"M": 70, "N": 100})
@@ -17,7 +19,8 @@ GATHER = ("gather_rows", {"M": 20, "N": 100, "K": 7})
 HISTOGRAM = ("histogram", {"N": 100, "K": 12})
 
 ALL = (
-    NT, NN, F32, FP8, BATCHED, GATING, SOFTMAX, LAYER_NORM, COLUMN_SUM, SCAN, TRANSPOSE, VECTOR, GATHER, HISTOGRAM,
+    NT, NN, F32, FP8, BATCHED, GATING, DIFFERENCE, PERCEPTRON, SOFTMAX, LAYER_NORM, COLUMN_SUM, SCAN, TRANSPOSE,
+    VECTOR, GATHER, HISTOGRAM,
 )  # fmt: skip
 
 MMA = "acc = tile.mma("

@@ -1,7 +1,7 @@
 """Mutations of what orders memory accesses: barriers, asynchronous copies, the placement of shared memory."""
 
 from tests.check.mutations import Edit, mutation
-from tests.check.mutations_kernels import BATCHED, F32, FP8, GATING, MMA, NT, PRODUCT, SCAN, TRANSPOSE
+from tests.check.mutations_kernels import BATCHED, DIFFERENCE, F32, FP8, GATING, MMA, NT, PRODUCT, SCAN, TRANSPOSE
 
 NO_BARRIER = (r"ts_barrier\(\);", ";")
 WAIT = r"ts_cp_async_wait<\d>\(\);"
@@ -27,6 +27,22 @@ BARRIERS = [
         "race in-flight",
         "ldmatrix cp_async",
         MMA,
+    ),  # fmt: skip
+    mutation(
+        "no barrier between the wait and the reader of matrices",
+        *DIFFERENCE,
+        [Edit("barrier", *NO_BARRIER), Edit("async_wait", "^", "ts_barrier(); ")],
+        "race in-flight",
+        "ld_matrices cp_async",
+        "difference =",
+    ),  # fmt: skip
+    mutation(
+        "no barrier before a stage is filled again",
+        *DIFFERENCE,
+        [Edit("barrier", *NO_BARRIER), Edit("async_commit", COMMIT, "ts_cp_async_commit(); ts_barrier();", number=2)],
+        "race in-flight",
+        "ld_matrices cp_async",
+        "difference =",
     ),  # fmt: skip
     mutation(
         "no barrier before a stage is filled again by plain stores",
@@ -156,7 +172,10 @@ COPIES = [
         # The first may have waited for its own already.
         "a copy that two threads make",
         *NT,
-        [Edit("cp_async", "turn < 2", "turn < 3"), Edit("cp_async", r"turn \* 32", "turn * 16")],
+        [
+            Edit("cp_async", "turn < 2", "turn < 3"),
+            Edit("cp_async", r"turn \* (\(\(ts_i64\))?32", r"turn * \g<1>16"),
+        ],
         "race in-flight",
         "cp_async",
         MMA,

@@ -72,8 +72,8 @@ CASES = [
     ("TS102", "a = {}\nif n > 1:\n    «a['k']» = 1", "changes inside a run-time loop or branch"),
     ("TS102", "a = [1]\nif n > 1:\n    «a += [2]»", "changes inside a run-time loop or branch"),
     ("TS102", "a = «1 if n > 0 else 2»", "'n > 0' is known only at run time"),
-    ("TS102", "«other(x, out)»", "'other' is a @ts.kernel; a kernel cannot call it yet"),
-    ("TS102", "«tensors(x)»", "'tensors' is a @ts.function; a kernel cannot call it yet"),
+    ("TS102", "«other(x, out)»", "'other' is a @ts.kernel; a kernel cannot call it"),
+    ("TS102", "«tensors(x)»", "'tensors' is a @ts.function; a kernel cannot call it"),
     ("TS102", "a = «wrapped(p)»", "'wrapped' is wrapped by a decorator; only plain functions are inlined"),
     ("TS102", "for j in tile.range(4):\n    «kept().append(j)»", "changes inside a run-time loop"),
     ("TS102", "for j in «range(20000)»:\n    pass", "unrolled more than 10000 times"),
@@ -281,15 +281,6 @@ def test_helper_that_keeps_values_of_a_loop():
     error, span = traced_error(f"{SIGNATURE}{body}\nkept = []\n\ndef keep(to, a):\n    «to.append(a)»\n")
     assert (error.code, span_of(error)) == ("TS102", span)
     assert "'to.append(a)' changes inside a run-time loop" in error.message
-
-
-def test_functions_are_not_compiled_yet():
-    loaded = execute(
-        parse_document("case.py", "\n@ts.function\ndef f(x: Tensor['M', ts.f32]):\n    return x\n"), PRELUDE
-    )
-    with pytest.raises(SourceError, match="'f' is a @ts.function, and functions are not compiled yet") as caught:
-        loaded["f"](1)
-    assert (caught.value.code, caught.value.loc.line) == ("TS102", 3)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Lists of tensors in kernels: indexing, iteration, lengths, and static loops that stay loops."""
 
+import numpy as np
 import pytest
 
 from tessera.errors import SourceError, render
@@ -9,6 +10,7 @@ from tessera.ir.compare import difference
 from tessera.ir.parser import parse_module
 from tessera.ir.printer import print_module
 from tessera.ir.types import ListType
+from tessera.runtime.interpreter import interpret
 from tests.frontend.test_errors import span_of, traced_error
 from tests.frontend.traced import names
 from tests.lanes import define
@@ -109,7 +111,8 @@ def test_an_empty_list_has_loops_that_never_run():
         ["    acc = acc + a[i][p : p + 64]"],
         ["    acc = acc + a[i][p : p + 64] * w[len(a) - i]"],
         ["    acc = acc + a[i][p : p + 64] * tile.load_scalar(w[i]) + b[i][p : p + 64]"],
-        ["    x = a[i]", "    acc = acc + x[p : p + 64] * (0.5 * i)"],
+        ["    x = a[i]", "    acc = acc + x[p : p + 64] * (2 * i)"],
+        ["    acc = acc + a[i][p : p + 64] * w[0] * (len(a) - i)"],
         ["    for j in tile.static_range(2):", "        acc = acc + a[i][p : p + 64] * b[j][p : p + 64]"],
     ],
 )
@@ -125,6 +128,12 @@ def test_a_static_loop_whose_index_is_data_stays_a_loop(body):
     [
         ["    if i % 2 == 0:", "        acc = acc + a[i][p : p + 64]"],
         ["    acc = acc + a[i][p : p + 64] * [1.0, 2.0, 3.0][i]"],
+        ["    acc = acc + a[i][p : p + 64] * (0.1 * i)"],
+        ["    acc = acc + a[i][p : p + 64] * (i / 3)"],
+        ["    acc = acc + a[i][p : p + 64] * tile.exp(i)"],
+        ["    acc = acc + a[i][p : p + 64] * ts.ops.distance_scaling(i)"],
+        ["    for j in tile.static_range(2):", "        acc = acc + a[i][p : p + 64] * (0.1 * (i * j))"],
+        ["    acc = acc + tile.cast(tile.cast(a[i][p : p + 64], ts.bf16) * i, ts.f32)"],
         ["    acc = acc + a[i][p : p + 64] if i else acc"],
         ["    parts.append(a[i][p : p + 64])", "    acc = acc + parts[i]"],
         ["    if i == 2:", "        break", "    acc = acc + a[i][p : p + 64]"],
@@ -138,6 +147,19 @@ def test_a_static_loop_whose_index_is_data_stays_a_loop(body):
 def test_a_static_loop_that_needs_its_index_is_unrolled(body):
     kernel = traced("parts, count, numbers = [], 0, iter(range(9))", "for i in tile.static_range(len(a)):", *body)
     assert not loops(kernel) and set(indices(kernel)) <= {0, 1, 2} and len(indices(kernel)) >= 2
+
+
+def test_floats_of_a_static_index_have_the_bits_of_python():
+    """What is computed in f32 from f32(1.1) is another number."""
+    out, values = [], [np.full(64, number, np.float32) for number in (0, 0, 0, 1)]
+    for lines in (
+        ["for i in tile.static_range(len(a)):", "    acc = acc + a[i][p : p + 64] * (1.1 * i * 1.1)"],
+        ["for i in range(len(a)):", "    acc = acc + a[i][p : p + 64] * (1.1 * i * 1.1)"],
+    ):
+        given = {"a": values, "b": values, "w": np.ones(1, np.float32), "out": np.zeros(64, np.float32)}
+        interpret(traced(*lines, a=4, b=4), given, {"N": 64, "L": 1})
+        out.append(given["out"].tobytes())
+    assert out[0] == out[1]
 
 
 def test_what_a_static_loop_assigned_last_is_known_after_it():
@@ -209,6 +231,26 @@ def test_errors_with_a_code_and_the_place(code, body, sentence):
     assert sentence in error.message
     assert (error.code, span_of(error)) == (code, span)
     assert "^" in render(error, read_source_line)
+
+
+@pytest.mark.parametrize("loop", ["tile.range", "tile.static_range", "range"])
+def test_a_tensor_beside_a_list_is_too_short(loop):
+    lines = [f"for i in {loop}(len(a)):", "    acc = acc + a[i][p : p + 64] * w[i]"]
+    with pytest.raises(SourceError) as caught:
+        traced(*lines, L=2)
+    reader = "this" if loop == "range" else "the loop over the 3 tensors of 'a'"
+    assert caught.value.code == "TS504"
+    assert caught.value.message == f"axis 0 of 'w' has the size L = 2, but {reader} reads index 2"
+    assert traced(*lines, L=3) and traced(*lines)
+
+
+def test_the_size_beside_a_list_asks_again_when_it_changes():
+    lines = ["for i in tile.range(len(a)):", "    acc = acc + a[i][p : p + 64] * w[i]"]
+    assert traced(*lines, L=3).attributes["shape_dims"] == ("L", "len(a)", "len(b)")
+    assert traced(*lines[:1], "    acc = acc + a[i][p : p + 64] * w[0]", L=3).attributes["shape_dims"] == (
+        "len(a)",
+        "len(b)",
+    )
 
 
 def test_what_a_condition_keeps_from_running_is_no_error():

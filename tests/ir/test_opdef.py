@@ -9,13 +9,13 @@ from tessera.ir.opdef import (
     ASYNC,
     BRANCH,
     CONSTANT,
+    EVERY_LEVEL,
     LOOP,
     PURE,
     REQUIRED,
     STRUCTURAL,
     TARGET,
     TERMINATOR,
-    TILE,
     OpDef,
     define,
     lookup,
@@ -25,7 +25,7 @@ from tessera.ir.opdef import (
 OPS = sorted(table().values(), key=lambda definition: definition.name)
 
 # What needs the state of the interpreter itself: the ids and dims of a launch, and fresh memory.
-BY_INTERPRETER = {"size", "program_id", "num_programs", "alloc_shared", "shared", "print", "assert"}
+BY_INTERPRETER = {"launch", "size", "program_id", "num_programs", "alloc_shared", "shared", "print", "assert"}
 # Pure ops whose result is a reference: there is no number to bound.
 REFERENCES = {"window", "limit", "element", "stage"}
 
@@ -76,7 +76,7 @@ def test_effects(definition: OpDef) -> None:
 
 @every_op
 def test_operands_levels_and_regions(definition: OpDef) -> None:
-    assert definition.levels and definition.levels <= {TILE, TARGET}
+    assert definition.levels and definition.levels <= EVERY_LEVEL
     assert len(set(definition.operands)) == len(definition.operands)
     assert not any(name.startswith("*") for name in definition.operands[:-1])
     assert (definition.regions > 0) == (definition.has(LOOP) or definition.has(BRANCH))

@@ -279,7 +279,7 @@ def test_errors_say_what_and_where(body: str, code: str, message: str, column: i
         ("kernel @f() {\n}", "IR text begins with"),
         ("tessera 2 tile\n", "the text has version 2, but this Tessera reads version 1"),
         ("tessera " + "9" * 5000 + " tile\n", "the text has version 9999"),
-        ("// a comment\n\n tessera 1 graph\n", "the level 'graph' is neither tile nor target"),
+        ("// a comment\n\n tessera 1 thread\n", "the level 'thread' is neither graph, tile nor target"),
     ],
 )
 def test_version_and_level(text: str, message: str) -> None:

@@ -25,6 +25,7 @@ from tessera.runtime.interpreter import interpret
 from tessera.runtime.nvrtc import compile_cubin
 from tessera.target.arch import find
 from tests.check.mutations import Edit, mutated
+from tests.lanes import define
 from tests.passes.test_pipeline import arguments_of, assert_same_bits, emulated, outputs_of
 from tests.suite import load
 
@@ -466,3 +467,41 @@ def test_loops_stay_rolled_and_nothing_spills(name, instructions, arch):
     assert len(re.findall(r"cp\.async\.wait_group", result.ptx)) == 2
     # The copies of two iterations in front of the loop and of one inside, each a straight line.
     assert len(re.findall(r"cp\.async\.c[ag]\.shared", result.ptx)) % 3 == 0
+
+
+# The author's number of stages ----------------------------------------------------------------------------------------
+
+BLOCKS = """
+@ts.kernel.autotune(space=dict(BLOCK_B=[16], BLOCK_S=[64]), key=["B"])
+def k(x: list[Tensor["B", "S", "D", ts.bf16]], y: Tensor["B", "S", "D", ts.bf16], w: Tensor["D", "D", ts.bf16],
+      out: Tensor["B", "S", "D", ts.bf16]):
+    ctx = tile.context()
+    acc = tile.alloc_shared([ctx.BLOCK_B, ctx.BLOCK_S, ctx.D], ts.f32)
+    tile.fill(acc, 0.0)
+    for i in tile.static_range(len(x)):
+        left = tile.async_load_block(x[i]%s)
+        right = tile.async_load_block(y%s)
+        tile.async_wait()
+        tile.fused_gating_accumulate(tile.subtract(right, left), w, 1.0, len(x) - i, acc)
+    tile.async_store_block(out, tile.cast(acc, ts.bf16))
+"""
+
+
+@pytest.mark.parametrize("left, right, expected", [
+    ("", "", 2), (", stages=3", "", 3), (", stages=4", ", stages=3", 4), (", stages=2", ", stages=3", 3),
+], ids=str)  # fmt: skip
+def test_what_the_author_says_of_stages_survives_promotion(left, right, expected):
+    """The blocks fit no shared memory and become loads in slices, which become copies again."""
+    dims = {"B": 1, "S": 20, "D": 256, "len(x)": 2}
+    compilation = compile_kernel(define(BLOCKS % (left, right)), dims)
+    assert set(stages_of(compilation).values()) == {expected}
+    loads = [op for op in stage(compilation, "subtile").module.kernel().body.walk() if op.name == "load"]
+    assert {load.attributes["stages"] for load in loads} >= ({3} if "3" in left + right else {None})
+
+
+def test_one_stage_is_one_stage():
+    """Where the author wants none of a loop's copies ahead, those beside them that the compiler makes still may be."""
+    compilation = compile_kernel(
+        define(BLOCKS % (", stages=1", ", stages=1")), {"B": 1, "S": 20, "D": 256, "len(x)": 2}
+    )
+    assert not {"left", "right"} & stages_of(compilation).keys()

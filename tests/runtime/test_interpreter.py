@@ -177,14 +177,14 @@ def test_loops_of_equal_length_run_together_and_others_apart():
     def add_index(index, total):
         return [k("add", total, index)]
 
-    together = k.loop(pid, k("add", pid, k.index(3)), k.index(1), [k("mul", k.index(1), k.index(0))], add_index)[0]
+    together = k.loop(pid, k("add", pid, k.index(3)), k.index(1), [k("cast", k.index(0), dtype=i64)], add_index)[0]
     out, result = run_scalars(finish(together))
     np.testing.assert_array_equal(out, [3 * p + 3 for p in range(10)])
     assert result.batches == 1
 
     k, finish = scalars()
     pid = k("program_id", axis=0)
-    apart = k.loop(k.index(0), k("mod", pid, k.index(4)), k.index(1), [k("mul", k.index(1), k.index(0))], add_index)[0]
+    apart = k.loop(k.index(0), k("mod", pid, k.index(4)), k.index(1), [k("cast", k.index(0), dtype=i64)], add_index)[0]
     out, result = run_scalars(finish(apart))
     np.testing.assert_array_equal(out, [sum(range(p % 4)) for p in range(10)])
     assert result.batches == 4
@@ -192,11 +192,11 @@ def test_loops_of_equal_length_run_together_and_others_apart():
 
 def test_a_loop_may_run_zero_times_and_count_down():
     k, finish = scalars()
-    start = k("mul", k.index(7), k.index(1))
+    start = k("cast", k.index(7), dtype=i64)
     out, _ = run_scalars(finish(k.loop(k.index(5), k.index(5), k.index(1), [start], lambda i, t: [i])[0]))
     assert (out == 7).all()
     k, finish = scalars()
-    start = k("mul", k.index(7), k.index(1))
+    start = k("cast", k.index(7), dtype=i64)
     out, _ = run_scalars(finish(k.loop(k.index(5), k.index(0), k.index(-2), [start], lambda i, t: [i])[0]))
     assert (out == 1).all()
     k, finish = scalars()

@@ -208,6 +208,20 @@ kernel @k(%x: view<[64], f32>, %out: view<[64], f32>) attributes {{parameters = 
 }}
 """
 
+MESH = """\
+from tessera import dist
+
+mesh = dist.mesh(devices=[f"cuda:{i}" for i in range(8)], axes=("dp", "mp"), shape=(2, 4))
+"""
+
+
+def distributed(*lines: str, rows: int = 8) -> Python:
+    """A call of a distributed function with these lines as its body, on `rows` rows."""
+    body = "".join(f"    {line}\n" for line in lines)
+    head = '\n\n@ts.distribute(mesh=mesh)\ndef f(x: Tensor["B", "D", ts.f32]) -> Tensor["B", "D", ts.f32]:\n'
+    return Python(f"{MESH}{head}{body}\nf(np.zeros(({rows}, 64), np.float32))")
+
+
 EXAMPLES: dict[str, Example] = {
     "TS101": Python('@ts.kernel\ndef k(x: Tensor["N", ts.f32])\n    tile.store(1.0, x[0:4])'),
     "TS102": kernel("try:", "    tile.store(x[0:16], out[0:16])", "finally:", "    pass"),
@@ -241,8 +255,19 @@ EXAMPLES: dict[str, Example] = {
         "    tile.store(total, out[start : start + 64])\n\n"
         "a = np.zeros(100, np.float32)\nk([a, a, a], [a, a])"
     ),
+    "TS309": distributed(
+        'rows = dist.shard(x, axis=0, mesh_axis="dp")',
+        'columns = dist.shard(x, axis=1, mesh_axis="dp")',
+        "return rows + columns",
+    ),
+    "TS310": distributed('return dist.shard(x, axis=0, mesh_axis="dp")', rows=3),
     "TS401": kernel("big = n + 9223372036854775808"),
     "TS402": kernel('product = tile.mma(w, w, precision_policy="mixed_bf16_f32")'),
+    "TS403": Python(
+        '@ts.function\ndef softened(x: Tensor["M", "N", ts.f32], temperature: float) -> Tensor["M", "N", ts.f32]:\n'
+        "    return ts.softmax(x / temperature)\n\n"
+        "softened(np.zeros((4, 8), np.float32), 0.0)"
+    ),
     "TS501": Python(
         '@ts.kernel\ndef k(x: Tensor["M", "N", ts.f32], out: Tensor["M", "N", ts.f32]):\n'
         "    row = tile.program_id(0) * 512\n    buffer = tile.alloc_shared([512, 512], ts.f32)\n"
@@ -278,6 +303,17 @@ EXAMPLES: dict[str, Example] = {
     "TS603": call('double(np.zeros(10, [("a", "f4"), ("b", "i1")])["a"])'),
     "TS604": call('double("a text")'),
     "TS605": Command(f"$ tessera run {ADD} --dims M=300"),
+    "TS606": Python(MESH.replace("(2, 4)", "(2, 3)")),
+    "TS607": Python(MESH + "mesh.device_at(dp=1, mp=4)"),
+    "TS608": distributed("with dist.device_assignment(1):", "    y = x * 2.0", "return y"),
+    "TS609": Python(
+        '@ts.function\ndef scaled(x: Tensor["N", ts.f32]) -> Tensor["N", ts.f32]:\n'
+        "    return x * ts.ops.learnable_scale_parameter()\n\n"
+        "with ts.parameters.use_store(ts.parameters.ParameterStore()) as store:\n"
+        "    scaled(np.ones(4, np.float32))\n"
+        '    store["scale/learnable_scale_parameter#0"] = 2.0'
+    ),
+    "TS610": Python('ts.parameters.ParameterStore().load("missing.npz")'),
     "TS701": Text(IR.format(body="  store %out, ")),
     "TS702": Text("tessera 99 tile\n"),
     "TS703": Text(IR.format(body="  %a: tile<[32], f32> = load %x\n  store %out, %a")),

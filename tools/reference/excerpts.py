@@ -6,13 +6,17 @@ import re
 from collections.abc import Callable
 from functools import cache
 
-from tessera.compiler import Compilation, compile_kernel
+from tessera.cli.plans import plan_text
+from tessera.compiler import Compilation, FunctionCompilation, compile_function, compile_kernel
 from tessera.frontend.document import load_document
+from tessera.frontend.function import trace_function
+from tessera.ir.opdef import GRAPH
 from tessera.ir.printer import print_module
 from tools.reference import errors, text
 
 MARKED = re.compile(r"<!-- generated: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 VECTOR_ADD = "examples/vector_add.py"
+DELTA_LAYER = "examples/gdn/delta_layer.py"
 
 
 def refresh(page: str) -> str:
@@ -56,6 +60,22 @@ def _body(printed: str) -> str:
     return re.sub(r"\) attributes \{.*\} \{\n", ") attributes {...} {\n", printed)
 
 
+@cache
+def gated_delta() -> FunctionCompilation:
+    dims = {"B": 2, "S": 150, "D": 64}
+    return compile_function(trace_function(load_document(DELTA_LAYER)["gated_delta"], dims), dims, "sm_80")
+
+
+def graph_ir() -> str:
+    """The last Graph IR, from which the plan is made."""
+    last = [stage for stage in gated_delta().graph if stage.module.level == GRAPH][-1]
+    return text.fence(_body(print_module(last.module, locations=False)))
+
+
+def plan() -> str:
+    return text.fence(plan_text(gated_delta().plan))
+
+
 def copy_error() -> str:
     return text.fence(errors.rendered("TS502"))
 
@@ -64,5 +84,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "vector-add-tile": tile_ir,
     "vector-add-target": target_ir,
     "vector-add-cuda": cuda,
+    "gated-delta-graph": graph_ir,
+    "gated-delta-plan": plan,
     "copy-error": copy_error,
 }

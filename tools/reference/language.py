@@ -1,19 +1,21 @@
-"""The language reference: every declared intrinsic and every op of the table, in groups."""
+"""The language reference: every intrinsic that kernels may call and every op of the table, in groups."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from tessera import tile
-from tessera.frontend.language import INTRINSICS, Intrinsic
+from tessera.frontend.language import FUNCTION, INTRINSICS, Intrinsic
+from tessera.frontend.namespace import tensors
 from tessera.ir.opdef import ELEMENTWISE, REDUCTION, SCAN, TILE, OpDef, table
 from tools.reference import text
 
 INTRODUCTION = """
-What a kernel can call, from the declarations themselves. [guide.md](guide.md) explains how the parts work together,
-[support.md](support.md) says which dtypes each op takes, [errors.md](errors.md) what a message means.
+What a kernel can call, from the declarations themselves; [tensors.md](tensors.md) is the page of what a function can
+call. [guide.md](guide.md) explains how the parts work together, [support.md](support.md) says which dtypes each op
+takes, [errors.md](errors.md) what a message means.
 
 A parameter with a default may be left out. Wherever a tile is taken, a window of a tensor may stand: it is loaded.
 Where the arguments are all Python numbers, elementwise functions and `tile.cdiv` give a Python number.
@@ -27,6 +29,7 @@ BY_NAME = {
     "tile.static_range": "Control flow",
     "tile.where": "Elementwise functions",
     "tile.cast": "Elementwise functions",
+    "ts.cast": "Elementwise functions",
     "tile.max": "Reductions and scans",
     "tile.min": "Reductions and scans",
     "tile.arange": "Shapes and constants",
@@ -73,10 +76,16 @@ OPERATORS = {
 
 
 def declared() -> list[Intrinsic]:
-    """Every intrinsic, also those that are declared by their entry in the op table alone."""
+    """Every intrinsic, of kernels and of functions, also those that their entry in the op table alone declares."""
     for name in table():
         getattr(tile, name, None)
+        getattr(tensors, name, None)
     return [found for found in INTRINSICS.values() if found.op is None or found.op in table()]
+
+
+def of_kernels() -> list[Intrinsic]:
+    """What a kernel can call."""
+    return [found for found in declared() if found.scope != FUNCTION]
 
 
 def definition_of(intrinsic: Intrinsic) -> OpDef | None:
@@ -106,15 +115,23 @@ def _title_of(module: str) -> str:
 
 
 def grouped() -> dict[str, list[list[Intrinsic]]]:
-    """By group: its intrinsics, those with one meaning and several spellings together."""
+    """By group: what kernels can call, those with one meaning and several spellings together."""
+    groups = in_groups(of_kernels(), group_of, ORDER)
+    order = [*ORDER, *(name for name in groups if name not in ORDER and not name.startswith("`")), *groups]
+    return {name: groups[name] for name in dict.fromkeys(order) if name in groups}
+
+
+def in_groups(
+    intrinsics: Iterable[Intrinsic], group_of: Callable[[Intrinsic], str], order: Sequence[str]
+) -> dict[str, list[list[Intrinsic]]]:
+    """Intrinsics by group, groups in this order and then as they come, the spellings of one meaning together."""
     same: dict[object, list[Intrinsic]] = {}
-    for intrinsic in declared():
+    for intrinsic in intrinsics:
         same.setdefault(getattr(intrinsic.build, "__wrapped__", intrinsic.build), []).append(intrinsic)
-    groups: dict[str, list[list[Intrinsic]]] = {name: [] for name in ORDER}
+    groups: dict[str, list[list[Intrinsic]]] = {name: [] for name in order}
     for spellings in same.values():
         groups.setdefault(group_of(spellings[0]), []).append(spellings)
-    order = [*ORDER, *(name for name in groups if name not in ORDER and not name.startswith("`")), *groups]
-    return {name: groups[name] for name in dict.fromkeys(order) if groups[name]}
+    return {name: members for name, members in groups.items() if members}
 
 
 def page() -> str:
@@ -122,21 +139,23 @@ def page() -> str:
     parts = []
     for group, members in groups.items():
         parts.append(f"## {group}")
-        parts += [_entry(spellings) for spellings in sorted(members, key=lambda found: found[0].name)]
+        parts += [entry(spellings) for spellings in sorted(members, key=lambda found: found[0].name)]
         if group == "Elementwise functions":
             parts.append(_operators())
-    return text.page("The language", INTRODUCTION, *parts, _ops())
+    return text.page("The language of kernels", INTRODUCTION, *parts, _ops())
 
 
-def _entry(spellings: list[Intrinsic]) -> str:
-    heads = "\n".join(spelling.spelling for spelling in spellings)
-    paragraphs = _paragraphs(spellings[0])
+def entry(spellings: list[Intrinsic]) -> str:
+    """An intrinsic on a page: its calls, and what it does."""
+    paragraphs = paragraphs_of(spellings[0].documentation)
     aliases = " The names mean the same." if len(spellings) > 1 else ""
+    heads = "\n".join(spelling.spelling for spelling in spellings)
     return "\n\n".join([text.fence(heads, "text"), *paragraphs[:-1], paragraphs[-1] + aliases])
 
 
-def _paragraphs(intrinsic: Intrinsic) -> list[str]:
-    found = intrinsic.documentation.split("\n\n")
+def paragraphs_of(documentation: str) -> list[str]:
+    """A docstring as paragraphs of a page."""
+    found = documentation.split("\n\n")
     return [text.sentence(paragraph) for paragraph in found if paragraph.strip()] or ["Not documented."]
 
 
@@ -146,17 +165,17 @@ def _operators() -> str:
 
 
 def _ops() -> str:
-    rows = [_op_row(definition) for definition in _tile_ops()]
-    heads = ["op", "meaning", "error on CUDA"]
     introduction = (
         "What kernels become: the op table, as `tessera ir --stage tile` prints it. The last column is the stated "
         "error of the CUDA function in f32, where it is more than correct rounding."
     )
-    return f"## Ops of Tile IR\n\n{introduction}\n\n" + text.table(heads, rows)
+    return f"## Ops of Tile IR\n\n{introduction}\n\n" + op_table(TILE)
 
 
-def _tile_ops() -> Iterable[OpDef]:
-    return (definition for definition in table().values() if TILE in definition.levels)
+def op_table(level: str) -> str:
+    """The ops of one level of IR."""
+    rows = [_op_row(definition) for definition in table().values() if level in definition.levels]
+    return text.table(["op", "meaning", "error on CUDA"], rows)
 
 
 def _op_row(definition: OpDef) -> list[str]:

@@ -15,6 +15,7 @@ from tessera.compiler import compile_kernel, trace_kernel
 from tessera.dtypes import TYPES, DType
 from tessera.errors import TesseraError
 from tessera.frontend.document import execute, parse_document
+from tessera.frontend.language import FUNCTION
 from tessera.ir.opdef import ELEMENTWISE, REDUCTION, SCAN, TILE, table
 from tessera.ir.products import PRECISIONS
 from tessera.ir.types import ViewType, int_shape
@@ -118,7 +119,8 @@ def matrix() -> dict[str, dict[str, Answer]]:
 
 def recipes() -> Iterator[tuple[str, str]]:
     """Every Tile op with a dtype, and the body that tries it."""
-    calls = {intrinsic.op: intrinsic.name for intrinsic in reversed(language.declared()) if intrinsic.op}
+    declared = [intrinsic for intrinsic in reversed(language.declared()) if intrinsic.scope != FUNCTION]
+    calls = {intrinsic.op: intrinsic.name for intrinsic in declared if intrinsic.op}
     for op, definition in table().items():
         if TILE not in definition.levels or op in DTYPELESS or op in ("mma", "store"):
             continue  # every kernel stores; products have their own table

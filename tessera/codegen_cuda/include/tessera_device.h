@@ -319,6 +319,38 @@ TS_DEVICE ts_bf16 ts_high_bf16(ts_u32 pair) {
     result.bits = (unsigned short)(pair >> 16);
     return result;
 }
+// The two elements of a fragment register.
+TS_DEVICE void ts_split_pair(ts_bf16* out, ts_u32 pair) { out[0] = ts_low_bf16(pair), out[1] = ts_high_bf16(pair); }
+TS_DEVICE void ts_split_pair(ts_f16* out, ts_u32 pair) {
+    out[0].bits = (unsigned short)(pair & 0xFFFFu);
+    out[1].bits = (unsigned short)(pair >> 16);
+}
+// Sums and differences of two elements at once, rounded once: with two bits more than twice a significand's, as f32 has
+// for both types, rounding to f32 first gives the same.
+TS_DEVICE void ts_add_pair(ts_bf16* out, const ts_bf16* a, const ts_bf16* b) {
+    ts_u32 pair;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(pair)
+        : "r"(ts_operand_pair(b[0], b[1])), "r"(0x3F803F80u), "r"(ts_operand_pair(a[0], a[1])));
+    ts_split_pair(out, pair);
+}
+TS_DEVICE void ts_sub_pair(ts_bf16* out, const ts_bf16* a, const ts_bf16* b) {
+    ts_u32 pair;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(pair)
+        : "r"(ts_operand_pair(b[0], b[1])), "r"(0xBF80BF80u), "r"(ts_operand_pair(a[0], a[1])));
+    ts_split_pair(out, pair);
+}
+TS_DEVICE void ts_add_pair(ts_f16* out, const ts_f16* a, const ts_f16* b) {
+    ts_u32 pair;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(ts_operand_pair(a[0], a[1])), "r"(ts_operand_pair(b[0], b[1])));
+    ts_split_pair(out, pair);
+}
+TS_DEVICE void ts_sub_pair(ts_f16* out, const ts_f16* a, const ts_f16* b) {
+    ts_u32 pair;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(ts_operand_pair(a[0], a[1])), "r"(ts_operand_pair(b[0], b[1])));
+    ts_split_pair(out, pair);
+}
 
 // ---- f32 maths -------------------------------------------------------------------------------------------------
 // Maximum errors in units in the last place, from the CUDA C++ Programming Guide's table of single-precision functions
@@ -395,6 +427,8 @@ TS_DEVICE float ts_gelu_tanh(float x) {
     const float h = expf(0.5f * u);
     return x * h * h / (1.0f + h * h);
 }
+
+#include "tessera_device_random.h"
 
 // ---- shuffles: all 32 lanes take part --------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@
 //   tessera_twin_barrier.h  barriers, mbarriers
 //   tessera_twin_convert.h  conversions
 //   tessera_twin_math.h     f32 maths (the definition of its bits), integers
+//   tessera_twin_random.h   random numbers by counter
 //   tessera_twin_warp.h     shuffles, ldmatrix, mma
 //   tessera_twin_effects.h  atomic updates, prints, assertions
 //   tessera_twin_launch.h   TS_TWIN_ENTRY: runs a grid
@@ -52,6 +53,7 @@ struct ts_fp8_e5m2 {
 #include "tessera_twin_barrier.h"
 #include "tessera_twin_convert.h"
 #include "tessera_twin_math.h"
+#include "tessera_twin_random.h"
 #include "tessera_twin_warp.h"
 #include "tessera_twin_effects.h"
 #include "tessera_twin_launch.h"

@@ -163,3 +163,23 @@ TS_DEVICE ts_bf16 ts_high_bf16(ts_u32 pair) {
     result.bits = (unsigned short)(pair >> 16);
     return result;
 }
+// The two elements of a fragment register.
+TS_DEVICE void ts_split_pair(ts_bf16* out, ts_u32 pair) { out[0] = ts_low_bf16(pair), out[1] = ts_high_bf16(pair); }
+TS_DEVICE void ts_split_pair(ts_f16* out, ts_u32 pair) {
+    out[0].bits = (unsigned short)(pair & 0xFFFFu);
+    out[1].bits = (unsigned short)(pair >> 16);
+}
+// Sums and differences of two elements at once, rounded once: with two bits more than twice a significand's, as f32 has
+// for both types, rounding to f32 first gives the same.
+TS_DEVICE void ts_add_pair(ts_bf16* out, const ts_bf16* a, const ts_bf16* b) {
+    for (int i = 0; i < 2; ++i) out[i] = ts_to_bf16(ts_to_f32(a[i]) + ts_to_f32(b[i]));
+}
+TS_DEVICE void ts_add_pair(ts_f16* out, const ts_f16* a, const ts_f16* b) {
+    for (int i = 0; i < 2; ++i) out[i] = ts_to_f16(ts_to_f32(a[i]) + ts_to_f32(b[i]));
+}
+TS_DEVICE void ts_sub_pair(ts_bf16* out, const ts_bf16* a, const ts_bf16* b) {
+    for (int i = 0; i < 2; ++i) out[i] = ts_to_bf16(ts_to_f32(a[i]) - ts_to_f32(b[i]));
+}
+TS_DEVICE void ts_sub_pair(ts_f16* out, const ts_f16* a, const ts_f16* b) {
+    for (int i = 0; i < 2; ++i) out[i] = ts_to_f16(ts_to_f32(a[i]) - ts_to_f32(b[i]));
+}

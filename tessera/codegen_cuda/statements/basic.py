@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 from tessera.codegen_cuda.names import literal, size_text
 from tessera.codegen_cuda.statements.common import coordinate_texts, tile_info
 from tessera.codegen_cuda.statements.registry import statement
+from tessera.dtypes import bf16, f16
 from tessera.ir.core import Op
 from tessera.ir.layout import transposed_map
 from tessera.ir.ops.elementwise import computes_in_float
-from tessera.ir.types import dtype_of, shape_of, tile_layout
+from tessera.ir.types import TileType, dtype_of, shape_of, tile_layout
 
 if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
+
+
+# Device functions that compute two 16-bit floats at once, with the bits of f32 arithmetic that is rounded after.
+PAIRS = {"add": "ts_add_pair", "sub": "ts_sub_pair"}
 
 
 def elementwise(emitter: Emitter, op: Op) -> dict[str, Any]:
@@ -31,8 +36,20 @@ def elementwise(emitter: Emitter, op: Op) -> dict[str, Any]:
         "out": emitter.name(result),
         "ctype": ctype,
         "expression": f"ts_cast<{ctype}>({text})",
+        "pairs": PAIRS.get(op.name) if _comes_in_pairs(op) else None,
+        "operands": [emitter.name(value) for value in op.operands],
         "count": tile_info(emitter, result)["count"] if emitter.is_tile(result) else 0,
     }
+
+
+def _comes_in_pairs(op: Op) -> bool:
+    """Whether all are tiles of one 16-bit float dtype, of an even number of registers."""
+    values = [op.result, *op.operands]
+    return (
+        all(isinstance(value.type, TileType) and dtype_of(value.type) == dtype_of(op.result.type) for value in values)
+        and dtype_of(op.result.type) in (bf16, f16)
+        and tile_layout(op.result.type).registers_per_thread % 2 == 0
+    )
 
 
 @statement("constant")

@@ -99,6 +99,21 @@ def _ld_operand(emitter: Emitter, op: Op) -> dict[str, Any]:
     }
 
 
+@statement("fragment")
+def _fragment(emitter: Emitter, op: Op) -> dict[str, Any]:
+    """Atoms lie row by row in a whole operand: one of each row of atoms makes up a k-block."""
+    whole, part = tile_layout(op.operands[0].type), tile_layout(op.result.type)
+    inner = part.block_registers
+    return {
+        "out": emitter.name(op.result),
+        "a": emitter.name(op.operands[0]),
+        "rows": part.repeats[0],
+        "words": inner // 2,
+        "step": inner * whole.repeats[1],
+        "first": op.attributes["offset"] // part.shape[1] * inner,
+    }
+
+
 @statement("round_tf32")
 def _round_tf32(emitter: Emitter, op: Op) -> dict[str, Any]:
     return {"out": emitter.name(op.result), "a": emitter.name(op.operands[0]), "count": register_count(op.result)}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tessera.codegen_cuda.statements.common import coordinate_texts, known_number, tile_info
+from tessera.codegen_cuda.statements.common import coordinate_texts, known_number, offset_text, tile_info
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.ir.core import Op, Value
 from tessera.ir.ops.target import physical_shape
 from tessera.ir.stages import allocated_bytes
-from tessera.ir.types import BufferType, buffer_layout, dtype_of, int_shape, shape_of
+from tessera.ir.types import BufferType, buffer_layout, dtype_of, int_shape, shape_of, tile_layout
+from tessera.target.fragments import matrices_at_once
 
 if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
@@ -45,6 +46,9 @@ def _cp_async(emitter: Emitter, op: Op) -> dict[str, Any]:
     names, rows = _row_axes(leading)
     condition = view.row_condition([*names, "col"], leading)
     names.append("col")
+    row_step = emitter.threads // chunks if emitter.threads % chunks == 0 else 0
+    along = [axis for axis, size in enumerate(leading) if size != 1]
+    steps = bool(row_step) and vector >= 4 and len(along) == 1  # each turn is as far from the one before
     if view.first[-1] != 0:
         # An access is never half before the start: the offset is a multiple of what it moves.
         condition = " && ".join(filter(None, (condition, f"col >= {view.first[-1]}")))
@@ -57,7 +61,10 @@ def _cp_async(emitter: Emitter, op: Op) -> dict[str, Any]:
         "chunks": chunks,
         "turns": -(-layout.rows * chunks // emitter.threads),
         # Each turn is so many rows further on, at the same column, where whole rows share out the threads.
-        "row_step": emitter.threads // chunks if emitter.threads % chunks == 0 else 0,
+        "row_step": row_step,
+        "turn_stride": f"(ts_i64){row_step} * {view.strides[along[0]]}" if steps else "",
+        "first_offset": view.offset([*("first" if axis in along else "0" for axis in range(len(leading))), "col"]),
+        "pointee": view.dtype,
         "ragged": layout.rows * chunks % emitter.threads != 0,
         "step": step,
         "item": dtype.bytes,
@@ -75,6 +82,8 @@ def _row_axes(leading: tuple[int, ...]) -> tuple[list[str], list[tuple[str, str]
     """Names of the coordinates that a row number stands for, and the text of each that is not the row itself."""
     if len(leading) < 2:
         return ["row"][: len(leading)], []
+    if sum(size != 1 for size in leading) == 1:
+        return ["0" if size == 1 else "row" for size in leading], []
     names = [f"row{axis}" for axis in range(len(leading))]
     texts, inner = [], 1
     for axis in reversed(range(len(leading))):
@@ -186,6 +195,37 @@ def _ld_shared(emitter: Emitter, op: Op) -> dict[str, Any]:
 @statement("st_shared")
 def _st_shared(emitter: Emitter, op: Op) -> dict[str, Any]:
     return _shared_access(emitter, op, op.operand("value"))
+
+
+@statement("ld_matrices")
+def _ld_matrices(emitter: Emitter, op: Op) -> dict[str, Any]:
+    """Lanes 8q..8q+7 give the row addresses of matrix q, which goes to the q-th of consecutive words of each lane.
+
+    A word is two registers of the layout, so the bits of q are its second and third register bit.
+    """
+    layout, buffer, dtype = tile_layout(op.result.type), op.operands[0], dtype_of(op.result.type)
+    count, rank = matrices_at_once(layout), len(layout.repeats)
+    alias = emitter.layouts.tile(layout)
+    lane = ["" for _ in range(rank)]
+    lane[rank - 2] = " + (ts_lane() & 7)"
+    for bit, vector in enumerate(layout.block.group("register")[1 : count.bit_length()]):
+        for axis, step in enumerate(vector):
+            lane[axis] += f" + (ts_lane() >> {3 + bit} & 1) * {step}" if step else ""
+    offsets = [offset_text(emitter, v) for v in op.operands[1:]]
+    loads = []
+    for register in range(0, layout.registers_per_thread, 2 * count):
+        origin = layout.coordinates(register, 0, 0)
+        terms = [f"{offsets[a]}{alias}_w{a} + {origin[a]}{lane[a]}" for a in range(rank)]
+        loads.append({"register": register, "address": place_text(terms, int_shape(buffer.type))})
+    return {
+        "out": emitter.name(op.result),
+        "ctype": dtype.cuda,
+        "count": layout.registers_per_thread,
+        "matrices": count,
+        "loads": loads,
+        "buffer": emitter.name(buffer),
+        "shared": emitter.layouts.buffer(buffer_layout(buffer.type)),
+    }
 
 
 @statement("async_wait")

@@ -7,7 +7,7 @@ from typing import Any
 
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Op, Value
-from tessera.ir.opdef import BRANCH, CONSTANT, COUNTED, LOOP, TERMINATOR, Lowering, define
+from tessera.ir.opdef import BRANCH, CONSTANT, COUNTED, EVERY_LEVEL, LOOP, TERMINATOR, Lowering, define
 from tessera.ir.ops.elementwise import is_index
 from tessera.ir.types import ListType, ScalarType, TokenType, Type, shape_of
 
@@ -135,4 +135,12 @@ define(
     lower=Lowering(template="if"),
 )
 
-define("yield", "*values", lambda op: (), "ends a region with its values", TERMINATOR, lower=Lowering(template="yield"))
+define(
+    "yield",
+    "*values",
+    lambda op: (),
+    "ends a region with its values",
+    TERMINATOR,
+    levels=EVERY_LEVEL,
+    lower=Lowering(template="yield"),
+)

@@ -14,10 +14,10 @@ import numpy as np
 
 from tessera.dtypes import DType, boolean, f32, i64, promote, round_to
 from tessera.errors import SourceError
-from tessera.ir import bounds, numeric, special
+from tessera.ir import bounds, numeric, philox, special
 from tessera.ir.bounds import Bar
 from tessera.ir.core import Op
-from tessera.ir.opdef import ELEMENTWISE, PURE, REQUIRED, Lowering, define
+from tessera.ir.opdef import ELEMENTWISE, EVERY_LEVEL, PURE, REQUIRED, Lowering, define
 from tessera.ir.types import ScalarType, TileType, Type, dtype_of, shape_text
 
 Array = np.ndarray
@@ -25,7 +25,7 @@ Array = np.ndarray
 
 def result_dtype(types: list[Type]) -> DType:
     """The widest strong dtype; a weak (literal) operand decides only between integer and float."""
-    strong = [dtype_of(t) for t in types if not (isinstance(t, ScalarType) and t.weak)]
+    strong = [dtype_of(t) for t in types if not _is_weak(t)]
     weak = [t.dtype for t in types if isinstance(t, ScalarType) and t.weak]
     if not strong:
         return reduce(promote, weak)
@@ -46,7 +46,7 @@ def _typed(op: Op, dtype: DType | None) -> tuple[Type, ...]:
     dtype = dtype or result_dtype(types)
     tiles = [type_ for type_ in types if isinstance(type_, TileType)]
     if not tiles:
-        return (ScalarType(dtype),)
+        return (ScalarType(dtype, weak=op.name != "cast" and all(_is_weak(type_) for type_ in types)),)
     first = tiles[0]
     for other in tiles[1:]:
         if other.shape != first.shape:
@@ -58,6 +58,10 @@ def _typed(op: Op, dtype: DType | None) -> tuple[Type, ...]:
         if other.layout != first.layout:
             raise SourceError("TS703", f"{op.name} of two tiles with different register layouts")
     return (TileType(first.shape, dtype, first.layout),)
+
+
+def _is_weak(type_: Type) -> bool:
+    return isinstance(type_, ScalarType) and type_.weak
 
 
 def _check_kinds(op: Op) -> None:
@@ -150,6 +154,7 @@ def _declare(
         doc,
         PURE,
         ELEMENTWISE,
+        levels=EVERY_LEVEL,
         evaluate=_evaluate(floats, integers),
         bound=_bound(floats, bar, integers),
         lower=Lowering(expression=cuda, integer=integer_cuda),
@@ -319,6 +324,20 @@ _declare(
     takes=("bool",),
 )
 
+_declare(
+    "uniform",
+    "index seed",
+    "a random number in [0, 1) by element number and seed, both integers: Philox4x32-10, 24 bits of its first word",
+    None,
+    philox.uniform_bound,
+    "",
+    philox.uniform,
+    "ts_uniform({0}, {1})",
+    type_rule=lambda op: _typed(op, f32),
+    ulp=0,
+    takes=("int",),
+)
+
 
 def _select_type(op: Op) -> tuple[Type, ...]:
     condition, *branches = op.operands
@@ -341,6 +360,7 @@ define(
     "a where condition holds, else b",
     PURE,
     ELEMENTWISE,
+    levels=EVERY_LEVEL,
     evaluate=_select,
     bound=lambda op, *values: bounds.select(op, *align(op, values)),
     lower=Lowering(expression="{0} ? {1} : {2}", integer="{0} ? {1} : {2}"),
@@ -351,16 +371,22 @@ def _cast(op: Op, value: Array) -> Array:
     return round_to(op.attributes["dtype"], value)
 
 
+def _cast_bound(op: Op, a: Bar) -> Bar:
+    rounded = bounds.round_implicit if op.attributes["implicit"] else bounds.round_explicit
+    return rounded(op.attributes["dtype"], a)
+
+
 define(
     "cast",
     "a",
     lambda op: _typed(op, op.attributes["dtype"]),
-    "a rounded to dtype: a rounding that nothing skips",
+    "a rounded to dtype: a rounding that nothing skips, unless it is `implicit`, as the rounding of an op's result is",
     PURE,
     ELEMENTWISE,
-    attributes={"dtype": REQUIRED},
+    attributes={"dtype": REQUIRED, "implicit": False},
+    levels=EVERY_LEVEL,
     evaluate=_cast,
-    bound=lambda op, a: bounds.round_explicit(op.attributes["dtype"], a),
+    bound=_cast_bound,
     lower=Lowering(expression="{0}", integer="{0}"),
 )
 

@@ -155,9 +155,11 @@ define(
     "load",
     "view",
     _load_type,
-    "the view's elements, zero outside its tensor; a scalar for a view without axes",
+    "the view's elements, zero outside its tensor; a scalar for a view without axes; where it becomes a copy of a "
+    "loop, `stages` may be in flight at once if the author says so",
     STRUCTURAL,
     effects={"view": "reads"},
+    attributes={"stages": None},
     levels=TILE_ONLY,
     evaluate=lambda op, view: view.load(),
     lower=TO_TARGET,

@@ -17,7 +17,7 @@ from tessera.ir import bounds, numeric, values
 from tessera.ir.bounds import Bar, lift
 from tessera.ir.core import Op
 from tessera.ir.layout import block_layout
-from tessera.ir.opdef import PURE, REDUCTION, REQUIRED, SCAN, TARGET, TILE, Lowering, define
+from tessera.ir.opdef import EVERY_LEVEL, GRAPH, PURE, REDUCTION, REQUIRED, SCAN, TARGET, TILE, Lowering, define
 from tessera.ir.ops.memory import expect_buffer, read_buffer
 from tessera.ir.ops.tiles import expect_tile, negative_axis
 from tessera.ir.types import Shape, TileType, Type, dtype_of, int_shape, shape_of
@@ -61,6 +61,7 @@ def _declare_reduction(kind: str, doc: str, function: Callable[..., Any], bound:
         attributes={"axis": REQUIRED},
         evaluate=lambda op, a: round_to(dtype_of(op.result.type), function(a, axis=_along(op, a))),
         bound=lambda op, a: bound(op, a, axis=_along(op, a)),
+        levels=EVERY_LEVEL,
         lower=Lowering(template="reduce"),
     )
 
@@ -97,7 +98,7 @@ def _declare_index(name: str, doc: str, function: Callable[..., Array], sign: in
         PURE,
         REDUCTION,
         attributes={"axis": REQUIRED},
-        levels=TILE_ONLY,
+        levels=frozenset((GRAPH, TILE)),
         evaluate=evaluate,
         bound=lambda op, a: _index_bound(a, _along(op, a), sign),
         lower=Lowering(decomposed_by="lower_to_target"),
@@ -162,7 +163,7 @@ def _declare_scan(name: str, kind: str, doc: str, bound: Callable[..., Bar]) -> 
         PURE,
         SCAN,
         attributes={"axis": REQUIRED},
-        levels=TILE_ONLY,
+        levels=frozenset((GRAPH, TILE)),
         evaluate=lambda op, a: round_to(dtype_of(op.result.type), numeric.scan(kind, a, _along(op, a))),
         bound=lambda op, a: bound(op, a, _along(op, a)),
         lower=Lowering(decomposed_by="lower_to_target"),

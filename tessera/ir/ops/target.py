@@ -167,6 +167,21 @@ define(
 )
 
 
+define(
+    "ld_matrices",
+    "buffer *offsets",
+    _shared_load_type,
+    "loads a window of a shared buffer of 16-bit elements into registers that hold it as 8x8 matrices, as fragments "
+    "do, by ldmatrix: all that the layout covers lies in the buffer, and rows start at multiples of 16 bytes",
+    STRUCTURAL,
+    effects={"buffer": "reads"},
+    attributes={"shape": REQUIRED, "layout": REQUIRED},
+    levels=TARGET_ONLY,
+    evaluate=lambda op, buffer, *offsets: read_buffer(op, buffer, offsets, op.attributes["shape"]),
+    lower=Lowering(template="ld_matrices"),
+)
+
+
 def _st_shared(op: Op, buffer: values.Buffer, value: Any, *offsets: Any) -> None:
     """Writes the window; a store of the whole logical tile fills the padding with zeros as well."""
     check_landed(buffer, op.operand("buffer").name)
@@ -246,6 +261,36 @@ define(
     levels=TARGET_ONLY,
     evaluate=_load_operand,
     lower=Lowering(template="ld_operand"),
+)
+
+
+def _part_type(op: Op) -> tuple[Type, ...]:
+    tile, shape = expect_tile(op, "a"), tuple(op.attributes["shape"])
+    layout, whole = op.attributes["layout"], tile_layout(tile)
+    offset = op.attributes["offset"]
+    if len(tile.shape) != 2 or shape[0] != tile.shape[0] or offset % shape[1] or offset + shape[1] > tile.shape[1]:
+        raise SourceError("TS703", "fragment of no k-block of its tile")
+    if layout.block != whole.block or layout.repeats != (whole.repeats[0], 1) or layout.shape[1] != shape[1]:
+        raise SourceError("TS703", "fragment of a tile that lies in other registers")
+    return (TileType(shape, tile.dtype, layout),)
+
+
+def _part(op: Op, a: Any) -> Any:
+    first, last = op.attributes["offset"], op.attributes["offset"] + op.attributes["shape"][1]
+    return lift(lambda x: x[:, :, first:last], a)
+
+
+define(
+    "fragment",
+    "a",
+    _part_type,
+    "the mma fragments of the k-block from `offset` on of a matrix operand that is in registers, packed in words",
+    PURE,
+    STRUCTURAL,
+    attributes={"shape": REQUIRED, "layout": REQUIRED, "offset": REQUIRED},
+    levels=TARGET_ONLY,
+    evaluate=_part,
+    lower=Lowering(template="fragment"),
 )
 
 

@@ -12,7 +12,18 @@ from tessera.ir import bounds, numeric
 from tessera.ir.bounds import Bar, lift
 from tessera.ir.core import Op
 from tessera.ir.layout import transposed_layout
-from tessera.ir.opdef import CONSTANT, PURE, REQUIRED, STRUCTURAL, TARGET, TILE, Lowering, define
+from tessera.ir.opdef import (
+    CONSTANT,
+    EVERY_LEVEL,
+    GRAPH,
+    PURE,
+    REQUIRED,
+    STRUCTURAL,
+    TARGET,
+    TILE,
+    Lowering,
+    define,
+)
 from tessera.ir.products import K_BLOCKS, TF32, operand_dtypes, product_format
 from tessera.ir.types import ScalarType, TileType, Type, dtype_of, int_shape, shape_text
 
@@ -33,6 +44,7 @@ define(
     CONSTANT,
     attributes={"value": REQUIRED, "dtype": f32, "weak": False},
     evaluate=lambda op: round_to(op.attributes["dtype"], np.array([op.attributes["value"]])),
+    levels=EVERY_LEVEL,
     lower=Lowering(template="constant"),
 )
 
@@ -43,6 +55,7 @@ define(
     "the value of a size over the kernel's dims",
     PURE,
     attributes={"size": REQUIRED},
+    levels=EVERY_LEVEL,
     lower=Lowering(template="size"),
 )
 
@@ -87,6 +100,7 @@ define(
     STRUCTURAL,
     attributes={"shape": REQUIRED, "dtype": REQUIRED, "layout": None},
     evaluate=_full,
+    levels=EVERY_LEVEL,
     lower=Lowering(template="full"),
 )
 
@@ -108,6 +122,7 @@ define(
     STRUCTURAL,
     attributes={"shape": REQUIRED, "layout": None},
     evaluate=lambda op, a: lift(lambda x: np.broadcast_to(x, (x.shape[0], *int_shape(op.result.type))), a),
+    levels=EVERY_LEVEL,
     lower=Lowering(template="broadcast"),
 )
 
@@ -134,6 +149,7 @@ define(
     STRUCTURAL,
     attributes={"shape": REQUIRED, "layout": None},
     evaluate=lambda op, a: lift(lambda x: x.reshape(x.shape[0], *int_shape(op.result.type)), a),
+    levels=EVERY_LEVEL,
     lower=Lowering(template="reshape"),
 )
 
@@ -180,6 +196,7 @@ define(
     PURE,
     attributes={"shape": REQUIRED, "axis": REQUIRED, "dtype": REQUIRED, "layout": None},
     evaluate=_iota,
+    levels=EVERY_LEVEL,
     lower=Lowering(template="elementwise"),
 )
 
@@ -214,7 +231,7 @@ define(
     PURE,
     STRUCTURAL,
     attributes={"starts": REQUIRED, "extents": REQUIRED},
-    levels=frozenset((TILE,)),
+    levels=frozenset((GRAPH, TILE)),
     evaluate=_extract,
     lower=Lowering(decomposed_by="lower_to_target"),
 )

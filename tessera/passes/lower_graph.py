@@ -1,0 +1,221 @@
+"""From Graph IR to a plan: which kernels run, in which order, on which buffers.
+
+The function is straight-line: scopes are inlined, placement ops are gone. Each group of ops (`graph_groups`) becomes
+one kernel, every other op its own; equal kernels are one. A reshape is another name of a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tessera.errors import InternalError
+from tessera.ir.core import Kernel, Op, Value, clone_kernel, uses
+from tessera.ir.printer import print_kernel
+from tessera.ir.types import ListType, ScalarType, TileType, dtype_of
+from tessera.passes.graph_groups import Group, is_alias, make_groups, outputs_of
+from tessera.passes.graph_kernels import KernelMaker, Sizes, row_kernel
+from tessera.passes.graph_movers import copy_kernel, mover_kernels
+from tessera.passes.graph_scalars import host_scalar
+from tessera.plan import GraphPlan, PlanBuffer, PlanLaunch, Rounding, Scalar
+
+
+def lower_graph(function: Kernel, dims: Mapping[str, int], kernels: Mapping[str, Kernel] | None = None) -> GraphPlan:
+    """The plan of a function for a call with these dims; `GraphPlan.static` says which of them it is made for.
+
+    `kernels`: those that its `launch` ops name. Raises SourceError TS501 for a row that no program can hold.
+    """
+    return _Lowering(function, dims, kernels or {}).plan()
+
+
+class _Lowering:
+    def __init__(self, function: Kernel, dims: Mapping[str, int], callees: Mapping[str, Kernel]) -> None:
+        self.function, self.sizes, self.callees = function, Sizes(dims), callees
+        self.used = uses(function.body)
+        self.buffers: dict[str, PlanBuffer] = {}
+        self.names: dict[Value, str] = {}
+        self.kernels: list[Kernel] = []
+        self.known: dict[str, int] = {}  # text of a kernel without its name -> its place
+        self.launches: list[PlanLaunch] = []
+        self.roundings: list[Rounding] = []
+        self.stored: frozenset[Op] = frozenset()
+
+    def plan(self) -> GraphPlan:
+        body = self.function.body
+        if any(op.regions for op in body.ops):
+            raise InternalError("TS901", f"'{self.function.name}' still has regions", self.function.loc)
+        for parameter in self.function.parameters:
+            if isinstance(parameter.type, TileType):
+                self._buffer(parameter, parameter.name, "parameter")
+        groups = make_groups(body)
+        self.stored = frozenset(op for group in groups for op in group.ops)
+        for group in groups:
+            self._group(group)
+        results = self._results(body.ops[-1])
+        attributes = self.function.attributes
+        return GraphPlan(
+            self.function.name,
+            tuple(self.kernels),
+            tuple(self.launches),
+            dict(self.buffers),
+            results,
+            dict(self.sizes.fixed),
+            tuple(attributes.get("notes", ())),
+            tuple(self.roundings),
+        )
+
+    # -- buffers
+
+    def _buffer(self, value: Value, name: str, role: str, index: int = 0) -> None:
+        type_ = value.type
+        assert isinstance(type_, TileType)
+        self.buffers[name] = PlanBuffer(name, type_.shape, type_.dtype, role, index)
+        self.names[value] = name
+
+    def _name(self, value: Value) -> str:
+        """The buffer of a value; a reshape gets one when it is first asked for."""
+        if value in self.names:
+            return self.names[value]
+        op = value.defining_op
+        if op is not None and is_alias(op):
+            root = self.buffers[self._name(op.operands[0])]
+            type_ = value.type
+            assert isinstance(type_, TileType)
+            name = f"t{len(self.buffers)}"
+            alias = root.alias or root.name
+            self.buffers[name] = PlanBuffer(name, type_.shape, type_.dtype, root.role, root.index, alias)
+            self.names[value] = name
+        else:
+            self._buffer(value, f"t{len(self.buffers)}", "temporary")
+        return self.names[value]
+
+    # -- launches
+
+    def _group(self, group: Group) -> None:
+        if group.rows is not None:
+            outputs = outputs_of(group, self.used)
+            if outputs:
+                skipped = self._skipped(group, set(outputs))
+                self._launch(row_kernel(group, outputs, self.sizes, skipped, self.stored), group.ops[-1].name)
+            return
+        for op in group.ops:
+            if op.name == "launch":
+                self._authored(op)
+                continue
+            for maker in mover_kernels(op, self.sizes):
+                self._launch(maker, op.name)
+
+    def _skipped(self, group: Group, outputs: set[Value]) -> frozenset[Op]:
+        """The implicit casts of a group that it does without, all of them reported.
+
+        One whose result leaves the kernel or is multiplied on tensor cores stays, for every user, so that the value is
+        one value.
+        """
+        found = set()
+        for op in group.ops:
+            if op.name != "cast" or isinstance(op.result.type, ScalarType):
+                continue
+            wide, narrow = dtype_of(op.operands[0].type), op.attributes["dtype"]
+            if not (wide.is_float and narrow.is_float and narrow.bits < wide.bits):
+                continue
+            why = self._why_kept(op, outputs)
+            if not why:
+                found.add(op)
+            name = op.result.name or op.operands[0].name or "a value"
+            explicit = not op.attributes["implicit"]
+            why = why or "its kernel goes on with the wider value"
+            self.roundings.append(Rounding(name, wide, narrow, explicit, op in found, why, op.loc))
+        return frozenset(found)
+
+    def _why_kept(self, op: Op, outputs: set[Value]) -> str:
+        if not op.attributes["implicit"]:
+            return "it is written in the program"
+        if self.function.attributes.get("precision") == "strict":
+            return "the function is strict"
+        if op.result in outputs:
+            return "the value is stored"
+        if any(user.name == "matmul" for user in self.used.get(op.result, [])):
+            return "a product takes it"
+        if not all(user.name == "cast" and user.attributes["implicit"] for user in self.used.get(op.result, [])):
+            return "an op takes it as it is"
+        return ""
+
+    def _launch(self, maker: KernelMaker, what: str) -> None:
+        number = self._kernel(maker.kernel("kernel"), what)
+        tensors = {name: self._name(value) for name, value in maker.tensors.items()}
+        scalars = {name: value.name for name, value in maker.scalars.items()}
+        self.launches.append(PlanLaunch(number, tensors, scalars, dict(maker.dims)))
+
+    def _kernel(self, kernel: Kernel, what: str) -> int:
+        """The place of a kernel in the plan; equal ones are one."""
+        kernel = Kernel("kernel", kernel.body, kernel.attributes, kernel.origin)
+        text = _code(kernel)
+        if text not in self.known:
+            self.known[text] = len(self.kernels)
+            kernel.name = f"{self.function.name}_{len(self.kernels)}_{what}"
+            self.kernels.append(kernel)
+        return self.known[text]
+
+    def _authored(self, op: Op) -> None:
+        """The launch of a kernel that the function calls. What is in-out begins as a copy."""
+        name = op.attributes["callee"]
+        kernel = self.callees.get(name)
+        if kernel is None:
+            raise InternalError("TS901", f"the kernel '{name}' was not given beside the function", op.loc)
+        roles = dict(kernel.attributes["parameters"])
+        operands, results = iter(op.operands), iter(op.results)
+        tensors: dict[str, str | tuple[str, ...]] = {}
+        scalars: dict[str, Scalar] = {}
+        for parameter in kernel.parameters:
+            role = roles[parameter.name]
+            if isinstance(parameter.type, ScalarType):
+                scalars[parameter.name] = host_scalar(next(operands))
+            elif isinstance(parameter.type, ListType):
+                values = [next(operands) for _ in range(parameter.type.length)]
+                tensors[parameter.name] = tuple(self._name(value) for value in values)
+            elif role == "in":
+                tensors[parameter.name] = self._name(next(operands))
+            else:
+                result = next(results)
+                if role == "inout":
+                    self._launch(copy_kernel(next(operands), result, self.sizes, op), "copy")
+                tensors[parameter.name] = self._name(result)
+        number = self._kernel(kernel, name)
+        self.launches.append(PlanLaunch(number, tensors, scalars, op.attributes["dims"], authored=True))
+
+    # -- results
+
+    def _results(self, last: Op) -> tuple[str, ...]:
+        """The buffers that are returned: each has memory of its own, so a parameter, or a second name, is copied."""
+        taken: set[str] = set()
+        results = []
+        for index, value in enumerate(last.operands):
+            name = self._name(value)
+            buffer = self.buffers[name]
+            root = self.buffers[buffer.alias] if buffer.alias else buffer
+            if root.role == "parameter" or root.name in taken:
+                name = self._copied(value, last, index)
+                root = self.buffers[name]
+            taken.add(root.name)
+            for other in (root.name, *(n for n, b in self.buffers.items() if b.alias == root.name)):
+                old = self.buffers[other]
+                self.buffers[other] = PlanBuffer(other, old.shape, old.dtype, "result", index, old.alias)
+            results.append(name)
+        return tuple(results)
+
+    def _copied(self, value: Value, last: Op, index: int) -> str:
+        copy = Value(value.type, value.name)
+        self._buffer(copy, f"t{len(self.buffers)}", "result", index)
+        self._launch(copy_kernel(value, copy, self.sizes, last), "copy")
+        return self.names[copy]
+
+
+def _code(kernel: Kernel) -> str:
+    """What a kernel does, without what the author called the values."""
+    copy, _ = clone_kernel(kernel)
+    for op in copy.body.walk():
+        for value in (*op.results, *(argument for region in op.regions for argument in region.arguments)):
+            value.name = ""
+    return print_kernel(copy, locations=False)
+
+
+__all__ = ["lower_graph"]

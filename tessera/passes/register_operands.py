@@ -1,0 +1,123 @@
+"""Which operands of matrix products are computed in the registers that the product takes them from.
+
+A matrix instruction takes its left operand from registers. One that is computed element by element, from tiles in
+buffers or from another product, is computed there: its sources are read in the layout of the fragments, and no value of
+it goes through shared memory. The same holds for the accumulators of one product that are the operand of the next:
+those of two neighbouring columns of eight are the fragment of sixteen k's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tessera.ir.core import Op, Value
+from tessera.ir.opdef import ELEMENTWISE
+from tessera.ir.ops.tiles import format_of
+from tessera.ir.types import TileType, dtype_of, int_shape
+from tessera.target.fragments import PRODUCT_INSTRUCTIONS
+
+MMA_LIMIT = 128  # mma.sync in one straight-line region: ptxas time explodes beyond
+OPERAND_WORDS = 32  # 32-bit registers of a thread that such an operand may take: more would spill beside accumulators
+_SPREAD = frozenset(("broadcast", "full", "iota", "constant"))  # tiles that any layout has for nothing
+
+
+def in_registers(product: Op) -> bool:
+    """Whether the left operand of a product is taken from registers: `stage_operands` puts all others into buffers."""
+    read = product.operands[0].defining_op
+    return read is None or read.name != "read"
+
+
+def may_stay_in_registers(
+    product: Op, warps: int, is_copied: Callable[[Op], bool], used: Mapping[Value, list[Op]]
+) -> bool:
+    """Whether the left operand of a product, which is computed, is best taken from registers.
+
+    Its k-blocks are whole, since nothing masks what lies beyond them, and few enough to be one straight line, since
+    registers have no index at run time. All that it is computed from can be had in the fragments' layout: parts of
+    buffers, loads that `is_copied` turns into copies, and products. Where accumulators may meet it, in what it is
+    computed from or in another use of that, their layout must be that of the fragments: each warp has whole rows.
+    `used`: users of every value.
+    """
+    value = product.operands[0]
+    atom = PRODUCT_INSTRUCTIONS[format_of(product)].atom
+    dtype = dtype_of(value.type)
+    if atom is None or product.attributes["transpose_a"] or dtype.bits != 16 or dtype.name != atom.operand:
+        return False
+    (m, n), depth = int_shape(product.result.type), int_shape(value.type)[1]
+    tree = _tree(value)
+    leaves = _leaves(value)
+    if depth % atom.k or not leaves:
+        return False
+    for leaf in leaves:
+        source = leaf.defining_op
+        if source is None:
+            return False
+        loaded = source.name == "read" or source.name == "load" and is_copied(source)
+        if not loaded and product_behind(leaf) is None:
+            return False
+    private = all(
+        user.name == "mma" or (user.results and user.results[0] in tree) for part in tree for user in used.get(part, ())
+    )
+    if not (private and _weight(leaves)) and atom.m * warps > -(-m // atom.m) * atom.m:
+        return False
+    rows, columns = operand_grid((m, n), warps, _weight(leaves))
+    row_atoms, column_atoms = -(-m // (atom.m * rows)), -(-n // (atom.n * columns))
+    blocks = depth // atom.k
+    return row_atoms * column_atoms * blocks <= MMA_LIMIT and row_atoms * blocks * atom.a_words <= OPERAND_WORDS
+
+
+def operand_grid(shape: tuple[int, int], warps: int, weight: int) -> tuple[int, int]:
+    """(rows, columns) of warps over a product whose left operand is computed from `weight` tiles (0: from a product).
+
+    Each column of warps reads those tiles, each row of warps the right operand: as few bytes as that can be, and among
+    equals as few columns, since each one computes the operand anew. What comes from a product is not split.
+    """
+    m, n = shape
+    grids = [
+        (rows, warps // rows)
+        for rows in (1 << bit for bit in range(warps.bit_length()))
+        if rows == 1 or 16 * rows <= -(-m // 16) * 16
+    ]
+    if not weight:
+        return grids[-1][0], 1
+    return min(grids, key=lambda grid: (grid[1] * weight * m + grid[0] * n, grid[1]))
+
+
+def computed_grid(product: Op, warps: int) -> tuple[int, int]:
+    """The grid of a product whose left operand is in registers."""
+    m, n = int_shape(product.result.type)
+    return operand_grid((m, n), warps, _weight(_leaves(product.operands[0])))
+
+
+def product_behind(value: Value) -> Op | None:
+    """The product whose accumulators a tile is, that of a loop over its k-blocks included."""
+    op = value.defining_op
+    while op is not None and op.name == "for":
+        value = op.regions[0].ops[-1].operands[op.results.index(value)]
+        op = value.defining_op
+    return op if op is not None and op.name == "mma" else None
+
+
+def _weight(leaves: list[Value]) -> int:
+    return 0 if any(product_behind(leaf) is not None for leaf in leaves) else len(leaves)
+
+
+def _tree(value: Value) -> dict[Value, bool]:
+    """The tiles that an operand is computed from, element by element, itself included; whether each is a leaf."""
+    found: dict[Value, bool] = {}
+
+    def visit(value: Value) -> None:
+        op = value.defining_op
+        if value in found or not isinstance(value.type, TileType) or op is not None and op.name in _SPREAD:
+            return
+        found[value] = op is None or not (op.definition.has(ELEMENTWISE) or op.name == "reshape")
+        if op is not None and not found[value]:
+            for operand in op.operands:
+                visit(operand)
+
+    visit(value)
+    return found
+
+
+def _leaves(value: Value) -> list[Value]:
+    return [value for value, is_leaf in _tree(value).items() if is_leaf]

@@ -1,0 +1,342 @@
+"""Launches the kernels of a function on a GPU: one block of workspace per call, everything on the caller's stream.
+
+A call that is like an earlier one (equal dtypes, shapes, strides, devices, alignments and mode) finds what that one
+prepared: it makes the results, packs arguments and queues the launches.
+"""
+
+from __future__ import annotations
+
+import statistics
+import struct
+import threading
+import weakref
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tessera import dtypes, modes
+from tessera.config import config
+from tessera.errors import EnvironmentProblem, InternalError
+from tessera.frontend.function import element_name
+from tessera.ir.dims import evaluate
+from tessera.program import Parameter
+from tessera.runtime import arrays, launch, plan
+from tessera.runtime.arrays import ALIGNED, Adapter, ArrayInfo, contiguous_strides
+from tessera.runtime.bind import Binding, as_result, bind, expand
+from tessera.runtime.execute import KernelRun, launches_of
+from tessera.runtime.function_plans import FULLY_ALIGNED, PlanPrograms, Step
+from tessera.runtime.function_state import Call, FunctionRun, FunctionState
+from tessera.runtime.launch import Driver, Launcher, PreparedLaunch, _picker
+from tessera.runtime.parameters import ParameterSpec, ParameterStore, current_store
+
+
+def warm_call(state: FunctionState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
+    """Whether a call could be queued as an earlier one was, and what it returns."""
+    if not state.warm:
+        return False, None
+    seen = plan.read((tuple(kwargs), modes.mode_key()), (*args, *kwargs.values()))
+    known: Warm | None = None if seen is None else state.warm.get(seen[0])
+    if known is None or seen is None or known.call.settings is not config():
+        return False, None
+    found = known.run(seen[1])
+    if found is None:
+        return False, None
+    state.last_run = known.call.record
+    return True, found[0]
+
+
+def cold_call(state: FunctionState, made: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Queues a checked call whose arrays live on a GPU, and keeps what calls like it can use."""
+    binding = made.binding
+    assert binding.device is not None
+    prepared = DeviceCall(launch.LAUNCHER, made, binding.library, binding.device, binding.stream())
+    result = prepared.results(prepared.run(_values(made)))
+    state.last_run = prepared.record
+    values = (*args, *kwargs.values())
+    seen = plan.read((tuple(kwargs), modes.mode_key()), values) if plan.learn(values) else None
+    if seen is not None:
+        if len(state.warm) >= plan.LARGEST:
+            state.warm.clear()
+        state.warm[seen[0]] = Warm(prepared, state, made, args, kwargs)
+    return result
+
+
+def _values(made: Call) -> list[Any]:
+    """An address or a number for each parameter of the trace, numbers as their dtype holds them."""
+    values: list[Any] = []
+    for parameter in made.state.parameters:
+        if parameter.kind == "scalar":
+            with np.errstate(over="ignore"):
+                values.append(dtypes.parse(parameter.dtype).numpy.type(made.scalars[parameter.name]).item())
+        else:
+            values.append(made.binding.infos[parameter.name].pointer)
+    return values
+
+
+class DeviceCall:
+    """The launches of a function for calls of one signature. `record` is what `last_run` says of each.
+
+    What launches pick their arguments from, in this order: a value per parameter of the trace, addresses of the store's
+    parameters, the seed, addresses of results, of temporaries and of tables of addresses (for lists of tensors),
+    numbers that the host computes of the function's, and numbers that never change.
+    """
+
+    def __init__(self, launcher: Launcher, made: Call, library: Adapter, device: int, stream: int) -> None:
+        state, dims = made.state, made.dims
+        self.launcher, self.driver, self.settings = launcher, launcher.driver, config()
+        self.library, self.device = library, device
+        self.programs = state.plan(dims)
+        places: dict[Hashable, int] = {parameter.name: number for number, parameter in enumerate(state.parameters)}
+        self.guards = [(places[guard.parameter], guard) for guard in state.trace.collected.guards]
+        # Copied before the launches: kernels of a plan take contiguous tensors.
+        self.strided = {places[name]: info for name, info in made.binding.infos.items() if not info.contiguous}
+        self.specs = list(made.specs.values())
+        seed = state.seed
+        self.seeded, self.seed = seed is not None, made.seed
+        results = self.programs.plan.results
+        types = [(self.programs.shape(name, dims), self.programs.plan.buffers[name].dtype) for name in results]
+        self.makers = [partial(library.empty, shape, dtype, device) for shape, dtype in types]
+        offsets, self.workspace = self.programs.plan.workspace(dims)
+        self.offsets = tuple(offsets.values())
+        hidden = [*made.specs, *([] if seed is None else [seed])]
+        for name in (*hidden, *self.programs.result_roots(), *offsets):
+            places[name] = len(places)
+        steps = self.programs.steps(dims)
+        groups = [given for step in steps for given in step.launch.tensors.values() if not isinstance(given, str)]
+        self.tables = {given: [places[self.programs.root(name).name] for name in given] for given in groups}
+        self.numbers = [Numbers(step, places) for step in steps if step.computes]
+        self.constants: list[Any] = []
+        self.launches: list[PreparedLaunch] = []
+        for key in (*self.tables, *(key for numbers in self.numbers for key in numbers.keys)):
+            places[key] = len(places)
+        ran = [one for step in steps for one in self._prepare(step, made.binding, places, stream)]
+        self.record = FunctionRun("cuda", tuple(ran), self.workspace, state.notes)
+
+    def _prepare(self, step: Step, binding: Binding, places: Mapping[Hashable, int], stream: int) -> list[KernelRun]:
+        from tessera.runtime.api import device_arch
+
+        alignment = {name: info.alignment for name, info in binding.infos.items() if places[name] not in self.strided}
+        program = self.programs.program(step, device_arch(self.device), alignment, machine_code=True)
+        tensors = expand([p for p in program.parameters if p.kind != "scalar"])
+        infos = {p.name: _info(self.library, step, p, self.device) for p in tensors}
+        bound = Binding(program.name, program.parameters, infos=infos, dims=step.dims)
+        prepared = self.launcher.prepare(program, bound, stream)
+        first = len(places) + len(self.constants)
+        chosen = [places[self._key(step, parameter.name)] for parameter in program.parameters]
+        chosen += range(first, first + len(prepared.constants))
+        self.constants += prepared.constants
+        self.launches += [replace(one, pick=_picker(one.pick(chosen))) for one in prepared.launches]
+        return [KernelRun(one.kernel, grid) for one, grid in launches_of(program, step.dims) if 0 not in grid]
+
+    def _key(self, step: Step, parameter: str) -> Hashable:
+        """What `places` calls the value that a launch passes for a parameter of its kernel."""
+        given = step.launch.tensors.get(parameter)
+        if given is not None:
+            return self.programs.root(given).name if isinstance(given, str) else given
+        scalar = step.launch.scalars[parameter]
+        return scalar if isinstance(scalar, str) else (id(step), parameter)
+
+    def run(self, values: list[Any]) -> list[Any]:
+        """Queues the launches; returns new arrays. `values` as of the class, up to the parameters of the trace.
+
+        Raises SourceError TS403 for a number that the function cannot take, struct.error or OverflowError for one that
+        its dtype cannot hold.
+        """
+        for place, guard in self.guards:
+            guard.check(values[place])
+        stream = self.library.stream(self.device)
+        alive = []
+        for place, info in self.strided.items():
+            copy = gathered(values[place], info, stream, self.device)
+            values[place] = copy.data.ptr
+            alive.append(copy)
+        if self.specs:
+            store = current_store()
+            values += [address_of(store, spec, self.driver, stream, self.device) for spec in self.specs]
+        if self.seeded:
+            values.append(modes.next_seed() if self.seed is None else self.seed)
+        made = [make() for make in self.makers]
+        values += [_address(array) for array in made]
+        if self.workspace:
+            block = self.library.empty((self.workspace,), dtypes.i8, self.device)
+            base = _address(block)
+            values += [base + offset for offset in self.offsets]
+        for group in self.tables.values():
+            addresses = tuple([values[place] for place in group])
+            values.append(self.launcher._tables.address(self.driver, addresses, stream, self.device))
+        for numbers in self.numbers:
+            values += numbers.of(values)
+        values += self.constants
+        for one in self.launches:
+            one.queue(self.driver, values, stream, self.device)
+        return made
+
+    def results(self, made: list[Any]) -> Any:
+        return as_result([self.library.returned(array, self.device) for array in made])
+
+
+class Numbers:
+    """The numbers that one launch passes and the host computes, kept for the numbers that they were computed of."""
+
+    def __init__(self, step: Step, places: Mapping[Hashable, int]) -> None:
+        self.step = step
+        self.keys = [(id(step), name) for name in step.computes]
+        self.given = {name: places[name] for name in step.scalar_names}
+        self._known: dict[tuple[Any, ...], list[int | float]] = {}
+
+    def of(self, values: Sequence[Any]) -> list[int | float]:
+        given = {name: values[place] for name, place in self.given.items()}
+        key = tuple(given.values())
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= plan.LARGEST:
+                self._known.clear()
+            computed = self.step.scalars(given)
+            found = self._known[key] = [computed[name] for name in self.step.computes]
+        return found
+
+
+class Warm:
+    """How the arguments of a call become the values of a `DeviceCall`."""
+
+    def __init__(
+        self, call: DeviceCall, state: FunctionState, made: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        self.call = call
+        names = [p.name for p in state.definition.parameters]
+        passed = [*names[: len(args)], *kwargs]
+        flat = [one for name in passed for one in _flat(name, made.lengths)]
+        places = {name: number for number, name in enumerate(flat)}
+        self.nested = any(name in made.lengths for name in passed)
+        self.defaults: list[Any] = []
+        for parameter in made.state.parameters:
+            if parameter.name not in places:
+                places[parameter.name] = len(flat) + len(self.defaults)
+                self.defaults.append(made.scalars[parameter.name])
+        order = [places[parameter.name] for parameter in made.state.parameters]
+        self.order = None if order == sorted(order) else order
+
+    def run(self, found: list[Any]) -> tuple[Any] | None:
+        """What the call returns; None where a number does not fit its dtype, which a cold call explains."""
+        if self.nested:
+            found = [one for item in found for one in (item if type(item) is tuple else (item,))]
+        if self.defaults:
+            found += self.defaults
+        if self.order is not None:
+            found = [found[place] for place in self.order]
+        try:
+            return (self.call.results(self.call.run(found)),)
+        except (struct.error, OverflowError):
+            return None
+
+
+def _flat(name: str, lengths: Mapping[str, int]) -> list[str]:
+    """What the tensors of a parameter are called in a trace."""
+    return [element_name(name, number) for number in range(lengths[name])] if name in lengths else [name]
+
+
+def _info(library: Adapter, step: Step, tensor: Parameter, device: int) -> ArrayInfo:
+    """A tensor of a program, or of a list, that is contiguous wherever it is."""
+    shape, dtype = tuple(evaluate(size, step.dims) for size in tensor.shape), dtypes.parse(tensor.dtype)
+    return ArrayInfo(library, dtype, tensor.dtype, shape, contiguous_strides(shape), True, 0, device)
+
+
+def _address(array: Any) -> int:
+    """The address of an array that `Adapter.empty` made."""
+    reader = plan.READERS.get(type(array))
+    if reader is None:
+        plan.learn([array])
+        reader = plan.READERS.get(type(array))
+    if reader is not None:
+        pointer = reader(array)[1]
+    else:
+        info = arrays.describe(array)
+        assert info is not None
+        pointer = info.pointer
+    if pointer & ALIGNED:
+        raise InternalError("TS901", f"a new array begins at {pointer:#x}, which is not aligned to {FULLY_ALIGNED}")
+    return pointer
+
+
+def gathered(pointer: int, info: ArrayInfo, stream: int, device: int) -> Any:
+    """A contiguous copy of a view at an address, made on the stream; `info` says how the view lies."""
+    import cupy
+
+    assert info.dtype is not None and info.strides is not None
+    item = info.dtype.bytes
+    low, high = info.extent
+    with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device):
+        memory = cupy.cuda.UnownedMemory(pointer + low, high - low, None, device)
+        steps = tuple(step * item for step in info.strides)
+        view = cupy.ndarray(info.shape, f"u{item}", cupy.cuda.MemoryPointer(memory, -low), steps)
+        return cupy.ascontiguousarray(view)
+
+
+# ---- parameters of the store -----------------------------------------------------------------------------------------
+
+# Memory on GPUs by store, then by name and device: a parameter that changes keeps its address.
+_addresses: weakref.WeakKeyDictionary[ParameterStore, dict[tuple[str, int], int]] = weakref.WeakKeyDictionary()
+_uploading = threading.Lock()
+
+
+def address_of(store: ParameterStore, spec: ParameterSpec, driver: Driver, stream: int, device: int) -> int:
+    """Where a parameter of the store is on a GPU. Raises EnvironmentProblem TS510 where it would have to be copied
+    there while the stream is captured.
+    """
+
+    def upload(array: np.ndarray) -> int:
+        if driver.capturing(stream, device):
+            raise EnvironmentProblem(
+                "TS510", f"the parameter '{spec.key}' is used for the first time while its stream is captured"
+            )
+        with _uploading:
+            known = _addresses.setdefault(store, {})
+            address = known.get((spec.name, device))
+            if address is None:
+                address = known[spec.name, device] = driver.allocate(max(array.nbytes, 1), device)
+            driver.synchronize(device)  # what other streams still read
+            driver.write(address, array.tobytes(), stream, device)
+            driver.synchronize(device)  # any stream may read it from now on
+        return address
+
+    return store.on_device(spec, device, upload)
+
+
+# ---- arrays of the host ----------------------------------------------------------------------------------------------
+
+
+def run_through_gpu(made: Call, repeats: int = 0) -> tuple[list[np.ndarray], FunctionRun]:
+    """Copies host arrays to the current GPU and results back: those, and what ran, with the seconds of the launches.
+
+    With `repeats` the seconds are the median of that many further runs with a cold L2 cache.
+    """
+    from tessera.runtime import gpu
+
+    launch.require_device()
+    import cupy
+
+    moved: dict[str, Any] = {}
+    for name, array in made.binding.arrays.items():
+        moved[name] = cupy.asarray(gpu.carried(np.asarray(arrays.host_view(array), order="C")))
+    bound = bind(made.name, made.state.parameters, (), {**moved, **made.binding.scalars})
+    bound.dims = made.dims
+    there, stream = replace(made, binding=bound), cupy.cuda.get_current_stream()
+    prepared = DeviceCall(launch.LAUNCHER, there, arrays.CUPY, launch.current_device(), stream.ptr)
+    kept: list[list[Any]] = []
+    seconds = gpu._timed(cupy, stream, lambda: kept.append(prepared.run(_values(there))))
+    types = made.state.result_types()
+    results = [array.get().view(t.dtype.numpy) for array, t in zip(kept[0], types, strict=True)]
+    if repeats:
+        flush = cupy.empty(gpu.FLUSH_BYTES, cupy.uint8)
+        samples = []
+        for _ in range(repeats):
+            flush.fill(0)
+            samples.append(gpu._timed(cupy, stream, partial(prepared.run, _values(there))))
+        seconds = statistics.median(samples)
+    return results, replace(prepared.record, seconds=seconds)
+
+
+__all__ = ["DeviceCall", "PlanPrograms", "Warm", "cold_call", "run_through_gpu", "warm_call"]

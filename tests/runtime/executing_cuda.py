@@ -1,0 +1,92 @@
+"""A make-believe GPU whose launches run, on the emulator: arrays and memory are those of `fake_cuda`."""
+
+import struct
+
+import numpy as np
+
+from tessera import dtypes
+from tessera.runtime import arrays, emulator, launch
+from tests.runtime import fake_cuda
+
+
+class Library(fake_cuda.Library):
+    """Remembers how far the memory behind each address goes; `made` counts the arrays of `empty`."""
+
+    def __init__(self):
+        self.extents, self.made = [], 0
+        self.kept = []
+
+    def array(self, values, device=0):
+        """A copy of a NumPy array on the device."""
+        found = fake_cuda.aligned(values.shape, values.dtype, device)
+        found.memory[...] = values
+        return self.known(found)
+
+    def known(self, array):
+        self.extents.append((array.pointer, array.memory.nbytes))
+        self.kept.append(array)
+        return array
+
+    def empty(self, shape, dtype, device):
+        self.made += 1
+        found = self.known(super().empty(shape, dtype, device))
+        found.memory.view(np.uint8)[...] = 0xFF  # NaN in every float
+        return found
+
+    def bytes_from(self, pointer):
+        """How many bytes lie behind an address."""
+        return next(start + size - pointer for start, size in reversed(self.extents) if start <= pointer < start + size)
+
+
+class Driver(fake_cuda.Driver):
+    """Loads what `compiled` of the fixture made: `programs` by their make-believe cubin."""
+
+    def __init__(self, library):
+        super().__init__()
+        self.library, self.programs = library, {}
+        self.held = {}
+
+    def load(self, cubin, device):
+        self.loaded.append(device)
+        return self.programs[cubin]
+
+    def function(self, module, kernel, shared_bytes, device):
+        return module, kernel
+
+    def allocate(self, size, device):
+        memory = np.zeros(size + 32, np.uint8)
+        start = memory.ctypes.data + -memory.ctypes.data % 16
+        self.library.extents.append((start, size))
+        self.library.kept.append(memory)
+        self.allocated.append((size, device))
+        return start
+
+    def write(self, address, data, stream, device):
+        arrays.as_numpy(address, (len(data),), None, dtypes.i8)[...] = np.frombuffer(data, np.int8)
+        self.written.append((address, data, stream, device))
+
+    def launch(self, function, grid, threads, arguments, shared_bytes, stream, device):
+        program, kernel = function
+        step = next(step for step in program.launches if step.kernel == kernel)
+        parameters = {parameter.name: parameter for parameter in program.parameters}
+        packed = []
+        for number, argument in enumerate(step.arguments):
+            slot = arguments.slots.raw[number * launch.SLOT : (number + 1) * launch.SLOT]
+            if argument.kind == "size":
+                packed.append(struct.unpack("<q", slot)[0])
+                continue
+            dtype = dtypes.parse(parameters[argument.name].dtype)
+            if argument.kind == "scalar":
+                packed.append(struct.unpack("<f4x" if dtype.is_float else "<q", slot)[0])
+            elif argument.kind == "pointer":
+                packed.append(self.behind(struct.unpack("<Q", slot)[0], dtype))
+            else:
+                table = struct.unpack("<Q", slot)[0]
+                pointers = arrays.as_numpy(table, (parameters[argument.name].length,), None, dtypes.i64)
+                packed.append([self.behind(int(pointer), dtype) for pointer in pointers])
+        self.launches.append((kernel, grid, stream, device))
+        library = emulator.build(program.cuda, [step.kernel for step in program.launches])
+        library.launch(kernel, grid, threads, shared_bytes, packed)
+
+    def behind(self, pointer, dtype):
+        return arrays.as_numpy(pointer, (self.library.bytes_from(pointer) // dtype.bytes,), None, dtype)
