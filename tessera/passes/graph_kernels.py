@@ -28,6 +28,7 @@ from tessera.passes.graph_groups import (
 
 PRODUCT_ROWS = 128  # of a program that multiplies matrices
 TILE_ELEMENTS = 4096  # of the widest tile of a program that does not
+COMPUTED_ELEMENTS = 1 << 13  # of a left operand that a program computes before it multiplies it
 LARGEST_ROW = 1 << 15
 
 
@@ -205,6 +206,10 @@ class RowKernel:
             )
         most = PRODUCT_ROWS if product is not None else max(1, TILE_ELEMENTS // (1 << (widest - 1).bit_length()))
         least = 16 if product is not None else 1
+        if product is not None and product.operands[0] in self.group.results:
+            # What is multiplied is computed first, whole rows of it.
+            depth = self.sizes.fix(columns_of(shape_of(product.operands[0].type)))
+            most = min(most, max(least, COMPUTED_ELEMENTS // power_of_two(depth)))
         self.block = max(least, min(most, 128, 1 << max(self.sizes.guess(count(own)) - 1, 0).bit_length()))
         axes: list[tuple[Size, int]] = [(self.rows, self.block)]
         self.offsets = self.maker.programs([*axes, (self.batch, 1)] if self.group.batched else axes)

@@ -143,8 +143,13 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
                 wanted = lines * warps  # a line for each warp
             subtile = _slice_extent(kernel, shape, largest, wanted)
     whole = sum(elements(value) * dtype_of(value.type).bytes for op in products for value in op.operands[:2])
-    if products and not rows and (streamed or whole > arch.shared_bytes_per_block // 2):
+    if products and not rows and (streamed or whole > 3 * arch.shared_bytes_per_block // 4):
         subtile = SUBTILE_COLUMNS  # tiles of the operands, along the sum too, in the place of whole ones
+    buffers = sum(buffer_bytes(op.result) for op in kernel.body.walk() if op.name == "alloc_shared")
+    if products and not rows and not subtile and warps == 8 and 0 < 2 * buffers <= arch.shared_bytes_per_block:
+        # Two blocks on a multiprocessor hide each other's waits, and one register too many keeps the second one out.
+        # Where operands come from the author's buffers there are registers to spare.
+        blocks = 2 if product <= 64 * 32 * warps else 1
     schedule = Schedule(warps, streamed, subtile, rows=rows, stages=stages, blocks=blocks)
     # What the author's point of a tuning space says of the launch is no longer the compiler's to choose.
     fixed = {field: constants[name] for name, field in FIXED_BY_CONSTANTS.items() if name in constants}
