@@ -76,7 +76,7 @@ def test_the_whole_document_as_json(tessera, lane):
         # On the interpreter a function is one walk over its graph, and a kernel one launch.
         assert isinstance(found["kernels"], list)
         assert (len(found["kernels"]) > 0) == (name in KERNELS or lane != "interpret")
-        assert all(isinstance(k["name"], str) and len(k["grid"]) == 3 for k in found["kernels"])
+        assert all(isinstance(k["name"], str) and 1 <= len(k["grid"]) <= 3 for k in found["kernels"])
 
 
 @needs_compiler
