@@ -42,7 +42,12 @@ class Sizes:
     def fix(self, size: Size) -> int:
         """The value of a size, for code that is made for it."""
         self.fixed.update({name: self.dims[name] for name in symbols(size)})
-        return evaluate(size, self.dims)
+        found = evaluate(size, self.dims)
+        if found == 0:
+            raise SourceError(
+                "TS301", f"the size {size} is 0, but a reduction or a product needs an element"
+            )
+        return found
 
     def guess(self, size: Size) -> int:
         """The value of a size, where only speed depends on it."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tessera.dtypes import bf16, f16, f32, i32, i64
 from tessera.errors import SourceError
+from tessera.frontend.function import trace_function
 from tessera.ir.dims import symbol
 from tessera.passes.graph_kernels import LARGEST_ROW
 from tessera.passes.lower_graph import lower_graph
@@ -272,3 +273,13 @@ def test_memory_is_used_again():
     _, total = plan.workspace(dims)
     one = -(-100 * 100 * 2 // ALIGNMENT) * ALIGNMENT
     assert len(plan.lifetimes()) == 11 and total == 2 * one
+
+
+def test_a_reduction_of_nothing_is_refused_by_name():
+    from tests.frontend.functions import definition
+
+    function = definition("@ts.function\ndef f(x: Tensor['M', 'K', ts.f32]):\n    return ts.sum(x, axis=1)\n")
+    traced = trace_function(function, {})
+    with pytest.raises(SourceError, match="the size K is 0") as caught:
+        lower_graph(traced.function, {"M": 5, "K": 0})
+    assert caught.value.code == "TS301"
