@@ -44,9 +44,7 @@ class Sizes:
         self.fixed.update({name: self.dims[name] for name in symbols(size)})
         found = evaluate(size, self.dims)
         if found == 0:
-            raise SourceError(
-                "TS301", f"the size {size} is 0, but a reduction or a product needs an element"
-            )
+            raise SourceError("TS301", f"the size {size} is 0, but a reduction or a product needs an element")
         return found
 
     def guess(self, size: Size) -> int:
