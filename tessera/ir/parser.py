@@ -468,8 +468,7 @@ class _ModuleBuilder:
     def _ops(self, block: Block, ops: list[_OpText], inside: str | None) -> None:
         for number, text in enumerate(ops):
             definition = self._definition(text.name)
-            ends = inside is not None or self.level == GRAPH
-            if definition.has(TERMINATOR) and (not ends or number != len(ops) - 1):
+            if definition.has(TERMINATOR) and (number != len(ops) - 1 or inside is None and self.level != GRAPH):
                 raise _Fault("TS703", f"{text.name} can only end a region", text.name)
             self._op(block, text, definition)
 
@@ -492,12 +491,11 @@ class _ModuleBuilder:
         attributes = self._attributes(text, definition)
         regions = [self._region(region, str(text.name)) for region in text.regions]
         builder = Builder(block, self._origin(text.origin, text.name))
-        names = [_hint(value.name) for value in text.results]
         try:
             problem = attribute_problem(Op(definition.name, operands, attributes, [], regions, builder.origin))
             if problem:
                 raise _Fault("TS703", problem, text.name)
-            op = builder.op(definition.name, operands, regions, names, **attributes)
+            op = builder.op(definition.name, operands, regions, [_hint(v.name) for v in text.results], **attributes)
         except TesseraError as error:
             raise _Fault("TS703", error.message, text.name) from None
         except RULE_FAULTS as error:
@@ -534,8 +532,7 @@ class _ModuleBuilder:
         return definition.complete(self._plain(text.attributes))
 
     def _region(self, text: _RegionText, inside: str) -> Block:
-        outer = dict(self.visible)
-        block = Block()
+        outer, block = dict(self.visible), Block()
         self._arguments(block, text.arguments)
         self._ops(block, text.ops, inside)
         self.visible = outer
