@@ -68,7 +68,7 @@ class Cost:
 def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constants = CONSTANTS) -> Cost:
     """Predicts a launch of a placed Target kernel; `dims` binds every dim that is not static.
 
-    A kernel that cannot be launched, see `launch_problem`, costs infinity.
+    A kernel whose block is too large for a multiprocessor costs infinity.
     """
     values = {**(kernel.attributes.get("static") or {}), **dims}
     grid = tuple(evaluate(size, values) for size in kernel.attributes.get("grid", (1,)))
@@ -76,7 +76,7 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
     threads = kernel.attributes["warps"] * arch.warp_size
     shared = kernel.attributes.get("shared_bytes") or 0
     wanted = live_registers(kernel)
-    registers = min(wanted, register_limit(kernel, arch))
+    registers = min(wanted, register_limit(arch, threads, _promised_blocks(kernel)))
     resident = occupancy(arch, threads, shared, registers)
     if not resident or not programs:
         terms = {"launch": constants.launch}
@@ -106,10 +106,12 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
     )
 
 
-def register_limit(kernel: Kernel, arch: Arch) -> int:
-    """Registers that a thread can have: the instruction set's limit, and what the schedule's `blocks` leave."""
-    blocks = (kernel.attributes.get("schedule") or {}).get("blocks", 1)
-    threads = kernel.attributes["warps"] * arch.warp_size
+def _promised_blocks(kernel: Kernel) -> int:
+    return (kernel.attributes.get("schedule") or {}).get("blocks", 1)
+
+
+def register_limit(arch: Arch, threads: int, blocks: int) -> int:
+    """Registers that a thread can have where so many blocks have to fit: what is left, or the instruction set's limit."""
     return min(arch.max_registers_per_thread, arch.registers_per_sm // (threads * blocks) // 8 * 8)
 
 
