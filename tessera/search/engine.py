@@ -52,6 +52,12 @@ class Entry:
         return " ".join(parts) or "the default schedule"
 
 
+def _worth_asking(base: Entry) -> tuple[int, int]:
+    """Blocks that a multiprocessor can be asked to hold: those that are predicted to fit, and one more."""
+    assert base.lowered.cost is not None
+    return base.lowered.cost.blocks_per_sm, base.lowered.cost.blocks_per_sm + 1
+
+
 class Engine:
     """A context: leaving it ends the processes of `workers`, which start when the first points are tried."""
 
@@ -127,7 +133,8 @@ class Engine:
                 if value == values[0]:
                     del changes[name]  # as the point has it by itself
                 changed = replace(request, changes=tuple(sorted(changes.items())))
-                if value != getattr(schedule, name) and changed not in self._seen:
+                asks = name != "blocks" or value in _worth_asking(base)
+                if asks and value != getattr(schedule, name) and changed not in self._seen:
                     found.append(changed)
         return found
 
