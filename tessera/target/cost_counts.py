@@ -54,7 +54,10 @@ class Traffic:
 
 @dataclass
 class Stall:
-    """What one program waits for by itself, in numbers of waits; `behind`: (waits, iterations ahead, work) of loops."""
+    """What one program waits for by itself, in numbers of waits.
+
+    `ahead`: of each loop whose copies fly ahead, its iterations, how many of them ahead, and the work of one.
+    """
 
     memory: float = 0.0
     barriers: float = 0.0
