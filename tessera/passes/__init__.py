@@ -22,6 +22,7 @@ from tessera.passes.merge_slices import merge_slices
 from tessera.passes.order_copies import order_copies
 from tessera.passes.pipeline import pipeline
 from tessera.passes.place_shared import place_shared
+from tessera.passes.place_sums import place_sums
 from tessera.passes.precision import precision
 from tessera.passes.prefetch_loads import prefetch_loads
 from tessera.passes.promote_buffers import buffers_to_promote, promote_buffers
@@ -66,6 +67,8 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("subtile", lambda k, c: subtile(k, schedule_of(k))),
     # Before anything is shared between iterations: loops over rows that are programs of their own.
     Pass("distribute", lambda k, c: distribute(k)),
+    # Before staging and pipelining, which look for loops by what these carry.
+    Pass("place_sums", lambda k, c: place_sums(k, schedule_of(k))),
     Pass("stage_operands", lambda k, c: stage_operands(k)),
     # After staging, which makes copies of other loads; before pipelining, which makes the loops inside harder to see.
     Pass("prefetch_loads", lambda k, c: prefetch_loads(k, schedule_of(k))),

@@ -42,7 +42,8 @@ def lower_store(lowering: Lowering, op: Op, builder: Builder) -> None:
     vector = lowering.global_vector(view, tile_layout(new.type), dtype)
     wide = coalesced(value, lowering.schedule, dtype.bytes)
     best = lowering.global_vector(view, wide, dtype)
-    if not masks and vector < best and len(int_shape(new.type)) >= 2 and elements(new) >= STAGED_STORE:
+    staged = lowering.schedule.epilogue != "direct" and not masks and len(int_shape(new.type)) >= 2
+    if staged and vector < best and elements(new) >= STAGED_STORE:
         if dtype_of(new.type) != dtype:
             new = builder.value("cast", new, dtype=dtype, hint=new.name)  # the store's own rounding, done earlier
         new, vector = lowering.convert(builder, new, wide), best

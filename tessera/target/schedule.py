@@ -45,6 +45,8 @@ class Schedule:
     resident: str = ""  # operands of a sliced product that shared memory holds for all of K: "", "left" or "both"
     through: bool = True  # copies of a loop inside another one go on through that one, with no pause in between
     prefetch: bool = False  # tiles that a loop loads into registers before a product are loaded an iteration ahead
+    sums: str = ""  # where sums live that a loop carries round a product: "" (registers) or "shared"
+    epilogue: str = ""  # how products are stored: "" through shared memory where that is wider, or "direct"
     walk: str = ""  # slices that are iterations of one program, not programs of their own: "", "columns" or "rows"
 
 

@@ -28,6 +28,7 @@ from tessera.target.schedule import (
 
 MOST_WARPS, MOST_BLOCKS, MOST_STAGES = 32, 32, 16
 RESIDENT, WALKS = ("", "left", "both"), ("", "columns", "rows")
+SUMS, EPILOGUES = ("", "shared"), ("", "direct")
 K_STEP = 16  # of a bf16 product: no operand tile is a part of it
 
 
@@ -116,6 +117,14 @@ def _resident(kernel: Structure, default: Schedule) -> tuple[str, ...]:
     return RESIDENT if kernel.computed and (default.rows or default.subtile) else ()
 
 
+def _epilogue(kernel: Structure, default: Schedule) -> tuple[str, ...]:
+    return EPILOGUES if kernel.products else ()
+
+
+def _sums(kernel: Structure, default: Schedule) -> tuple[str, ...]:
+    return SUMS if kernel.loops and kernel.computed and default.rows else ()
+
+
 def _walk(kernel: Structure, default: Schedule) -> tuple[str, ...]:
     return WALKS if kernel.computed and default.rows else ()
 
@@ -175,6 +184,8 @@ FIELDS: dict[str, Field] = {
     "resident": Field(_resident, RESIDENT.__contains__, "one of " + ", ".join(map(repr, RESIDENT)), str),
     "through": Field(_through, _is_bool, "true or false", _bool),
     "prefetch": Field(_prefetch, _is_bool, "true or false", _bool),
+    "sums": Field(_sums, SUMS.__contains__, "one of " + ", ".join(map(repr, SUMS)), str),
+    "epilogue": Field(_epilogue, EPILOGUES.__contains__, "one of " + ", ".join(map(repr, EPILOGUES)), str),
     "walk": Field(_walk, WALKS.__contains__, "one of " + ", ".join(map(repr, WALKS)), str),
 }
 
