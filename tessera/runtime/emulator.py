@@ -164,8 +164,8 @@ class Library:
         self._lock = threading.Lock()  # the twin runs one launch at a time
 
     def signature(self, kernel: str) -> str:
-        """One letter per parameter: p pointer, l int64, i int32, f float32, b bool; t and a number for a list, which has
-        room for so many pointers.
+        """One letter per parameter: p pointer, l int64, i int32, f float32, b bool; for a list t and the number of
+        pointers that it has room for.
         """
         function = getattr(self._library, f"ts_twin_signature_{kernel}")
         function.restype = ctypes.c_char_p
@@ -207,10 +207,10 @@ class Library:
     ) -> Examination:
         """Run `kernel` over `grid` (1 to 3 sizes) with `threads` per block and `shared_bytes` of dynamic shared memory.
 
-        An argument is an array (passed by pointer; written in place when it is writeable), a list of arrays (their
-        pointers, by value), or a scalar, converted to the kernel's parameter type. `seed` other than 0 runs blocks, warps and
-        lanes in a random order and lets asynchronous data arrive at random legal moments. `blocks` runs only those of
-        the grid. `count` fills the counters and needs a library built with `counted`. The arrays at the positions
+        An argument is an array (passed by pointer; written in place when it is writeable), a list of arrays (passed as
+        a struct of pointers), or a scalar, converted to the kernel's parameter type. `seed` other than 0 runs blocks,
+        warps and lanes in a random order and lets asynchronous data arrive at random legal moments. `blocks` runs only
+        those of the grid. `count` fills the counters and needs a library built with `counted`. The arrays at the positions
         `outputs` hold nothing before the launch: each element must be written, and none read before. `probe` collects
         what probes in the text leave.
 

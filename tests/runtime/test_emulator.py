@@ -99,7 +99,7 @@ def test_shuffles() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_pointer_table_and_block_barriers(seed: int) -> None:
+def test_a_list_and_block_barriers(seed: int) -> None:
     rows = [np.random.default_rng(i).standard_normal(128, np.float32) for i in range(3)]
     out = np.zeros(128, np.float32)
     library = build(text("warps"), ["reverse_sum"])

@@ -181,9 +181,7 @@ def test_a_launch_passes_the_addresses_of_a_list(driver, cold, library):  # noqa
     for given in (xs, xs, others, xs, tuple(others)):
         total(given, y, out)
     assert len(cold) == 1 and len(driver.launches) == 5
-    expected = [
-        (*(x.pointer for x in given), y.pointer, out.pointer, 40) for given in (xs, xs, others, xs, others)
-    ]
+    expected = [(*(x.pointer for x in given), y.pointer, out.pointer, 40) for given in (xs, xs, others, xs, others)]
     assert [slots for _, _, slots, _, _ in driver.launches] == expected
     assert not driver.written and not driver.allocated and not driver.waits
 
