@@ -210,9 +210,9 @@ class Library:
         An argument is an array (passed by pointer; written in place when it is writeable), a list of arrays (passed as
         a struct of pointers), or a scalar, converted to the kernel's parameter type. `seed` other than 0 runs blocks,
         warps and lanes in a random order and lets asynchronous data arrive at random legal moments. `blocks` runs only
-        those of the grid. `count` fills the counters and needs a library built with `counted`. The arrays at the positions
-        `outputs` hold nothing before the launch: each element must be written, and none read before. `probe` collects
-        what probes in the text leave.
+        those of the grid. `count` fills the counters and needs a library built with `counted`. The arrays at the
+        positions `outputs` hold nothing before the launch: each element must be written, and none read before. `probe`
+        collects what probes in the text leave.
 
         Raises TypeError when arguments do not fit the parameters.
         """
