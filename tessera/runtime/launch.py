@@ -216,7 +216,8 @@ class Prepared:
             values = values.copy()
             for place in self.lists:
                 values += values[place]
-        if self.constants:
+            values += self.constants
+        elif self.constants:
             values = [*values, *self.constants]
         for launch in self.launches:
             launch.queue(driver, values, stream, device)
