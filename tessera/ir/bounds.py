@@ -105,14 +105,23 @@ def _hull(r: Array, *ends: Array) -> Array:
     return np.where(np.isfinite(r), np.where(np.isnan(e), np.inf, e), 0.0)
 
 
-def monotone(function: Callable[[Array], Array]) -> Callable[..., Bar]:
-    """A monotone smooth function: the bar's ends give its largest change; plus the stated CUDA error of the op."""
+def monotone(
+    function: Callable[[Array], Array], amplification: Callable[[Array], Array] | None = None, flushes: bool = False
+) -> Callable[..., Bar]:
+    """A monotone smooth function: the bar's ends give its largest change; plus the stated CUDA error of the op.
+
+    `amplification` gives further ulp, by argument, to the stated error: what the function makes of the rounding of an
+    intermediate result. `flushes`: a subnormal result may be zero.
+    """
 
     def bound(op: Any, a: Bar) -> Bar:
         with np.errstate(all="ignore"):
             r = function(a.r)
             spread = np.where(a.e == 0, 0.0, _hull(r, function(a.r + a.e), function(a.r - a.e)))
-            stated = op.definition.ulp * np.maximum(2 * HALF_ULP_F32 * np.abs(r), 2.0**-149)
+            ulp = op.definition.ulp + (0.0 if amplification is None else amplification(a.r))
+            stated = ulp * np.maximum(2 * HALF_ULP_F32 * np.abs(r), 2.0**-149)
+            if flushes:
+                stated = np.where(np.abs(r) < 2.0**-126, np.abs(r) + stated, stated)
         return widen(r, spread, stated)
 
     return bound
@@ -123,18 +132,16 @@ def unimodal(
 ) -> Callable[..., Bar]:
     """A smooth function that falls up to `minimum` and rises after it: a bar that holds the minimum reaches down to it.
 
-    `amplification` gives further ulp, by argument, to the stated error: what the function makes of the rounding of an
-    intermediate result.
+    `amplification` as for `monotone`.
     """
-    rising = monotone(function)
+    rising = monotone(function, amplification)
 
     def bound(op: Any, a: Bar) -> Bar:
         ends = rising(op, a)
         with np.errstate(all="ignore"):
             inside = (a.e > 0) & (a.r - a.e < minimum) & (minimum < a.r + a.e)
             e = np.where(inside, np.maximum(ends.e, _hull(ends.r, function(np.full_like(a.r, minimum)))), ends.e)
-            further = 0.0 if amplification is None else 2 * HALF_ULP_F32 * np.abs(ends.r) * amplification(a.r)
-        return widen(ends.r, e, further)
+        return Bar(ends.r, e)
 
     return bound
 

@@ -2,7 +2,8 @@
 
 The order is checked by walking the program as it would run: both branches of a condition; a loop not at all, once and
 twice, so that what one iteration leaves open meets the start of the next, and where it carries copies in flight once
-more for each of them and until the stages of their buffers come round. Where paths meet, a copy is in flight if it is
+more for each of them and until the stages of their buffers come round; one with constant bounds as often as they say,
+or a number of times after which the same stages are next. Where paths meet, a copy is in flight if it is
 on any path, and a buffer is written if it is on any path: the first makes every read safe, the second reports only
 reads that are certainly of undefined elements (the interpreter finds the rest).
 """
@@ -16,7 +17,8 @@ from typing import Any
 
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Kernel, Op, Value
-from tessera.ir.opdef import ASYNC, BRANCH, COLLECTIVE, LOOP, TERMINATOR
+from tessera.ir.opdef import ASYNC, BRANCH, COLLECTIVE, COUNTED, LOOP, TERMINATOR
+from tessera.ir.ops.control import loop_range
 from tessera.ir.stages import Numbers, Stage, allocation, derived_values, every_stage, stage_count
 from tessera.ir.types import BufferType, TokenType
 from tessera.location import Loc
@@ -75,6 +77,29 @@ class _State:
         self.unwritten = {**other.unwritten, **self.unwritten}
 
 
+Known = tuple[int | None, ...]
+
+
+@dataclass
+class _Exit:
+    """A path that leaves an op with regions: the state then, and what each result stands for and which number it is."""
+
+    state: _State
+    meanings: list[frozenset[Any]]
+    numbers: Known
+
+
+def _like(trips: int, starts: list[Known], last: Known) -> int:
+    """How many of the iterations that were walked end as `trips` iterations do. Iterations began with the numbers
+    `starts`, and the one after them would begin with `last`: where those have come before, it all repeats.
+    """
+    walked = len(starts)
+    if trips <= walked:
+        return trips
+    period = next((walked - i for i in reversed(range(walked)) if starts[i] == last), 1)
+    return walked - (walked - trips) % period
+
+
 class Order:
     def __init__(self, barriers: bool) -> None:
         self.barriers = barriers
@@ -112,7 +137,6 @@ class Order:
             else:
                 self._access(op)
             if op.regions:
-                self.numbers.forget(op.results)
                 continue
             self.numbers.step(op)
             for value in op.results:
@@ -145,20 +169,21 @@ class Order:
         self.rounds *= rounds
         if self.rounds > MAX_ROUNDS:
             raise invalid("loops that carry copies in flight nest too deep", op.loc)
+        indices = loop_range(op.operands[:3]) if op.definition.has(COUNTED) else None
         arguments = body.arguments[len(body.arguments) - len(feeding) :]
-        starts: set[tuple[int | None, ...]] = set()  # the numbers with which iterations have begun
+        starts: list[Known] = []  # the numbers with which each iteration has begun
         for number in range(2 * rounds if rounds > 2 else 2):
             self.numbers.forget(body.arguments[: len(body.arguments) - len(feeding)])
             self._rename(arguments, feeding)
             start = tuple(self.numbers.known.get(value) for value in arguments)
-            if number >= rounds and start in starts:
+            if number >= rounds and start in starts or indices is not None and number >= len(indices):
                 break
-            starts.add(start)
+            starts.append(start)
             self._block(body)
             feeding = body.ops[-1].operands
             exits.append(self._exit(op, feeding))
         self.rounds //= rounds
-        self._meet(op, exits)
+        self._meet(op, exits if indices is None else [exits[_like(len(indices), starts, start)]])
 
     def _branches(self, op: Op) -> None:
         start = self.state
@@ -168,23 +193,28 @@ class Order:
             self._block(region)
             exits.append(self._exit(op, region.ops[-1].operands))
         if not op.definition.has(BRANCH):
-            exits.append((start, [self._means(value) for value in op.results]))
+            exits.append(_Exit(start, [self._means(value) for value in op.results], (None,) * len(op.results)))
         self._meet(op, exits)
 
-    def _exit(self, op: Op, yielded: list[Value]) -> tuple[_State, list[frozenset[Any]]]:
+    def _exit(self, op: Op, yielded: list[Value]) -> _Exit:
         """The state of a path that leaves `op` now with these values as its results."""
         before = self.state
         self.state = before.copy()
         self._rename(op.results, yielded)
         left, self.state = self.state, before
-        return left, [self._means(value) for value in op.results]
+        numbers = tuple(self.numbers.known.get(value) for value in op.results)
+        return _Exit(left, [self._means(value) for value in op.results], numbers)
 
-    def _meet(self, op: Op, exits: list[tuple[_State, list[frozenset[Any]]]]) -> None:
-        self.state = exits[0][0]
-        for state, _ in exits[1:]:
-            self.state.join(state)
+    def _meet(self, op: Op, exits: list[_Exit]) -> None:
+        self.state = exits[0].state
+        for other in exits[1:]:
+            self.state.join(other.state)
+        self.numbers.forget(op.results)
         for index, value in enumerate(op.results):
-            self.meaning[value] = frozenset().union(*(meanings[index] for _, meanings in exits))
+            self.meaning[value] = frozenset().union(*(one.meanings[index] for one in exits))
+            numbers = {one.numbers[index] for one in exits}
+            if len(numbers) == 1 and (number := numbers.pop()) is not None:
+                self.numbers.known[value] = number
 
     def _copy(self, op: Op) -> None:
         self._access(op, lands=False)

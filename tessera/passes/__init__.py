@@ -22,6 +22,7 @@ from tessera.passes.merge_slices import merge_slices
 from tessera.passes.pipeline import pipeline
 from tessera.passes.place_shared import place_shared
 from tessera.passes.precision import precision
+from tessera.passes.prefetch_loads import prefetch_loads
 from tessera.passes.promote_buffers import buffers_to_promote, promote_buffers
 from tessera.passes.specialise import bind_decisions, specialise
 from tessera.passes.stage_operands import stage_operands
@@ -65,6 +66,8 @@ PIPELINE: tuple[Pass, ...] = (
     # Before anything is shared between iterations: loops over rows that are programs of their own.
     Pass("distribute", lambda k, c: distribute(k)),
     Pass("stage_operands", lambda k, c: stage_operands(k)),
+    # After staging, which makes copies of other loads; before pipelining, which makes the loops inside harder to see.
+    Pass("prefetch_loads", lambda k, c: prefetch_loads(k, schedule_of(k))),
     # After staging, which makes the copies of operands; what windows ahead need is folded by the next pass.
     Pass("pipeline", lambda k, c: pipeline(k, schedule_of(k), c.arch)),
     # Offsets that slicing made fold to constants, which widens accesses.

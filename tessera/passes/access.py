@@ -38,6 +38,8 @@ def divisor_of(value: Value, dims: Mapping[str, int], loops: Loops) -> int:
         return op.attributes["scale"] & -op.attributes["scale"]
     if op.name == "mul":
         return min(inputs[0] * inputs[1], LIMIT)
+    if op.name == "where":
+        return min(divisor_of(value, dims, loops) for value in op.operands[1:])
     return min(inputs) if inputs else 1
 
 

@@ -1,10 +1,11 @@
-"""Fold scalar constants, merge equal pure ops, drop what nothing uses and loops that never run.
+"""Fold scalar constants, merge equal pure ops, drop what nothing uses, loops that never run and those that run once.
 
 Exact: no value of any output changes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def _fold_and_merge(kernel: Kernel) -> Kernel:
     written = {
         root(value) for op in kernel.body.walk() for effect, value in op.definition.effects_of(op) if effect != "reads"
     }
-    _sweep(kernel.body, builder, mapping, {}, written)
+    _sweep(kernel.body.ops, builder, mapping, {}, written)
     return new
 
 
@@ -46,12 +47,22 @@ def _mergeable(op: Op, written: set[Value]) -> bool:
     )
 
 
-def _sweep(block: Block, builder: Builder, mapping: Mapping, outer: dict[Any, Value], written: set[Value]) -> None:
+def _sweep(
+    ops: Sequence[Op], builder: Builder, mapping: Mapping, outer: dict[Any, Value], written: set[Value]
+) -> dict[Any, Value]:
+    """Copies ops into the block that `builder` writes; returns, by what they are, the values that it holds then."""
     available = dict(outer)  # an op seen in an enclosing block dominates this one
-    for op in block.ops:
+    for op in ops:
         builder.at(op)
-        if op.definition.has(COUNTED) and _never_runs([mapping[v] for v in op.operands[:3]]):
+        iterations = _iterations(op, mapping)
+        if iterations == 0:
             mapping.update(zip(op.results, (mapping[v] for v in op.operands[3:]), strict=True))
+            continue
+        if iterations == 1:
+            (body,) = op.regions
+            mapping.update(zip(body.arguments, (mapping[v] for v in (op.operands[0], *op.operands[3:])), strict=True))
+            available = _sweep(body.ops[:-1], builder, mapping, available, written)
+            mapping.update(zip(op.results, (mapping[v] for v in body.ops[-1].operands), strict=True))
             continue
         if op.regions:
             regions = []
@@ -59,7 +70,7 @@ def _sweep(block: Block, builder: Builder, mapping: Mapping, outer: dict[Any, Va
                 copy = Block()
                 for argument in region.arguments:
                     mapping[argument] = copy.add_argument(argument.type, argument.name)
-                _sweep(region, builder.inner(copy), mapping, available, written)
+                _sweep(region.ops, builder.inner(copy), mapping, available, written)
                 regions.append(copy)
             new = builder.op(
                 op.name, [mapping[v] for v in op.operands], regions, [r.name for r in op.results], **op.attributes
@@ -76,12 +87,15 @@ def _sweep(block: Block, builder: Builder, mapping: Mapping, outer: dict[Any, Va
                 available[key] = clone_op(builder, op, mapping).result
             folded = available[key]
         mapping[op.result] = folded
+    return available
 
 
-def _never_runs(bounds: list[Value]) -> bool:
-    """Whether a loop with these bounds and step has no iteration."""
-    indices = loop_range(bounds)
-    return indices is not None and len(indices) == 0
+def _iterations(op: Op, mapping: Mapping) -> int | None:
+    """How often a loop runs, where its bounds say so."""
+    if not op.definition.has(COUNTED):
+        return None
+    indices = loop_range([mapping[v] for v in op.operands[:3]])
+    return None if indices is None else len(indices)
 
 
 def _fold(op: Op, operands: list[Value], builder: Builder) -> Value | None:

@@ -24,7 +24,7 @@ from tessera.ir.core import Block, Builder, Kernel, Op, Value, clone_op, clone_w
 from tessera.ir.dims import Size
 from tessera.ir.opdef import COUNTED, ORDERED, PURE, TERMINATOR, UNORDERED
 from tessera.ir.ops.control import loop_range
-from tessera.ir.types import TileType, ViewType
+from tessera.ir.types import BufferType, TileType, ViewType
 from tessera.target.schedule import root
 
 LARGEST_GRID = 2**31 - 1  # of axis 0
@@ -98,9 +98,11 @@ def _loop(op: Op) -> Loop | None:
 
 
 def _is_repeatable(op: Op, written: set[Value]) -> bool:
-    """Whether every program may run the op: index arithmetic, windows, numbers that it loads, tiles of one number."""
-    if op.definition.has(TERMINATOR):
-        return True
+    """Whether every program may run the op: index arithmetic, windows, numbers that it loads, tiles of one number,
+    allocations.
+    """
+    if op.definition.has(TERMINATOR) or any(isinstance(value.type, BufferType) for value in op.results):
+        return True  # what is in a buffer that iterations share does not outlive one: they may run in any order
     pure = op.definition.has(PURE)
     if any(isinstance(value.type, TileType) for value in (op.operands if pure else op.results)):
         return False

@@ -16,7 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
-from tessera.ir.opdef import ASYNC, COLLECTIVE, LOOP
+from tessera.ir.opdef import ASYNC, COLLECTIVE, COUNTED, LOOP
+from tessera.ir.ops.control import loop_range
 from tessera.ir.stages import allocation, derived_values
 from tessera.ir.types import BufferType, TokenType, ViewType
 from tessera.passes.place_shared import share_bytes
@@ -115,6 +116,8 @@ class _Flow:
                 self.block(op.regions[0], inside, needed)
                 if not entry.merge(inside):
                     break
+            if op.definition.has(COUNTED) and loop_range(op.operands[:3]):
+                state.clear()  # it runs, and what its last iteration leaves is all that is left
             state.merge(inside)
             return
         exits = []

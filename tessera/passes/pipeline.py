@@ -14,6 +14,10 @@ A copy runs only where its iteration does, so it reads no address that the loop 
 runs, so that the number of groups in flight is known. Which stage is used and which is refilled are numbers that the
 loop carries beside the groups in flight. Exact: the same values are read from the same windows.
 
+A loop inside another one would start anew, with nothing in flight, in each iteration of that. Where the bounds of both
+are constants, the copies go on instead: behind the last windows of one outer iteration come the first of the next, and
+the outer loop carries what is in flight.
+
 What makes this right, and what `tessera.ir.verify_order` checks again on the result: nothing reads a stage before the
 wait for its copy (*read after write*), no copy into a stage starts before its readers are done (*write after read*; the
 barrier behind the wait stands between them), no copy is in flight when the bytes may serve something else (*drain*).
@@ -27,22 +31,25 @@ from tessera.dtypes import i32, i64
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.core import uses as uses_of
-from tessera.ir.opdef import COUNTED, PURE
+from tessera.ir.opdef import COUNTED
 from tessera.ir.ops.control import constant_value, loop_range
-from tessera.ir.types import TileType, ViewType, dtype_of
+from tessera.ir.types import TileType, dtype_of
+from tessera.passes.ahead import Ahead, written_tensors
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.place_shared import place_shared
 from tessera.target.arch import Arch
-from tessera.target.schedule import Schedule, elements, root
+from tessera.target.schedule import Schedule, elements
+from tessera.target.schedules import pins_of
 
 
 @dataclass
 class Plan:
     """A loop to pipeline: its copies, the ops of its body that make their windows, and how many stages they get.
 
-    `trips` is the number of iterations where that is known.
+    `trips` is the number of iterations where that is known. `outer`: the loop around it through which copies go on, if
+    there is one; its ops behind the windows are in `feeding`, too.
     """
 
     loop: Op
@@ -50,6 +57,7 @@ class Plan:
     feeding: list[Op]
     stages: int
     trips: int | None
+    outer: Op | None = None
 
     @property
     def buffers(self) -> list[Value]:
@@ -70,11 +78,15 @@ class Plan:
 def pipeline(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
     """Gives the copies of each loop where it can at most `schedule.stages` stages, or what the author asked for.
 
-    Fewer where the loop is shorter, or where shared memory does not hold them.
+    Fewer where the loop is shorter, or where shared memory does not hold them. Raises SourceError TS501 where it does
+    not hold the stages that are pinned.
     """
     plans = _plans(kernel, schedule)
     if plans:
+        wanted = [plan.stages for plan in plans]
         _fit(kernel, plans, schedule, arch)
+        if "stages" in pins_of(kernel):
+            _check_pinned(plans, wanted, arch)
     return _rewrite(kernel, plans)
 
 
@@ -87,85 +99,49 @@ def _rewrite(kernel: Kernel, plans: list[Plan]) -> Kernel:
     return new
 
 
+TURNS = 2  # numbers that a loop carries beside its groups: the stage to be used, and the one to be refilled
+
 # Which loops ----------------------------------------------------------------------------------------------------------
 
 
 def _plans(kernel: Kernel, schedule: Schedule) -> list[Plan]:
-    written = {
-        root(value)
-        for op in kernel.body.walk()
-        for effect, value in op.definition.effects_of(op)
-        if effect != "reads" and isinstance(value.type, ViewType)
-    }
-    used = uses_of(kernel.body)
-    plans = []
+    written, used, plans = written_tensors(kernel), uses_of(kernel.body), []
     for op in kernel.body.walk():
         if not op.definition.has(COUNTED) or not constant_value(op.operand("step")):
             continue
         trips = _trips(op)
         if trips is not None and trips < 2:
             continue
-        finder = _Finder(op, used, written)
+        finder = Ahead(op, used, written)
         found = [copy for copy in op.regions[0].ops if copy.name == "copy_async" and finder.movable(copy)]
         if found:
             asked = [copy.attributes["stages"] for copy in found if copy.attributes["stages"] is not None]
-            stages = max(asked) if asked else schedule.stages
+            stages = max(asked) if asked and "stages" not in pins_of(kernel) else schedule.stages
             stages = stages if trips is None else min(stages, trips)
             plans.append(Plan(op, found, finder.feeding(found), stages, trips))
+    parents = {inner.id: op for op in kernel.body.walk() for region in op.regions for inner in region.ops}
+    for plan in plans if schedule.through else ():
+        _go_on(plan, parents.get(plan.loop.id), plans, used, written)
     return plans
 
 
-class _Finder:
-    """Which copies of a loop may start iterations ahead."""
-
-    def __init__(self, loop: Op, used: dict[Value, list[Op]], written: set[Value]):
-        (self.body,) = loop.regions
-        self.used, self.written = used, written
-        self.place: dict[int, int] = {}  # position in the body of an op, or of the op of the body that holds it
-        for number, op in enumerate(self.body.ops):
-            self.place[op.id] = number
-            for region in op.regions:
-                self.place.update({inner.id: number for inner in region.walk()})
-        self.made_at = {result: op for op in self.body.ops for result in op.results}
-
-    def movable(self, copy: Op) -> bool:
-        """Whether nothing but its iteration's number decides what a copy reads, and its buffer serves nothing else."""
-        buffer, view = copy.operands
-        allocated = buffer.defining_op
-        if copy.attributes["stages"] == 1 or allocated is None or allocated.attributes["stages"] != 1:
-            return False
-        waits = self.used.get(copy.result, [])
-        if len(waits) != 1 or waits[0].name != "wait" or waits[0] not in self.body.ops:
-            return False
-        landed = self.place[waits[0].id]
-        for user in self.used[buffer]:
-            if user is not copy and (user.name != "read" or self.place.get(user.id, -1) < landed):
-                return False
-        return root(view) not in self.written and self._slice(view) is not None
-
-    def feeding(self, copies: list[Op]) -> list[Op]:
-        """The ops of the body behind the windows of copies, in order."""
-        needed = {op.id for copy in copies for op in self._slice(copy.operand("view")) or ()}
-        return [op for op in self.body.ops if op.id in needed]
-
-    def _slice(self, value: Value) -> list[Op] | None:
-        """The ops of the body that a value is computed by; None where one of them cannot run ahead."""
-        if value in self.body.arguments[1:]:
-            return None
-        op = self.made_at.get(value)
-        if op is None:
-            return []  # from outside, or the index
-        effects = op.definition.effects_of(op)
-        constant = bool(effects) and all(e == "reads" and root(v) not in self.written for e, v in effects)
-        if op.regions or isinstance(value.type, TileType) or not (op.definition.has(PURE) or constant):
-            return None
-        found = [op]
-        for operand in op.operands:
-            inner = self._slice(operand)
-            if inner is None:
-                return None
-            found += inner
-        return found
+def _go_on(plan: Plan, outer: Op | None, plans: list[Plan], used: dict[Value, list[Op]], written: set[Value]) -> None:
+    """Makes the loop around a planned one part of the plan, if copies can go on through it."""
+    if outer is None or not outer.definition.has(COUNTED) or outer in [other.loop for other in plans]:
+        return
+    indices = loop_range(outer.operands[:3])
+    if indices is None or len(indices) < 2 or plan.trips is None or plan.trips < plan.stages - 1 or plan.allocations:
+        return
+    finder = Ahead(outer, used, written)
+    needed = [value for copy in plan.copies for value in (copy.operand("view"),)]
+    needed += [value for op in plan.feeding for value in op.operands]
+    behind = [finder.behind(value) for value in needed if value not in plan.loop.regions[0].arguments]
+    inside = any(buffer in finder.made_at for buffer in plan.buffers)
+    if inside or any(ops is None for ops in behind):
+        return
+    wanted = {op.id for ops in behind for op in ops or ()}
+    plan.outer = outer
+    plan.feeding = [*(op for op in outer.regions[0].ops if op.id in wanted), *plan.feeding]
 
 
 def _trips(loop: Op) -> int | None:
@@ -188,6 +164,18 @@ def _fit(kernel: Kernel, plans: list[Plan], schedule: Schedule, arch: Arch) -> N
         max(plans, key=lambda plan: plan.stages).stages -= 1
 
 
+def _check_pinned(plans: list[Plan], wanted: list[int], arch: Arch) -> None:
+    for plan, stages in zip(plans, wanted, strict=True):
+        if plan.stages < stages:
+            names = ", ".join(f"'{buffer.name}'" for buffer in plan.buffers)
+            raise SourceError(
+                "TS501",
+                f"the schedule is pinned to {stages} stages, and the shared memory of {arch.name} holds {plan.stages} "
+                f"of {names}",
+                plan.loop.loc,
+            )
+
+
 def _holds(kernel: Kernel, plans: list[Plan], schedule: Schedule, arch: Arch) -> bool:
     """Whether the kernel fits with these plans, found by placing it: buffers not alive together share bytes."""
     try:
@@ -205,6 +193,11 @@ def _holds(kernel: Kernel, plans: list[Plan], schedule: Schedule, arch: Arch) ->
 class _Rewriter:
     def __init__(self, plans: list[Plan], mapping: Mapping):
         self.plans = {plan.loop.id: plan for plan in plans}
+        self.around: dict[int, list[Plan]] = {}
+        for plan in plans:
+            if plan.outer is not None:
+                self.around.setdefault(plan.outer.id, []).append(plan)
+        self.flying: dict[int, list[Value]] = {}  # of a plan with an outer loop: turns and groups at this point
         self.stages = {buffer: plan.stages for plan in plans for buffer in plan.buffers}
         self.mapping = mapping
 
@@ -215,6 +208,8 @@ class _Rewriter:
     def op(self, op: Op, builder: Builder) -> None:
         if op.id in self.plans:
             self.loop(self.plans[op.id], builder)
+        elif op.id in self.around:
+            self.outer(op, self.around[op.id], builder)
         elif op.regions:
             clone_with_regions(builder, op, self.mapping, self.block)
         elif op.results and op.results[0] in self.stages:
@@ -224,50 +219,117 @@ class _Rewriter:
 
     def loop(self, plan: Plan, builder: Builder) -> None:
         loop, (body,) = plan.loop, plan.loop.regions
-        lower, upper, step = (self.mapping[value] for value in loop.operands[:3])
-        ahead = plan.stages - 1
         for op in plan.allocations:
             self.op(op, builder.at(op))
-        builder.at(loop)
-        # The stage to be used and the one to be refilled, which is the one that was used last.
-        turns = [builder.value("constant", value=number, dtype=i32) for number in (0, ahead)]
-        groups = []
-        for number in range(ahead):
-            offset = builder.at(loop).value("constant", value=number * plan.step, dtype=i64)
-            index = builder.value("add", lower, offset) if number else lower
-            stage = builder.value("constant", value=number, dtype=i32)
-            groups.append(self.start(plan, builder, index, stage, upper, known=plan.trips is not None))
+        bounds = [self.mapping[value] for value in loop.operands[:3]]
+        flying = self.flying[loop.id] if plan.outer else self.prologue(plan, builder.at(loop), bounds[0], None)
         initial = [self.mapping[value] for value in loop.operands[3:]]
         copy = Block()
         for argument in body.arguments:
             self.mapping[argument] = copy.add_argument(argument.type, argument.name)
-        used, refilled = (copy.add_argument(v.type, name) for v, name in zip(turns, ("used", "refilled"), strict=True))
-        flying = [copy.add_argument(group.type) for group in groups]
+        used, refilled, *groups = _arguments(copy, flying)
         inner = builder.inner(copy)
-        inner.at(*plan.copies).op("wait", [flying[0]])
-        offset = inner.at(loop).value("constant", value=ahead * plan.step, dtype=i64)
-        index = inner.value("add", self.mapping[body.arguments[0]], offset)
-        group = self.start(plan, inner, index, refilled, upper, known=False)
+        inner.at(*plan.copies).op("wait", [groups[0]])
+        group = self.following(plan, inner.at(loop), bounds[1], refilled)
         allocations = {buffer: self.mapping[buffer] for buffer in plan.buffers}
         for buffer, allocated in allocations.items():
             self.mapping[buffer] = inner.value("stage", allocated, used, hint=buffer.name)
         carried = self.iteration(plan, body, inner)
         following = self.next_turn(inner.at(loop), used, plan.stages)
-        inner.op("yield", [*carried, following, used, *flying[1:], group])
+        inner.op("yield", [*carried, following, used, *groups[1:], group])
         self.mapping.update(allocations)
-        operands = [lower, upper, step, *initial, *turns, *groups]
-        new = builder.at(loop).op(
-            loop.name, operands, [copy], [result.name for result in loop.results], **loop.attributes
-        )
+        operands = [*bounds, *initial, *flying]
+        names = [result.name for result in loop.results]
+        new = builder.at(loop).op(loop.name, operands, [copy], names, **loop.attributes)
         count = len(loop.results)
         self.mapping.update(zip(loop.results, new.results[:count], strict=True))
-        builder.at(*plan.copies).op("wait", new.results[count + len(turns) :])
+        if plan.outer:
+            self.flying[loop.id] = new.results[count:]
+        else:
+            builder.at(*plan.copies).op("wait", new.results[count + TURNS :])
 
-    def start(self, plan: Plan, builder: Builder, index: Value, stage: Value, upper: Value, known: bool) -> Value:
-        """The group of the copies for the iteration at `index`; an empty one where the loop ends before."""
+    def outer(self, loop: Op, plans: list[Plan], builder: Builder) -> None:
+        """A loop through which the copies of loops inside go on: it carries their turns and groups."""
+        (body,) = loop.regions
+        bounds = [self.mapping[value] for value in loop.operands[:3]]
+        before: list[Value] = []
+        for plan in plans:
+            first = _first(plan, builder.at(plan.loop))
+            before += self.prologue(plan, builder, first, bounds[0])
+        copy = Block()
+        for argument in body.arguments:
+            self.mapping[argument] = copy.add_argument(argument.type, argument.name)
+        carried = _arguments(copy, before)
+        for plan in plans:
+            count = TURNS + plan.stages - 1
+            self.flying[plan.loop.id], carried = carried[:count], carried[count:]
+        inner = builder.inner(copy)
+        *ops, last = body.ops
+        for op in ops:
+            self.op(op, inner.at(op))
+        after = [value for plan in plans for value in self.flying[plan.loop.id]]
+        inner.at(last).op("yield", [*(self.mapping[value] for value in last.operands), *after])
+        operands = [*bounds, *(self.mapping[value] for value in loop.operands[3:]), *before]
+        names = [result.name for result in loop.results]
+        new = builder.at(loop).op(loop.name, operands, [copy], names, **loop.attributes)
+        count = len(loop.results)
+        self.mapping.update(zip(loop.results, new.results[:count], strict=True))
+        for plan in plans:
+            tokens = new.results[count + TURNS : count + TURNS + plan.stages - 1]
+            builder.at(*plan.copies).op("wait", tokens)
+            count += TURNS + plan.stages - 1
+
+    def prologue(self, plan: Plan, builder: Builder, first: Value, outer: Value | None) -> list[Value]:
+        """Starts the copies of the first iterations, from index `first`; `outer`: the first index of the outer loop.
+
+        Returns the stage to be used, the one to be refilled, which is the one that was used last, and the groups.
+        """
+        ahead = plan.stages - 1
+        turns = [builder.value("constant", value=number, dtype=i32) for number in (0, ahead)]
+        upper = self.mapping[plan.loop.operand("upper")] if plan.trips is None else None
+        groups = []
+        for number in range(ahead):
+            offset = builder.at(plan.loop).value("constant", value=number * plan.step, dtype=i64)
+            index = builder.value("add", first, offset) if number else first
+            stage = builder.value("constant", value=number, dtype=i32)
+            runs = None if upper is None else self.before(plan, builder.at(*plan.copies), index, upper)
+            groups.append(self.start(plan, builder, index, outer, stage, runs))
+        return [*turns, *groups]
+
+    def following(self, plan: Plan, builder: Builder, upper: Value, stage: Value) -> Value:
+        """Starts the copies for the iteration `stages` - 1 further on, in the next iteration of an outer loop if need
+        be.
+        """
+        offset = builder.value("constant", value=(plan.stages - 1) * plan.step, dtype=i64)
+        index = builder.value("add", self.mapping[plan.loop.regions[0].arguments[0]], offset)
+        runs = self.before(plan, builder.at(*plan.copies), index, upper)
+        if plan.outer is None:
+            return self.start(plan, builder, index, None, stage, runs)
+        assert plan.trips is not None
+        number = self.mapping[plan.outer.regions[0].arguments[0]]
+        span = builder.value("constant", value=plan.trips * plan.step, dtype=i64)
+        index = builder.value("where", runs, index, builder.value("sub", index, span))
+        step, end = (self.mapping[plan.outer.operand(name)] for name in ("step", "upper"))
+        outer = builder.value("where", runs, number, builder.value("add", number, step))
+        rising = (constant_value(plan.outer.operand("step")) or 0) > 0
+        runs = builder.value("lt" if rising else "gt", outer, end)
+        return self.start(plan, builder, index, outer, stage, runs)
+
+    def before(self, plan: Plan, builder: Builder, index: Value, upper: Value) -> Value:
+        """Whether an index of the loop has an iteration."""
+        return builder.value("lt" if plan.step > 0 else "gt", index, upper)
+
+    def start(
+        self, plan: Plan, builder: Builder, index: Value, outer: Value | None, stage: Value, runs: Value | None
+    ) -> Value:
+        """The group of the copies for the iteration at `index`, and at `outer` of the loop around; an empty one where
+        it does not run (None: it does).
+        """
 
         def copies(at: Builder) -> list[Value]:
             local = {**self.mapping, plan.loop.regions[0].arguments[0]: index}
+            if plan.outer is not None and outer is not None:
+                local[plan.outer.regions[0].arguments[0]] = outer
             for op in plan.feeding:
                 clone_op(at, op, local)
             tokens = []
@@ -277,11 +339,10 @@ class _Rewriter:
                 tokens.append(at.value("copy_async", target, view, bypass_l1=copy.attributes["bypass_l1"]))
             return tokens
 
-        if known:
+        if runs is None:
             tokens = copies(builder)
         else:
             builder.at(*plan.copies)
-            runs = builder.value("lt" if plan.step > 0 else "gt", index, upper)
             then, otherwise = Block(), Block()
             inside = builder.inner(then)
             inside.op("yield", copies(inside))
@@ -308,3 +369,17 @@ class _Rewriter:
     def next_turn(self, builder: Builder, turn: Value, stages: int) -> Value:
         one, last, first = (builder.value("constant", value=v, dtype=i32) for v in (1, stages - 1, 0))
         return builder.value("where", builder.value("eq", turn, last), first, builder.value("add", turn, one))
+
+
+def _arguments(block: Block, values: list[Value]) -> list[Value]:
+    """Arguments of a loop's body that carry these turns and groups."""
+    names = ("used", "refilled")
+    return [
+        block.add_argument(v.type, names[i] if i < TURNS and v.type == values[0].type else "")
+        for i, v in enumerate(values)
+    ]
+
+
+def _first(plan: Plan, builder: Builder) -> Value:
+    """The first index of a loop whose bounds are constants."""
+    return builder.value("constant", value=constant_value(plan.loop.operand("lower")), dtype=i64)

@@ -18,7 +18,7 @@ from tessera.target.fragments import PRODUCT_INSTRUCTIONS
 
 MMA_LIMIT = 128  # mma.sync in one straight-line region: ptxas time explodes beyond
 OPERAND_WORDS = 32  # 32-bit registers of a thread that such an operand may take: more would spill beside accumulators
-_SPREAD = frozenset(("broadcast", "full", "iota", "constant"))  # tiles that any layout has for nothing
+SPREAD = frozenset(("broadcast", "full", "iota", "constant"))  # tiles that any layout has for nothing
 
 
 def in_registers(product: Op) -> bool:
@@ -108,7 +108,7 @@ def _tree(value: Value) -> dict[Value, bool]:
 
     def visit(value: Value) -> None:
         op = value.defining_op
-        if value in found or not isinstance(value.type, TileType) or op is not None and op.name in _SPREAD:
+        if value in found or not isinstance(value.type, TileType) or op is not None and op.name in SPREAD:
             return
         found[value] = op is None or not (op.definition.has(ELEMENTWISE) or op.name == "reshape")
         if op is not None and not found[value]:

@@ -7,7 +7,7 @@ a scope remembers what its block holds, and inner blocks see what outer ones hol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from tessera.dtypes import i64
@@ -16,6 +16,7 @@ from tessera.ir.core import Block, Builder, Mapping, Op, Value
 from tessera.ir.opdef import REDUCTION, SCAN
 from tessera.ir.ops.tiles import k_block, negative_axis
 from tessera.ir.types import TileType, dtype_of, int_shape, shape_of
+from tessera.passes import resident
 from tessera.passes.padding import zero_beyond
 from tessera.passes.reshapes import axis_groups
 
@@ -71,6 +72,7 @@ class Scope:
     plain: dict[Value, Value] = field(default_factory=dict)
     merged: dict[tuple[tuple[Cut | None, int], ...], Cut] = field(default_factory=dict)
     carried: dict[tuple[int, Part | None], Value] = field(default_factory=dict)
+    buffers: dict[tuple[Value, Part], Value] = field(default_factory=dict)
     zero: Value | None = None
 
     @property
@@ -96,13 +98,16 @@ class Slicer:
 
     `mapping`: what stands for old values already, tiles among them that are there as a whole (`kept`, or results of
     ops with effects). `streamed`: buffers that are not there; what reads them loads from the tensor that their copy
-    names. `block_k`: K extent in which a product takes operands that are in no buffer.
+    names. `block_k`: K extent in which a product takes operands that are in no buffer. `placed`: tiles of which a
+    buffer holds whole rows, computed once; `allocations` makes those buffers.
     """
 
-    def __init__(self, mapping: Mapping, streamed: dict[Value, Op], block_k: int):
+    def __init__(self, mapping: Mapping, streamed: dict[Value, Op], block_k: int, placed: Collection[Value] = ()):
         self.mapping = mapping
         self.streamed = streamed
         self.block_k = block_k
+        self.placed = placed
+        self.allocations: list[Op] = []
         self.heavy: dict[Value, bool] = {}
 
     # ---- values ------------------------------------------------------------------------------------------------
@@ -156,14 +161,13 @@ class Slicer:
         op = value.defining_op
         if op is None:
             return self._argument(scope, value, part)
-        if op.regions:
-            result = self._region(scope, op, value.index, part)
-        else:
-            result = self._made(scope, op, part)
+        if value in self.placed:  # read where it is used, and not kept in registers from one use to the next
+            return resident.part_of_rows(self, scope, op, part)
+        result = self._region(scope, op, value.index, part) if op.regions else self.made(scope, op, part)
         scope.tiles[value, part] = result
         return result
 
-    def _made(self, scope: Scope, op: Op, part: Part) -> Value:
+    def made(self, scope: Scope, op: Op, part: Part) -> Value:
         special = _SPECIAL.get(op.name)
         if special is not None:
             return special(self, scope, op, part)
@@ -306,6 +310,9 @@ class Slicer:
                 raise TooLarge(op.result, "is a reshape of several axes at once")
         shape = extents(part, after)
         inner = self.part(scope, source, tuple(cuts))
+        made = inner.defining_op
+        if source in self.placed and made is not None and made.name == "reshape":
+            inner = made.operands[0]  # rows of a buffer, as they lie there
         if shape == int_shape(inner.type):
             return inner
         return scope.builder.at(op).value(
@@ -349,6 +356,9 @@ class Slicer:
             return scope.builder.at(op).value("mma", *operands, hint=op.result.name, **op.attributes)
         flipped = (op.attributes["transpose_a"], op.attributes["transpose_b"])
         depth = int_shape(a.type)[0 if flipped[0] else 1]
+        placed = resident.without_reshape(a) in self.placed
+        if placed:
+            self.part(scope, a, (part[0], None) if not flipped[0] else (None, part[0]))
         step = depth if self._resident(a) and self._resident(b) else self.block_k or depth
         start = self._accumulator(scope, op, part)
 
@@ -363,7 +373,7 @@ class Slicer:
         if step >= depth:
             return block(scope, None, start)
         full = depth // step * step
-        beyond = full < depth and self._adds_zeros(op, depth, step)
+        beyond = full < depth and not placed and self._adds_zeros(op, depth, step)
         if beyond:
             full = depth
         builder = scope.builder.at(op)

@@ -13,6 +13,7 @@ from tessera.ir.opdef import ELEMENTWISE, LOOP
 from tessera.ir.ops.tiles import k_block
 from tessera.ir.types import TileType, int_shape, shape_of
 from tessera.passes.register_operands import may_stay_in_registers
+from tessera.passes.slice_operands import may_be_sliced, sliced_product
 from tessera.target.schedule import schedule_of
 
 
@@ -108,22 +109,29 @@ class _Stager:
         return buffer
 
     def _product(self, block: Block, op: Op, builder: Builder, mapping: Mapping) -> None:
-        operands = []
-        for index, value in enumerate(op.operands[:2]):
-            source = value.defining_op
-            loaded = source is not None and source.name == "load"
-            if loaded or _reads_stable_buffer(block, value, op) and self._reads_zeros_beyond(value, op, index):
-                operands.append(mapping.get(value, value))
-                continue
-            computed = source is not None and source.name != "read"
-            if index == 0 and computed and may_stay_in_registers(op, self.warps, self._is_copied, self.used):
-                operands.append(mapping.get(value, value))
-                continue
-            buffer = self._allocate(builder, op, value)
-            builder.op("write", [buffer, mapping.get(value, value)])
-            operands.append(builder.value("read", buffer, hint=value.name))
+        source = op.operands[0].defining_op
+        computed = source is not None and source.name not in ("load", "read")
+        if computed and may_be_sliced(op, mapping):
+            right = self._operand(block, op, 1, builder, mapping)
+            mapping[op.result] = sliced_product(op, right, builder, mapping, self.warps)
+            return
+        operands = [self._operand(block, op, index, builder, mapping) for index in range(2)]
         operands += [mapping.get(value, value) for value in op.operands[2:]]
         mapping[op.result] = builder.value("mma", *operands, hint=op.result.name, **op.attributes)
+
+    def _operand(self, block: Block, op: Op, index: int, builder: Builder, mapping: Mapping) -> Value:
+        """An operand of the new product: read from a buffer, or computed in registers."""
+        value = op.operands[index]
+        source = value.defining_op
+        loaded = source is not None and source.name == "load"
+        if loaded or _reads_stable_buffer(block, value, op) and self._reads_zeros_beyond(value, op, index):
+            return mapping.get(value, value)
+        computed = source is not None and source.name != "read"
+        if index == 0 and computed and may_stay_in_registers(op, self.warps, self._is_copied, self.used):
+            return mapping.get(value, value)
+        buffer = self._allocate(builder, op, value)
+        builder.op("write", [buffer, mapping.get(value, value)])
+        return builder.value("read", buffer, hint=value.name)
 
     def _is_copied(self, load: Op) -> bool:
         return load.id in self.copied

@@ -18,6 +18,7 @@ from tessera.ir.ops.tiles import negative_axis
 from tessera.ir.types import TileType, ViewType, int_shape, shape_of, shape_text
 from tessera.passes.padding import reaches_beyond
 from tessera.passes.reshapes import axis_groups
+from tessera.passes.resident import left_operands
 from tessera.passes.slicing import Cut, Part, Scope, Slicer, TooLarge
 from tessera.target.schedule import REGISTER_TILE_LIMIT, Schedule, elements, plain_copies, root
 
@@ -28,7 +29,7 @@ def subtile(kernel: Kernel, schedule: Schedule) -> Kernel:
         return kernel
     copies = {buffer: op for buffer, op in plain_copies(kernel).items() if buffer.name in schedule.streamed}
     new, builder, mapping = new_kernel_like(kernel)
-    driver = _Driver(schedule, copies, mapping)
+    driver = _Driver(schedule, copies, left_operands(kernel, copies) if schedule.resident else set(), mapping)
     made_at = {result: place for place, op in enumerate(kernel.body.ops) for result in op.results}
     last_use = {value: place for place, op in enumerate(kernel.body.ops) for value in _taken(op)}
     for place, op in enumerate(kernel.body.ops):
@@ -51,6 +52,7 @@ def subtile(kernel: Kernel, schedule: Schedule) -> Kernel:
             clone_op(builder.at(op), op, mapping)
             for value in inside:
                 del mapping[value]  # made again where the next use needs it
+    new.body.ops[:0] = driver.slicer.allocations
     return new
 
 
@@ -120,11 +122,11 @@ class _Driver:
     changes before their last use, and results of regions that were copied.
     """
 
-    def __init__(self, schedule: Schedule, streamed: dict[Value, Op], mapping: Mapping):
+    def __init__(self, schedule: Schedule, streamed: dict[Value, Op], placed: set[Value], mapping: Mapping):
         self.schedule = schedule
         self.mapping = mapping
         self.limit = REGISTER_TILE_LIMIT * 32 * schedule.warps
-        self.slicer = Slicer(mapping, streamed, schedule.block_k)
+        self.slicer = Slicer(mapping, streamed, schedule.block_k, placed)
 
     def in_parts(self, op: Op) -> bool:
         """Whether a region op waits until a store asks for parts of it: it can, and its tiles are too large or cut."""
@@ -202,7 +204,8 @@ class _Driver:
             inner = scope.inner(body)
             self._nest(inner, op, others, {**cuts, axis: Cut(start, step, inner.depth, beyond=beyond)})
             inner.builder.op("yield")
-            builder.op("for", bounds, [body], parallel=bool(self.schedule.rows))
+            last = axis == len(int_shape(op.operand("value").type)) - 1
+            builder.op("for", bounds, [body], parallel=bool(self.schedule.rows) and not (last and self.schedule.walk))
         elif full:
             self._nest(scope, op, others, {**cuts, axis: Cut(scope.at_zero(), step, scope.depth)})
         if size > full:
@@ -249,7 +252,9 @@ class _Driver:
         )
 
     def _reaches_beyond(self, op: Op, axis: int) -> bool:
-        return all(reaches_beyond(value, axis, self.mapping, self.slicer.streamed, set()) for value in op.operands[1:])
+        return not self.slicer.placed and all(
+            reaches_beyond(value, axis, self.mapping, self.slicer.streamed, set()) for value in op.operands[1:]
+        )
 
     def _needs_whole(self, op: Op, axis: int) -> bool:
         return any(needs_whole(value, axis, self.mapping, set()) for value in op.operands[1:])

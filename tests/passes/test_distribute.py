@@ -203,6 +203,14 @@ def shared_tile(x: tile.Tensor["N", ts.f32], out: tile.Tensor["N", ts.f32]):
 @ts.kernel
 def shared_buffer(x: tile.Tensor["N", ts.f32], out: tile.Tensor["N", ts.f32]):
     first = tile.alloc_shared([16], ts.f32)
+    tile.multiply(x[0:16], 2.0, first)
+    for i in tile.range(4):
+        tile.store(first + x[i * 16 : i * 16 + 16], out[i * 16 : i * 16 + 16])
+
+
+@ts.kernel
+def buffer_of_an_iteration(x: tile.Tensor["N", ts.f32], out: tile.Tensor["N", ts.f32]):
+    first = tile.alloc_shared([16], ts.f32)
     for i in tile.range(4):
         tile.multiply(x[i * 16 : i * 16 + 16], 2.0, first)
         tile.store(first + 1.0, out[i * 16 : i * 16 + 16])
@@ -254,6 +262,11 @@ def test_loops_that_stay(definition):
     kernel = prepared(definition, {"N": 96, "K": 16} if definition is adds else {"N": 96}, (1,))
     assert count(kernel, "for")
     assert distribute(kernel) is kernel
+
+
+def test_a_buffer_that_each_iteration_fills_is_each_program_s_own():
+    kernel = distributed(buffer_of_an_iteration, {"N": 96}, (1,))
+    assert not count(kernel, "for") and count(kernel, "alloc_shared") == 1
 
 
 @ts.kernel

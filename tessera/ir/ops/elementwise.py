@@ -242,8 +242,15 @@ _function("log2", "logarithm to base 2", np.log2, "ts_log2({0})", 1)
 _function("sqrt", "square root", np.sqrt, "ts_sqrt({0})", 0.5)
 _function("rsqrt", "1 / sqrt(a)", lambda x: 1 / np.sqrt(x), "ts_rsqrt({0})", 2)
 _function("tanh", "hyperbolic tangent", np.tanh, "ts_tanh({0})", 2)
-# Derived beside ts_sigmoid in the device header: at most 4 relative units of 2^-23.
-_function("sigmoid", "1 / (1 + exp(-a)), branch-wise: neither side overflows", numeric.sigmoid, "ts_sigmoid({0})", 4)
+_function(
+    "sigmoid",
+    "1 / (1 + exp(-a)): neither side overflows",
+    numeric.sigmoid,
+    "ts_sigmoid({0})",
+    4,
+    # Derived beside ts_sigmoid in the device header.
+    bounds.monotone(numeric.sigmoid, lambda x: np.where(x < 0, 0.62 * np.minimum(-x, 128.0), 0.0), flushes=True),
+)
 _function("erf", "the error function", special.erf, "ts_erf({0})", 2)
 # The device header derives these errors.
 _function(

@@ -1,0 +1,71 @@
+"""What a loop can do iterations ahead: reads of tensors at places that the number of the iteration alone decides."""
+
+from __future__ import annotations
+
+from tessera.ir.core import Kernel, Op, Value
+from tessera.ir.opdef import PURE
+from tessera.ir.types import TileType, ViewType
+from tessera.target.schedule import root
+
+
+def written_tensors(kernel: Kernel) -> set[Value]:
+    """The parameters that a kernel writes."""
+    return {
+        root(value)
+        for op in kernel.body.walk()
+        for effect, value in op.definition.effects_of(op)
+        if effect != "reads" and isinstance(value.type, ViewType)
+    }
+
+
+class Ahead:
+    """Which reads of tensors in the body of a loop may start iterations ahead."""
+
+    def __init__(self, loop: Op, used: dict[Value, list[Op]], written: set[Value]):
+        (self.body,) = loop.regions
+        self.used, self.written = used, written
+        self.place: dict[int, int] = {}  # position in the body of an op, or of the op of the body that holds it
+        for number, op in enumerate(self.body.ops):
+            self.place[op.id] = number
+            for region in op.regions:
+                self.place.update({inner.id: number for inner in region.walk()})
+        self.made_at = {result: op for op in self.body.ops for result in op.results}
+
+    def movable(self, copy: Op) -> bool:
+        """Whether nothing but its iteration's number decides what a copy reads, and its buffer serves nothing else."""
+        buffer, view = copy.operands
+        allocated = buffer.defining_op
+        if copy.attributes["stages"] == 1 or allocated is None or allocated.attributes["stages"] != 1:
+            return False
+        waits = self.used.get(copy.result, [])
+        if len(waits) != 1 or waits[0].name != "wait" or waits[0] not in self.body.ops:
+            return False
+        landed = self.place[waits[0].id]
+        for user in self.used[buffer]:
+            if user is not copy and (user.name != "read" or self.place.get(user.id, -1) < landed):
+                return False
+        return root(view) not in self.written and self.behind(view) is not None
+
+    def feeding(self, copies: list[Op]) -> list[Op]:
+        """The ops of the body behind the windows of copies, in order."""
+        needed = {op.id for copy in copies for op in self.behind(copy.operand("view")) or ()}
+        return [op for op in self.body.ops if op.id in needed]
+
+    def behind(self, value: Value) -> list[Op] | None:
+        """The ops of the body that a value is computed by; None where one of them cannot run ahead."""
+        if value in self.body.arguments[1:]:
+            return None
+        op = self.made_at.get(value)
+        if op is None:
+            return []  # from outside, or the index
+        effects = op.definition.effects_of(op)
+        constant = bool(effects) and all(e == "reads" and root(v) not in self.written for e, v in effects)
+        if op.regions or isinstance(value.type, TileType) or not (op.definition.has(PURE) or constant):
+            return None
+        found = [op]
+        for operand in op.operands:
+            inner = self.behind(operand)
+            if inner is None:
+                return None
+            found += inner
+        return found
