@@ -134,7 +134,7 @@ class Emitter:
             "",
             f"{_bounds(name, self.threads, kernel)}({', '.join(signature)}) {{",
             "    TS_SHARED(shared_base);",
-            *(f"    {text}" for text in self.layouts.variables()),
+            *(f"    {text}" for text in self.layouts.variables(self.threads // 32)),
         ]
         lines = [Line(text) for text in head] + body + [Line("}"), Line("")]
         table = {number: line.op.id for number, line in enumerate(lines, 1) if line.op is not None}

@@ -36,13 +36,14 @@ class LayoutNames:
             ]
         return lines
 
-    def variables(self) -> list[str]:
+    def variables(self, warps: int) -> list[str]:
+        """The thread's place in each layout, in a block of so many warps."""
         lines = []
         for layout, name in self.register.items():
             for axis in range(len(layout.repeats)):
                 lane, warp = (_bits(layout.block.group(group), axis, f"ts_{group}()") for group in ("lane", "warp"))
                 lines.append(f"const int {name}_w{axis} = {warp}, {name}_t{axis} = {name}_w{axis} + {lane};")
-            lines.append(f"const bool {name}_owner = {_owner(layout)};")
+            lines.append(f"const bool {name}_owner = {_owner(layout, warps)};")
         return lines
 
 
@@ -78,15 +79,19 @@ def _register_part(layout: RegisterLayout, axis: int) -> str:
     return text
 
 
-def _owner(layout: RegisterLayout) -> str:
-    """Whether a thread is the first of those that hold the same elements: only that one stores."""
+def _owner(layout: RegisterLayout, warps: int) -> str:
+    """Whether a thread is the first of those that hold the same elements: only that one stores.
+
+    A condition that always holds must not be left to the compiler, which does not know how many warps there are: each
+    store would be a branch.
+    """
     lanes = sum(1 << bit for bit in layout.block.broadcast_bits("lane"))
-    warps = sum(1 << bit for bit in layout.block.broadcast_bits("warp"))
+    replicas = sum(1 << bit for bit in layout.block.broadcast_bits("warp"))
     # Warps beyond the layout's repeat those below: their higher index bits are replica bits as well.
-    beyond = ~(layout.warps - 1) & 31
+    replicas = (replicas | ~(layout.warps - 1)) & (warps - 1)
     conditions = [f"(ts_lane() & {lanes}) == 0"] if lanes else []
-    conditions.append(f"(ts_warp() & {warps | beyond}) == 0")
-    return " && ".join(conditions)
+    conditions += [f"(ts_warp() & {replicas}) == 0"] if replicas else []
+    return " && ".join(conditions) or "true"
 
 
 def _shared_function(layout: SharedLayout, name: str) -> str:

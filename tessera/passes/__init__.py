@@ -19,6 +19,7 @@ from tessera.passes.hoist_loads import hoist_loads
 from tessera.passes.insert_barriers import insert_barriers
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.merge_slices import merge_slices
+from tessera.passes.order_copies import order_copies
 from tessera.passes.pipeline import pipeline
 from tessera.passes.place_shared import place_shared
 from tessera.passes.precision import precision
@@ -75,6 +76,8 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("lower_to_target", lambda k, c: lower_to_target(k, schedule_of(k)), TARGET),
     # A layout change or a fragment loop leaves unused values and repeated constants behind.
     Pass("canonicalise_target", lambda k, c: canonicalise(k), TARGET),
+    # Before loads are hoisted, which would stand in front of copies.
+    Pass("order_copies", lambda k, c: order_copies(k), TARGET),
     # After merging, when every load that stays is known; before barriers, which would hold loads back.
     Pass("hoist_loads", lambda k, c: hoist_loads(k), TARGET),
     # Placement before barriers: buffers that share bytes need barriers between them.

@@ -3,7 +3,7 @@
     for i:                                    tile = load(window(lower))
         tile = load(window(i))                for i:
         ... tile ...                    ->        ... tile ...
-        a loop over the k-blocks                  next = load(window(i + step)) where that is an iteration
+        a loop over the k-blocks                  next = load(window(min(i + step, last)))
                                                   a loop over the k-blocks
 
 A load follows the last use of the tile that it takes the registers of. Exact: the same windows are read.
@@ -92,16 +92,15 @@ class _Rewriter:
         self.mapping.update(zip(loop.results, new.results[: len(loop.results)], strict=True))
 
     def next(self, load: Op, loop: Op, ahead: Ahead, builder: Builder, bounds: list[Value]) -> Value:
-        """The tile of the next iteration; where there is none, that of this one."""
+        """The tile of the next iteration; where there is none, that of this one once more: a branch round the load
+        would have to wait for it where the paths meet.
+        """
         _, upper, step = bounds
-        index = builder.at(load).value("add", self.mapping[loop.regions[0].arguments[0]], step)
+        index = self.mapping[loop.regions[0].arguments[0]]
+        following = builder.at(load).value("add", index, step)
         rising = (constant_value(loop.operand("step")) or 0) > 0
-        runs = builder.value("lt" if rising else "gt", index, upper)
-        then, otherwise = Block(), Block()
-        inside = builder.inner(then)
-        inside.op("yield", [self.load(load, loop, ahead, inside, index)])
-        builder.inner(otherwise).op("yield", [self.mapping[load.result]])
-        return builder.at(load).op("if", [runs], [then, otherwise], [load.result.name]).result
+        runs = builder.value("lt" if rising else "gt", following, upper)
+        return self.load(load, loop, ahead, builder, builder.value("where", runs, following, index))
 
     def load(self, load: Op, loop: Op, ahead: Ahead, builder: Builder, index: Value) -> Value:
         """The load of the iteration at `index`, and what its window is computed by."""

@@ -7,7 +7,7 @@ a scope remembers what its block holds, and inner blocks see what outer ones hol
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tessera.dtypes import i64
@@ -63,7 +63,9 @@ def normal(part: Part, shape: Sequence[int]) -> Part:
 
 @dataclass
 class Scope:
-    """A block under construction and what it holds. `loop`: the old op whose region the block replaces."""
+    """A block under construction and what it holds. `loop`: the old op whose region the block replaces; `program`: the
+    block is an iteration that becomes a program.
+    """
 
     builder: Builder
     outer: Scope | None = None
@@ -74,6 +76,7 @@ class Scope:
     carried: dict[tuple[int, Part | None], Value] = field(default_factory=dict)
     buffers: dict[tuple[Value, Part], Value] = field(default_factory=dict)
     zero: Value | None = None
+    program: bool = False
 
     @property
     def depth(self) -> int:
@@ -98,15 +101,17 @@ class Slicer:
 
     `mapping`: what stands for old values already, tiles among them that are there as a whole (`kept`, or results of
     ops with effects). `streamed`: buffers that are not there; what reads them loads from the tensor that their copy
-    names. `block_k`: K extent in which a product takes operands that are in no buffer. `placed`: tiles of which a
-    buffer holds whole rows, computed once; `allocations` makes those buffers.
+    names. `block_k`: K extent in which a product takes operands that are in no buffer. `placed`: tiles that a
+    buffer holds, whole along the given axis, made once; `allocations` makes those buffers.
     """
 
-    def __init__(self, mapping: Mapping, streamed: dict[Value, Op], block_k: int, placed: Collection[Value] = ()):
+    def __init__(
+        self, mapping: Mapping, streamed: dict[Value, Op], block_k: int, placed: dict[Value, int] | None = None
+    ):
         self.mapping = mapping
         self.streamed = streamed
         self.block_k = block_k
-        self.placed = placed
+        self.placed = placed or {}
         self.allocations: list[Op] = []
         self.heavy: dict[Value, bool] = {}
 
@@ -162,7 +167,7 @@ class Slicer:
         if op is None:
             return self._argument(scope, value, part)
         if value in self.placed:  # read where it is used, and not kept in registers from one use to the next
-            return resident.part_of_rows(self, scope, op, part)
+            return resident.placed_part(self, scope, op, part)
         result = self._region(scope, op, value.index, part) if op.regions else self.made(scope, op, part)
         scope.tiles[value, part] = result
         return result
@@ -356,10 +361,13 @@ class Slicer:
             return scope.builder.at(op).value("mma", *operands, hint=op.result.name, **op.attributes)
         flipped = (op.attributes["transpose_a"], op.attributes["transpose_b"])
         depth = int_shape(a.type)[0 if flipped[0] else 1]
-        placed = resident.without_reshape(a) in self.placed
-        if placed:
-            self.part(scope, a, (part[0], None) if not flipped[0] else (None, part[0]))
-        step = depth if self._resident(a) and self._resident(b) else self.block_k or depth
+        placed = [resident.without_reshape(operand) in self.placed for operand in (a, b)]
+        if placed[0]:  # before the loop over K
+            self.part(scope, a, (part[0], None))
+        if placed[1]:
+            self.part(scope, b, (None, part[1]))
+        there = [one or self._resident(operand) for one, operand in zip(placed, (a, b), strict=True)]
+        step = depth if all(there) else self.block_k or depth
         start = self._accumulator(scope, op, part)
 
         def block(inner: Scope, k: Cut | None, acc: Value) -> Value:
@@ -373,7 +381,7 @@ class Slicer:
         if step >= depth:
             return block(scope, None, start)
         full = depth // step * step
-        beyond = full < depth and not placed and self._adds_zeros(op, depth, step)
+        beyond = full < depth and not any(placed) and self._adds_zeros(op, depth, step)
         if beyond:
             full = depth
         builder = scope.builder.at(op)

@@ -18,7 +18,7 @@ from tessera.ir.ops.tiles import negative_axis
 from tessera.ir.types import TileType, ViewType, int_shape, shape_of, shape_text
 from tessera.passes.padding import reaches_beyond
 from tessera.passes.reshapes import axis_groups
-from tessera.passes.resident import left_operands
+from tessera.passes.resident import placed_operands
 from tessera.passes.slicing import Cut, Part, Scope, Slicer, TooLarge
 from tessera.target.schedule import REGISTER_TILE_LIMIT, Schedule, elements, plain_copies, root
 
@@ -29,7 +29,7 @@ def subtile(kernel: Kernel, schedule: Schedule) -> Kernel:
         return kernel
     copies = {buffer: op for buffer, op in plain_copies(kernel).items() if buffer.name in schedule.streamed}
     new, builder, mapping = new_kernel_like(kernel)
-    driver = _Driver(schedule, copies, left_operands(kernel, copies) if schedule.resident else set(), mapping)
+    driver = _Driver(schedule, copies, placed_operands(kernel, copies, schedule.resident), mapping)
     made_at = {result: place for place, op in enumerate(kernel.body.ops) for result in op.results}
     last_use = {value: place for place, op in enumerate(kernel.body.ops) for value in _taken(op)}
     for place, op in enumerate(kernel.body.ops):
@@ -122,7 +122,7 @@ class _Driver:
     changes before their last use, and results of regions that were copied.
     """
 
-    def __init__(self, schedule: Schedule, streamed: dict[Value, Op], placed: set[Value], mapping: Mapping):
+    def __init__(self, schedule: Schedule, streamed: dict[Value, Op], placed: dict[Value, int], mapping: Mapping):
         self.schedule = schedule
         self.mapping = mapping
         self.limit = REGISTER_TILE_LIMIT * 32 * schedule.warps
@@ -202,15 +202,20 @@ class _Driver:
             body = Block()
             start = body.add_argument(bounds[0].type, "start")
             inner = scope.inner(body)
+            inner.program = bool(self.schedule.rows) and not self._walked(op, axis)
             self._nest(inner, op, others, {**cuts, axis: Cut(start, step, inner.depth, beyond=beyond)})
             inner.builder.op("yield")
-            last = axis == len(int_shape(op.operand("value").type)) - 1
-            builder.op("for", bounds, [body], parallel=bool(self.schedule.rows) and not (last and self.schedule.walk))
+            builder.op("for", bounds, [body], parallel=inner.program)
         elif full:
             self._nest(scope, op, others, {**cuts, axis: Cut(scope.at_zero(), step, scope.depth)})
         if size > full:
             start = builder.at(op).value("constant", value=full, dtype=i64)
             self._nest(scope, op, others, {**cuts, axis: Cut(start, size - full, scope.depth)})
+
+    def _walked(self, op: Op, axis: int) -> bool:
+        """Whether a program runs all slices of a store along an axis itself."""
+        from_last = axis - len(int_shape(op.operand("value").type))
+        return {"columns": -1, "rows": -2}.get(self.schedule.walk) == from_last
 
     def _steps(self, op: Op) -> list[tuple[int, int]]:
         """The axes of a store that are cut, outermost first, and their steps.

@@ -42,10 +42,10 @@ class Schedule:
     rows: int = 0
     blocks: int = 1  # that a multiprocessor must be able to hold: bounds the registers of a thread
     stages: int = 3  # buffers that the copies of a loop take turns in, at most (1: none flies ahead); `pipeline`
-    resident: bool = False  # the left operand of a sliced product is put into shared memory once for all of K
+    resident: str = ""  # operands of a sliced product that shared memory holds for all of K: "", "left" or "both"
     through: bool = True  # copies of a loop inside another one go on through that one, with no pause in between
     prefetch: bool = False  # tiles that a loop loads into registers before a product are loaded an iteration ahead
-    walk: bool = False  # slices along the last axis are iterations of one program, and not programs of their own
+    walk: str = ""  # slices that are iterations of one program, not programs of their own: "", "columns" or "rows"
 
 
 def schedule_of(kernel: Kernel) -> Schedule:

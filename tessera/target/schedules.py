@@ -27,6 +27,7 @@ from tessera.target.schedule import (
 )
 
 MOST_WARPS, MOST_BLOCKS, MOST_STAGES = 32, 32, 16
+RESIDENT, WALKS = ("", "left", "both"), ("", "columns", "rows")
 K_STEP = 16  # of a bf16 product: no operand tile is a part of it
 
 
@@ -111,8 +112,12 @@ def _stages(kernel: Structure, default: Schedule) -> tuple[int, ...]:
     return (2, 3, 4) if kernel.products and not kernel.asked and (kernel.loops or parts) else ()
 
 
-def _resident(kernel: Structure, default: Schedule) -> tuple[bool, ...]:
-    return (False, True) if kernel.computed and (default.rows or default.subtile) else ()
+def _resident(kernel: Structure, default: Schedule) -> tuple[str, ...]:
+    return RESIDENT if kernel.computed and (default.rows or default.subtile) else ()
+
+
+def _walk(kernel: Structure, default: Schedule) -> tuple[str, ...]:
+    return WALKS if kernel.computed and default.rows else ()
 
 
 def _through(kernel: Structure, default: Schedule) -> tuple[bool, ...]:
@@ -167,10 +172,10 @@ FIELDS: dict[str, Field] = {
     "rows": Field(_rows, _whole(0), "an integer that is not negative"),
     "blocks": Field(_blocks, _whole(1, MOST_BLOCKS), f"an integer from 1 to {MOST_BLOCKS}"),
     "stages": Field(_stages, _whole(1, MOST_STAGES), f"an integer from 1 to {MOST_STAGES}"),
-    "resident": Field(_resident, _is_bool, "true or false", _bool),
+    "resident": Field(_resident, RESIDENT.__contains__, "one of " + ", ".join(map(repr, RESIDENT)), str),
     "through": Field(_through, _is_bool, "true or false", _bool),
     "prefetch": Field(_prefetch, _is_bool, "true or false", _bool),
-    "walk": Field(_resident, _is_bool, "true or false", _bool),
+    "walk": Field(_walk, WALKS.__contains__, "one of " + ", ".join(map(repr, WALKS)), str),
 }
 
 

@@ -1,0 +1,129 @@
+"""Start asynchronous copies early and wait for them late, so that what lies between runs while they fly.
+
+Inside a stretch of ops without regions, barriers, waits or stores to tensors, copies into buffers that nothing before
+them in the stretch uses, and what closes their groups, move to the front with what feeds them. A wait moves down to the
+first op that uses a buffer that it completes, as long as nothing on the way orders threads or copies. Exact.
+"""
+
+from __future__ import annotations
+
+from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
+from tessera.ir.opdef import ASYNC, COLLECTIVE, PURE, TERMINATOR
+from tessera.ir.stages import allocation, derived_values
+from tessera.ir.types import BufferType, TileType, TokenType, ViewType
+from tessera.passes.lower_copies import count_groups
+
+COPY, COMMIT, WAIT = "cp_async", "async_commit", "async_wait"
+
+
+def order_copies(kernel: Kernel) -> Kernel:
+    landing = _landing(kernel)
+    new, builder, mapping = new_kernel_like(kernel)
+    _copy(kernel.body, builder, mapping, landing)
+    count_groups(new)
+    return new
+
+
+def _landing(kernel: Kernel) -> dict[Value, set[Value]]:
+    """The buffers of the copies behind each token."""
+    found: dict[Value, set[Value]] = {}
+    for op in kernel.body.walk():
+        if op.results and isinstance(op.results[0].type, BufferType) and allocation(op.results[0]) is op.results[0]:
+            for value in derived_values(kernel.body, op.results[0]):
+                if isinstance(value.type, TokenType):
+                    found.setdefault(value, set()).add(op.results[0])
+    return found
+
+
+def _copy(block: Block, builder: Builder, mapping: Mapping, landing: dict[Value, set[Value]]) -> None:
+    for op in _started_early(_waited_late(block.ops, landing)):
+        builder.at(op)
+        if op.regions:
+            clone_with_regions(builder, op, mapping, lambda old, inner: _copy(old, inner, mapping, landing))
+        else:
+            clone_op(builder, op, mapping)
+
+
+def _waited_late(ops: list[Op], landing: dict[Value, set[Value]]) -> list[Op]:
+    result: list[Op] = []
+    held: list[Op] = []  # waits that have not found their place
+    for op in ops:
+        due = held if _orders(op) else [wait for wait in held if _touches(op, wait, landing)]
+        if due:  # waits keep their order
+            last = held.index(due[-1])
+            result += held[: last + 1]
+            held = held[last + 1 :]
+        if op.name == WAIT:
+            held.append(op)
+        else:
+            result.append(op)
+    return [*result, *held]
+
+
+def _orders(op: Op) -> bool:
+    definition = op.definition
+    return definition.has(COLLECTIVE) or definition.has(TERMINATOR) or definition.has(ASYNC) or op.name == COMMIT
+
+
+def _touches(op: Op, wait: Op, landing: dict[Value, set[Value]]) -> bool:
+    buffers = set().union(*(landing.get(token, set()) for token in wait.operands))
+    tokens = set(wait.operands)
+    inner = [op, *(other for region in op.regions for other in region.walk())]
+    return any(
+        value in tokens or isinstance(value.type, BufferType) and allocation(value) in buffers
+        for one in inner
+        for value in one.operands
+    )
+
+
+def _started_early(ops: list[Op]) -> list[Op]:
+    result: list[Op] = []
+    stretch: list[Op] = []
+    for op in ops:
+        if _ends_stretch(op):
+            result += [*_early_first(stretch), op]
+            stretch = []
+        else:
+            stretch.append(op)
+    return [*result, *_early_first(stretch)]
+
+
+def _ends_stretch(op: Op) -> bool:
+    stores = any(effect != "reads" and isinstance(v.type, ViewType) for effect, v in op.definition.effects_of(op))
+    return bool(op.regions) or op.definition.has(COLLECTIVE) or op.name == WAIT or stores
+
+
+def _early_first(ops: list[Op]) -> list[Op]:
+    """The ops with the copies, and what they need, in front; both in the order in which they stood."""
+    made = {result: op for op in ops for result in op.results}
+    early: set[int] = set()
+    used: set[Value] = set()  # buffers that an op further up uses
+    for op in ops:
+        buffers = {allocation(v) for v in op.operands if isinstance(v.type, BufferType)}
+        if op.name in (COPY, COMMIT):
+            needed = _needed(op, made, early)
+            if needed is not None and not (op.name == COPY and buffers & used):
+                early |= needed
+                continue
+        if op.id not in early and op.name != "stage":
+            used |= buffers
+    return [*(op for op in ops if op.id in early), *(op for op in ops if op.id not in early)]
+
+
+def _needed(op: Op, made: dict[Value, Op], early: set[int]) -> set[int] | None:
+    """An op with what it is computed from in its stretch; None where that cannot move in front."""
+    found = {op.id}
+    for value in op.operands:
+        source = made.get(value)
+        if source is None or source.id in early:
+            continue
+        if source.name in (COPY, COMMIT) or isinstance(value.type, TileType):
+            return None  # a group whose copies stay
+        effects = source.definition.effects_of(source)
+        if not source.definition.has(PURE) and not (effects and all(effect == "reads" for effect, _ in effects)):
+            return None
+        inner = _needed(source, made, early)
+        if inner is None:
+            return None
+        found |= inner
+    return found
