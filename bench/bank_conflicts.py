@@ -271,7 +271,7 @@ def launch_all(plan: Path, seconds: float) -> None:
                   for i, a in enumerate(case.arguments) if isinstance(a, np.ndarray)}  # fmt: skip
         values = [arrays[i].data.ptr if i in arrays else value for i, value in enumerate(case.arguments)]
         layout = struct.Struct("<" + "".join(case.codes))
-        arguments = Arguments(layout)
+        arguments = Arguments(layout, range(len(case.codes)))
         layout.pack_into(arguments.slots, 0, *values)
         x, y, z = (*case.grid, 1, 1)[:3]
         driver.launch(function, (x, y, z), case.threads, arguments, case.shared_bytes, 0, 0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from tessera import dtypes
 from tessera.codegen_cuda.emit import CudaKernel, emit
 from tessera.errors import SourceError, TesseraError, did_you_mean
 from tessera.frontend.definition import KernelDefinition
@@ -27,7 +28,7 @@ from tessera.passes.lower_graph import lower_graph
 from tessera.passes.specialise import unbound_dims
 from tessera.plan import GraphPlan, PlanLaunch
 from tessera.program import Argument, Launch, Parameter, Program
-from tessera.target.arch import ARCHS, Arch, find
+from tessera.target.arch import ARCHS, PARAMETER_BYTES, Arch, find
 from tessera.target.schedule import Schedule, schedule_of
 
 VECTOR_DIVISOR = 16  # a dim's divisibility is worth knowing up to 16 elements: the widest vector of any dtype
@@ -184,7 +185,10 @@ def run_pass(step: Pass, module: Module, context: Context) -> Module:
 
 
 def make_program(kernel: Kernel, texts: list[CudaKernel], arch: str) -> Program:
-    """The plain data of a compiled kernel; `cubin` is filled in by the runtime."""
+    """The plain data of a compiled kernel; `cubin` is filled in by the runtime.
+
+    Raises SourceError TS511 for more tensors than the arguments of a launch have room for.
+    """
     roles = dict(kernel.attributes.get("parameters", ()))
     alignment = kernel.attributes.get("alignment", {})
     parameters = []
@@ -213,6 +217,7 @@ def make_program(kernel: Kernel, texts: list[CudaKernel], arch: str) -> Program:
             *(Argument("size", size=symbol(dim)) for dim in text.sizes),
             *(Argument("scalar", name) for name in text.scalars),
         ]
+        check_room(kernel, parameters, arguments)
         launches.append(
             Launch(
                 text.name, tuple(kernel.attributes.get("grid", (1,))), text.threads, text.shared_bytes, tuple(arguments)
@@ -229,6 +234,27 @@ def make_program(kernel: Kernel, texts: list[CudaKernel], arch: str) -> Program:
         "\n".join(text.text for text in texts),
         notes=tuple(kernel.attributes.get("notes", ())),
     )
+
+
+def check_room(kernel: Kernel, parameters: Sequence[Parameter], arguments: Sequence[Argument]) -> None:
+    """Raises SourceError TS511 for arguments that take more bytes than CUDA passes to a kernel."""
+    named = {parameter.name: parameter for parameter in parameters}
+    tensors = size = 0
+    for argument in arguments:
+        item, count = 8, 1
+        if argument.kind == "scalar":
+            item = dtypes.parse(named[argument.name].dtype).bytes
+        elif argument.kind != "size":
+            length = named[argument.name].length if argument.kind == "pointers" else 1
+            tensors, count = tensors + length, max(1, length)
+        size = -(-size // item) * item + item * count  # each at a multiple of its own size
+    if size > PARAMETER_BYTES:
+        raise SourceError(
+            "TS511",
+            f"kernel '{kernel.name}' is passed {tensors} tensors, whose addresses and sizes take {size} bytes of "
+            f"arguments, and a launch has room for {PARAMETER_BYTES}",
+            kernel.loc,
+        )
 
 
 # ---- functions -----------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """A compiled kernel as plain data: what a launcher, a cache or another process needs, and nothing that executes.
 
-A launch passes its kernel, in this order: a pointer per tensor parameter, and for a list of tensors one to a table of
-pointers in device memory; the value of every dynamic size the kernel reads as int64; then run-time scalars (`int` as
-int64, `float` as f32).
+A launch passes its kernel, in this order: a pointer per tensor parameter, and for a list of tensors a struct of their
+pointers by value (of one null pointer where the list is empty); the value of every dynamic size the kernel reads as
+int64; then run-time scalars (`int` as int64, `float` as f32).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from tessera.errors import SourceError
 from tessera.ir.dims import Size, parse, to_text
 
-SCHEMA = 2
+SCHEMA = 3
 ANY_LENGTH = -1  # of a list parameter whose length a call decides
 
 

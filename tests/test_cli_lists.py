@@ -57,7 +57,7 @@ def test_check(kernels, capsys):
 
 def test_compile_and_ir(kernels, capsys):
     code, body = call(capsys, "compile", f"{kernels}::total", "--arg", "xs=2", "--arch", "sm_80", "--emit", "cuda")
-    assert code == 0 and "const float* const* TS_RESTRICT xs" in body["kernels"][0]["cuda"]
+    assert code == 0 and "TS_TABLE(const float, 2) xs" in body["kernels"][0]["cuda"]
     code, body = call(capsys, "ir", f"{kernels}::total", "--arg", "xs=5", "--stage", "tile")
     assert code == 0 and "%xs: list<view<[N], f32>, 5>" in body["stages"][0]["text"]
 

@@ -138,4 +138,4 @@ def test_alignment_is_that_of_the_worst_tensor():
     assert "ts_ld_global<float, 4>" in compilation.cuda[0].text
     narrow = compile_kernel(define(SUM.replace("LOOP", "tile.range")), {"N": 300, "len(xs)": 2}, alignment={"xs": 4})
     assert "ts_ld_global<float, 4>" not in narrow.cuda[0].text
-    assert "const float* const* TS_RESTRICT xs" in narrow.cuda[0].text
+    assert "TS_TABLE(const float, 2) xs" in narrow.cuda[0].text

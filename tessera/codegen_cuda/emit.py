@@ -34,7 +34,7 @@ class CudaKernel:
     """Emitted text.
 
     `lines` maps a 1-based line of `text` to the id of its op; `pointers` names the parameters passed as a pointer,
-    lists as one to a table of pointers; `sizes` are the dims passed after those. `variables` says how the text calls
+    lists as one for each tensor; `sizes` are the dims passed after those. `variables` says how the text calls
     the values of the kernel that it was emitted from; a window is called by its pointer.
     """
 
@@ -114,7 +114,8 @@ class Emitter:
             view = parameter_view(name, tensor, steps, roles.get(value.name, "in") == "in")
             pointers.append(value.name)
             if isinstance(value.type, ListType):
-                signature.append(f"{view.dtype}* const* TS_RESTRICT {name}")
+                # An array has one element at least, and every argument of a launch a slot.
+                signature.append(f"TS_TABLE({view.dtype}, {max(1, value.type.length)}) {name}")
                 self.elements[value] = view
             else:
                 signature.append(f"{view.dtype}* TS_RESTRICT {name}")

@@ -147,6 +147,7 @@ class EmulatorFault(RuntimeError):
         self.count = count
 
 
+_PARAMETER = re.compile(r"[a-z]\d*")  # of a signature
 _SCALARS: dict[str, Any] = {"l": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float, "b": ctypes.c_bool}
 
 
@@ -163,7 +164,9 @@ class Library:
         self._lock = threading.Lock()  # the twin runs one launch at a time
 
     def signature(self, kernel: str) -> str:
-        """One letter per parameter: p pointer, l int64, i int32, f float32, b bool."""
+        """One letter per parameter: p pointer, l int64, i int32, f float32, b bool; for a list t and the number of
+        pointers that it has room for.
+        """
         function = getattr(self._library, f"ts_twin_signature_{kernel}")
         function.restype = ctypes.c_char_p
         return function().decode()
@@ -204,12 +207,12 @@ class Library:
     ) -> Examination:
         """Run `kernel` over `grid` (1 to 3 sizes) with `threads` per block and `shared_bytes` of dynamic shared memory.
 
-        An argument is an array (passed by pointer; written in place when it is writeable), a list of arrays (a table
-        of pointers), or a scalar, converted to the kernel's parameter type. `seed` other than 0 runs blocks, warps and
-        lanes in a random order and lets asynchronous data arrive at random legal moments. `blocks` runs only those of
-        the grid. `count` fills the counters and needs a library built with `counted`. The arrays at the positions
-        `outputs` hold nothing before the launch: each element must be written, and none read before. `probe` collects
-        what probes in the text leave.
+        An argument is an array (passed by pointer; written in place when it is writeable), a list of arrays (passed as
+        a struct of pointers), or a scalar, converted to the kernel's parameter type. `seed` other than 0 runs blocks,
+        warps and lanes in a random order and lets asynchronous data arrive at random legal moments. `blocks` runs only
+        those of the grid. `count` fills the counters and needs a library built with `counted`. The arrays at the
+        positions `outputs` hold nothing before the launch: each element must be written, and none read before. `probe`
+        collects what probes in the text leave.
 
         Raises TypeError when arguments do not fit the parameters.
         """
@@ -241,18 +244,14 @@ class Library:
         keep_faulty: bool = True,
     ) -> Examination:
         sizes = [*map(int, grid), 1, 1][:3]
-        signature = self.signature(kernel)
+        signature = _PARAMETER.findall(self.signature(kernel))
         if len(args) != len(signature):
             raise TypeError(f"{kernel} takes {len(signature)} arguments and got {len(args)}")
-        tables = {i: _pointer_table(arg) for i, arg in enumerate(args) if isinstance(arg, (list, tuple))}
         arrays = [(i, arg) for i, arg in enumerate(args) if isinstance(arg, np.ndarray)]
-        arrays += [(i, array) for i in tables for array in args[i]]
-        arrays += list(tables.items())
+        arrays += [(i, array) for i, arg in enumerate(args) if isinstance(arg, (list, tuple)) for array in arg]
         memory = GlobalMemory(arrays)
-        for i, table in tables.items():
-            self._write_table(memory, table, args[i])
         values = [
-            self._value(kernel, i, letter, tables.get(i, arg), memory)
+            self._value(kernel, i, letter, arg, memory)
             for i, (letter, arg) in enumerate(zip(signature, args, strict=True))
         ]
         pointers = (ctypes.c_void_p * max(1, len(values)))(*(ctypes.addressof(value) for value in values))
@@ -313,17 +312,18 @@ class Library:
         return faults
 
     @staticmethod
-    def _write_table(memory: GlobalMemory, table: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
-        addresses = np.array([memory.address(array) for array in arrays], np.uint64)
-        ctypes.memmove(memory.address(table), addresses.ctypes.data, addresses.nbytes)
-
-    @staticmethod
     def _value(kernel: str, index: int, letter: str, arg: Argument, memory: GlobalMemory) -> Any:
         if letter == "p":
             if not isinstance(arg, np.ndarray):
-                raise TypeError(f"argument {index} of {kernel} is a pointer: pass an array or a list of arrays")
+                raise TypeError(f"argument {index} of {kernel} is a pointer: pass an array")
             return ctypes.c_void_p(memory.address(arg))
-        if isinstance(arg, np.ndarray):
+        if letter[0] == "t":
+            room = int(letter[1:])
+            # An empty list has room for one, as no array of C++ is empty.
+            if not isinstance(arg, (list, tuple)) or len(arg) not in (room, room - (room == 1)):
+                raise TypeError(f"argument {index} of {kernel} is a list: pass a list of {room} arrays")
+            return (ctypes.c_void_p * room)(*(memory.address(array) for array in arg))
+        if isinstance(arg, (np.ndarray, list, tuple)):
             raise TypeError(f"argument {index} of {kernel} is a scalar: pass a number, not an array")
         value = arg.value if isinstance(arg, ctypes._SimpleCData) else arg
         if letter in "li" and int(value) != value:
@@ -332,13 +332,6 @@ class Library:
         if bits and not -(2 ** (bits - 1)) <= int(value) < 2 ** (bits - 1):
             raise TypeError(f"argument {index} of {kernel} does not fit {bits} bits: {value!r}")
         return _SCALARS[letter](int(value) if bits else value)
-
-
-def _pointer_table(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Room for the pointers; read-only, since a kernel has no business writing them."""
-    table = np.zeros(len(arrays), np.uint64)
-    table.flags.writeable = False
-    return table
 
 
 def _linear(block: Sequence[int], sizes: Sequence[int]) -> int:

@@ -80,8 +80,8 @@ class DeviceCall:
     """The launches of a function for calls of one signature. `record` is what `last_run` says of each.
 
     What launches pick their arguments from, in this order: a value per parameter of the trace, addresses of the store's
-    parameters, the seed, addresses of results, of temporaries and of tables of addresses (for lists of tensors),
-    numbers that the host computes of the function's, and numbers that never change.
+    parameters, the seed, addresses of results and of temporaries, numbers that the host computes of the function's, and
+    numbers that never change.
     """
 
     def __init__(self, launcher: Launcher, made: Call, library: Adapter, device: int, stream: int) -> None:
@@ -105,12 +105,10 @@ class DeviceCall:
         for name in (*hidden, *self.programs.result_roots(), *offsets):
             places[name] = len(places)
         steps = self.programs.steps(dims)
-        groups = [given for step in steps for given in step.launch.tensors.values() if not isinstance(given, str)]
-        self.tables = {given: [places[self.programs.root(name).name] for name in given] for given in groups}
         self.numbers = [Numbers(step, places) for step in steps if step.computes]
         self.constants: list[Any] = []
         self.launches: list[PreparedLaunch] = []
-        for key in (*self.tables, *(key for numbers in self.numbers for key in numbers.keys)):
+        for key in (key for numbers in self.numbers for key in numbers.keys):
             places[key] = len(places)
         ran = [one for step in steps for one in self._prepare(step, made.binding, places, stream)]
         self.record = FunctionRun("cuda", tuple(ran), self.workspace, state.notes)
@@ -125,19 +123,22 @@ class DeviceCall:
         bound = Binding(program.name, program.parameters, infos=infos, dims=step.dims)
         prepared = self.launcher.prepare(program, bound, stream)
         first = len(places) + len(self.constants)
-        chosen = [places[self._key(step, parameter.name)] for parameter in program.parameters]
+        chosen: list[Any] = [self._place(step, parameter.name, places) for parameter in program.parameters]
+        for place in prepared.lists:
+            chosen += chosen[place]
         chosen += range(first, first + len(prepared.constants))
         self.constants += prepared.constants
         self.launches += [replace(one, pick=_picker(one.pick(chosen))) for one in prepared.launches]
         return [KernelRun(one.kernel, grid) for one, grid in launches_of(program, step.dims) if 0 not in grid]
 
-    def _key(self, step: Step, parameter: str) -> Hashable:
-        """What `places` calls the value that a launch passes for a parameter of its kernel."""
+    def _place(self, step: Step, parameter: str, places: Mapping[Hashable, int]) -> int | list[int]:
+        """The place of the value that a launch passes for a parameter of its kernel, of each tensor for a list."""
         given = step.launch.tensors.get(parameter)
         if given is not None:
-            return self.programs.root(given).name if isinstance(given, str) else given
+            found = [places[self.programs.root(name).name] for name in ([given] if isinstance(given, str) else given)]
+            return found[0] if isinstance(given, str) else found
         scalar = step.launch.scalars[parameter]
-        return scalar if isinstance(scalar, str) else (id(step), parameter)
+        return places[scalar if isinstance(scalar, str) else (id(step), parameter)]
 
     def run(self, values: list[Any]) -> list[Any]:
         """Queues the launches; returns new arrays. `values` as of the class, up to the parameters of the trace.
@@ -164,9 +165,6 @@ class DeviceCall:
             block = self.library.empty((self.workspace,), dtypes.i8, self.device)
             base = _address(block)
             values += [base + offset for offset in self.offsets]
-        for group in self.tables.values():
-            addresses = tuple([values[place] for place in group])
-            values.append(self.launcher._tables.address(self.driver, addresses, stream, self.device))
         for numbers in self.numbers:
             values += numbers.of(values)
         values += self.constants

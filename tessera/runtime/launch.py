@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -20,26 +21,28 @@ from tessera.errors import ArgumentError, EnvironmentProblem
 from tessera.ir.dims import evaluate
 from tessera.program import Launch, Program
 from tessera.runtime.bind import Binding, stride_values
-from tessera.runtime.tables import PointerTables
 
 # A block gets more shared memory than this only through the opt-in attribute (CUfunction_attribute 8).
 SHARED_BYTES_WITHOUT_OPT_IN = 48 * 1024
 MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
 HOST_TO_DEVICE = 1  # cudaMemcpyKind
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
-SLOT = 8  # bytes: no argument is larger, and every one is aligned
+SLOT = 8  # bytes: an argument takes one, a list one per tensor, and each begins aligned
 # How `struct` writes a scalar parameter; the rest of its slot is padding.
 SCALAR_CODES = {"i64": "q", "i32": "i4x", "bool": "?7x", "f32": "f4x", "f64": "d"}
 
 
 class Arguments:
-    """The memory that a launch reads its arguments from: a slot each, and the table of their addresses."""
+    """The memory that a launch reads its arguments from: their slots, and the address of the first slot of each.
 
-    def __init__(self, layout: struct.Struct) -> None:
+    `starts` has the number of that slot for each argument.
+    """
+
+    def __init__(self, layout: struct.Struct, starts: Sequence[int]) -> None:
         self.slots = ctypes.create_string_buffer(max(layout.size, SLOT))
-        base, count = ctypes.addressof(self.slots), layout.size // SLOT
-        self._table = (ctypes.c_void_p * max(count, 1))(*(base + SLOT * number for number in range(count)))
-        self.address = ctypes.addressof(self._table)
+        base = ctypes.addressof(self.slots)
+        self.addresses = (ctypes.c_void_p * max(len(starts), 1))(*(base + SLOT * number for number in starts))
+        self.address = ctypes.addressof(self.addresses)
 
 
 class Driver(Protocol):
@@ -178,6 +181,7 @@ class PreparedLaunch:
     threads: int
     shared_bytes: int
     layout: struct.Struct
+    starts: tuple[int, ...]
     pick: Callable[[Sequence[Any]], tuple[Any, ...]]
     free: list[Arguments]
 
@@ -186,7 +190,7 @@ class PreparedLaunch:
         try:
             arguments = self.free.pop()
         except IndexError:
-            arguments = Arguments(self.layout)
+            arguments = Arguments(self.layout, self.starts)
         try:
             self.layout.pack_into(arguments.slots, 0, *self.pick(values))
             driver.launch(self.function, self.grid, self.threads, arguments, self.shared_bytes, stream, device)
@@ -196,21 +200,25 @@ class PreparedLaunch:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The launches of a program for one signature, and the numbers that follow the arguments in their values.
+    """The launches of a program for one signature.
 
-    `lists` are the places of lists of tensors, whose addresses a launch passes in a table of `tables`.
+    What they pick their arguments from, in this order: a value per parameter of the program, the addresses of its lists
+    (which are at the places `lists` among the parameters) one by one, and the numbers `constants`.
     """
 
     launches: tuple[PreparedLaunch, ...]
     constants: tuple[int, ...]
     lists: tuple[int, ...]
-    tables: PointerTables
 
     def queue(self, driver: Driver, values: list[Any], stream: int, device: int) -> None:
         """`values`: an address, the addresses of a list, or a number for every parameter of the program, in order."""
-        values = [*values, *self.constants] if self.constants or self.lists else values
-        for place in self.lists:
-            values[place] = self.tables.address(driver, values[place], stream, device)
+        if self.lists:
+            values = values.copy()
+            for place in self.lists:
+                values += values[place]
+            values += self.constants
+        elif self.constants:
+            values = [*values, *self.constants]
         for launch in self.launches:
             launch.queue(driver, values, stream, device)
 
@@ -223,7 +231,6 @@ class Launcher:
         # Keys hold the cubin itself: bytes keep their hash, and compare by identity first.
         self._modules: dict[tuple[int, bytes], Any] = {}
         self._functions: dict[tuple[int, bytes, str], Any] = {}
-        self._tables = PointerTables()
         self._loading = threading.Lock()
 
     def launch(self, program: Program, binding: Binding, stream: int) -> Prepared:
@@ -247,6 +254,7 @@ class Launcher:
         prepared: list[PreparedLaunch] = []
         constants: list[int] = []
         places = {parameter.name: number for number, parameter in enumerate(program.parameters)}
+        lists, end = _list_places(program)
         scalars = {p.name: p.dtype for p in program.parameters if p.kind == "scalar"}
         for step in program.launches:
             grid = grid_of(step, binding.dims)
@@ -257,17 +265,18 @@ class Launcher:
             for argument in step.arguments:
                 if argument.kind == "size":
                     codes.append("q")
-                    picked.append(len(places) + len(constants))
+                    picked.append(end + len(constants))
                     constants.append(evaluate(argument.size, sizes))
+                elif argument.kind == "pointers":
+                    codes.append(f"{len(lists[argument.name])}Q" if lists[argument.name] else f"{SLOT}x")
+                    picked += lists[argument.name]
                 else:
-                    address = argument.kind in ("pointer", "pointers")
-                    codes.append("Q" if address else SCALAR_CODES[scalars[argument.name]])
+                    codes.append("Q" if argument.kind == "pointer" else SCALAR_CODES[scalars[argument.name]])
                     picked.append(places[argument.name])
             function = self._function(program, step, device, stream)
-            layout, pick = struct.Struct("<" + "".join(codes)), _picker(picked)
-            prepared.append(PreparedLaunch(function, grid, step.threads, step.shared_bytes, layout, pick, []))
-        lists = tuple(places[parameter.name] for parameter in program.parameters if parameter.kind == "list")
-        return Prepared(tuple(prepared), tuple(constants), lists, self._tables)
+            layout, starts, pick = struct.Struct("<" + "".join(codes)), _starts(codes), _picker(picked)
+            prepared.append(PreparedLaunch(function, grid, step.threads, step.shared_bytes, layout, starts, pick, []))
+        return Prepared(tuple(prepared), tuple(constants), tuple(places[name] for name in lists))
 
     def _function(self, program: Program, step: Launch, device: int, stream: int) -> Any:
         key = (device, program.cubin, step.kernel)
@@ -317,6 +326,21 @@ def grid_of(step: Launch, dims: dict[str, int]) -> tuple[int, int, int]:
     """The three sizes of a launch's grid."""
     x, y, z = (*(evaluate(size, dims) for size in step.grid), 1, 1, 1)[:3]
     return x, y, z
+
+
+def _list_places(program: Program) -> tuple[dict[str, range], int]:
+    """Where the addresses of each list are among what launches pick from, as `Prepared` has it, and the next place."""
+    lists, end = {}, len(program.parameters)
+    for parameter in program.parameters:
+        if parameter.kind == "list":
+            lists[parameter.name] = range(end, end + parameter.length)
+            end += parameter.length
+    return lists, end
+
+
+def _starts(codes: Sequence[str]) -> tuple[int, ...]:
+    """The number of the slot at which each argument begins."""
+    return tuple(accumulate((struct.calcsize(f"<{code}") // SLOT for code in codes[:-1]), initial=0))
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

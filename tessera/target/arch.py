@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-__all__ = ["ARCHS", "Arch", "arch", "find", "nearest_lane"]
+__all__ = ["ARCHS", "PARAMETER_BYTES", "Arch", "arch", "find", "nearest_lane"]
+
+# What the arguments of one launch may take in all since CUDA 12.1, on every architecture of the table; 4,096 before.
+PARAMETER_BYTES = 32_764
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 
 from tessera.compiler import compile_kernel
 from tessera.runtime.nvrtc import compile_cubin, count_instructions
+from tests.lanes import define
 from tests.suite import load
 
 ARCHS = ("sm_80", "sm_89", "sm_90a", "sm_100a")
@@ -61,6 +62,27 @@ def test_source_to_cubin_is_within_budget(name, dims, arch):
     text = compile_kernel(definition, dims, arch).cuda[0]
     compile_cubin(text.text, arch, name)
     assert time.process_time() - start <= BUDGET[arch] * 2
+
+
+LIST = """
+@ts.kernel
+def k(xs: list[Tensor["N", ts.f32]], out: Tensor["N", ts.f32]):
+    start = tile.program_id(0) * 128
+    acc = tile.zeros([128])
+    for i in tile.range(len(xs)):
+        acc = acc + xs[i][start : start + 128]
+    tile.store(acc, out[start : start + 128])
+"""
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_a_thousand_tensors_are_read_where_the_launch_passes_them(arch):
+    text = compile_kernel(define(LIST), {"N": 1000, "len(xs)": 1000}, arch).cuda[0]
+    result = compile_cubin(text.text, arch, "total", want_ptx=True)
+    assert f".b8 {text.name}_param_0[8000]" in result.ptx and ".local" not in result.ptx
+    assert result.resources[text.name].stack == 0
+    pointers = [line for line in result.ptx.split("\n") if re.search(r"ld\.param\.u64\s+%rd\d+, \[%rd\d+", line)]
+    assert len(pointers) == 1, "one load from the parameters, at an index of the loop"
 
 
 def test_the_line_table_names_the_op_of_each_line():

@@ -1,5 +1,6 @@
 """A make-believe GPU whose launches run, on the emulator: arrays and memory are those of `fake_cuda`."""
 
+import ctypes
 import struct
 
 import numpy as np
@@ -71,7 +72,7 @@ class Driver(fake_cuda.Driver):
         parameters = {parameter.name: parameter for parameter in program.parameters}
         packed = []
         for number, argument in enumerate(step.arguments):
-            slot = arguments.slots.raw[number * launch.SLOT : (number + 1) * launch.SLOT]
+            slot = ctypes.string_at(arguments.addresses[number], launch.SLOT)
             if argument.kind == "size":
                 packed.append(struct.unpack("<q", slot)[0])
                 continue
@@ -81,9 +82,9 @@ class Driver(fake_cuda.Driver):
             elif argument.kind == "pointer":
                 packed.append(self.behind(struct.unpack("<Q", slot)[0], dtype))
             else:
-                table = struct.unpack("<Q", slot)[0]
-                pointers = arrays.as_numpy(table, (parameters[argument.name].length,), None, dtypes.i64)
-                packed.append([self.behind(int(pointer), dtype) for pointer in pointers])
+                length = parameters[argument.name].length
+                slots = ctypes.string_at(arguments.addresses[number], length * launch.SLOT)
+                packed.append([self.behind(pointer, dtype) for pointer in struct.unpack(f"<{length}Q", slots)])
         self.launches.append((kernel, grid, stream, device))
         library = emulator.build(program.cuda, [step.kernel for step in program.launches])
         library.launch(kernel, grid, threads, shared_bytes, packed)

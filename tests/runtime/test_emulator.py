@@ -99,7 +99,7 @@ def test_shuffles() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_pointer_table_and_block_barriers(seed: int) -> None:
+def test_a_list_and_block_barriers(seed: int) -> None:
     rows = [np.random.default_rng(i).standard_normal(128, np.float32) for i in range(3)]
     out = np.zeros(128, np.float32)
     library = build(text("warps"), ["reverse_sum"])
@@ -462,6 +462,34 @@ def test_scalars_are_converted_and_checked() -> None:
     ):
         with pytest.raises(TypeError):
             library.launch("k", (1,), 64, 0, bad)
+
+
+def test_lists_are_passed_by_value() -> None:
+    body = (
+        "float v[3]; ts_ld_global_n<float, 3>(v, ts_element(xs, which, 2), 3); v[0] += scale;"
+        "v[2] = ys.at[0] ? 1.0f : 2.0f; ts_st_global_n<float, 3>(out, v, 3);"
+    )
+    parameters = "TS_TABLE(const float, 2) xs, float* out, ts_i64 which, TS_TABLE(const float, 1) ys, float scale"
+    library = kernel(body, parameters, 1)
+    assert library.signature("k") == "t2plt1f"
+    xs, out = [np.arange(3, dtype=np.float32) + 10 * i for i in range(2)], np.zeros(3, np.float32)
+    for which, ys, expected in ((0, xs[:1], [0.5, 1, 1]), (1, (), [10.5, 11, 2])):
+        library.launch("k", (1,), 1, 0, [tuple(xs), out, which, ys, 0.5])
+        assert out.tolist() == expected
+    good = [xs, out, 0, [], 0.0]
+    for bad, message in (
+        ([xs[:1], *good[1:]], "argument 0 of k is a list: pass a list of 2 arrays"),
+        ([[], *good[1:]], "argument 0 of k is a list: pass a list of 2 arrays"),
+        ([xs[0], *good[1:]], "argument 0 of k is a list: pass a list of 2 arrays"),
+        ([*good[:3], xs, 0.0], "argument 3 of k is a list: pass a list of 1 arrays"),
+        ([xs, xs, *good[2:]], "argument 1 of k is a pointer: pass an array"),
+        ([*good[:4], xs], "argument 4 of k is a scalar: pass a number"),
+        (good[:4], "k takes 5 arguments and got 4"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            library.launch("k", (1,), 1, 0, bad)
+    with pytest.raises(EmulatorFault, match="takes the tensor at index 2 from a list of 2 tensors"):
+        library.launch("k", (1,), 1, 0, [xs, out, 2, [], 0.0])
 
 
 def test_overlapping_and_strided_arguments_share_memory() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tessera as ts
-from tessera import Tensor
+from tessera import Tensor, tile
 from tessera.errors import TesseraError
 from tessera.runtime import api, arrays, emulator, function_launch, functions, launch, plan
 from tessera.runtime.parameters import ParameterStore, use_store
@@ -130,6 +130,32 @@ def test_views_are_copied(gpu):
         view = executing_cuda.fake_cuda.Array(whole.memory[::2])
         assert layer([view], gpu.array(w)).memory.tobytes() == expected.tobytes()
     assert len(gpu.cold) == 1
+
+
+def test_a_kernel_of_the_plan_that_takes_lists(gpu):
+    @ts.kernel
+    def weighted(
+        xs: list[Tensor["B", "D", ts.bf16]], ws: list[Tensor["B", "D", ts.bf16]], t: float,
+        out: Tensor["B", "D", ts.f32],
+    ):  # fmt: skip
+        row = tile.program_id(0) * 16
+        acc = tile.zeros([16, tile.context().D])
+        for i in tile.range(len(xs)):
+            acc = acc + xs[i][row : row + 16] * ws[i][row : row + 16]
+        tile.store(acc * t, out[row : row + 16])
+
+    @ts.function
+    def twice(xs: list[Tensor["B", "D", ts.bf16]], t: float) -> Tensor["B", "D", ts.f32]:
+        products = [ts.gemm(ts.gemm(x, ts.transpose(x)), x) for x in xs]
+        return weighted(xs, products, t) + weighted([xs[1], xs[0]], xs, t)
+
+    for seed in range(3):
+        xs = [values(20, 24, seed=seed + i) for i in range(2)]
+        (expected,) = on_host(twice, xs, 0.5)
+        assert twice([gpu.array(x) for x in xs], 0.5).memory.tobytes() == expected.tobytes()
+    assert len(gpu.cold) == 1 and not gpu.driver.written
+    gpu.driver.captured.add(7)  # lists that no call had before
+    assert twice([gpu.array(x) for x in xs], 0.5).memory.tobytes() == expected.tobytes()
 
 
 def test_guards_of_warm_calls(gpu):

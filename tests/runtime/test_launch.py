@@ -205,9 +205,10 @@ class FakeDriver:
         return stream == CAPTURED
 
     def launch(self, function, grid, threads, arguments, shared_bytes, stream, device):
-        count = len(arguments.slots) // launch.SLOT
-        table = (ctypes.c_void_p * count).from_address(arguments.address)
-        slots = [ctypes.string_at(address, launch.SLOT) for address in table]
+        # Each argument as far as the next one begins.
+        table = (ctypes.c_void_p * len(arguments.addresses)).from_address(arguments.address)
+        ends = [*table[1:], ctypes.addressof(arguments.slots) + len(arguments.slots)]
+        slots = [ctypes.string_at(start, end - start) for start, end in zip(table, ends, strict=True)]
         self.launches.append((function, grid, threads, slots, shared_bytes, stream, device))
 
 
@@ -267,6 +268,40 @@ def test_floats_are_passed_as_f32():
     driver = FakeDriver()
     launch.Launcher(driver).launch(program(parameters=parameters, launches=(step,)), on_gpu(binding), 0)
     assert driver.launches[0][3] == [np.float32(0.1).tobytes() + bytes(4)]
+
+
+def test_a_list_is_one_argument():
+    parameters = (
+        Parameter("xs", "list", "f32", (S,), length=3),
+        Parameter("none", "list", "f32", (S,)),
+        Parameter("ys", "list", "f32", (S,), length=1),
+        Parameter("scale", "scalar", "f32"),
+        Parameter("out", "tensor", "f32", (S,), "out"),
+    )
+    steps = [
+        Launch("a", (1,), 32, 0, (Argument("pointers", "none"), Argument("size", size=S), Argument("pointers", "xs"))),
+        Launch(
+            "b",
+            (1,),
+            32,
+            0,
+            (
+                Argument("pointers", "xs"),
+                Argument("pointer", "out"),
+                Argument("pointers", "ys"),
+                Argument("size", size=cdiv(S, 2)),
+                Argument("scalar", "scale"),
+            ),
+        ),
+    ]
+    xs, out = [tensor(6, dtype=np.float32) for _ in range(4)], tensor(6, dtype=np.float32)
+    binding = bind("k", parameters, (xs[:3], [], xs[3:], 0.5, out), {})
+    driver = FakeDriver()
+    launch.Launcher(driver).launch(program(parameters=parameters, launches=steps), on_gpu(binding), 0)
+    addresses = struct.pack("<3Q", *(x.ctypes.data for x in xs[:3]))
+    assert driver.launches[0][3] == [bytes(8), struct.pack("<q", 6), addresses]
+    last = [struct.pack("<Q", x.ctypes.data) for x in (out, xs[3])]
+    assert driver.launches[1][3] == [addresses, *last, struct.pack("<q", 3), struct.pack("<f4x", 0.5)]
 
 
 def test_a_module_is_loaded_once_per_device():

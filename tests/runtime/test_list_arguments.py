@@ -9,13 +9,12 @@ import pytest
 import tessera as ts
 from tessera import Tensor, tile
 from tessera.compiler import compile_kernel
-from tessera.errors import ArgumentError, EnvironmentProblem, SourceError
+from tessera.errors import ArgumentError, SourceError
 from tessera.ir.dims import symbol
 from tessera.program import Argument, Parameter, Program
 from tessera.runtime import api, execute, inputs, launch
 from tessera.runtime.bind import bind
-from tessera.runtime.tables import SLAB, PointerTables
-from tests.runtime.fake_cuda import Driver, aligned
+from tests.runtime.fake_cuda import aligned
 from tests.runtime.test_plan import cold, driver, library  # noqa: F401  fixtures
 
 N = symbol("N")
@@ -176,18 +175,15 @@ def test_sizes_of_bare_tensors_are_checked():
 # Launches -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_warm_call_finds_its_table(driver, cold, library):  # noqa: F811
+def test_a_launch_passes_the_addresses_of_a_list(driver, cold, library):  # noqa: F811
     total, y, out = make_total(), aligned((40,)), aligned((40,))
     xs, others = [aligned((40,)) for _ in range(3)], [aligned((40,)) for _ in range(3)]
     for given in (xs, xs, others, xs, tuple(others)):
         total(given, y, out)
     assert len(cold) == 1 and len(driver.launches) == 5
-    tables = [slots[0] for _, _, slots, _, _ in driver.launches]
-    assert tables[0] == tables[1] == tables[3] and tables[2] == tables[4] != tables[0]
-    assert [slots[1:4] for _, _, slots, _, _ in driver.launches] == [(y.pointer, out.pointer, 40)] * 5
-    expected = [(table, tuple(x.pointer for x in given)) for table, given in ((tables[0], xs), (tables[2], others))]
-    assert [(address, pointers) for address, pointers, _, _ in driver.written] == expected
-    assert driver.allocated == [(SLAB, 0)] and not driver.waits
+    expected = [(*(x.pointer for x in given), y.pointer, out.pointer, 40) for given in (xs, xs, others, xs, others)]
+    assert [slots for _, _, slots, _, _ in driver.launches] == expected
+    assert not driver.written and not driver.allocated and not driver.waits
 
 
 def test_the_length_is_part_of_a_plan_and_of_a_program(driver, cold, library):  # noqa: F811
@@ -195,7 +191,8 @@ def test_the_length_is_part_of_a_plan_and_of_a_program(driver, cold, library):  
     xs = [aligned((40,)) for _ in range(3)]
     for count in (3, 2, 3, 2, 0, 0):
         total(xs[:count], y, out)
-    assert len(cold) == 3 and driver.launches[-1][2][0] == 0
+    assert len(cold) == 3 and [len(slots) - 3 for _, _, slots, _, _ in driver.launches] == [3, 2, 3, 2, 1, 1]
+    assert driver.launches[-1][2] == (0, y.pointer, out.pointer, 40)
     assert len(driver.loaded) == 1  # the fake cubins are equal
 
 
@@ -217,31 +214,31 @@ def test_a_misaligned_tensor_of_a_list_is_another_program(driver, cold, library)
     assert len(cold) == 2 and len({id(p) for _, known in api._state(total)._programs.items() for p in known}) == 2
 
 
-def test_tables_are_seen_by_other_streams_after_a_wait():
-    tables, cuda = PointerTables(), Driver()
-    first = tables.address(cuda, (1, 2), 7, 0)
-    assert tables.address(cuda, (1, 2), 7, 0) == first and not cuda.waits
-    assert tables.address(cuda, (1, 2), 8, 0) == first and cuda.waits == [0]
-    assert tables.address(cuda, (1, 2), 9, 0) == first and cuda.waits == [0]
-    assert tables.address(cuda, (1, 2), 7, 1) != first and len(cuda.written) == 2
+def test_new_lists_while_a_graph_is_captured(driver, cold, library):  # noqa: F811
+    total, y, out = make_total(), aligned((40,)), aligned((40,))
+    total([aligned((40,))] * 2, y, out)
+    driver.captured.add(library.current_stream)
+    given = [aligned((40,)) for _ in range(2)]
+    total(given, y, out)
+    other = aligned((56,))
+    total([other] * 2, aligned((56,)), aligned((56,)))  # a cold call, of code that is loaded
+    assert len(cold) == 2 and len(driver.loaded) == 1
+    expected = [tuple(x.pointer for x in given), (other.pointer, other.pointer)]
+    assert [slots[:2] for _, _, slots, _, _ in driver.launches[1:]] == expected
 
 
-def test_tables_share_allocations():
-    tables, cuda = PointerTables(), Driver()
-    addresses = [tables.address(cuda, (number, 5), 7, 0) for number in range(SLAB // 16 + 1)]
-    assert len(set(addresses)) == len(addresses) and cuda.allocated == [(SLAB, 0)] * 2
-    tables.address(cuda, tuple(range(SLAB)), 7, 0)
-    assert cuda.allocated[-1] == (8 * SLAB, 0)
-
-
-def test_a_list_is_not_written_while_a_graph_is_captured():
-    tables, cuda = PointerTables(), Driver()
-    known = tables.address(cuda, (1, 2), 7, 0)
-    cuda.captured = {7}
-    assert tables.address(cuda, (1, 2), 7, 0) == known
-    with pytest.raises(EnvironmentProblem, match="for the first time while its stream is captured") as caught:
-        tables.address(cuda, (1, 3), 7, 0)
-    assert caught.value.code == "TS510"
+def test_more_tensors_than_a_launch_has_room_for():
+    # A pointer a tensor, one each for y and out, and N.
+    most = (32_764 - 24) // 8
+    program = compile_kernel(make_total(), {"N": 40, "len(xs)": most}).program
+    assert program is not None and program.parameters[0].length == most == 4092
+    message = (
+        r"kernel 'total' is passed 4095 tensors, whose addresses and sizes take 32768 bytes of arguments, and a launch "
+        "has room for 32764"
+    )
+    with pytest.raises(SourceError, match=message) as caught:
+        compile_kernel(make_total(), {"N": 40, "len(xs)": most + 1})
+    assert caught.value.code == "TS511" and caught.value.loc is not None
 
 
 # Made-up inputs -------------------------------------------------------------------------------------------------------
@@ -321,7 +318,7 @@ class TestOnAGpu:
                     expected += x
                 assert cupy.array_equal(found, expected)
 
-    def test_one_table_on_two_streams(self):
+    def test_lists_on_two_streams(self):
         import cupy
 
         total, y = make_total(), cupy.ones(1000, cupy.float32)
@@ -333,3 +330,26 @@ class TestOnAGpu:
                 found += [total(xs, y), total(xs[::-1], y)]
         cupy.cuda.Device().synchronize()
         assert all((out == 4).all() for out in found)
+
+    def test_a_thousand_tensors(self):
+        import cupy
+
+        whole = cupy.arange(1000 * 64, dtype=cupy.float32).reshape(1000, 64) % 7
+        found = make_total()(list(whole), cupy.ones(64, cupy.float32))
+        assert cupy.array_equal(found, 1 + whole.sum(axis=0))  # whole numbers: every sum is exact
+
+    def test_a_captured_graph_keeps_its_list(self):
+        import cupy
+
+        total, y, out = make_total(), cupy.zeros(1000, cupy.float32), cupy.zeros(1000, cupy.float32)
+        xs = [cupy.full(1000, number, cupy.float32) for number in (1, 2)]
+        total([y, y], y, out)
+        cupy.cuda.Device().synchronize()
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
+            total(xs, y, out)
+            graph = stream.end_capture()
+            xs[0].fill(5)
+            graph.launch(stream)
+        cupy.cuda.Device().synchronize()
+        assert (out == 7).all()

@@ -298,6 +298,13 @@ EXAMPLES: dict[str, Example] = {
         "    tile.store(tile.sqrt(block), out[start : start + 4])\n\n"
         "root(np.array([1, 4, 9, 16, -25], np.float32))"
     ),
+    "TS511": Python(
+        '@ts.kernel\ndef total(xs: list[Tensor["N", ts.f32]], out: Tensor["N", ts.f32]):\n'
+        "    start = tile.program_id(0) * 256\n    acc = tile.zeros([256])\n"
+        "    for i in tile.range(len(xs)):\n        acc = acc + xs[i][start : start + 256]\n"
+        "    tile.store(acc, out[start : start + 256])",
+        dims=(("N", 300), ("len(xs)", 5000)),
+    ),
     "TS601": call("double()"),
     "TS602": call("x = np.zeros(512, np.float32)\ndouble(x[:300], x[100:400])"),
     "TS603": call('double(np.zeros(10, [("a", "f4"), ("b", "i1")])["a"])'),

@@ -9,6 +9,7 @@
 
 #define TS_DEVICE __device__ __forceinline__
 #define TS_RESTRICT __restrict__
+#define TS_TABLE(T, N) const __grid_constant__ ts_table<T, N>
 #define TS_KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads) name
 #define TS_KERNEL_OCC(name, threads, min_blocks) extern "C" __global__ void __launch_bounds__(threads, min_blocks) name
 #define TS_PRAGMA(text) _Pragma(#text)
@@ -38,6 +39,14 @@ struct ts_fp8_e4m3 {
 };
 struct ts_fp8_e5m2 {
     unsigned char bits;
+};
+
+// A list is passed by value, as its tensors' addresses: a parameter declared with TS_TABLE stays in the constant bank,
+// and an index that only the run knows is one load from there. Without __grid_constant__ such an index would make each
+// thread copy the parameter to local memory first.
+template <class T, int N>
+struct ts_table {
+    T* at[N];
 };
 
 // ---- indices ---------------------------------------------------------------------------------------------------
@@ -171,10 +180,10 @@ TS_DEVICE void ts_st_shared(char* p, const T* src) {
     }
 }
 
-// The tensor at `index` of a list, which is passed as a table of its tensors' addresses.
-template <class T>
-TS_DEVICE auto ts_element(T* const* table, ts_i64 index, int length) -> T* {
-    return table[(int)index];
+// The tensor at `index` of a list.
+template <class T, int N>
+TS_DEVICE auto ts_element(const ts_table<T, N>& table, ts_i64 index, int length) -> T* {
+    return table.at[(int)index];
 }
 
 template <class T, int N>

@@ -33,9 +33,15 @@ struct ts_fp8_e4m3 {
 struct ts_fp8_e5m2 {
     unsigned char bits;
 };
+template <class T, int N>
+struct ts_table {
+    T* at[N];
+};
 
 #define TS_DEVICE static inline
 #define TS_RESTRICT __restrict__
+// A reference: as on a GPU, all threads read the one that the launch passes.
+#define TS_TABLE(T, N) const ts_table<T, N>&
 // The launch bound becomes a constant beside the kernel, which the entry checks as a driver would.
 #define TS_KERNEL(name, threads)                              \
     static constexpr int ts_twin_max_threads_##name = threads; \

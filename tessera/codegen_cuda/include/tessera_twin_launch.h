@@ -1,36 +1,44 @@
 // Runs a grid: TS_TWIN_ENTRY(name) after the emitted text defines
 //   ts_twin_run_<name>        runs the kernel, returns the number of faults
-//   ts_twin_signature_<name>  one letter per parameter: p pointer, l int64, i int32, f float32, b bool
+//   ts_twin_signature_<name>  one letter per parameter: p pointer, l int64, i int32, f float32, b bool, and for a list
+//                             t with the number of its pointers
 #pragma once
 
 namespace ts_twin __attribute__((visibility("hidden"))) {
 
+template <char LETTER, int N = 0> struct Letter {
+    static constexpr char value = LETTER;
+    static constexpr int count = N;
+};
 template <class T> struct letter;
-template <class T> struct letter<T*> { static constexpr char value = 'p'; };
-template <> struct letter<ts_i64> { static constexpr char value = 'l'; };
-template <> struct letter<ts_i32> { static constexpr char value = 'i'; };
-template <> struct letter<float> { static constexpr char value = 'f'; };
-template <> struct letter<bool> { static constexpr char value = 'b'; };
+template <class T> struct letter<T*> : Letter<'p'> {};
+template <class T, int N> struct letter<ts_table<T, N>> : Letter<'t', N> {};
+template <> struct letter<ts_i64> : Letter<'l'> {};
+template <> struct letter<ts_i32> : Letter<'i'> {};
+template <> struct letter<float> : Letter<'f'> {};
+template <> struct letter<bool> : Letter<'b'> {};
 
 template <class T> struct unqualified { typedef T type; };
 template <class T> struct unqualified<const T> { typedef T type; };
+template <class T> struct unqualified<const T&> { typedef T type; };
 
 inline void** arguments;
 
 // Unpacks void* arguments by the kernel's own parameter types, one at a time.
 template <class... Parameters> struct Unpack;
 template <> struct Unpack<> {
-    template <class Kernel, class... Done> static void call(Kernel kernel, void**, Done... done) { kernel(done...); }
+    template <class Kernel, class... Done> static void call(Kernel kernel, void**, Done&... done) { kernel(done...); }
     static void letters(char* out) { *out = 0; }
 };
 template <class First, class... Rest> struct Unpack<First, Rest...> {
     typedef typename unqualified<First>::type type;
-    template <class Kernel, class... Done> static void call(Kernel kernel, void** next, Done... done) {
+    template <class Kernel, class... Done> static void call(Kernel kernel, void** next, Done&... done) {
         Unpack<Rest...>::call(kernel, next + 1, done..., *(type*)*next);
     }
     static void letters(char* out) {
-        *out = letter<type>::value;
-        Unpack<Rest...>::letters(out + 1);
+        *out++ = letter<type>::value;
+        if (letter<type>::count) out += __builtin_sprintf(out, "%d", letter<type>::count);
+        Unpack<Rest...>::letters(out);
     }
 };
 
@@ -38,7 +46,7 @@ template <auto KERNEL> struct Call;
 template <class... Parameters, void (*KERNEL)(Parameters...)> struct Call<KERNEL> {
     static void body() { Unpack<Parameters...>::call(KERNEL, arguments); }
     static const char* signature() {
-        static char text[sizeof...(Parameters) + 1];
+        static char text[12 * sizeof...(Parameters) + 1];
         Unpack<Parameters...>::letters(text);
         return text;
     }

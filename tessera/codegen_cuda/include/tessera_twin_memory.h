@@ -290,13 +290,13 @@ TS_DEVICE void ts_st_shared(char* p, const T* src, TS_TWIN_LINE) {
     }
 }
 
-template <class T>
-TS_DEVICE auto ts_element(T* const* table, ts_i64 index, int length, TS_TWIN_LINE) -> T* {
+template <class T, int N>
+TS_DEVICE auto ts_element(const ts_table<T, N>& table, ts_i64 index, int length, TS_TWIN_LINE) -> T* {
     ts_twin::at(line);
     if (index < 0 || index >= length)
         ts_twin::fail(ts_twin::GLOBAL_BOUNDS, ts_twin::state.thread,
                       "takes the tensor at index %lld from a list of %d tensors", index, length);
-    return table[index];
+    return table.at[index];
 }
 
 template <class T, int N>

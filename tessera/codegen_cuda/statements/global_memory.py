@@ -26,15 +26,15 @@ def _product(number: int | None, text: str, stride: int | str) -> str:
 
 @statement("element")
 def _element(emitter: Emitter, op: Op) -> dict[str, Any]:
-    """One pointer of the table that a list is passed as."""
+    """One pointer of the `ts_table` that a list is passed as."""
     tensors, index = op.operands
     assert isinstance(tensors.type, ListType)
     name, table = emitter.fresh(op.result.name or tensors.name), emitter.name(tensors)
     number = known_number(index)
     known = number is not None and 0 <= number < tensors.type.length
-    pointer = (
-        f"{table}[{number}]" if known else f"ts_element({table}, {index_text(emitter, index)}, {tensors.type.length})"
-    )
+    pointer = f"{table}.at[{number}]"
+    if not known:
+        pointer = f"ts_element({table}, {index_text(emitter, index)}, {tensors.type.length})"
     whole = emitter.elements[tensors]
     emitter.views[op.result] = replace(whole, pointer=name)
     return {"lines": [f"{whole.dtype}* {name} = {pointer};"]}

@@ -10,16 +10,14 @@ TS_KERNEL(shuffles, 128)(const float* TS_RESTRICT x, float* TS_RESTRICT out) {
     ts_st_global<float, 1>(out + 128 + ts_thread(), &broadcast);
 }
 
-// Reverses each row of 128 floats through shared memory and sums the rows that a pointer table names.
-TS_KERNEL_OCC(reverse_sum, 128, 2)(const float* const* TS_RESTRICT rows, ts_i64 count, float* TS_RESTRICT out, float scale) {
+// Reverses each row of 128 floats through shared memory and sums the rows of a list.
+TS_KERNEL_OCC(reverse_sum, 128, 2)(TS_TABLE(const float, 3) rows, ts_i64 count, float* TS_RESTRICT out, float scale) {
     TS_SHARED(shared);
     float total[1] = {0.0f};
     TS_ROLLED
     for (ts_i64 i = 0; i < count; ++i) {
-        const float* row[1];
         float value[1];
-        ts_ld_global<const float*, 1>(row, rows + i);
-        ts_ld_global<float, 1>(value, row[0] + ts_thread());
+        ts_ld_global<float, 1>(value, ts_element(rows, i, 3) + ts_thread());
         ts_st_shared<float, 1>(shared + ts_thread() * 4, value);
         ts_barrier();
         ts_ld_shared<float, 1>(value, shared + (127 - ts_thread()) * 4);
