@@ -101,7 +101,7 @@ def buffers_to_promote(kernel: Kernel, arch: Arch) -> set[Value]:
     fits = sum(map(buffer_bytes, others)) <= arch.shared_bytes_per_block
     if fits and not takes_rows(kernel):
         return chosen
-    movable = set(promotable(kernel)) - set(plain_copies(kernel))
+    movable = set(promotable(kernel)) - (set() if takes_rows(kernel) else set(plain_copies(kernel)))
     copied = {op.operands[0] for op in kernel.body.walk() if op.definition.has(ASYNC)}
     return chosen | (movable & copied if fits else movable)
 

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tessera.errors import SourceError
 from tessera.ir.core import Kernel, Op, Value
 from tessera.ir.opdef import REDUCTION, SCAN
 from tessera.ir.types import BufferType, TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
+from tessera.target.row_slices import COLUMNS, Rows, row_slices
 
 REGISTER_TILE_LIMIT = 128  # f32 registers of one tile per thread: half of the 255 that a thread can have
 ELEMENTS_PER_THREAD = 32  # of the largest tile where there is no product: more would lower the occupancy
 VECTORS_PER_THREAD = 8  # the same where nothing is reduced: one 16-byte access of bf16 a tensor, and many threads
 LONG_LINE, LINE_OF_A_WARP = 1024, 4096  # reduced lines between these take a warp each, at up to 128 registers a lane
 LARGEST_AT_ONCE = 64  # elements per thread beyond which such a kernel takes its tiles in slices
-SUBTILE_ROWS, MOST_ROWS = 64, 128  # rows of a product at a time when a stored tile has more than the second
-SUBTILE_COLUMNS = 128  # columns of a product that are computed at a time when not all fit
+MOST_ROWS = 128  # of a stored tile behind a product: of more, few are computed at a time
 BLOCK_K = 64  # K extent of a streamed matrix operand: 128-byte rows of bf16
 
 
@@ -121,28 +122,17 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
     constants = kernel.attributes.get("constants") or {}
     subtile = rows = 0
     stages, blocks = Schedule.stages, Schedule.blocks
+    sliced: dict[str, Any] = {}
     for op in kernel.body.walk():
         if op.name != "store":
             continue
         shape = int_shape(op.operand("value").type)
         if products:
             if math.prod(shape) > REGISTER_TILE_LIMIT * 32 * warps:
-                subtile = SUBTILE_COLUMNS
+                subtile = COLUMNS
             if _rows(op) > MOST_ROWS:
-                rows = _dividing(shape[-2], SUBTILE_ROWS)
-                warps = constants.get("num_warps", 4)
-                # Of the accumulators, of the sum and of a product, 32 registers each are a thread's; 64 where no mask
-                # of columns takes registers, too, and more than one tile of columns reads the same operands.
-                wide = shape[-1] > SUBTILE_COLUMNS and shape[-1] % SUBTILE_COLUMNS == 0
-                subtile = _dividing(shape[-1], min(SUBTILE_COLUMNS, (64 if wide else 32) * 32 * warps // rows))
-                if shape[-1] % 64 and shape[-1] <= SUBTILE_COLUMNS:
-                    # Of parts, the last one would be mostly empty.
-                    subtile, rows = shape[-1], _dividing(shape[-2], SUBTILE_ROWS // 2)
-                # Measured on an H100 (bench/aggregation.py): two stages and two blocks of wide tiles beat three stages,
-                # and three blocks of narrow ones. A number must be stated: without one, ptxas may spill to let more
-                # blocks in.
-                masks = shape[-1] % subtile or shape[-1] % 64
-                stages, blocks = 2, (2 if wide or masks else 3) if warps <= 4 else 1
+                sliced = row_slices(_store(op, products, kernel), *(constants.get(n) for n in FIXED_BY_CONSTANTS), arch)
+                warps, rows = sliced["warps"], sliced["rows"]
         elif largest > LARGEST_AT_ONCE * 32 * warps:
             wanted = ELEMENTS_PER_THREAD * 32 * warps
             if LONG_LINE < lines <= LINE_OF_A_WARP:
@@ -150,13 +140,13 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
             subtile = _slice_extent(kernel, shape, largest, wanted)
     whole = sum(elements(value) * dtype_of(value.type).bytes for op in products for value in op.operands[:2])
     if products and not rows and (streamed or whole > 3 * arch.shared_bytes_per_block // 4):
-        subtile = SUBTILE_COLUMNS  # tiles of the operands, along the sum too, in the place of whole ones
+        subtile = COLUMNS  # tiles of the operands, along the sum too, in the place of whole ones
     buffers = sum(buffer_bytes(op.result) for op in kernel.body.walk() if op.name == "alloc_shared")
     if products and not rows and not subtile and warps == 8 and 0 < 2 * buffers <= arch.shared_bytes_per_block:
         # Two blocks on a multiprocessor hide each other's waits, and one register too many keeps the second one out.
         # Where operands come from the author's buffers there are registers to spare.
         blocks = 2 if product <= 64 * 32 * warps else 1
-    schedule = Schedule(warps, streamed, subtile, rows=rows, stages=stages, blocks=blocks)
+    schedule = replace(Schedule(warps, streamed, subtile, rows=rows, stages=stages, blocks=blocks), **sliced)
     # What the author's point of a tuning space says of the launch is no longer the compiler's to choose.
     fixed = {field: constants[name] for name, field in FIXED_BY_CONSTANTS.items() if name in constants}
     return replace(schedule, **fixed)
@@ -172,10 +162,27 @@ def _rows(store: Op) -> int:
     return math.prod(int_shape(store.operand("value").type)[:-1])
 
 
-def _dividing(size: int, most: int) -> int:
-    """The largest multiple of 16 up to `most` that divides `size`, where that is not much less; else `most`."""
-    found = next((step for step in range(most // 16 * 16, most // 2 - 1, -16) if size % step == 0), most)
-    return min(found, size)
+def _store(store: Op, products: list[Op], kernel: Kernel) -> Rows:
+    """What decides how a store of many rows is sliced."""
+    *_, rows, columns = int_shape(store.operand("value").type)
+    deepest = max(products, key=_depth)
+    top = {id(op) for op in kernel.body.ops}
+    made = [operand.defining_op for operand in deepest.operands[:2]]
+    return Rows(
+        rows,
+        columns,
+        _depth(deepest),
+        any(id(op) not in top for op in products),
+        all(op is not None and op.name != "read" for op in made) and not any(map(_flipped, products)),
+    )
+
+
+def _depth(product: Op) -> int:
+    return int_shape(product.operands[0].type)[0 if product.attributes["transpose_a"] else 1]
+
+
+def _flipped(product: Op) -> bool:
+    return product.attributes["transpose_a"] or product.attributes["transpose_b"]
 
 
 def _longest_line(kernel: Kernel) -> int:
@@ -211,7 +218,7 @@ def _staging_bytes(kernel: Kernel) -> int:
             a = op.operands[0]
             rows = elements(a) // max(1, int_shape(a.type)[0 if op.attributes["transpose_a"] else 1])
             rows = min(rows, MOST_ROWS)  # more are not taken at a time
-            staged = rows * BLOCK_K + BLOCK_K * SUBTILE_COLUMNS + rows * SUBTILE_COLUMNS
+            staged = rows * BLOCK_K + BLOCK_K * COLUMNS + rows * COLUMNS
             most = max(most, staged * dtype_of(a.type).bytes)
     return most
 
