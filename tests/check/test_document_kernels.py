@@ -71,7 +71,7 @@ def test_megabytes_of_logical_buffers_take_what_a_block_has(name, d):
 @pytest.mark.parametrize("d, columns", [(16, 1), (60, 1), (100, 1), (256, 1), (1000, 16), (1024, 8)])
 @pytest.mark.parametrize("name", GATES)
 def test_every_width_is_distributed(name, d, columns):
-    """One program for `rows` rows of one batch, or for all of a block, and one part of the columns, the last of which may
+    """One program for `rows` rows of one batch, or all of a block, and one part of the columns, the last of which may
     end early.
     """
     compilation = compile_kernel(load(name), names(name, 3, {"B": 16, "S": 2048, "D": d, "L": 4}))
