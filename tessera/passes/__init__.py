@@ -19,6 +19,7 @@ from tessera.passes.hoist_loads import hoist_loads
 from tessera.passes.insert_barriers import insert_barriers
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.merge_slices import merge_slices
+from tessera.passes.order_programs import order_programs
 from tessera.passes.pipeline import pipeline
 from tessera.passes.place_shared import place_shared
 from tessera.passes.precision import precision
@@ -64,6 +65,8 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("subtile", lambda k, c: subtile(k, schedule_of(k))),
     # Before anything is shared between iterations: loops over rows that are programs of their own.
     Pass("distribute", lambda k, c: distribute(k)),
+    # After the grid has its last shape.
+    Pass("order_programs", lambda k, c: order_programs(k, schedule_of(k))),
     Pass("stage_operands", lambda k, c: stage_operands(k)),
     # After staging, which makes the copies of operands; what windows ahead need is folded by the next pass.
     Pass("pipeline", lambda k, c: pipeline(k, schedule_of(k), c.arch)),

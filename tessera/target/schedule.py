@@ -13,6 +13,7 @@ from tessera.ir.core import Kernel, Op, Value
 from tessera.ir.opdef import REDUCTION, SCAN
 from tessera.ir.types import BufferType, TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
+from tessera.target.reuse import shares_operands_both_ways
 
 REGISTER_TILE_LIMIT = 128  # f32 registers of one tile per thread: half of the 255 that a thread can have
 ELEMENTS_PER_THREAD = 32  # of the largest tile where there is no product: more would lower the occupancy
@@ -21,6 +22,8 @@ LONG_LINE, LINE_OF_A_WARP = 1024, 4096  # reduced lines between these take a war
 LARGEST_AT_ONCE = 64  # elements per thread beyond which such a kernel takes its tiles in slices
 SUBTILE_ROWS, MOST_ROWS = 64, 128  # rows of a product at a time when a stored tile has more than the second
 SUBTILE_COLUMNS = 128  # columns of a product that are computed at a time when not all fit
+GROUP = 8  # blocks of a product's rows whose columns are computed one after the other
+LARGE_GRID = 2 * GROUP  # blocks along an axis from which a wave is no column of them
 BLOCK_K = 64  # K extent of a streamed matrix operand: 128-byte rows of bf16
 
 
@@ -42,6 +45,9 @@ class Schedule:
     rows: int = 0
     blocks: int = 1  # that a multiprocessor must be able to hold: bounds the registers of a thread
     stages: int = 3  # buffers that the copies of a loop take turns in, at most (1: none flies ahead); `pipeline`
+    group: int = (
+        0  # blocks of grid axis 0 that programs walk before one along axis 1 (0: all of them); `order_programs`
+    )
 
 
 def schedule_of(kernel: Kernel) -> Schedule:
@@ -150,10 +156,18 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
         # Two blocks on a multiprocessor hide each other's waits, and one register too many keeps the second one out.
         # Where operands come from the author's buffers there are registers to spare.
         blocks = 2 if product <= 64 * 32 * warps else 1
-    schedule = Schedule(warps, streamed, subtile, rows=rows, stages=stages, blocks=blocks)
+    group = 0 if rows else _group(kernel)  # rows become programs of their own, in an order that shares operands
+    schedule = Schedule(warps, streamed, subtile, rows=rows, stages=stages, blocks=blocks, group=group)
     # What the author's point of a tuning space says of the launch is no longer the compiler's to choose.
     fixed = {field: constants[name] for name, field in FIXED_BY_CONSTANTS.items() if name in constants}
     return replace(schedule, **fixed)
+
+
+def _group(kernel: Kernel) -> int:
+    """How many blocks of grid axis 0 a wave of programs should cover; 0 where that saves no reading."""
+    grid = kernel.attributes.get("grid", ())[:2]
+    large = len(grid) == 2 and all(not isinstance(size, int) or size >= LARGE_GRID for size in grid)
+    return GROUP if large and shares_operands_both_ways(kernel) else 0
 
 
 def takes_rows(kernel: Kernel) -> bool:
