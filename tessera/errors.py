@@ -81,6 +81,9 @@ CODES: dict[str, Code] = {
     "TS508": Code("unknown architecture", "name one of the supported architectures, as in --arch sm_80"),
     "TS509": Code("assertion in a kernel failed", "see the values that the program had, as with tile.print"),
     "TS510": Code("kernel is not loaded while a graph is captured", "call it once with such arguments before"),
+    "TS511": Code(
+        "schedule does not fit the kernel", "leave the named field out of the schedule, or choose another value"
+    ),
     # 6: launch and arguments
     "TS601": Code("missing or unexpected argument", "pass every parameter without a default; outputs may be left out"),
     "TS602": Code("output shares memory with another argument", "pass a separate array, or leave the output out"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -77,6 +78,16 @@ def emit(kernel: Kernel) -> CudaKernel:
     return Emitter(kernel).run()
 
 
+def emit_all(kernels: Sequence[Kernel]) -> list[CudaKernel]:
+    """The texts of kernels that together are one text."""
+    texts, before = [], (0, 0)
+    for kernel in kernels:
+        emitter = Emitter(kernel, before)
+        texts.append(emitter.run())
+        before = emitter.layouts.count
+    return texts
+
+
 def _bounds(name: str, threads: int, kernel: Kernel) -> str:
     """The head of the kernel: threads of a block and, where the schedule asks, blocks that must fit."""
     blocks = (kernel.attributes.get("schedule") or {}).get("blocks", 1)
@@ -84,10 +95,10 @@ def _bounds(name: str, threads: int, kernel: Kernel) -> str:
 
 
 class Emitter:
-    def __init__(self, kernel: Kernel):
+    def __init__(self, kernel: Kernel, before: tuple[int, int] = (0, 0)):
         self.kernel = kernel
         self.names = Names()
-        self.layouts = LayoutNames()
+        self.layouts = LayoutNames(before)
         self.views: dict[Value, ViewNames] = {}
         self.elements: dict[Value, ViewNames] = {}  # of a list parameter, any of its tensors
         self.threads = kernel.attributes["warps"] * 32

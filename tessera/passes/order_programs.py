@@ -65,6 +65,7 @@ def _ids(builder: Builder, first: Size, second: Size, group: int) -> tuple[Value
     rows = size(group)
     if dims.mod(first, group) != 0:
         rows = builder.value("min", builder.value("sub", size(first), start), rows)
+        rows = builder.value("max", rows, size(1))  # as it is, but seen to be positive: no offset is below zero
     row = builder.value("add", start, builder.value("mod", within, rows))
     return row, builder.value("floordiv", within, rows)
 

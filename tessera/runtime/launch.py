@@ -19,8 +19,10 @@ from tessera import dtypes
 from tessera.errors import ArgumentError, EnvironmentProblem
 from tessera.ir.dims import evaluate
 from tessera.program import Launch, Program
+from tessera.runtime.arrays import Adapter
 from tessera.runtime.bind import Binding, stride_values
 from tessera.runtime.tables import PointerTables
+from tessera.runtime.workspace import allocate, offsets_of
 
 # A block gets more shared memory than this only through the opt-in attribute (CUfunction_attribute 8).
 SHARED_BYTES_WITHOUT_OPT_IN = 48 * 1024
@@ -196,7 +198,8 @@ class PreparedLaunch:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The launches of a program for one signature, and the numbers that follow the arguments in their values.
+    """The launches of a program for one signature, and what follows the arguments in their values: the addresses of
+    workspaces, which lie at `offsets` in a block of `workspace` bytes, and constant numbers.
 
     `lists` are the places of lists of tensors, whose addresses a launch passes in a table of `tables`.
     """
@@ -205,14 +208,24 @@ class Prepared:
     constants: tuple[int, ...]
     lists: tuple[int, ...]
     tables: PointerTables
+    offsets: tuple[int, ...] = ()
+    workspace: int = 0
 
-    def queue(self, driver: Driver, values: list[Any], stream: int, device: int) -> None:
-        """`values`: an address, the addresses of a list, or a number for every parameter of the program, in order."""
+    def queue(self, driver: Driver, values: list[Any], stream: int, device: int, library: Adapter) -> None:
+        """`values`: an address, the addresses of a list, or a number for every parameter of the program, in order.
+
+        `library` makes the block of workspaces.
+        """
+        block = None
+        if self.offsets:
+            block, base = allocate(library, self.workspace, device)
+            values = [*values, *(base + offset for offset in self.offsets)]
         values = [*values, *self.constants] if self.constants or self.lists else values
         for place in self.lists:
             values[place] = self.tables.address(driver, values[place], stream, device)
         for launch in self.launches:
             launch.queue(driver, values, stream, device)
+        del block  # not before its users are queued: the library may then give it to work that is queued behind them
 
 
 class Launcher:
@@ -232,7 +245,8 @@ class Launcher:
         A grid without blocks, as for a dim of size 0, is not launched. Raises what `prepare` raises.
         """
         prepared = self.prepare(program, binding, stream)
-        prepared.queue(self.driver, argument_values(program, binding), stream, device_of(program, binding))
+        values, device = argument_values(program, binding), device_of(program, binding)
+        prepared.queue(self.driver, values, stream, device, binding.library)
         return prepared
 
     def prepare(self, program: Program, binding: Binding, stream: int) -> Prepared:
@@ -246,7 +260,9 @@ class Launcher:
         sizes = {**binding.dims, **stride_values(program.parameters, binding.infos)}
         prepared: list[PreparedLaunch] = []
         constants: list[int] = []
-        places = {parameter.name: number for number, parameter in enumerate(program.parameters)}
+        named = (*program.parameters, *program.workspaces)
+        places = {each.name: number for number, each in enumerate(named)}
+        offsets, workspace = offsets_of(program, binding.dims)
         scalars = {p.name: p.dtype for p in program.parameters if p.kind == "scalar"}
         for step in program.launches:
             grid = grid_of(step, binding.dims)
@@ -267,7 +283,7 @@ class Launcher:
             layout, pick = struct.Struct("<" + "".join(codes)), _picker(picked)
             prepared.append(PreparedLaunch(function, grid, step.threads, step.shared_bytes, layout, pick, []))
         lists = tuple(places[parameter.name] for parameter in program.parameters if parameter.kind == "list")
-        return Prepared(tuple(prepared), tuple(constants), lists, self._tables)
+        return Prepared(tuple(prepared), tuple(constants), lists, self._tables, tuple(offsets.values()), workspace)
 
     def _function(self, program: Program, step: Launch, device: int, stream: int) -> Any:
         key = (device, program.cubin, step.kernel)

@@ -45,9 +45,8 @@ class Schedule:
     rows: int = 0
     blocks: int = 1  # that a multiprocessor must be able to hold: bounds the registers of a thread
     stages: int = 3  # buffers that the copies of a loop take turns in, at most (1: none flies ahead); `pipeline`
-    group: int = (
-        0  # blocks of grid axis 0 that programs walk before one along axis 1 (0: all of them); `order_programs`
-    )
+    group: int = 0  # blocks of grid axis 0 that programs walk before one along axis 1 (0: all); `order_programs`
+    split_k: int = 1  # programs that share the sum of a product along K, which a second launch adds up; `split_k`
 
 
 def schedule_of(kernel: Kernel) -> Schedule:

@@ -160,9 +160,10 @@ def test_check_finds_nothing():
 
 def test_accesses_stay_as_wide():
     dims = {"M": 256, "N": 256, "K": 64}
-    texts = (compile_kernel(product, dims, schedule=Schedule(group=group)).cuda[0].text for group in (0, 3))
+    texts = [compile_kernel(product, dims, schedule=Schedule(group=group)).cuda[0].text for group in (0, 3)]
     plain, ordered = (re.findall(r"ts_(?:cp_async|st_global|ldmatrix)\w*(?:<[^>]*>)?\(", text) for text in texts)
     assert plain == ordered and "ts_cp_async<16, true>(" in ordered
+    assert "_first" not in texts[1], "offsets are seen not to be below zero"
 
 
 def count(kernel, name):
