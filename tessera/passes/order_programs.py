@@ -19,23 +19,30 @@ taken once, by another program.
 from __future__ import annotations
 
 from tessera.dtypes import i64
+from tessera.errors import SourceError
 from tessera.ir import dims
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.dims import Size
-from tessera.ir.opdef import ORDERED, UNORDERED
+from tessera.ir.opdef import UNORDERED
+from tessera.ir.programs import names_program
 from tessera.target.schedule import Schedule
 
 ORDERED_AXES = 2  # grid axes 0 and 1
 
 
 def order_programs(kernel: Kernel, schedule: Schedule) -> Kernel:
-    """The kernel with its programs in groups; itself where there is one group, or where the order of programs shows."""
+    """The kernel with its programs in groups; itself where there is one group, or where the order of programs shows.
+
+    Raises SourceError TS511 for a group of less than no blocks.
+    """
+    if schedule.group < 0:
+        raise SourceError("TS511", f"group is {schedule.group}, and a group has one block or more", kernel.loc)
     grid = kernel.attributes.get("grid", ())
     ids = [op for op in kernel.body.walk() if op.name == "program_id" and op.attributes["axis"] < ORDERED_AXES]
     if not schedule.group or not ids or not _has_groups(grid, schedule.group):
         return kernel
-    if any(op.definition.has(ORDERED) or op.definition.has(UNORDERED) for op in kernel.body.walk()):
-        return kernel  # prints name programs, and sums of floats by atomics depend on their order
+    if any(names_program(op) or op.definition.has(UNORDERED) for op in kernel.body.walk()):
+        return kernel  # sums of floats by atomics depend on the order of programs
     new, builder, mapping = new_kernel_like(kernel)
     taken = _ids(builder.at(*ids), grid[0], grid[1], schedule.group)
     _copy(kernel.body, builder, mapping, taken)

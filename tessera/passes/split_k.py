@@ -21,20 +21,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
-from tessera.dtypes import i64
+from tessera.dtypes import f32, i64
 from tessera.errors import SourceError
 from tessera.ir.affine import loop_progression
-from tessera.ir.core import Block, Builder, Kernel, Op, Value, clone_op, clone_with_regions, new_kernel_like
+from tessera.ir.core import Block, Builder, Kernel, Op, Value, clone_op, clone_with_regions, new_kernel_like, uses
 from tessera.ir.dims import Size, evaluate
-from tessera.ir.opdef import ORDERED, UNORDERED
-from tessera.ir.types import ViewType, dtype_of, int_shape
+from tessera.ir.programs import names_program
+from tessera.ir.types import ViewType, int_shape
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.distribute import distribute
 from tessera.passes.subtile import subtile
 from tessera.passes.sum_loops import SumLoop, sum_loops
-from tessera.target.schedule import Schedule, root
+from tessera.target.reuse import ops_behind
+from tessera.target.schedule import Schedule, root, schedule_of
 
 PART_AXIS = 2  # of the grid
 SUM_WARPS = 4
@@ -45,45 +46,50 @@ RESULTS_PER_THREAD, LOADS_PER_THREAD = 8, 64
 def split_k(kernel: Kernel, schedule: Schedule, sizes: Mapping[str, int]) -> list[Kernel]:
     """The kernel alone, or its parts and their sum.
 
-    `sizes`: values of dims for which the schedule was made. Raises SourceError TS511 where the kernel has not one loop
-    to cut, or fewer iterations than parts.
+    `sizes`: values of dims for which the schedule was made. Raises SourceError TS511 where the kernel has no such loop,
+    one with fewer iterations than parts, or one that depends on what another sums or on what the kernel writes.
     """
     if schedule.split_k == 1:
         return [kernel]
-    loop = _loop(kernel, schedule.split_k, sizes)
-    spaces = [_Space(kernel, loop, number, schedule.split_k) for number in range(len(loop.op.results))]
-    parts = _Parts(kernel, loop, spaces, schedule.split_k).kernel()
+    loops = _loops(kernel, schedule.split_k, sizes)
+    spaces = _spaces(kernel, loops, schedule.split_k)
+    parts = _Parts(kernel, spaces).kernel()
+    _check_reads(parts, kernel, schedule.split_k)
+    return [parts, _Sum(kernel, spaces, schedule).kernel()]
+
+
+def _loops(kernel: Kernel, count: int, sizes: Mapping[str, int]) -> list[SumLoop]:
+    if count < 1:
+        raise SourceError("TS511", f"split_k is {count}, and there is at least one part", kernel.loc)
+    found = sum_loops(kernel)
+    if not found:
+        message = f"split_k = {count}: '{kernel.name}' has no loop that sums a product and whose sum is used behind it"
+        raise SourceError("TS511", message, kernel.loc)
+    used = uses(kernel.body)
+    for loop in found:
+        inside = [value for op in loop.op.regions[0].walk() for value in op.operands]
+        behind = ops_behind([*loop.op.operands, *inside], used)
+        if any(other.op in behind for other in found if other is not loop):
+            message = f"split_k = {count}: a product of '{kernel.name}' takes what another one sums"
+            raise SourceError("TS511", message, loop.op.loc)
+        try:
+            trips = evaluate(loop_progression(loop.op)[1].count, sizes)
+        except KeyError:
+            continue  # only a launch knows
+        if trips < count:
+            times = f"{trips} iteration{'s' if trips != 1 else ''}"
+            raise SourceError("TS511", f"split_k = {count}: a loop of '{kernel.name}' has {times}", loop.op.loc)
+    return found
+
+
+def _check_reads(parts: Kernel, kernel: Kernel, count: int) -> None:
+    """Raises SourceError TS511 where the parts read what the kernel writes: they run before it does."""
     written = _written_names(kernel)
     for op in parts.body.walk():
         for effect, value in op.definition.effects_of(op):
             if effect == "reads" and isinstance(value.type, ViewType) and root(value).name in written:
-                name = root(value).name
-                message = f"split_k = {schedule.split_k}: '{kernel.name}' writes '{name}', which its product reads"
+                message = f"split_k = {count}: '{kernel.name}' writes '{root(value).name}', which its product reads"
                 raise SourceError("TS511", message, op.loc)
-    return [parts, _Sum(kernel, loop, spaces, schedule).kernel()]
-
-
-def _loop(kernel: Kernel, count: int, sizes: Mapping[str, int]) -> SumLoop:
-    if count < 1:
-        raise SourceError("TS511", f"split_k is {count}, and there is at least one part", kernel.loc)
-    found = sum_loops(kernel)
-    if len(found) != 1:
-        has = f"{len(found)} of them" if found else "none"
-        raise SourceError(
-            "TS511",
-            f"split_k = {count} cuts a loop that sums a product, with the sum used only behind it; '{kernel.name}' has "
-            f"{has}",
-            kernel.loc,
-        )
-    (loop,) = found
-    try:
-        trips = evaluate(loop_progression(loop.op)[1].count, sizes)
-    except KeyError:
-        return loop  # only a launch knows
-    if trips < count:
-        times = f"{trips} iteration{'s' if trips != 1 else ''}"
-        raise SourceError("TS511", f"split_k = {count}: the loop of '{kernel.name}' has {times}", loop.op.loc)
-    return loop
 
 
 def _written(op: Op) -> list[Value]:
@@ -101,40 +107,52 @@ def _grid(kernel: Kernel) -> tuple[Size, Size, Size]:
     return first, second, third
 
 
+@dataclass(frozen=True)
 class _Space:
-    """The workspace of one accumulator of the loop."""
+    """The workspace of a result of a loop: f32 tiles by part, grid index and iteration of the loops around."""
 
-    def __init__(self, kernel: Kernel, loop: SumLoop, number: int, count: int):
-        self.loop, self.number = loop, number
-        self.tile = int_shape(loop.op.results[number].type)
-        self.axes = range(len(kernel.attributes["grid"]))
-        taken = {parameter.name for parameter in kernel.parameters}
-        hint = "partials" if len(loop.op.results) == 1 else f"partials_{number}"
-        while hint in taken:
-            hint += "_"
-        self.name = hint
-        shape = (count, *kernel.attributes["grid"], *loop.trips, *self.tile)
-        self.type = ViewType(shape, dtype_of(loop.op.results[number].type))
+    loop: SumLoop
+    name: str
+    shape: tuple[Size, ...]
+    tile: tuple[int, ...]
+
+    @property
+    def type(self) -> ViewType:
+        return ViewType(self.shape, f32)
 
     def window(self, builder: Builder, workspace: Value, places: list[Value]) -> Value:
-        """The tile of a part; `places`: its number, the grid indices of its program, iterations of the loops around."""
-        zero = builder.value("constant", value=0, dtype=i64)
-        ones, rank = (1,) * len(places), len(self.tile)
+        """The tile at an index for each axis but its own."""
+        zero = _constant(builder, 0)
         return builder.value(
             "window",
             workspace,
             *places,
-            *[zero] * rank,
-            extents=(*ones, *self.tile),
-            kept=(*[False] * len(places), *[True] * rank),
+            *[zero] * len(self.tile),
+            extents=(*[1] * len(places), *self.tile),
+            kept=(*[False] * len(places), *[True] * len(self.tile)),
         )
 
 
-class _Rewriter(ABC):
-    """Copies a kernel, but for the loop. `mapping` holds the parameters, and the workspaces by name in `workspaces`."""
+def _spaces(kernel: Kernel, loops: list[SumLoop], count: int) -> list[_Space]:
+    """In the order of loops and of their results, under names that no parameter has."""
+    results = [(loop, result) for loop in loops for result in loop.op.results]
+    stem = "partials"
+    while any(parameter.name.startswith(stem) for parameter in kernel.parameters):
+        stem += "_"
+    found = []
+    for number, (loop, result) in enumerate(results):
+        name = stem if len(results) == 1 else f"{stem}_{number}"
+        tile = int_shape(result.type)
+        found.append(_Space(loop, name, (count, *kernel.attributes["grid"], *loop.trips, *tile), tile))
+    return found
 
-    def __init__(self, kernel: Kernel, loop: SumLoop, spaces: list[_Space]):
-        self.old, self.loop, self.spaces = kernel, loop, spaces
+
+class _Rewriter(ABC):
+    """Copies a kernel, but for the loops that have workspaces."""
+
+    def __init__(self, kernel: Kernel, spaces: list[_Space]):
+        self.old, self.spaces = kernel, spaces
+        self.loops = {space.loop.op: space.loop for space in spaces}
         self.new, self.builder, self.mapping = new_kernel_like(kernel)
         self.workspaces = {space.name: self.new.body.add_argument(space.type, space.name) for space in spaces}
         self.scales = {
@@ -155,8 +173,8 @@ class _Rewriter(ABC):
     def block(self, block: Block, builder: Builder) -> None:
         for op in block.ops:
             builder.at(op)
-            if op is self.loop.op:
-                self.sum_loop(builder)
+            if op in self.loops:
+                self.sum_loop(builder, self.loops[op], [space for space in self.spaces if space.loop.op is op])
             elif op.regions:
                 clone_with_regions(builder, op, self.mapping, self.block)
             else:
@@ -166,14 +184,14 @@ class _Rewriter(ABC):
         clone_op(builder, op, self.mapping)
 
     @abstractmethod
-    def sum_loop(self, builder: Builder) -> None:
-        """Puts something in the place of the loop."""
+    def sum_loop(self, builder: Builder, loop: SumLoop, spaces: list[_Space]) -> None:
+        """Puts something in the place of a loop, whose results have these workspaces."""
 
-    def places(self, builder: Builder) -> list[Value]:
+    def places(self, builder: Builder, loop: SumLoop) -> list[Value]:
         """Where the tiles of this program, in these iterations of the loops around, lie in a part of a workspace."""
-        found = [self.grid_index(builder, axis) for axis in self.spaces[0].axes]
-        for loop, indices in zip(self.loop.around, self.loop.ranges, strict=True):
-            number = self.mapping[loop.regions[0].arguments[0]]
+        found = [self.grid_index(builder, axis) for axis in range(len(self.old.attributes["grid"]))]
+        for outer, indices in zip(loop.around, loop.ranges, strict=True):
+            number = self.mapping[outer.regions[0].arguments[0]]
             if indices.start:
                 number = builder.value("sub", number, _constant(builder, indices.start))
             found.append(_divided(builder, number, indices.step))
@@ -189,14 +207,13 @@ class _Rewriter(ABC):
 class _Parts(_Rewriter):
     """Each program sums its part of the iterations."""
 
-    def __init__(self, kernel: Kernel, loop: SumLoop, spaces: list[_Space], count: int):
-        super().__init__(kernel, loop, spaces)
-        self.count = count
-        self.builder.at(loop.op)
-        self.third = _grid(kernel)[PART_AXIS]
+    def __init__(self, kernel: Kernel, spaces: list[_Space]):
+        super().__init__(kernel, spaces)
+        self.builder.at(*self.loops)
+        self.count = schedule_of(kernel).split_k
         number = self.builder.value("program_id", axis=PART_AXIS)
-        counted = _constant(self.builder, count)
-        if self.third == 1:
+        counted = _constant(self.builder, self.count)
+        if _grid(kernel)[PART_AXIS] == 1:
             self.part, self.index = number, _constant(self.builder, 0)
         else:
             self.part = self.builder.value("mod", number, counted)
@@ -206,46 +223,42 @@ class _Parts(_Rewriter):
         self.block(self.old.body, self.builder)
         first, second, third = _grid(self.old)
         self.new.attributes["grid"] = (first, second, third * self.count)
-        schedule = Schedule(**self.old.attributes["schedule"])
-        return self.finished("parts", "out", schedule)
+        return self.finished("parts", "out", schedule_of(self.old))
 
     def op(self, op: Op, builder: Builder) -> None:
-        if _written(op) or op.definition.has(ORDERED) or op.definition.has(UNORDERED):
+        if _written(op) or names_program(op):
             return  # the sum does it
         if op.name == "program_id" and op.attributes["axis"] == PART_AXIS:
             scale = op.attributes["scale"]
             index = self.index if scale == 1 else builder.value("mul", self.index, _constant(builder, scale))
             self.mapping[op.result] = index
-        elif op.name == "num_programs" and op.attributes["axis"] >= 1:
-            self.mapping[op.result] = _size(builder, _grid(self.old)[op.attributes["axis"]])
+        elif op.name == "num_programs" and op.attributes["axis"] == PART_AXIS:
+            self.mapping[op.result] = _size(builder, _grid(self.old)[PART_AXIS])
         else:
             clone_op(builder, op, self.mapping)
 
     def grid_index(self, builder: Builder, axis: int) -> Value:
         return self.index if axis == PART_AXIS else super().grid_index(builder, axis)
 
-    def sum_loop(self, builder: Builder) -> None:
-        loop = self.loop.op
-        lower, upper, step = (self.mapping[value] for value in loop.operands[:3])
+    def sum_loop(self, builder: Builder, loop: SumLoop, spaces: list[_Space]) -> None:
+        old = loop.op
+        lower, upper, step = (self.mapping[value] for value in old.operands[:3])
         trips = builder.value("neg", builder.value("floordiv", builder.value("sub", lower, upper), step))
         trips = builder.value("max", trips, _constant(builder, 0))
-        one = _constant(builder, 1)
-        ends = [
-            self._end(builder, lower, step, trips, part)
-            for part in (self.part, builder.value("add", self.part, one))
-        ]  # fmt: skip
+        following = builder.value("add", self.part, _constant(builder, 1))
+        bounds = [self._end(builder, lower, step, trips, part) for part in (self.part, following)]
         body = Block()
-        for argument in loop.regions[0].arguments:
+        for argument in old.regions[0].arguments:
             self.mapping[argument] = body.add_argument(argument.type, argument.name)
-        self.block(loop.regions[0], builder.inner(body))
-        zero = builder.at(loop).value("constant", value=0.0)
-        initial = [builder.value("full", zero, shape=s.tile, dtype=s.type.dtype) for s in self.spaces]
-        names = [result.name for result in loop.results]
-        new = builder.op(loop.name, [*ends, step, *initial], [body], names, **loop.attributes)
-        places = [self.part, *self.places(builder)]
-        for space, result in zip(self.spaces, new.results, strict=True):
+        self.block(old.regions[0], builder.inner(body))
+        zero = builder.at(old).value("constant", value=0.0)
+        initial = [builder.value("full", zero, shape=space.tile, dtype=f32) for space in spaces]
+        names = [result.name for result in old.results]
+        new = builder.op(old.name, [*bounds, step, *initial], [body], names, **old.attributes)
+        places = [self.part, *self.places(builder, loop)]
+        for space, result in zip(spaces, new.results, strict=True):
             builder.op("store", [space.window(builder, self.workspaces[space.name], places), result])
-        self.mapping.update(zip(loop.results, new.results, strict=True))  # what uses them is dropped
+        self.mapping.update(zip(old.results, new.results, strict=True))  # what uses them is dropped
 
     def _end(self, builder: Builder, lower: Value, step: Value, trips: Value, part: Value) -> Value:
         """The index at which a part begins, and the one before it ends."""
@@ -256,29 +269,26 @@ class _Parts(_Rewriter):
 class _Sum(_Rewriter):
     """Adds the parts in ascending order, and does everything else that the kernel did."""
 
-    def __init__(self, kernel: Kernel, loop: SumLoop, spaces: list[_Space], schedule: Schedule):
-        super().__init__(kernel, loop, spaces)
+    def __init__(self, kernel: Kernel, spaces: list[_Space], schedule: Schedule):
+        super().__init__(kernel, spaces)
         self.schedule = schedule
 
     def kernel(self) -> Kernel:
         self.block(self.old.body, self.builder)
         schedule = replace(self.schedule, split_k=1, group=0)
         moves = not any(op.name == "mma" for op in self.new.body.walk())
-        if not moves or self.loop.around or schedule.subtile or schedule.streamed or schedule.rows:
+        if not moves or schedule.subtile or schedule.streamed or schedule.rows:
             return self.finished("sum", "in", schedule)  # cut into programs and slices as it was
         schedule = _of_sum(self.spaces[0].tile, self.schedule.split_k)
         return distribute(subtile(self.finished("sum", "in", schedule), schedule))
 
-    def sum_loop(self, builder: Builder) -> None:
-        loop = self.loop.op
-        places = self.places(builder)
-        initial = loop.operands[3:]
-        for space, first, result in zip(self.spaces, initial, loop.results, strict=True):
+    def sum_loop(self, builder: Builder, loop: SumLoop, spaces: list[_Space]) -> None:
+        places = self.places(builder, loop)
+        for space, first, result in zip(spaces, loop.op.operands[3:], loop.op.results, strict=True):
             total: Value | None = None
             for part in range(self.schedule.split_k):
-                window = space.window(
-                    builder, self.workspaces[space.name], [_constant(builder, part), *places]
-                )  # fmt: skip
+                number = _constant(builder, part)
+                window = space.window(builder, self.workspaces[space.name], [number, *places])
                 loaded = builder.value("load", window)
                 total = loaded if total is None else builder.value("add", total, loaded, hint=result.name)
             assert total is not None

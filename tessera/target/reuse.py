@@ -1,6 +1,8 @@
-"""What the programs of a grid read alike: which ids decide what a tile holds."""
+"""What a tile depends on: the ops behind it, and which ids decide what it holds, so which programs read it alike."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from tessera.ir.core import Kernel, Op, Value, uses
 from tessera.ir.types import BufferType
@@ -21,8 +23,14 @@ def shares_operands_both_ways(kernel: Kernel) -> bool:
 
 def axes_behind(value: Value, used: dict[Value, list[Op]]) -> set[int]:
     """The grid axes whose ids decide what a value is; `used` as `uses` gives it."""
-    found: set[int] = set()
-    waiting, seen = [value], {value}
+    return {op.attributes["axis"] for op in ops_behind([value], used) if op.name == "program_id"}
+
+
+def ops_behind(values: Iterable[Value], used: dict[Value, list[Op]]) -> set[Op]:
+    """Every op that values are computed by, with what regions on the way hold and what fills buffers on the way."""
+    found: set[Op] = set()
+    waiting = list(values)
+    seen = set(waiting)
     while waiting:
         current = waiting.pop()
         op = current.defining_op
@@ -30,12 +38,11 @@ def axes_behind(value: Value, used: dict[Value, list[Op]]) -> set[int]:
         if isinstance(current.type, BufferType):
             ops += [user for user in used.get(current, ()) if _writes(user, current)]
         for op in ops:
-            inside = [inner for region in op.regions for inner in region.walk()]
-            found |= {one.attributes["axis"] for one in (op, *inside) if one.name == "program_id"}
-            for operand in (operand for one in (op, *inside) for operand in one.operands):
-                if operand not in seen:
-                    seen.add(operand)
-                    waiting.append(operand)
+            inside = {op, *(inner for region in op.regions for inner in region.walk())}
+            found |= inside
+            new = {operand for one in inside for operand in one.operands} - seen
+            seen |= new
+            waiting += new
     return found
 
 

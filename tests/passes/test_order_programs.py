@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import tessera as ts
 from tessera import tile
 from tessera.compiler import compile_kernel, find_arch, make_context, run_pass, trace_kernel
+from tessera.errors import SourceError
 from tessera.ir import dims as sizes
 from tessera.ir.affine import window_of
 from tessera.ir.verify import verify
@@ -68,6 +69,14 @@ def prints(x: tile.Tensor["M", "N", ts.f32], out: tile.Tensor["M", "N", ts.f32])
     m, n = tile.program_id(0) * 16, tile.program_id(1) * 16
     tile.print("{}", n)
     tile.store(x[m : m + 16, n : n + 16], out[m : m + 16, n : n + 16])
+
+
+@ts.kernel
+def asserts(x: tile.Tensor["M", "N", ts.f32], out: tile.Tensor["M", "N", ts.f32]):
+    m, n = tile.program_id(0) * 16, tile.program_id(1) * 16
+    block = x[m : m + 16, n : n + 16]
+    tile.assert_(block < 100.0, "small")
+    tile.store(block, out[m : m + 16, n : n + 16])
 
 
 @ts.kernel
@@ -176,6 +185,7 @@ STAY = [
     (product, {"M": 64, "N": 16, "K": 16}, (4, 1), 2),  # one column
     (lines, {"N": 64}, None, 2),
     (prints, {"M": 64, "N": 64}, None, 2),
+    (asserts, {"M": 64, "N": 64}, None, 2),
 ]
 
 
@@ -183,6 +193,12 @@ STAY = [
 def test_orders_that_stay(definition, dims, grid, group):
     kernel = specialised(definition, dims, grid)
     assert order_programs(kernel, Schedule(group=group)) is kernel
+
+
+def test_a_group_is_not_negative():
+    with pytest.raises(SourceError, match="group is -2") as caught:
+        compile_kernel(product, {"M": 64, "N": 64, "K": 16}, schedule=Schedule(group=-2))
+    assert caught.value.code == "TS511"
 
 
 DEFAULTS = [
