@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from tessera.codegen_cuda.emit import CudaKernel, emit_all
+from tessera.codegen_cuda.emit import CudaKernel, emit
 from tessera.errors import SourceError, TesseraError, did_you_mean
 from tessera.frontend.definition import KernelDefinition
 from tessera.frontend.function import FunctionTrace
@@ -135,7 +135,7 @@ def compile_kernel(
     for kernel in module.kernels:
         check_signature(kernel, placed=True)
     start = time.perf_counter()
-    result.cuda = emit_all(module.kernels)
+    result.cuda = emit(module.kernels)
     result.times["emit"] = time.perf_counter() - start
     result.program = make_program(name, module.kernels, result.cuda, arch)
     return result

@@ -73,13 +73,11 @@ def template_locals(template: str) -> frozenset[str]:
     return frozenset(_DECLARED.findall((TEMPLATES / f"{template}.j2").read_text(encoding="utf-8")))
 
 
-def emit(kernel: Kernel) -> CudaKernel:
-    """The CUDA text of a placed Target kernel. Raises InternalError for an op without a template."""
-    return Emitter(kernel).run()
+def emit(kernels: Sequence[Kernel]) -> list[CudaKernel]:
+    """The CUDA texts of placed Target kernels, which one after the other are one text.
 
-
-def emit_all(kernels: Sequence[Kernel]) -> list[CudaKernel]:
-    """The texts of kernels that together are one text."""
+    Raises InternalError for an op without a template.
+    """
     texts, before = [], (0, 0)
     for kernel in kernels:
         emitter = Emitter(kernel, before)
