@@ -17,17 +17,17 @@ from tessera.codegen_cuda.emit import CudaKernel, emit
 from tessera.errors import SourceError, TesseraError, did_you_mean
 from tessera.frontend.definition import KernelDefinition
 from tessera.frontend.function import FunctionTrace
-from tessera.ir.core import Kernel, Module
+from tessera.ir.core import Kernel, Module, Value
 from tessera.ir.dims import Size, evaluate, symbol, symbols
 from tessera.ir.opdef import GRAPH, TARGET, TILE
 from tessera.ir.signature import check_signature
-from tessera.ir.types import ListType, ScalarType, tensor_type
+from tessera.ir.types import ListType, dtype_of, tensor_type
 from tessera.ir.verify import verify
 from tessera.passes import GRAPH_PIPELINE, PIPELINE, Context, Pass
 from tessera.passes.lower_graph import lower_graph
 from tessera.passes.specialise import unbound_dims
 from tessera.plan import GraphPlan, PlanLaunch
-from tessera.program import Argument, Launch, Parameter, Program
+from tessera.program import Argument, Launch, Parameter, Program, Workspace
 from tessera.target.arch import ARCHS, PARAMETER_BYTES, Arch, find
 from tessera.target.schedule import Schedule, schedule_of
 
@@ -124,19 +124,21 @@ def compile_kernel(
     module = source if isinstance(source, Module) else trace_kernel(source, dims, grid, constants)
     verify(module)
     keep("frontend", module, time.perf_counter() - start)
+    name = module.kernel().name
     if module.level == TILE:
         context = make_context(module.kernel(), facts, dims, alignment, divisors, schedule)
         for step in PIPELINE:
             start = time.perf_counter()
-            module = run_pass(step, module, context)
-            keep(step.name, module, time.perf_counter() - start, step.exact)
+            before, module = module, run_pass(step, module, context)
+            exact = step.exact or module.kernels == before.kernels
+            keep(step.name, module, time.perf_counter() - start, exact)
         result.schedule = schedule_of(module.kernel())
     for kernel in module.kernels:
         check_signature(kernel, placed=True)
     start = time.perf_counter()
-    result.cuda = [emit(kernel) for kernel in module.kernels]
+    result.cuda = emit(module.kernels)
     result.times["emit"] = time.perf_counter() - start
-    result.program = make_program(module.kernel(), result.cuda, arch)
+    result.program = make_program(name, module.kernels, result.cuda, arch)
     return result
 
 
@@ -162,7 +164,7 @@ def make_context(
     static = {**kernel.attributes.get("static", {}), **{dim: dims[dim] for dim in needed}}
     if divisors is None:
         divisors = {dim: divisibility(value) for dim, value in dims.items() if dim not in static}
-    return Context(arch, static, dict(divisors), dict(alignment or {}), schedule)
+    return Context(arch, static, dict(divisors), dict(alignment or {}), schedule, {**dims, **static})
 
 
 def divisibility(value: int) -> int:
@@ -172,67 +174,82 @@ def divisibility(value: int) -> int:
 
 def run_pass(step: Pass, module: Module, context: Context) -> Module:
     """One pass over every kernel, verified. An error without a place gets the kernel's."""
-    kernels = []
+    kernels: list[Kernel] = []
     for kernel in module.kernels:
         try:
-            kernels.append(step.run(kernel, context))
+            made = step.run(kernel, context)
         except TesseraError as error:
             raise error.at(kernel.loc) from None
+        kernels += made if isinstance(made, list) else [made]
     new = Module(step.level, kernels)
     placed = any(kernel.attributes.get("shared_bytes") is not None for kernel in kernels)
     verify(new, barriers=step.name == "insert_barriers", placed=placed)
     return new
 
 
-def make_program(kernel: Kernel, texts: list[CudaKernel], arch: str) -> Program:
-    """The plain data of a compiled kernel; `cubin` is filled in by the runtime.
+def make_program(name: str, kernels: Sequence[Kernel], texts: Sequence[CudaKernel], arch: str) -> Program:
+    """The plain data of compiled kernels, launched in this order; `cubin` is filled in by the runtime.
 
-    Raises SourceError TS511 for more tensors than the arguments of a launch have room for.
+    All have the signature of a call, of which the last one says the roles, and workspaces behind it. Raises SourceError
+    TS511 for more tensors than the arguments of a launch have room for.
     """
-    roles = dict(kernel.attributes.get("parameters", ()))
-    alignment = kernel.attributes.get("alignment", {})
-    parameters = []
-    for value in kernel.parameters:
-        tensor = tensor_type(value.type)
-        if tensor is not None:
-            parameters.append(
-                Parameter(
-                    value.name,
-                    "list" if isinstance(value.type, ListType) else "tensor",
-                    tensor.dtype.name,
-                    tensor.shape,
-                    roles.get(value.name, "in"),
-                    alignment.get(value.name, 16),
-                    kernel.attributes.get("strides", {}).get(value.name, ()),
-                    value.type.length if isinstance(value.type, ListType) else 0,
-                )
-            )
-        elif isinstance(value.type, ScalarType):
-            parameters.append(Parameter(value.name, "scalar", value.type.dtype.name))
+    kernel = kernels[-1]
+    spaces = kernel.attributes.get("workspaces", ()) if len(kernels) > 1 else ()
+    signature = [value for value in kernel.parameters if value.name not in spaces]
+    parameters = tuple(_parameter(value, kernel.attributes) for value in signature)
     lists = {parameter.name for parameter in parameters if parameter.kind == "list"}
-    launches = []
-    for text in texts:
-        arguments = [
-            *(Argument("pointers" if name in lists else "pointer", name) for name in text.pointers),
-            *(Argument("size", size=symbol(dim)) for dim in text.sizes),
-            *(Argument("scalar", name) for name in text.scalars),
-        ]
-        check_room(kernel, parameters, arguments)
-        launches.append(
-            Launch(
-                text.name, tuple(kernel.attributes.get("grid", (1,))), text.threads, text.shared_bytes, tuple(arguments)
-            )
-        )
+    launches = [_launch(each, text, lists) for each, text in zip(kernels, texts, strict=True)]
+    for launch in launches:
+        check_room(kernel, parameters, launch.arguments)
     return Program(
-        kernel.name,
+        name,
         arch,
-        tuple(parameters),
+        parameters,
         tuple(kernel.attributes.get("dims", ())),
         dict(kernel.attributes.get("static", {})),
         dict(kernel.attributes.get("divisors", {})),
         tuple(launches),
         "\n".join(text.text for text in texts),
-        notes=tuple(kernel.attributes.get("notes", ())),
+        notes=tuple(dict.fromkeys(note for each in kernels for note in each.attributes.get("notes", ()))),
+        workspaces=tuple(_workspace(value) for value in kernel.parameters if value.name in spaces),
+    )
+
+
+def _parameter(value: Value, attributes: Mapping[str, Any]) -> Parameter:
+    tensor = tensor_type(value.type)
+    if tensor is None:
+        return Parameter(value.name, "scalar", dtype_of(value.type).name)
+    return Parameter(
+        value.name,
+        "list" if isinstance(value.type, ListType) else "tensor",
+        tensor.dtype.name,
+        tensor.shape,
+        dict(attributes.get("parameters", ())).get(value.name, "in"),
+        attributes.get("alignment", {}).get(value.name, 16),
+        attributes.get("strides", {}).get(value.name, ()),
+        value.type.length if isinstance(value.type, ListType) else 0,
+    )
+
+
+def _workspace(value: Value) -> Workspace:
+    tensor = tensor_type(value.type)
+    assert tensor is not None
+    return Workspace(value.name, tensor.dtype.name, tensor.shape)
+
+
+def _launch(kernel: Kernel, text: CudaKernel, lists: set[str]) -> Launch:
+    arguments = [
+        *(Argument("pointers" if name in lists else "pointer", name) for name in text.pointers),
+        *(Argument("size", size=symbol(dim)) for dim in text.sizes),
+        *(Argument("scalar", name) for name in text.scalars),
+    ]
+    return Launch(
+        text.name,
+        tuple(kernel.attributes.get("grid", (1,))),
+        text.threads,
+        text.shared_bytes,
+        tuple(arguments),
+        tuple(name for name, role in kernel.attributes.get("parameters", ()) if role != "in"),
     )
 
 
@@ -281,8 +298,8 @@ class FunctionCompilation:
         for number, first in enumerate(self.kernels[0].stages if self.kernels else ()):
             made = [compilation.stages[number] for compilation in self.kernels]
             name = "lower_graph" if number == 0 else first.name
-            modules = [stage.module.kernel() for stage in made]
-            result.append(Stage(name, Module(first.module.level, modules), sum(stage.seconds for stage in made)))
+            kernels = [kernel for stage in made for kernel in stage.module.kernels]
+            result.append(Stage(name, Module(first.module.level, kernels), sum(stage.seconds for stage in made)))
         return result
 
 
@@ -315,7 +332,7 @@ def compile_function(
         key = (launch.kernel, *sorted(static.items()), *sorted(divisors.items()))
         if key not in known:
             known[key] = len(result.kernels)
-            named = _apart(kernel, [made.tile.kernel().name for made in result.kernels])
+            named = _apart(kernel, [known.name for made in result.kernels for known in made.stages[0].module.kernels])
             result.kernels.append(compile_kernel(Module(TILE, [named]), sizes, arch, None, None, divisors, hooks))
         result.chosen.append(known[key])
     for compilation in result.kernels:

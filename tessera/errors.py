@@ -85,6 +85,9 @@ CODES: dict[str, Code] = {
         "arguments of a launch take too much room",
         "pass shorter lists, with a part of the tensors in each call, or one tensor that holds them all",
     ),
+    "TS512": Code(
+        "schedule does not fit the kernel", "leave the named field out of the schedule, or choose another value"
+    ),
     # 6: launch and arguments
     "TS601": Code("missing or unexpected argument", "pass every parameter without a default; outputs may be left out"),
     "TS602": Code("output shares memory with another argument", "pass a separate array, or leave the output out"),

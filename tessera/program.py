@@ -1,19 +1,22 @@
 """A compiled kernel as plain data: what a launcher, a cache or another process needs, and nothing that executes.
 
-A launch passes its kernel, in this order: a pointer per tensor parameter, and for a list of tensors a struct of their
-pointers by value (of one null pointer where the list is empty); the value of every dynamic size the kernel reads as
-int64; then run-time scalars (`int` as int64, `float` as f32).
+A launch passes its kernel, in this order: a pointer per tensor parameter and workspace, and for a list of tensors a
+struct of their pointers by value (of one null pointer where the list is empty); the value of every dynamic size the
+kernel reads as int64; then run-time scalars (`int` as int64, `float` as f32). Launches run one after the other, in
+order.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tessera.dtypes import parse as parse_dtype
 from tessera.errors import SourceError
-from tessera.ir.dims import Size, parse, to_text
+from tessera.ir.dims import Size, evaluate, parse, to_text
 
 SCHEMA = 3
 ANY_LENGTH = -1  # of a list parameter whose length a call decides
@@ -41,9 +44,24 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Workspace:
+    """A contiguous tensor that launches hand to later ones of the same call. Its sizes are over the program's dims."""
+
+    name: str
+    dtype: str
+    shape: tuple[Size, ...]
+
+    def bytes(self, dims: Mapping[str, int]) -> int:
+        total = parse_dtype(self.dtype).bytes
+        for size in self.shape:
+            total *= evaluate(size, dims)
+        return total
+
+
+@dataclass(frozen=True)
 class Argument:
-    """One argument of a launch: "pointer", "pointers" (of a list) or "scalar" of the parameter `name`, or the "size"
-    `size`.
+    """One argument of a launch: "pointer", "pointers" (of a list) or "scalar" of the parameter `name`, "pointer" of the
+    workspace `name`, or the "size" `size`.
     """
 
     kind: str
@@ -53,11 +71,14 @@ class Argument:
 
 @dataclass(frozen=True)
 class Launch:
+    """`writes`: the tensors and workspaces that it changes."""
+
     kernel: str
     grid: tuple[Size, ...]
     threads: int
     shared_bytes: int
     arguments: tuple[Argument, ...]
+    writes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,7 @@ class Program:
     cuda: str
     cubin: bytes = b""
     notes: tuple[str, ...] = field(default=())
+    workspaces: tuple[Workspace, ...] = ()
 
     def to_json(self) -> str:
         data = {name: getattr(self, name) for name in ("name", "arch", "dims", "static", "divisors", "cuda", "notes")}
@@ -83,6 +105,7 @@ class Program:
             {**vars(p), "shape": [to_text(s) for s in p.shape], "strides": [to_text(s) for s in p.strides]}
             for p in self.parameters
         ]
+        data["workspaces"] = [{**vars(w), "shape": [to_text(s) for s in w.shape]} for w in self.workspaces]
         data["launches"] = [
             {
                 **vars(x),
@@ -107,6 +130,7 @@ class Program:
                     x["threads"],
                     x["shared_bytes"],
                     tuple(Argument(a["kind"], a["name"], parse(str(a["size"]))) for a in x["arguments"]),
+                    tuple(x["writes"]),
                 )
                 for x in data.pop("launches")
             )
@@ -114,12 +138,14 @@ class Program:
                 Parameter(**{**p, "shape": _sizes(p["shape"]), "strides": _sizes(p["strides"])})
                 for p in data.pop("parameters")
             )
+            workspaces = tuple(Workspace(**{**w, "shape": _sizes(w["shape"])}) for w in data.pop("workspaces"))
             cubin = base64.b64decode(data.pop("cubin"))
             return Program(
                 **{**data, "dims": tuple(data["dims"]), "notes": tuple(data["notes"])},
                 parameters=parameters,
                 launches=launches,
                 cubin=cubin,
+                workspaces=workspaces,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SourceError("TS702", f"this is not a Tessera program of schema {SCHEMA}: {error}") from None

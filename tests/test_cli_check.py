@@ -240,13 +240,13 @@ def test_broken_text_is_a_race_and_in_flight(tessera, kernels, monkeypatch):
 def change_text(monkeypatch, pattern, replacement, only=None):
     real = compiler.emit
 
-    def broken(kernel):
-        made = real(kernel)
-        if only not in (None, kernel.name):
-            return made
+    def broken(kernels):
+        (made,) = real(kernels)
+        if only not in (None, made.name):
+            return [made]
         text, count = re.subn(pattern, replacement, made.text)
         assert count and text.count("\n") == made.text.count("\n")
-        return dataclasses.replace(made, text=text)
+        return [dataclasses.replace(made, text=text)]
 
     monkeypatch.setattr(compiler, "emit", broken)
 

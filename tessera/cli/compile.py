@@ -104,7 +104,9 @@ def build(
         raise target.error
     compilation, dims = compile_target(target, given, arch)
     if isinstance(compilation, FunctionCompilation):
-        return [_built(one.tile.kernel().name, one, dims, arch, kinds, timed) for one in compilation.kernels]
+        return [
+            _built(one.stages[0].module.kernel().name, one, dims, arch, kinds, timed) for one in compilation.kernels
+        ]
     return [_built(target.name, compilation, dims, arch, kinds, timed)]
 
 
@@ -144,7 +146,8 @@ def _measured(step: Launch, arch: str, compiled: nvrtc.Compiled) -> dict[str, An
         entry["shared_bytes"] = step.shared_bytes + found.shared_bytes
         entry["spill_bytes"] = found.spill_stores + found.spill_loads
         entry["stack_bytes"] = found.stack
-    return entry | {"instructions": {k: n for k, n in nvrtc.count_instructions(compiled.ptx).items() if n}}
+    text = nvrtc.entry_text(compiled.ptx, step.kernel)
+    return entry | {"instructions": {k: n for k, n in nvrtc.count_instructions(text).items() if n}}
 
 
 def _write(built: Built, kinds: Sequence[str], folder: Path) -> None:

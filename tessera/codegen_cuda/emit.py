@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -72,9 +73,17 @@ def template_locals(template: str) -> frozenset[str]:
     return frozenset(_DECLARED.findall((TEMPLATES / f"{template}.j2").read_text(encoding="utf-8")))
 
 
-def emit(kernel: Kernel) -> CudaKernel:
-    """The CUDA text of a placed Target kernel. Raises InternalError for an op without a template."""
-    return Emitter(kernel).run()
+def emit(kernels: Sequence[Kernel]) -> list[CudaKernel]:
+    """The CUDA texts of placed Target kernels, which one after the other are one text.
+
+    Raises InternalError for an op without a template.
+    """
+    texts, before = [], (0, 0)
+    for kernel in kernels:
+        emitter = Emitter(kernel, before)
+        texts.append(emitter.run())
+        before = emitter.layouts.count
+    return texts
 
 
 def _bounds(name: str, threads: int, kernel: Kernel) -> str:
@@ -84,10 +93,10 @@ def _bounds(name: str, threads: int, kernel: Kernel) -> str:
 
 
 class Emitter:
-    def __init__(self, kernel: Kernel):
+    def __init__(self, kernel: Kernel, before: tuple[int, int] = (0, 0)):
         self.kernel = kernel
         self.names = Names()
-        self.layouts = LayoutNames()
+        self.layouts = LayoutNames(before)
         self.views: dict[Value, ViewNames] = {}
         self.elements: dict[Value, ViewNames] = {}  # of a list parameter, any of its tensors
         self.threads = kernel.attributes["warps"] * 32

@@ -12,17 +12,26 @@ from tessera.ir.layout import RegisterLayout, SharedLayout
 
 
 class LayoutNames:
-    """Aliases of the layouts that a kernel uses, and their definitions in C."""
+    """Aliases of the layouts that a kernel uses, and their definitions in C.
 
-    def __init__(self) -> None:
+    `before`: how many register and shared layouts the text in front of the kernel has, whose names go on.
+    """
+
+    def __init__(self, before: tuple[int, int] = (0, 0)) -> None:
         self.register: dict[RegisterLayout, str] = {}
         self.shared: dict[SharedLayout, str] = {}
+        self.before = before
+
+    @property
+    def count(self) -> tuple[int, int]:
+        """How many there are now, with those before."""
+        return self.before[0] + len(self.register), self.before[1] + len(self.shared)
 
     def tile(self, layout: RegisterLayout) -> str:
-        return self.register.setdefault(layout, f"L{len(self.register)}")
+        return self.register.setdefault(layout, f"L{self.count[0]}")
 
     def buffer(self, layout: SharedLayout) -> str:
-        return self.shared.setdefault(layout, f"S{len(self.shared)}")
+        return self.shared.setdefault(layout, f"S{self.count[1]}")
 
     def functions(self) -> list[str]:
         lines = []

@@ -64,8 +64,8 @@ def parameter_view(name: str, type_: ViewType, strides: tuple[Size, ...], read_o
 
 
 def is_nonnegative(value: Value, loops: dict[int, tuple[Value, Value]]) -> bool:
-    """Whether an index is shown never to be negative: ids, sizes, constants, and what sums, products and divisions make
-    of such.
+    """Whether an index is shown never to be negative: ids, sizes, constants, and what sums, products, divisions, minima
+    and maxima make of such.
     """
     op = value.defining_op
     if op is None:
@@ -83,4 +83,6 @@ def is_nonnegative(value: Value, loops: dict[int, tuple[Value, Value]]) -> bool:
         )
     if op.name == "program_id":
         return True
-    return op.name in ("add", "mul", "floordiv", "mod") and all(is_nonnegative(v, loops) for v in op.operands)
+    if op.name == "max":
+        return any(is_nonnegative(v, loops) for v in op.operands)
+    return op.name in ("add", "mul", "floordiv", "mod", "min") and all(is_nonnegative(v, loops) for v in op.operands)

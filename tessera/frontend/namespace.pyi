@@ -328,8 +328,8 @@ class tile:
         """1 / sqrt(a); with `dst`, a shared buffer, the result is also written there, rounded to its dtype"""
     @staticmethod
     def sigmoid(a: Any, dst: Any = None) -> Any:
-        """1 / (1 + exp(-a)), branch-wise: neither side overflows; with `dst`, a shared buffer, the result is
-        also written there, rounded to its dtype
+        """1 / (1 + exp(-a)): neither side overflows; with `dst`, a shared buffer, the result is also written
+        there, rounded to its dtype
         """
     @staticmethod
     def silu(a: Any, dst: Any = None) -> Any:
@@ -666,9 +666,7 @@ class tensors:
         """1 / sqrt(a); computed in f32 and rounded to the operand's dtype"""
     @staticmethod
     def sigmoid(a: Any) -> Any:
-        """1 / (1 + exp(-a)), branch-wise: neither side overflows; computed in f32 and rounded to the operand's
-        dtype
-        """
+        """1 / (1 + exp(-a)): neither side overflows; computed in f32 and rounded to the operand's dtype"""
     @staticmethod
     def silu(a: Any) -> Any:
         """a * sigmoid(a); 0 at -infinity; computed in f32 and rounded to the operand's dtype"""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tessera.ir.core import Kernel
+from tessera.ir.core import Kernel, Op
+from tessera.ir.opdef import ORDERED
 
 
 def scales_of(kernel: Kernel) -> tuple[int, int, int]:
@@ -14,6 +15,11 @@ def scales_of(kernel: Kernel) -> tuple[int, int, int]:
         if op.name == "program_id":
             scales[op.attributes["axis"]] = op.attributes["scale"]
     return scales[0], scales[1], scales[2]
+
+
+def names_program(op: Op) -> bool:
+    """Whether what an op says is seen outside, with the ids of its program: prints and assertions."""
+    return op.definition.has(ORDERED) or op.name == "assert"
 
 
 def program_text(identifiers: Sequence[object]) -> str:

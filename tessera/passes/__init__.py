@@ -1,7 +1,8 @@
 """The pass pipeline, in order, with the reason for each place.
 
-A pass takes a kernel and a `Context` and returns a new kernel of the same meaning. The IR verifies before and after
-each one. All passes so far are exact: they change no bit of any output.
+A pass takes a kernel and a `Context` and returns a new kernel of the same meaning, or several that are launched one
+after the other. The IR verifies before and after each one. Passes that are `exact` change no bit of any output, and no
+pass does where it leaves a kernel as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tessera.passes.insert_barriers import insert_barriers
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.merge_slices import merge_slices
 from tessera.passes.order_copies import order_copies
+from tessera.passes.order_programs import order_programs
 from tessera.passes.pipeline import pipeline
 from tessera.passes.place_shared import place_shared
 from tessera.passes.place_sums import place_sums
@@ -27,6 +29,7 @@ from tessera.passes.precision import precision
 from tessera.passes.prefetch_loads import prefetch_loads
 from tessera.passes.promote_buffers import buffers_to_promote, promote_buffers
 from tessera.passes.specialise import bind_decisions, specialise
+from tessera.passes.split_k import split_k
 from tessera.passes.stage_operands import stage_operands
 from tessera.passes.subtile import subtile
 from tessera.target.arch import Arch
@@ -35,13 +38,16 @@ from tessera.target.schedule import Schedule, schedule_of
 
 @dataclass
 class Context:
-    """What passes may ask. `schedule` overrides the default point for the kernel."""
+    """What passes may ask. `schedule` overrides the default point for the kernel. `sizes` are the dims that it is
+    compiled for; no code may depend on those that are not `static`.
+    """
 
     arch: Arch
     static: dict[str, int] = field(default_factory=dict)
     divisors: dict[str, int] = field(default_factory=dict)
     alignment: dict[str, int] = field(default_factory=dict)
     schedule: Schedule | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Pass:
     """`level` is that of the kernel it returns; `exact` says that outputs keep every bit."""
 
     name: str
-    run: Callable[[Kernel, Context], Kernel]
+    run: Callable[[Kernel, Context], Kernel | list[Kernel]]
     level: str = TILE
     exact: bool = True
 
@@ -67,6 +73,10 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("subtile", lambda k, c: subtile(k, schedule_of(k))),
     # Before anything is shared between iterations: loops over rows that are programs of their own.
     Pass("distribute", lambda k, c: distribute(k)),
+    # After the loop over K is there (`subtile` may make it) and the grid counts all programs that share its products.
+    Pass("split_k", lambda k, c: split_k(k, schedule_of(k), c.sizes), exact=False),
+    # After the grid has its last shape.
+    Pass("order_programs", lambda k, c: order_programs(k, schedule_of(k))),
     # Before staging and pipelining, which look for loops by what these carry.
     Pass("place_sums", lambda k, c: place_sums(k, schedule_of(k))),
     Pass("stage_operands", lambda k, c: stage_operands(k)),

@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from tessera.dtypes import parse as parse_dtype
 from tessera.errors import InternalError, SourceError
 from tessera.ir.bounds import Bar
-from tessera.ir.core import Kernel
+from tessera.ir.core import Kernel, Module
 from tessera.ir.dims import evaluate
 from tessera.ir.types import ListType, ScalarType, tensor_type
 from tessera.program import Launch, Parameter, Program
 from tessera.runtime.arrays import NUMPY
 from tessera.runtime.bind import expand, stride_values
 from tessera.runtime.compare import Comparison, check
+from tessera.runtime.inputs import poison
 
 LANES = ("interpret", "emulate", "cuda")
 
@@ -88,6 +90,25 @@ def interpret(
     return Outcome("interpret", (KernelRun(kernel.name, result.grid),), seconds, dict(result.outputs))
 
 
+def interpret_all(module: Module, arguments: Mapping[str, Any], dims: Mapping[str, int]) -> Outcome:
+    """Runs kernels that hand workspaces to one another, in order. The outcome has the workspaces among its outputs."""
+    start = time.perf_counter()
+    known = dict(arguments)
+    ran: list[KernelRun] = []
+    written: dict[str, np.ndarray] = {}
+    for kernel in module.kernels:
+        for parameter in parameters_of(kernel):
+            if parameter.name not in known:
+                shape = tuple(evaluate(size, dims) for size in parameter.shape)
+                known[parameter.name] = poison(shape, parse_dtype(parameter.dtype))
+        names = {parameter.name for parameter in kernel.parameters}
+        given = {name: value for name, value in known.items() if name in names}
+        outcome = interpret(kernel, given, dims, level=module.level)
+        ran += outcome.kernels
+        written |= outcome.outputs
+    return Outcome("interpret", tuple(ran), time.perf_counter() - start, written)
+
+
 def emulate(program: Program, arguments: Mapping[str, Any], dims: Mapping[str, int], seed: int = 0) -> Outcome:
     """Runs the CUDA text of a program on this CPU; a `seed` other than 0 runs blocks and warps in random order.
 
@@ -97,6 +118,7 @@ def emulate(program: Program, arguments: Mapping[str, Any], dims: Mapping[str, i
     from tessera.runtime import emulator
 
     library = emulator.build(program.cuda, [step.kernel for step in program.launches])
+    arguments = {**arguments, **workspaces_of(program, dims)}
     start = time.perf_counter()
     done = []
     for step in program.launches:
@@ -118,8 +140,10 @@ def emulate(program: Program, arguments: Mapping[str, Any], dims: Mapping[str, i
 def emulated_arguments(
     program: Program, step: Launch, arguments: Mapping[str, Any], dims: Mapping[str, int]
 ) -> list[Any]:
-    """What a launch of the program passes its kernel on the emulator; tensors that it only reads are read-only."""
-    roles = {parameter.name: parameter.role for parameter in program.parameters}
+    """What a launch of the program passes its kernel on the emulator; tensors that it only reads are read-only.
+
+    `arguments` has the workspaces of the program, too.
+    """
     tensors = expand(program.parameters)
     infos = {p.name: NUMPY.describe(array) for p, array in zip(tensors, _arrays(program, arguments), strict=True)}
     sizes = {**dims, **stride_values(tensors, infos)}
@@ -128,10 +152,18 @@ def emulated_arguments(
         value: Any = evaluate(argument.size, sizes) if argument.kind == "size" else arguments[argument.name]
         if argument.kind == "pointers":
             value = [_read_only(array) for array in value]
-        elif argument.kind == "pointer" and roles[argument.name] == "in":
+        elif argument.kind == "pointer" and argument.name not in step.writes:
             value = _read_only(value)
         packed.append(value)
     return packed
+
+
+def workspaces_of(program: Program, dims: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Arrays for the workspaces of a program, which hold NaN until a launch writes them."""
+    return {
+        space.name: poison(tuple(evaluate(size, dims) for size in space.shape), parse_dtype(space.dtype))
+        for space in program.workspaces
+    }
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -19,15 +19,15 @@ import numpy as np
 
 from tessera import dtypes, modes
 from tessera.config import config
-from tessera.errors import EnvironmentProblem, InternalError
+from tessera.errors import EnvironmentProblem
 from tessera.frontend.function import element_name
 from tessera.ir.dims import evaluate
-from tessera.program import Parameter
-from tessera.runtime import arrays, launch, plan
-from tessera.runtime.arrays import ALIGNED, Adapter, ArrayInfo, contiguous_strides
+from tessera.program import Parameter, Program
+from tessera.runtime import arrays, launch, plan, workspace
+from tessera.runtime.arrays import Adapter, ArrayInfo, contiguous_strides
 from tessera.runtime.bind import Binding, as_result, bind, expand
 from tessera.runtime.execute import KernelRun, launches_of
-from tessera.runtime.function_plans import FULLY_ALIGNED, PlanPrograms, Step
+from tessera.runtime.function_plans import PlanPrograms, Step
 from tessera.runtime.function_state import Call, FunctionRun, FunctionState
 from tessera.runtime.launch import Driver, Launcher, PreparedLaunch, _picker
 from tessera.runtime.parameters import ParameterSpec, ParameterStore, current_store
@@ -99,31 +99,47 @@ class DeviceCall:
         results = self.programs.plan.results
         types = [(self.programs.shape(name, dims), self.programs.plan.buffers[name].dtype) for name in results]
         self.makers = [partial(library.empty, shape, dtype, device) for shape, dtype in types]
-        offsets, self.workspace = self.programs.plan.workspace(dims)
-        self.offsets = tuple(offsets.values())
+        temporaries, self.workspace = self.programs.plan.workspace(dims)
+        offsets: dict[Hashable, int] = {**temporaries}
         hidden = [*made.specs, *([] if seed is None else [seed])]
         for name in (*hidden, *self.programs.result_roots(), *offsets):
             places[name] = len(places)
         steps = self.programs.steps(dims)
+        compiled = [self._program(step, made.binding, places) for step in steps]
+        # Launches of one step use their workspaces before those of the next begin: they lie in the same place.
+        inside = [workspace.offsets_of(program, step.dims) for step, program in zip(steps, compiled, strict=True)]
+        for step, (within, _) in zip(steps, inside, strict=True):
+            for name, offset in within.items():
+                offsets[id(step), name] = self.workspace + offset
+                places[id(step), name] = len(places)
+        self.workspace += max((size for _, size in inside), default=0)
+        self.offsets = tuple(offsets.values())
         self.numbers = [Numbers(step, places) for step in steps if step.computes]
         self.constants: list[Any] = []
         self.launches: list[PreparedLaunch] = []
         for key in (key for numbers in self.numbers for key in numbers.keys):
             places[key] = len(places)
-        ran = [one for step in steps for one in self._prepare(step, made.binding, places, stream)]
+        ran = [
+            one
+            for step, program in zip(steps, compiled, strict=True)
+            for one in self._prepare(step, program, places, stream)
+        ]
         self.record = FunctionRun("cuda", tuple(ran), self.workspace, state.notes)
 
-    def _prepare(self, step: Step, binding: Binding, places: Mapping[Hashable, int], stream: int) -> list[KernelRun]:
+    def _program(self, step: Step, binding: Binding, places: Mapping[Hashable, int]) -> Program:
         from tessera.runtime.api import device_arch
 
         alignment = {name: info.alignment for name, info in binding.infos.items() if places[name] not in self.strided}
-        program = self.programs.program(step, device_arch(self.device), alignment, machine_code=True)
+        return self.programs.program(step, device_arch(self.device), alignment, machine_code=True)
+
+    def _prepare(self, step: Step, program: Program, places: Mapping[Hashable, int], stream: int) -> list[KernelRun]:
         tensors = expand([p for p in program.parameters if p.kind != "scalar"])
         infos = {p.name: _info(self.library, step, p, self.device) for p in tensors}
         bound = Binding(program.name, program.parameters, infos=infos, dims=step.dims)
         prepared = self.launcher.prepare(program, bound, stream)
         first = len(places) + len(self.constants)
         chosen: list[Any] = [self._place(step, parameter.name, places) for parameter in program.parameters]
+        chosen += [places[id(step), space.name] for space in program.workspaces]
         for place in prepared.lists:
             chosen += chosen[place]
         chosen += range(first, first + len(prepared.constants))
@@ -160,10 +176,10 @@ class DeviceCall:
         if self.seeded:
             values.append(modes.next_seed() if self.seed is None else self.seed)
         made = [make() for make in self.makers]
-        values += [_address(array) for array in made]
+        values += [workspace.address_of(array) for array in made]
         if self.workspace:
-            block = self.library.empty((self.workspace,), dtypes.i8, self.device)
-            base = _address(block)
+            block, base = workspace.allocate(self.library, self.workspace, self.device)
+            alive.append(block)
             values += [base + offset for offset in self.offsets]
         for numbers in self.numbers:
             values += numbers.of(values)
@@ -240,23 +256,6 @@ def _info(library: Adapter, step: Step, tensor: Parameter, device: int) -> Array
     """A tensor of a program, or of a list, that is contiguous wherever it is."""
     shape, dtype = tuple(evaluate(size, step.dims) for size in tensor.shape), dtypes.parse(tensor.dtype)
     return ArrayInfo(library, dtype, tensor.dtype, shape, contiguous_strides(shape), True, 0, device)
-
-
-def _address(array: Any) -> int:
-    """The address of an array that `Adapter.empty` made."""
-    reader = plan.READERS.get(type(array))
-    if reader is None:
-        plan.learn([array])
-        reader = plan.READERS.get(type(array))
-    if reader is not None:
-        pointer = reader(array)[1]
-    else:
-        info = arrays.describe(array)
-        assert info is not None
-        pointer = info.pointer
-    if pointer & ALIGNED:
-        raise InternalError("TS901", f"a new array begins at {pointer:#x}, which is not aligned to {FULLY_ALIGNED}")
-    return pointer
 
 
 def gathered(pointer: int, info: ArrayInfo, stream: int, device: int) -> Any:

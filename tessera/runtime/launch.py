@@ -20,7 +20,9 @@ from tessera import dtypes
 from tessera.errors import ArgumentError, EnvironmentProblem
 from tessera.ir.dims import evaluate
 from tessera.program import Launch, Program
+from tessera.runtime.arrays import Adapter
 from tessera.runtime.bind import Binding, stride_values
+from tessera.runtime.workspace import allocate, offsets_of
 
 # A block gets more shared memory than this only through the opt-in attribute (CUfunction_attribute 8).
 SHARED_BYTES_WITHOUT_OPT_IN = 48 * 1024
@@ -202,16 +204,26 @@ class PreparedLaunch:
 class Prepared:
     """The launches of a program for one signature.
 
-    What they pick their arguments from, in this order: a value per parameter of the program, the addresses of its lists
-    (which are at the places `lists` among the parameters) one by one, and the numbers `constants`.
+    What they pick their arguments from, in this order: a value per parameter of the program, the addresses of its
+    workspaces, which lie at `offsets` in a block of `workspace` bytes, those of its lists (which are at the places
+    `lists` among the parameters) one by one, and the numbers `constants`.
     """
 
     launches: tuple[PreparedLaunch, ...]
     constants: tuple[int, ...]
     lists: tuple[int, ...]
+    offsets: tuple[int, ...] = ()
+    workspace: int = 0
 
-    def queue(self, driver: Driver, values: list[Any], stream: int, device: int) -> None:
-        """`values`: an address, the addresses of a list, or a number for every parameter of the program, in order."""
+    def queue(self, driver: Driver, values: list[Any], stream: int, device: int, library: Adapter) -> None:
+        """`values`: an address, the addresses of a list, or a number for every parameter of the program, in order.
+
+        `library` makes the block of workspaces.
+        """
+        block = None
+        if self.offsets:
+            block, base = allocate(library, self.workspace, device)
+            values = [*values, *(base + offset for offset in self.offsets)]
         if self.lists:
             values = values.copy()
             for place in self.lists:
@@ -221,6 +233,7 @@ class Prepared:
             values = [*values, *self.constants]
         for launch in self.launches:
             launch.queue(driver, values, stream, device)
+        del block  # not before its users are queued: the library may then give it to work that is queued behind them
 
 
 class Launcher:
@@ -239,7 +252,8 @@ class Launcher:
         A grid without blocks, as for a dim of size 0, is not launched. Raises what `prepare` raises.
         """
         prepared = self.prepare(program, binding, stream)
-        prepared.queue(self.driver, argument_values(program, binding), stream, device_of(program, binding))
+        values, device = argument_values(program, binding), device_of(program, binding)
+        prepared.queue(self.driver, values, stream, device, binding.library)
         return prepared
 
     def prepare(self, program: Program, binding: Binding, stream: int) -> Prepared:
@@ -253,8 +267,10 @@ class Launcher:
         sizes = {**binding.dims, **stride_values(program.parameters, binding.infos)}
         prepared: list[PreparedLaunch] = []
         constants: list[int] = []
-        places = {parameter.name: number for number, parameter in enumerate(program.parameters)}
+        named = (*program.parameters, *program.workspaces)
+        places = {each.name: number for number, each in enumerate(named)}
         lists, end = _list_places(program)
+        offsets, workspace = offsets_of(program, binding.dims)
         scalars = {p.name: p.dtype for p in program.parameters if p.kind == "scalar"}
         for step in program.launches:
             grid = grid_of(step, binding.dims)
@@ -276,7 +292,8 @@ class Launcher:
             function = self._function(program, step, device, stream)
             layout, starts, pick = struct.Struct("<" + "".join(codes)), _starts(codes), _picker(picked)
             prepared.append(PreparedLaunch(function, grid, step.threads, step.shared_bytes, layout, starts, pick, []))
-        return Prepared(tuple(prepared), tuple(constants), tuple(places[name] for name in lists))
+        listed = tuple(places[name] for name in lists)
+        return Prepared(tuple(prepared), tuple(constants), listed, tuple(offsets.values()), workspace)
 
     def _function(self, program: Program, step: Launch, device: int, stream: int) -> Any:
         key = (device, program.cubin, step.kernel)
@@ -330,7 +347,7 @@ def grid_of(step: Launch, dims: dict[str, int]) -> tuple[int, int, int]:
 
 def _list_places(program: Program) -> tuple[dict[str, range], int]:
     """Where the addresses of each list are among what launches pick from, as `Prepared` has it, and the next place."""
-    lists, end = {}, len(program.parameters)
+    lists, end = {}, len(program.parameters) + len(program.workspaces)
     for parameter in program.parameters:
         if parameter.kind == "list":
             lists[parameter.name] = range(end, end + parameter.length)

@@ -157,6 +157,13 @@ def parse_resources(log: str) -> dict[str, Resources]:
     return resources
 
 
+def entry_text(ptx: str, kernel: str) -> str:
+    """The part of a PTX text that is one kernel; emitted device functions are inlined into it."""
+    starts = [(match.start(), match[1]) for match in re.finditer(r"^[^\n]*\.entry\s+(\w+)", ptx, re.MULTILINE)]
+    ends = [*(place for place, _ in starts[1:]), len(ptx)]
+    return next(ptx[place:end] for (place, name), end in zip(starts, ends, strict=True) if name == kernel)
+
+
 _OPCODE = re.compile(r"^\s*(?:\{\s*)?(?:@!?%\w+\s+)?([a-z][\w.:]*)", re.MULTILINE)
 
 

@@ -131,7 +131,7 @@ class Plan:
         if self.order is not None:
             found = [found[place] for place in self.order]
         try:
-            self.prepared.queue(self.driver, found, self.library.stream(device), device)
+            self.prepared.queue(self.driver, found, self.library.stream(device), device, self.library)
         except (struct.error, OverflowError):
             return False, None
         if not made:

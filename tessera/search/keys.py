@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tessera.ir.core import Block, Kernel, Module, Op, Value
@@ -25,12 +25,15 @@ def code_key(kernel: Kernel) -> str:
     return _digest(print_module(Module(TARGET, [plain]), locations=False))
 
 
-def access_key(kernel: Kernel, cost: Cost) -> str:
-    """Equal for kernels of one predicted cost that do the same to tiles of the same shapes and layouts, one op after
+def access_key(kernels: Sequence[Kernel], cost: Cost) -> str:
+    """Equal for programs of one predicted cost that do the same to tiles of the same shapes and layouts, one op after
     the other, and differ in index arithmetic only.
     """
-    blocks = (kernel.attributes.get("schedule") or {}).get("blocks", 1)
-    return _digest(repr((kernel.attributes["warps"], blocks, cost, [*_steps(kernel.body)])))
+    done = [
+        (kernel.attributes["warps"], (kernel.attributes.get("schedule") or {}).get("blocks", 1), [*_steps(kernel.body)])
+        for kernel in kernels
+    ]
+    return _digest(repr((cost, done)))
 
 
 def _steps(block: Block) -> Iterator[tuple[Any, ...]]:

@@ -4,6 +4,7 @@ before it is kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,10 +16,10 @@ from tessera.ir.opdef import TARGET
 from tessera.ir.parser import parse_module
 from tessera.ir.signature import check_signature
 from tessera.ir.verify import verify
-from tessera.passes import PIPELINE, Context
+from tessera.passes import PIPELINE, Context, Pass
 from tessera.program import Program
 from tessera.search.keys import access_key, code_key
-from tessera.target.cost import Cost, cost
+from tessera.target.cost import Cost, cost, total
 from tessera.target.schedule import Schedule, schedule_of
 from tessera.target.schedules import candidates, own_point
 
@@ -70,7 +71,7 @@ class Lowering:
         self.modules, self.setting = modules, setting
         self.arch = find_arch(setting.arch)
         self._prepared: dict[tuple[int, tuple[tuple[str, Any], ...]], tuple[Kernel, Context]] = {}
-        self._kernels: dict[Request, Kernel] = {}
+        self._kernels: dict[Request, list[Kernel]] = {}
 
     def lower(self, request: Request) -> Lowered:
         """Down to Target IR without barriers, with its cost."""
@@ -78,25 +79,24 @@ class Lowering:
             kernel, context = self._prepare(request)
             schedule = replace(own_point(kernel, self.arch), **dict(request.changes))
             context = replace(context, schedule=schedule)
-            for step in AFTER:
-                kernel = step.run(kernel, context)
-            found = cost(kernel, self.arch, self.setting.dims)
+            kernels = _run(AFTER, [kernel], context)
+            found = total([cost(each, self.arch, self.setting.dims) for each in kernels])
         except TesseraError as error:
             return Lowered(request, error=error.at(self._module(request.source).kernel().loc))
-        self._kernels[request] = kernel
-        return Lowered(request, schedule_of(kernel), found, code_key(kernel), access_key(kernel, found))
+        self._kernels[request] = kernels
+        code = "\n".join(map(code_key, kernels))
+        return Lowered(request, schedule_of(kernels[0]), found, code, access_key(kernels, found))
 
     def finish(self, request: Request) -> Program:
         """The program of a request that was lowered, verified."""
         if request not in self._kernels and (error := self.lower(request).error) is not None:
             raise error
-        kernel, context = self._kernels[request], self._prepare(request)[1]
-        for step in LAST:
-            kernel = step.run(kernel, context)
-        module = Module(TARGET, [kernel])
-        verify(module, barriers=True, placed=True)
-        check_signature(module.kernel(), placed=True)
-        return make_program(module.kernel(), [emit(module.kernel())], self.setting.arch)
+        kernels, context = self._kernels[request], self._prepare(request)[1]
+        kernels = _run(LAST, kernels, context)
+        verify(Module(TARGET, kernels), barriers=True, placed=True)
+        for kernel in kernels:
+            check_signature(kernel, placed=True)
+        return make_program(self._module(request.source).kernel().name, kernels, emit(kernels), self.setting.arch)
 
     def choices(self, request: Request) -> dict[str, tuple[Any, ...]]:
         """The values of each field that are worth trying at a point, its own first."""
@@ -113,8 +113,7 @@ class Lowering:
             kernel = Kernel(traced.name, traced.body, attributes, traced.origin)
             setting = self.setting
             context = make_context(kernel, self.arch, setting.dims, setting.alignment, setting.divisors)
-            for step in BEFORE:
-                kernel = step.run(kernel, context)
+            (kernel,) = _run(BEFORE, [kernel], context)
             self._prepared[key] = kernel, context
         return self._prepared[key]
 
@@ -125,6 +124,14 @@ class Lowering:
         if module.level == TARGET:
             raise SourceError("TS702", "this IR is past the tile level: its schedule is chosen")
         return module
+
+
+def _run(steps: Sequence[Pass], kernels: list[Kernel], context: Context) -> list[Kernel]:
+    """Passes in order over every kernel; one may make several of one."""
+    for step in steps:
+        made = [step.run(kernel, context) for kernel in kernels]
+        kernels = [kernel for one in made for kernel in (one if isinstance(one, list) else [one])]
+    return kernels
 
 
 def as_changes(schedule: Schedule, own: Schedule) -> tuple[tuple[str, Any], ...]:

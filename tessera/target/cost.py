@@ -9,8 +9,8 @@ block's work with all it waits for.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tessera.ir.core import Kernel
 from tessera.ir.dims import evaluate
@@ -63,6 +63,22 @@ class Cost:
     waves: float
     limit: str
     terms: dict[str, float]
+
+
+def total(costs: Sequence[Cost]) -> Cost:
+    """Launches one after the other: times and traffic add up; what is said of a block is that of the longest one."""
+    if len(costs) == 1:
+        return costs[0]
+    longest = max(costs, key=lambda one: one.seconds)
+    terms = {name: sum(one.terms.get(name, 0.0) for one in costs) for name in longest.terms}
+    return replace(
+        longest,
+        seconds=sum(one.seconds for one in costs),
+        bytes_dram=sum(one.bytes_dram for one in costs),
+        bytes_l2=sum(one.bytes_l2 for one in costs),
+        flops=sum(one.flops for one in costs),
+        terms=terms,
+    )
 
 
 def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constants = CONSTANTS) -> Cost:

@@ -14,6 +14,7 @@ from tessera.ir.core import Kernel, Op, Value
 from tessera.ir.opdef import REDUCTION, SCAN
 from tessera.ir.types import BufferType, TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
+from tessera.target.reuse import shares_operands_both_ways
 from tessera.target.row_slices import COLUMNS, Rows, row_slices
 
 REGISTER_TILE_LIMIT = 128  # f32 registers of one tile per thread: half of the 255 that a thread can have
@@ -22,6 +23,8 @@ VECTORS_PER_THREAD = 8  # the same where nothing is reduced: one 16-byte access 
 LONG_LINE, LINE_OF_A_WARP = 1024, 4096  # reduced lines between these take a warp each, at up to 128 registers a lane
 LARGEST_AT_ONCE = 64  # elements per thread beyond which such a kernel takes its tiles in slices
 MOST_ROWS = 128  # of a stored tile behind a product: of more, few are computed at a time
+GROUP = 8  # blocks of a product's rows whose columns are computed one after the other
+LARGE_GRID = 2 * GROUP  # blocks along an axis from which a wave is no column of them
 BLOCK_K = 64  # K extent of a streamed matrix operand: 128-byte rows of bf16
 
 
@@ -49,6 +52,8 @@ class Schedule:
     sums: str = ""  # where sums live that a loop carries round a product: "" (registers) or "shared"
     epilogue: str = ""  # how products are stored: "" through shared memory where that is wider, or "direct"
     walk: str = ""  # slices that are iterations of one program, not programs of their own: "", "columns" or "rows"
+    group: int = 0  # blocks of grid axis 0 that programs walk before one along axis 1 (0: all); `order_programs`
+    split_k: int = 1  # programs that share the sum of a product along K, which a second launch adds up; `split_k`
 
 
 def schedule_of(kernel: Kernel) -> Schedule:
@@ -131,7 +136,9 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
             if math.prod(shape) > REGISTER_TILE_LIMIT * 32 * warps:
                 subtile = COLUMNS
             if _rows(op) > MOST_ROWS:
-                sliced = row_slices(_store(op, products, kernel), *(constants.get(n) for n in FIXED_BY_CONSTANTS), arch)
+                sliced = row_slices(
+                    _store(op, products, kernel), constants.get("num_warps"), constants.get("num_stages"), arch
+                )
                 warps, rows = sliced["warps"], sliced["rows"]
         elif largest > LARGEST_AT_ONCE * 32 * warps:
             wanted = ELEMENTS_PER_THREAD * 32 * warps
@@ -146,10 +153,19 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
         # Two blocks on a multiprocessor hide each other's waits, and one register too many keeps the second one out.
         # Where operands come from the author's buffers there are registers to spare.
         blocks = 2 if product <= 64 * 32 * warps else 1
-    schedule = replace(Schedule(warps, streamed, subtile, rows=rows, stages=stages, blocks=blocks), **sliced)
+    group = 0 if rows else _group(kernel)  # rows become programs of their own, in an order that shares operands
+    schedule = Schedule(warps, streamed, subtile, rows=rows, stages=stages, blocks=blocks, group=group)
+    schedule = replace(schedule, **sliced)
     # What the author's point of a tuning space says of the launch is no longer the compiler's to choose.
     fixed = {field: constants[name] for name, field in FIXED_BY_CONSTANTS.items() if name in constants}
     return replace(schedule, **fixed)
+
+
+def _group(kernel: Kernel) -> int:
+    """How many blocks of grid axis 0 a wave of programs should cover; 0 where that saves no reading."""
+    grid = kernel.attributes.get("grid", ())[:2]
+    large = len(grid) == 2 and all(not isinstance(size, int) or size >= LARGE_GRID for size in grid)
+    return GROUP if large and shares_operands_both_ways(kernel) else 0
 
 
 def takes_rows(kernel: Kernel) -> bool:

@@ -121,6 +121,15 @@ def _epilogue(kernel: Structure, default: Schedule) -> tuple[str, ...]:
     return EPILOGUES if kernel.products else ()
 
 
+def _group(kernel: Structure, default: Schedule) -> tuple[int, ...]:
+    return (0, 4, 8, 16) if default.group else ()
+
+
+def _split_k(kernel: Structure, default: Schedule) -> tuple[int, ...]:
+    """Where a product has a loop over K of its own, which rows at a time have not."""
+    return (1, 2, 4, 8) if kernel.products and kernel.loops and not default.rows else ()
+
+
 def _sums(kernel: Structure, default: Schedule) -> tuple[str, ...]:
     return SUMS if kernel.loops and kernel.computed and default.rows else ()
 
@@ -187,6 +196,8 @@ FIELDS: dict[str, Field] = {
     "sums": Field(_sums, SUMS.__contains__, "one of " + ", ".join(map(repr, SUMS)), str),
     "epilogue": Field(_epilogue, EPILOGUES.__contains__, "one of " + ", ".join(map(repr, EPILOGUES)), str),
     "walk": Field(_walk, WALKS.__contains__, "one of " + ", ".join(map(repr, WALKS)), str),
+    "group": Field(_group, _whole(0), "an integer that is not negative"),
+    "split_k": Field(_split_k, _whole(1, 64), "an integer from 1 to 64"),
 }
 
 

@@ -94,7 +94,7 @@ FRAGMENTS = [
     wrong(
         "operands of a difference the other way round",
         DIFFERENCE,
-        Edit("sub", "ts_sub_pair", "ts_add_pair"),
+        Edit("sub difference", "ts_sub_pair", "ts_add_pair"),
         "sub",
         "difference =",
     ),
@@ -196,21 +196,21 @@ LOOPS = [
     wrong(
         "a loop that starts one block late",
         NT,
-        Edit("for acc", "k = constant_3", "k = constant_3 + 32"),
+        Edit("for acc", r"k = (constant_\d+)", r"k = \1 + 32"),
         "for",
         "for k in tile.range",
     ),
     wrong(
         "a loop that ends one block early",
         NT,
-        Edit("for acc", "k < size", "k < size - 16"),
+        Edit("for acc", r"k < (\w+)", r"k < \1 - 16"),
         "for",
         "for k in tile.range",
     ),
     mutation(
         "an inner loop that ends one step late",
         *NT,
-        Edit("for acc", "k_2 < constant_4", "k_2 <= constant_4", number=1),
+        Edit("for acc", "k_2 < ", "k_2 <= ", number=1),
         "in-flight",  # of the next stage
         "ldmatrix",
         MMA,

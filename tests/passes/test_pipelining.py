@@ -415,8 +415,8 @@ def test_bytes_are_free_behind_the_drain_only():
 
 
 MUTATIONS = {
-    "a stage too few": ([Edit("eq", "used == constant_6", "used == constant_6 - 1")], {"in-flight", "race"}),
-    "a stage too many": ([Edit("eq", "used == constant_6", "used == constant_6 + 1")], {"shared-out-of-bounds"}),
+    "a stage too few": ([Edit("eq", r"used == (\w+)", r"used == \1 - 1")], {"in-flight", "race"}),
+    "a stage too many": ([Edit("eq", r"used == (\w+)", r"used == \1 + 1")], {"shared-out-of-bounds"}),
     "a wait off by one": ([Edit("async_wait", "<1>", "<2>")], {"in-flight"}),
     "no commit where no copy is made": (
         [Edit("async_commit", r"ts_cp_async_commit\(\);", "if (lt_3) ts_cp_async_commit();", number=2)], {"in-flight"}
@@ -428,9 +428,9 @@ MUTATIONS = {
     "stages that overlap": (
         [Edit("stage operand_0", r"\* 4096", "* 4080", number=n) for n in range(4)], {"in-flight", "race"}
     ),
-    "a guard one iteration too long": ([Edit("lt", r"add < size", "add < size + 32", number=2)], {"wrong-value"}),
+    "a guard one iteration too long": ([Edit("lt", r"(\w+ < \w+)", r"\1 + 32", number=2)], {"wrong-value"}),
     "a guard one iteration too short": (
-        [Edit("lt", r"add < size", "add < size - 32", number=2)], {"wrong-value", "race"}
+        [Edit("lt", r"(\w+ < \w+)", r"\1 - 32", number=2)], {"wrong-value", "race"}
     ),
 }  # fmt: skip
 # Beyond the end of the tensor every element is masked: a copy too many is waste.

@@ -69,7 +69,7 @@ class Driver(fake_cuda.Driver):
     def launch(self, function, grid, threads, arguments, shared_bytes, stream, device):
         program, kernel = function
         step = next(step for step in program.launches if step.kernel == kernel)
-        parameters = {parameter.name: parameter for parameter in program.parameters}
+        parameters = {parameter.name: parameter for parameter in (*program.parameters, *program.workspaces)}
         packed = []
         for number, argument in enumerate(step.arguments):
             slot = ctypes.string_at(arguments.addresses[number], launch.SLOT)

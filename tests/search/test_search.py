@@ -174,9 +174,10 @@ def test_the_choice_of_a_space_is_quick_and_always_the_same():
         entry = _look(engine, engine.points)
         assert engine.tried <= SHORT
     chosen = choose(subject, DIMS, "sm_90a")
-    assert chosen.constants == entry.constants == subject.constants  # two blocks of four warps, as measured
+    assert chosen.constants == entry.constants
     narrow = search(subject, DIMS, "sm_90a", wide=False)
-    assert len(narrow.candidates) + len(narrow.pruned) <= SHORT and narrow.candidates[0].cost == chosen.cost
+    assert len(narrow.candidates) + len(narrow.pruned) <= SHORT
+    assert narrow.candidates[0].cost.seconds >= CLEARLY * chosen.cost.seconds
 
 
 @ts.kernel.autotune(space=dict(BLOCK=[32, 256, 2048], num_warps=[1, 4]), key=["N"])

@@ -51,9 +51,13 @@ class Python:
         def action() -> None:
             loaded = execute(parse_document("example.py", self.shown.strip() + "\n"), PRELUDE)
             kernels = [value for value in loaded.namespace.values() if isinstance(value, KernelDefinition)]
-            compile_kernel(kernels[-1], dict(self.dims))
+            compile_kernel(kernels[-1], dict(self.dims), **self.options())  # type: ignore[arg-type]
 
         return caught(action)
+
+    def options(self) -> dict[str, object]:
+        """What else the compiler is given."""
+        return {}
 
 
 def kernel(*lines: str, grid: str = "") -> Python:
@@ -77,6 +81,18 @@ def double(x: Tensor["N", ts.f32], out: Tensor["N", ts.f32]):
 def call(line: str) -> Python:
     """A call of a kernel that doubles."""
     return Python(DOUBLE + line)
+
+
+@dataclass(frozen=True)
+class Scheduled(Python):
+    """A Python file whose last kernel is compiled with these fields of a schedule."""
+
+    schedule: tuple[tuple[str, int], ...] = ()
+
+    def options(self) -> dict[str, object]:
+        from tessera.target.schedule import Schedule
+
+        return {"schedule": Schedule(**dict(self.schedule))}  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -304,6 +320,11 @@ EXAMPLES: dict[str, Example] = {
         "    for i in tile.range(len(xs)):\n        acc = acc + xs[i][start : start + 256]\n"
         "    tile.store(acc, out[start : start + 256])",
         dims=(("N", 300), ("len(xs)", 5000)),
+    ),
+    "TS512": Scheduled(
+        kernel("row = tile.program_id(0) * 16", "tile.store(x[row : row + 16] * 2.0, out[row : row + 16])").shown
+        + "\n# compiled with Schedule(split_k=4)",
+        schedule=(("split_k", 4),),
     ),
     "TS601": call("double()"),
     "TS602": call("x = np.zeros(512, np.float32)\ndouble(x[:300], x[100:400])"),
