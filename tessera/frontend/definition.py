@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from tessera.errors import InternalError, SourceError
 from tessera.frontend.annotations import Annotation, ListAnnotation, TensorAnnotation, read_annotation
-from tessera.frontend.space import Point, Space, make_space
+from tessera.frontend.space import BUDGET_S, MOST_MEASURED, Point, Space, make_space
 from tessera.location import Loc
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ class KernelDefinition(Definition):
 
     `kernel(*arguments)` runs it on the grid of its definition, `kernel[grid](*arguments)` on the one given. `space` is
     that of an autotuned kernel, `constants` the point of it that `ctx` shows: the default one, unless it is pinned.
+    `pins` are the constants that a caller fixed; of the others a choice is made when the kernel is called.
     """
 
     kind = "kernel"
@@ -151,6 +152,7 @@ class KernelDefinition(Definition):
         name: str | None = None,
         space: Space | None = None,
         constants: Point | None = None,
+        pins: Point | None = None,
     ) -> None:
         super().__init__(function, options, name)
         if grid is not None and not callable(grid):
@@ -158,6 +160,7 @@ class KernelDefinition(Definition):
         self.grid = grid
         self.space = space
         self.constants: Point = constants if constants is not None else space.default if space else {}
+        self.pins: Point = dict(pins or {})
         self._inferred: dict[str, TensorAnnotation] = {}
 
     @cached_property
@@ -172,8 +175,13 @@ class KernelDefinition(Definition):
         """This kernel with other annotations of the tensors, or of lists' tensors, of these names."""
         if not tensors:
             return self
-        made = KernelDefinition(self.function, self.grid, self.options, self.name, self.space, self.constants)
+        made = self._at(self.constants, self.pins)
         made._inferred = {**self._inferred, **tensors}
+        return made
+
+    def _at(self, constants: Point, pins: Point) -> KernelDefinition:
+        made = KernelDefinition(self.function, self.grid, self.options, self.name, self.space, constants, pins)
+        made._inferred = self._inferred
         return made
 
     def points(self) -> list[Point]:
@@ -191,9 +199,11 @@ class KernelDefinition(Definition):
             point = (self.space or Space({})).pin(constants, self.constants)
         except SourceError as error:
             raise error.at(self.loc) from None
-        made = KernelDefinition(self.function, self.grid, self.options, self.name, self.space, point)
-        made._inferred = self._inferred
-        return made
+        return self._at(point, {**self.pins, **constants})
+
+    def at(self, point: Point) -> KernelDefinition:
+        """This kernel at a point of its space that was chosen, which pins nothing."""
+        return self._at(point, self.pins)
 
     def check_space(self) -> None:
         """Raises SourceError TS201 or TS203 at a key or a constant that does not go with the parameters.
@@ -310,13 +320,22 @@ class KernelDecorator:
             return lambda decorated: KernelDefinition(decorated, grid, name=name)
         return KernelDefinition(function, grid, name=name)
 
-    def autotune(self, *, space: Mapping[str, Any], key: Any = (), grid: Grid | None = None) -> Any:
+    def autotune(
+        self,
+        *,
+        space: Mapping[str, Any],
+        key: Any = (),
+        grid: Grid | None = None,
+        budget_s: float = BUDGET_S,
+        candidates: int = MOST_MEASURED,
+    ) -> Any:
         """A kernel whose `ctx` constants are chosen from `space` (name -> candidates), once per value of `key`.
 
-        Untuned, `ctx` shows the first candidate of each list. `num_warps` and `num_stages` also fix the warps of a
-        block and the stages of its copies.
+        On a GPU the first call with a new key measures, for at most `budget_s` seconds and on at most so many
+        `candidates`, and what it finds is kept on disk. On the interpreter `ctx` shows the first candidate of each
+        list. `num_warps` and `num_stages` also fix the warps of a block and the stages of its copies.
         """
-        chosen = make_space(space, key)
+        chosen = make_space(space, key, budget_s, candidates)
 
         def decorate(decorated: Callable[..., Any]) -> KernelDefinition:
             definition = KernelDefinition(decorated, grid, space=chosen)
