@@ -136,9 +136,10 @@ def opt(**options: Any) -> int:
 
 @cli.command()
 @click.argument("action", type=click.Choice(["list", "stats", "clear", "verify"]))
+@click.option("--kind", metavar="KIND", help="Only entries of this kind, such as tuning; for list and clear.")
 @_json
 def cache(**options: Any) -> int:
-    """List, count, empty or check what is compiled on disk."""
+    """List, count, empty or check what is kept on disk: compiled programs and results of tuning."""
     from tessera.cli.cache import cache as verb
 
     return verb(**options)

@@ -3,8 +3,8 @@
     @ts.kernel.autotune(space=dict(BLOCK_S=[64, 128], num_warps=[4, 8]), key=["S", "D"])
 
 Inside the kernel `ctx.BLOCK_S` is the chosen candidate. Every candidate must give the same result, so a choice is never
-needed for a right answer: the **default point** takes the first candidate of each list. It is what the interpreter runs,
-and what the answers of the others are compared with; where the lists ascend, as is usual, it needs the least memory.
+needed for a right answer: the **default point** takes the first candidate of each list. The interpreter runs it, and
+the answers of the others are compared with its; where the lists ascend, as is usual, it needs the least memory.
 """
 
 from __future__ import annotations
