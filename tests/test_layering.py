@@ -18,6 +18,7 @@ LAYERS = [
     {"program", "plan"},
     {"frontend", "passes", "codegen_cuda"},
     {"compiler"},
+    {"search"},
     {"runtime"},
     {"dist"},
     {"cli", "gdn"},

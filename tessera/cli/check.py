@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tessera.cli import report
-from tessera.cli.constants import pin
+from tessera.cli.constants import pin, read_pins
 from tessera.cli.functions import FunctionSetup, FunctionSubject, set_up_function
 from tessera.cli.subject import Given, Loaded, Setup, Subject, load, load_all, own, read_given, set_up
 from tessera.cli.target import resolve, split
@@ -58,11 +58,12 @@ def check(
     seed: int,
     blocks: str | None,
     shapes: tuple[str, ...],
+    pins: tuple[str, ...],
     as_json: bool,
 ) -> int:
     given = read_given(dims, args, seed, shapes)
     options = Options(api.choose_arch(arch), (0, *range(seed + 1, seed + seeds)), read_blocks(blocks))
-    targets = pin(resolve(target), given.args, given.shapes)
+    targets = pin(resolve(target), given.args, given.shapes, read_pins(pins))
     if split(target)[1] is not None:
         result = _check_subject(load(targets.items[0]), given, options)
         _show_one(result, target, as_json)

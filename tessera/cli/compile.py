@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.cli import report
-from tessera.cli.constants import check_names, pin, read_args, read_shapes
+from tessera.cli.constants import check_names, pin, read_args, read_pins, read_shapes
 from tessera.cli.ir import compile_target
 from tessera.cli.opt import write
 from tessera.cli.target import Target, resolve, split
@@ -48,6 +48,7 @@ def compile_(
     timed: bool,
     args: tuple[str, ...],
     shapes: tuple[str, ...],
+    pins: tuple[str, ...],
     as_json: bool,
 ) -> int:
     given = None if dims is None else inputs.parse_dims(dims)
@@ -61,7 +62,7 @@ def compile_(
     failures: list[tuple[str, TesseraError]] = []
     single = split(target)[1] is not None
     constants = read_args(args)
-    targets = pin(resolve(target), constants, read_shapes(shapes))
+    targets = pin(resolve(target), constants, read_shapes(shapes), read_pins(pins))
     check_names(target, targets.items, constants)
     failures += [("", error) for error in targets.failures]
     for item in targets.items:

@@ -6,15 +6,17 @@ import difflib
 from typing import Any
 
 from tessera.cli import report
-from tessera.cli.constants import check_names, pin, read_args, read_shapes
+from tessera.cli.constants import check_names, pin, read_args, read_pins, read_shapes
 from tessera.cli.functions import choose, load_function
 from tessera.cli.plans import plan_json, plan_text, roundings_json, roundings_table
+from tessera.cli.schedule import explain
+from tessera.cli.sizes import sizes_of
 from tessera.cli.target import Target, Targets, resolve_one
 from tessera.compiler import Compilation, FunctionCompilation, Stage, compile_function, compile_kernel
 from tessera.errors import ArgumentError, did_you_mean
 from tessera.ir.opdef import GRAPH
 from tessera.ir.printer import print_module
-from tessera.runtime import api, execute, inputs
+from tessera.runtime import api, inputs
 
 ALL = "all"
 LOWERED = "lower_graph"  # the stage at which a function is kernels for the first time
@@ -31,13 +33,18 @@ def ir(
     locations: bool,
     args: tuple[str, ...],
     shapes: tuple[str, ...],
+    pins: tuple[str, ...],
     precision: bool,
+    schedule: bool,
     as_json: bool,
 ) -> int:
     arch, constants = api.choose_arch(arch), read_args(args)
-    targets = pin(Targets([resolve_one(target)]), constants, read_shapes(shapes))
+    targets = pin(Targets([resolve_one(target)]), constants, read_shapes(shapes), read_pins(pins))
     check_names(target, targets.items, constants)
-    compilation, chosen = compile_target(targets.items[0], None if dims is None else inputs.parse_dims(dims), arch)
+    given = None if dims is None else inputs.parse_dims(dims)
+    if schedule:
+        return explain(target, targets.items[0], given, arch, as_json)
+    compilation, chosen = compile_target(targets.items[0], given, arch)
     if precision:
         return _precision(target, compilation, chosen, arch, as_json)
     stages = _chosen(compilation, stage, after, diff)
@@ -86,15 +93,10 @@ def compile_target(
         subject = load_function(target)
         dims = choose(subject, given)
         return compile_function(subject.trace(dims), subject.static(dims), arch), dims
-    if target.definition is not None:
-        state = api.KernelState(target.definition)
-        dims = inputs.choose_dims(target.name, inputs.dims_of(state.signature), given)
-        lengths = inputs.choose_lengths(target.name, state.signature, target.args)
-        return compile_kernel(target.definition, {**dims, **lengths}, arch), dims
-    assert target.module is not None
-    parameters = execute.parameters_of(target.module.kernel(target.name))
-    dims = inputs.choose_dims(target.name, inputs.dims_of(parameters), given)
-    return compile_kernel(target.module, dims, arch), dims
+    subject = target.definition or target.module
+    assert subject is not None
+    dims, lengths = sizes_of(target, given)
+    return compile_kernel(subject, {**dims, **lengths}, arch), dims
 
 
 def _chosen(

@@ -83,7 +83,7 @@ def ask(
         "source": author_text(definition),
         "annotations": [str(parameter.annotation) for parameter in definition.parameters],
         "space": {} if space is None else space.candidates,
-        "pins": definition.pins,
+        "pins": [definition.pins, definition.schedule],
         "options": {name: repr(value) for name, value in definition.options.items()},
         "arch": arch,
         "compiler": [sources, nvrtc],
