@@ -159,7 +159,9 @@ class _Launch:
     resident: int
     warps: int
 
-    def time(self, work: Work, stall: Stall, dram: float, l2: float, together: float) -> tuple[dict[str, float], float]:
+    def time(
+        self, work: Work, stall: Stall, dram: float, l2: float, together: float
+    ) -> tuple[dict[str, float], float]:
         """Seconds by term, and all of them together. `together`: the share of the bytes that fly ahead of no work."""
         c, arch = self.constants, self.arch
         parts = self._parts(work)
