@@ -28,8 +28,10 @@ SHORT = 6  # lowerings of the untuned choice, at most
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point that is worth measuring: `constants` of the author's tuning space ({} for a plain kernel), the schedule in
-    full, the program as CUDA text, and what it is predicted to cost.
+    """A point that is worth measuring.
+
+    `constants` of the author's tuning space ({} for a plain kernel), the schedule in full, the program as CUDA text,
+    and what it is predicted to cost.
     """
 
     constants: dict[str, Any]

@@ -111,7 +111,7 @@ def _promised_blocks(kernel: Kernel) -> int:
 
 
 def register_limit(arch: Arch, threads: int, blocks: int) -> int:
-    """Registers that a thread can have where so many blocks have to fit: what is left, or the instruction set's limit."""
+    """Registers that a thread can have where so many blocks have to fit on a multiprocessor."""
     return min(arch.max_registers_per_thread, arch.registers_per_sm // (threads * blocks) // 8 * 8)
 
 
@@ -159,9 +159,7 @@ class _Launch:
     resident: int
     warps: int
 
-    def time(
-        self, work: Work, stall: Stall, dram: float, l2: float, together: float
-    ) -> tuple[dict[str, float], float]:
+    def time(self, work: Work, stall: Stall, dram: float, l2: float, together: float) -> tuple[dict[str, float], float]:
         """Seconds by term, and all of them together. `together`: the share of the bytes that fly ahead of no work."""
         c, arch = self.constants, self.arch
         parts = self._parts(work)

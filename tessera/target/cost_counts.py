@@ -17,7 +17,17 @@ from tessera.ir.core import Block, Op, Value
 from tessera.ir.dims import evaluate
 from tessera.ir.layout import LANES, RegisterLayout
 from tessera.ir.opdef import ELEMENTWISE, LOOP, REDUCTION, SCAN
-from tessera.ir.types import BufferType, ListType, TileType, TokenType, ViewType, dtype_of, tensor_type
+from tessera.ir.types import (
+    BufferType,
+    ListType,
+    TileType,
+    TokenType,
+    ViewType,
+    dtype_of,
+    int_shape,
+    shape_of,
+    tensor_type,
+)
 from tessera.ir.types import tile_layout as layout_of
 from tessera.target.cost_scalars import Scalars, trips
 
@@ -44,7 +54,10 @@ class Traffic:
 
 @dataclass
 class Stall:
-    """What one program waits for by itself, in numbers of waits; `behind`: (waits, iterations ahead, work) of loops."""
+    """What one program waits for by itself, in numbers of waits.
+
+    `ahead`: of each loop whose copies fly ahead, its iterations, how many of them ahead, and the work of one.
+    """
 
     memory: float = 0.0
     barriers: float = 0.0
@@ -177,7 +190,7 @@ class Counter:
     def _copy(self, op: Op, times: float) -> None:
         view, vector = op.operand("view"), op.attributes["vector"]
         item = dtype_of(view.type).bytes
-        sizes = [evaluate(size, self.dims) for size in view.type.shape]
+        sizes = [evaluate(size, self.dims) for size in shape_of(view.type)]
         run = (sizes[-1] if sizes else 1) * item
         self._move(op, times, item, run / (-(-run // SECTOR) * SECTOR), written=False)
         size = math.prod(sizes) * item
@@ -204,7 +217,7 @@ class Counter:
         self._run(PER_ACCESS * count, times)
 
     def _product(self, op: Op, times: float) -> None:
-        depth = int(op.operands[0].type.shape[1])  # type: ignore[union-attr]
+        depth = int_shape(op.operands[0].type)[1]
         registers = layout_of(op.result.type).registers_per_thread
         operations = 2.0 * registers * self.threads * depth * times
         if op.name == "fma_block":
@@ -220,7 +233,7 @@ class Counter:
         view = next(value for value in op.operands if isinstance(value.type, ViewType))
         root, offsets = behind_view(view)
         count = self.scalars.count
-        size = math.prod(evaluate(extent, self.dims) for extent in view.type.shape) * item
+        size = math.prod(evaluate(extent, self.dims) for extent in shape_of(view.type)) * item
         indices = frozenset[Value]().union(*(self.scalars.behind(offset) for offset in offsets))
         repeated = math.prod(n for arguments, n in self.loops if not arguments & indices)
         distinct = self._distinct(offsets) * size * times / max(repeated, 1)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tessera.ir.core import Block, Op, Value
-from tessera.ir.dims import evaluate
+from tessera.ir.core import Op, Value
+from tessera.ir.dims import Size, evaluate
 from tessera.ir.opdef import CONSTANT, COUNTED
 from tessera.ir.types import ScalarType
 
@@ -62,14 +62,13 @@ class Scalars:
 
     def enter(self, loop: Op) -> int | None:
         """Goes into a counted loop: its number of iterations, the mean over the programs; None where unknown."""
-        bounds = [self.value(operand) for operand in loop.operands[:3]]
+        lower, upper, step = (self.value(operand) for operand in loop.operands[:3])
         index = loop.regions[0].arguments[0]
         self.indices[index] = loop
-        if any(bound is None for bound in bounds) or np.any(np.equal(bounds[2], 0)):
+        self._known[index] = lower
+        if lower is None or upper is None or step is None or np.any(np.equal(step, 0)):
             self._known[index] = None
             return None
-        lower, upper, step = bounds
-        self._known[index] = lower
         return max(0, int(np.ceil(np.mean(-((lower - upper) // step)))))
 
     def value(self, value: Value, given: Mapping[Value, Number] | None = None) -> Number:
@@ -90,19 +89,25 @@ class Scalars:
             number = op.attributes["value"]
             return number if isinstance(number, int) else None
         if op.name == "size":
-            return evaluate(op.attributes["size"], self.dims)
+            return self._size(op.attributes["size"])
         if op.name == "program_id":
             return self.ids[op.attributes["axis"]] * op.attributes["scale"]
         if op.name == "num_programs":
             return self.grid[op.attributes["axis"]]
         if op.name not in _ARITHMETIC or not isinstance(value.type, ScalarType):
             return None
-        numbers = [self._value(operand, known) for operand in op.operands]
-        if any(number is None for number in numbers):
+        numbers = [n for operand in op.operands if (n := self._value(operand, known)) is not None]
+        if len(numbers) < len(op.operands):
             return None
         if op.name in ("floordiv", "mod") and np.any(np.equal(numbers[1], 0)):
             return None
         return _ARITHMETIC[op.name](*numbers)
+
+    def _size(self, size: Size) -> int | None:
+        try:
+            return evaluate(size, self.dims)
+        except KeyError:  # a stride, or the size of an axis that no dim names
+            return None
 
     def behind(self, value: Value) -> frozenset[Value]:
         """The loop indices, and other arguments of regions, that a scalar is computed from."""
@@ -145,8 +150,4 @@ def trips(scalars: Scalars, loop: Op, otherwise: int) -> int:
     return otherwise if found is None else found
 
 
-def arguments_of(block: Block) -> frozenset[Value]:
-    return frozenset(block.arguments)
-
-
-__all__ = ["Number", "Scalars", "arguments_of", "trips"]
+__all__ = ["Number", "Scalars", "trips"]

@@ -239,6 +239,6 @@ def check_streamed(kernel: Kernel, pins: Mapping[str, Any]) -> None:
 
 
 __all__ = [
-    "FIELDS", "Field", "Structure", "candidates", "check_pins", "check_streamed", "decided_by", "own_point", "parse_pin", "pins_of",
-    "schedules", "structure_of",
+    "FIELDS", "Field", "Structure", "candidates", "check_pins", "check_streamed", "decided_by", "own_point",
+    "parse_pin", "pins_of", "schedules", "structure_of",
 ]  # fmt: skip
