@@ -278,6 +278,23 @@ class KernelState:
     def chooser(self) -> Chooser:
         return self._chooser or autotune_calls.Chooser(self.definition, self.kernel)
 
+    def chosen(
+        self, dims: dict[str, int], arch: str, scalars: Mapping[str, int | float] | None = None
+    ) -> tuple[KernelState, Choice | None]:
+        """The state at the point that a call with these sizes would have, and the choice; nothing is measured.
+
+        A kernel without a tuning space has no choice.
+        """
+        if self.definition.space is None:
+            return self, None
+        choice = autotune_calls.fixed_choice(self.definition, "compile", on_grid=False)
+        if choice is None:
+            alignment = {p.name: 16 for p in self.signature if p.kind != "scalar"}
+            compiled = Compiled(dims, arch, alignment, innermost_divisors(self.signature, dims), {})
+            compiles = partial(self.compiles, compiled, False)
+            choice = self.choose(compiled, scalars or {}, compiles=compiles).choice
+        return self.at(choice.constants), choice
+
     def compiles(self, compiled: Compiled, machine_code: bool, choice: Choice) -> None:
         """Compiles this kernel at a choice, for a call that then finds the program. Raises SourceError."""
         self.at(choice.constants)._program(compiled, None, machine_code, choice)
@@ -371,7 +388,7 @@ class KernelState:
         self, compiled: Compiled, grid: tuple[int, ...] | None, machine_code: bool, choice: Choice | None
     ) -> Program:
         dims, arch, alignment, divisors = compiled.dims, compiled.arch, compiled.alignment, compiled.divisors
-        schedule = None if choice is None or choice.schedule is None else Schedule(**choice.schedule)
+        schedule = schedule_of(choice)
         key = (
             arch,
             grid,
@@ -400,6 +417,11 @@ class KernelState:
             program = programs.compiled(kernel, decided, options, build) if machine_code else build()
             known.append((decided, program))
             return program
+
+
+def schedule_of(choice: Choice | None) -> Schedule | None:
+    """The schedule of a choice; None where the compiler derives it."""
+    return None if choice is None or choice.schedule is None else Schedule(**choice.schedule)
 
 
 def _parameter(name: str, annotation: Annotation) -> Parameter | None:
@@ -559,5 +581,5 @@ def device_arch(device: int) -> str:
 
 __all__ = [
     "KernelState", "Run", "call", "choose_arch", "choose_lane", "device_arch", "innermost_divisors", "last_run",
-    "with_cubin",
+    "schedule_of", "with_cubin",
 ]  # fmt: skip

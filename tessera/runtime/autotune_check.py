@@ -78,10 +78,10 @@ class Scratch:
 
 
 class Problem:
-    """A call of a kernel on a GPU that writes to memory of its own."""
+    """A call of a kernel on a GPU that writes to memory of its own. `caller` is the call with the caller's memory."""
 
     def __init__(self, device: Device, binding: Binding) -> None:
-        self.device = device
+        self.device, self.caller = device, binding
         roles = {p.name: p.role for p in expand(binding.parameters, binding.lengths)}
         written = [name for name in binding.infos if roles[name] != "in"]
         self.scratch = [_scratch(device, name, binding.infos[name], roles[name]) for name in written]
@@ -146,9 +146,9 @@ class Judge:
         self.small: Problem | None = None
         self.bars: dict[str, Bar] = {}
         try:
-            dims = small_dims(kernel, full.binding, programs)
+            dims = small_dims(kernel, full.caller, programs)
             if dims is not None:
-                self.small, self.bars = _small_problem(self.device, full.binding, kernel, dims)
+                self.small, self.bars = _small_problem(self.device, full.caller, kernel, dims)
         except TesseraError as error:  # what cannot be cut out of the call, as where the author asserts something
             self.checked = f"bits alone: a smaller problem is none ({error.message})"
             return
