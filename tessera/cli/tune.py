@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tessera.cli import report
 from tessera.cli.constants import constants_of, pin, read_args, read_pins
+from tessera.cli.schedule import kind_of
 from tessera.cli.target import Target, Targets, resolve_one
 from tessera.errors import ArgumentError
 from tessera.frontend.grid import check_coverage, launch_grid
@@ -74,9 +76,7 @@ def make_plan(
     definition = item.definition
     if definition is None:
         what = "a function; name a kernel that it calls" if item.function is not None else "textual IR"
-        raise ArgumentError(
-            "TS605", f"tune takes a kernel of a Python file or of a document, and {item.name} is {what}"
-        )
+        raise ArgumentError("TS605", f"tune takes a kernel of a Python file or document, and {item.name} is {what}")
     state = api.KernelState(definition)
     signature, constants = state.signature, constants_of(definition)
     lists = {p.name for p in signature if p.kind == "list"}
@@ -142,10 +142,10 @@ def _show(plan: Plan, found: Report, stored: bool) -> None:
     report.table(["", "candidate", "predicted", "measured", "of best", "registers", "spills", "shared", ""], rows)
     if len(order) > MOST_SHOWN:
         print(f"and {len(order) - MOST_SHOWN} more")
-    reasons = found.reasons()
+    reasons = Counter(kind_of(row.reason) for row in found.rows if row.verdict == PRUNED)
     if reasons:
         print()
-        report.table(["pruned", "because, for one"], [[str(count), reason] for reason, count in reasons.items()])
+        report.table(["pruned", "because"], [[str(count), reason] for reason, count in reasons.most_common()])
     print()
     _show_choice(plan, found, stored)
 

@@ -29,6 +29,7 @@ from tessera.runtime.autotune_report import (
     FAILED,
     MEASURED,
     OK,
+    PREDICTED,
     PRUNED,
     UNMEASURED,
     UNTRIED,
@@ -116,7 +117,7 @@ def tune_unmeasured(subject: Subject, search: Callable[[Subject, int], Search] =
     start = time.monotonic()
     found = search(subject, os.cpu_count() or 1)
     _require(subject, found)
-    rows = [_row(candidate, OK) for candidate in found.candidates]
+    rows = [_row(candidate, PREDICTED) for candidate in found.candidates]
     best = found.candidates[0]
     choice = Choice(best.constants, asdict(best.schedule), UNMEASURED, "predicted by the cost model")
     seconds = time.monotonic() - start

@@ -13,9 +13,10 @@ ORIGINS = (MEASURED, BORROWED, UNMEASURED, PINNED, DEFAULT)
 
 # What became of a candidate: `ok` was right and timed to the end, `cut` was right and much slower than the best by
 # then, `wrong` gave another answer, `failed` did not compile, `untried` came after the end of the budget, and `pruned`
-# never was one.
+# never was one. Without a GPU there is no more than `predicted`.
 OK, CUT, WRONG, FAILED, UNTRIED, PRUNED = "ok", "cut", "wrong", "failed", "untried", "pruned"
-VERDICTS = (OK, CUT, WRONG, FAILED, UNTRIED, PRUNED)
+PREDICTED = "predicted"
+VERDICTS = (OK, CUT, WRONG, FAILED, UNTRIED, PREDICTED, PRUNED)
 
 
 @dataclass(frozen=True)
@@ -86,20 +87,6 @@ class Report:
         found = Counter(row.verdict for row in self.rows)
         return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
 
-    def reasons(self) -> dict[str, int]:
-        """How many candidates were pruned for each reason, the commonest first.
-
-        Reasons that differ in numbers alone are one.
-        """
-        shown: dict[str, str] = {}
-        found: Counter[str] = Counter()
-        for row in self.rows:
-            if row.verdict == PRUNED:
-                kind = "".join("#" if character.isdigit() else character for character in row.reason)
-                shown.setdefault(kind, row.reason)
-                found[kind] += 1
-        return {shown[kind]: count for kind, count in found.most_common()}
-
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -130,6 +117,6 @@ def _value_text(value: Any) -> str:
 
 
 __all__ = [
-    "BORROWED", "CUT", "DEFAULT", "FAILED", "MEASURED", "OK", "PINNED", "PRUNED", "UNMEASURED", "UNTRIED", "WRONG",
+    "BORROWED", "CUT", "DEFAULT", "FAILED", "MEASURED", "OK", "PINNED", "PREDICTED", "PRUNED", "UNMEASURED", "UNTRIED", "WRONG",
     "Choice", "Report", "Row", "settings_text",
 ]  # fmt: skip
