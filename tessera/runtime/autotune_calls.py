@@ -172,7 +172,14 @@ class Chooser:
         """Tunes, and keeps what it found. Raises what `autotune.tune` raises."""
         from tessera.runtime import autotune
 
-        report = autotune.tune(subject, make_device(bench, subject.arch), bench.bind(), progress=progress)
+        report = autotune.tune(
+            subject,
+            make_device(bench, subject.arch),
+            bench.bind(),
+            search=autotune.search_all,
+            compiler=autotune.ParallelCompiler,
+            progress=progress,
+        )
         if question is not None:
             Store().write(question, report)
         return report

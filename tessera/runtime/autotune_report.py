@@ -117,6 +117,6 @@ def _value_text(value: Any) -> str:
 
 
 __all__ = [
-    "BORROWED", "CUT", "DEFAULT", "FAILED", "MEASURED", "OK", "PINNED", "PREDICTED", "PRUNED", "UNMEASURED", "UNTRIED", "WRONG",
-    "Choice", "Report", "Row", "settings_text",
+    "BORROWED", "CUT", "DEFAULT", "FAILED", "MEASURED", "OK", "PINNED", "PREDICTED", "PRUNED", "UNMEASURED", "UNTRIED",
+    "WRONG", "Choice", "Report", "Row", "settings_text",
 ]  # fmt: skip
