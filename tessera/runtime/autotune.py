@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from tessera.search import Candidate, Search
 
 FINALISTS = 3
+VOTERS = 3  # candidates that say what is right where no reference can
 SHOWN = 5  # candidates that an error names
 AHEAD = 2  # candidates that are compiled ahead, per process
 
@@ -199,6 +200,8 @@ class _Session:
         self.judge = Judge(self.full, subject.kernel, programs, launcher)
 
     def run(self) -> None:
+        if self.judge.small is None:
+            self._elect()
         total = min(len(self.trials), self.subject.budget.candidates)
         for number, trial in enumerate(self.trials):
             timed = sum(trial.timed for trial in self.trials)
@@ -213,6 +216,18 @@ class _Session:
             self._try(number, trial)
         self._finals()
         self.progress(total, total, self._best())
+
+    def _elect(self) -> None:
+        """Lets the first few candidates that compile say what the right answer is."""
+        found = []
+        for trial in self.trials[: self.ahead]:
+            if len(found) < VOTERS and trial.future is not None:
+                try:
+                    found.append(trial.future.result().program)
+                except RuntimeError:  # told when it is its turn
+                    continue
+        if found:
+            self.judge.elect(found)
 
     def _skip(self, start: int, reason: str) -> None:
         for trial in self.trials[start:]:

@@ -5,8 +5,9 @@ Two problems are run, and in both everything that the kernel writes starts as wh
 - The *small* one is cut out of the caller's own arrays: dims that are not compiled into the code shrink until a float64
   reference takes about a second. Every element must lie within its error bar, by the one rule of `runtime.compare`.
 - The *full* one is the caller's call. Every bit must be that of the first candidate that was right, for sizes, staging
-  and order of the work decide no bit. Where bits differ all the same (another instruction, a sum in two parts), two
-  runs must agree and no element may be further away than the bars of the small problem allow.
+  and order of the work decide no bit; without a small problem, that of the answer that most of the first few give.
+  Where bits differ all the same (another instruction, a sum in two parts), two runs must agree and no element may be
+  further away than the bars of the small problem allow.
 
 The caller's arrays are only read: what the kernel writes goes to memory that is made for the check.
 """
@@ -163,6 +164,22 @@ class Judge:
         queue = self.full.prepare(self.launcher, program)
         verdict = self._small(program)
         return (self._full(queue) if verdict.ok else verdict), queue
+
+    def elect(self, programs: Sequence[Program]) -> None:
+        """Makes the answer that most of these programs give the reference: for problems that have no bars, where the
+        first one alone might be wrong. Where no two agree it is that of the first.
+        """
+        answers = []
+        for program in programs:
+            self.full.run(self.full.prepare(self.launcher, program))
+            answers.append([self._copy(scratch) for scratch in self.full.scratch])
+        votes = [sum(self._equal(answer, other) for other in answers) for answer in answers]
+        self.reference = answers[votes.index(max(votes))]
+
+    def _equal(self, answer: Sequence[Memory], other: Sequence[Memory]) -> bool:
+        sizes = [scratch.size for scratch in self.full.scratch]
+        pairs = zip(answer, other, sizes, strict=True)
+        return all(self.device.same(a.pointer, b.pointer, size) for a, b, size in pairs)
 
     def still_right(self, queue: Queue) -> bool:
         """Whether a program that was right gives the same answer again, after it was timed among others."""

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from tessera.errors import SourceError
 from tessera.runtime import api, arrays, autotune, autotune_calls, autotune_store, launch, plan
 from tessera.runtime.autotune_report import BORROWED, DEFAULT, MEASURED, PINNED, UNMEASURED, Choice
 from tessera.runtime.cache import Cache
+from tessera.search import search
 from tests.runtime import fake_cuda, fake_tuning
 from tests.runtime.fake_tuning import BLOCKS, Behaviour, cubin_of, make_double, right
 from tests.runtime.test_programs import needs_nvrtc
@@ -227,6 +228,20 @@ def test_a_changed_helper_is_another_question(gpu):
     for factor in (2.0, 2.0, 3.0):
         kernel(factor)(gpu.array(1000, 0.0))
     assert gpu.tuned == [1000, 1000]
+
+
+def test_what_was_measured_is_what_is_launched():
+    """The search and a call compile the same text for a choice, so what was checked is what runs."""
+    double = make_double()
+    state, dims = api.KernelState(double), {"N": 1000}
+    divisors = api.innermost_divisors(state.signature, dims)
+    compiled = autotune_calls.Compiled(dims, "sm_80", {"x": 16, "out": 4}, divisors, {})
+    subject = state.chooser.subject(compiled, dims)
+    found = search(double, dims, "sm_80", **subject.options()).candidates
+    assert found
+    for candidate in found:
+        choice = Choice(candidate.constants, asdict(candidate.schedule))
+        assert state.at(candidate.constants)._program(compiled, None, False, choice) == candidate.program
 
 
 # ---- lanes without a GPU ---------------------------------------------------------------------------------------------

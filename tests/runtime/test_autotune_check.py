@@ -94,6 +94,20 @@ def test_a_problem_that_stays_large_is_compared_bit_by_bit(library, monkeypatch)
     assert [row.verdict for row in report.rows] == ["ok", "wrong", "ok"]
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_without_bars_most_of_the_first_decide(library, monkeypatch, place):
+    monkeypatch.setattr(autotune_check, "MOST_ELEMENTS", 1)
+
+    def wrong(memory):
+        memory["out"][...] = memory["x"] * 2.5
+
+    setup = Setup(make_double())
+    setup.behave(*(Behaviour(wrong, 1e-6) if number == place else Behaviour(right) for number in range(3)))
+    report = setup.tune()
+    assert [row.verdict == "wrong" for row in report.rows] == [number == place for number in range(3)]
+    assert report.winner != place
+
+
 @pytest.mark.parametrize("layout", ["plain", "shifted", "strided", "reversed"])
 def test_outputs_of_any_layout_have_scratch_memory_of_their_own(library, layout):
     kernel = make_double()
