@@ -46,6 +46,7 @@ def file(tmp_path, monkeypatch):
     monkeypatch.setattr(autotune_store, "source_digest", lambda: "these sources")
     monkeypatch.setattr(autotune_store, "nvrtc_identity", lambda: "this NVRTC")
     monkeypatch.setattr(launch, "device_count", lambda: 0)
+    monkeypatch.setattr(autotune.os, "cpu_count", lambda: 1)  # starting other processes takes longer than these kernels
     return path
 
 
