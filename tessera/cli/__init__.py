@@ -130,6 +130,28 @@ def check(**options: Any) -> int:
 
 
 @cli.command()
+@_target
+@_dims
+@click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help=_ARGUMENT)
+@_pins
+@click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Seconds that it may take.")
+@click.option("--candidates", type=click.IntRange(min=1), metavar="N", help="Most candidates to measure.")
+@click.option("--retune", is_flag=True, help="Measure again what is kept already.")
+@click.option("--arch", help="Architecture to predict for; without it that of the GPU, where the kernel is measured.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the inputs.")
+@_json
+def tune(**options: Any) -> int:
+    """Find the fastest candidate of a kernel on this GPU.
+
+    Candidates are the points of its tuning space, or schedules where it has none. Each answer is checked before it is
+    timed, and the result is kept for calls. Without a GPU the cost model ranks them.
+    """
+    from tessera.cli.tune import tune as verb
+
+    return verb(**options)
+
+
+@cli.command()
 @click.argument("file", metavar="FILE.tsir")
 @click.option("--pass", "passes", multiple=True, metavar="NAME", help="Pass to run; repeat for several, in order.")
 @_dims
@@ -148,9 +170,10 @@ def opt(**options: Any) -> int:
 
 @cli.command()
 @click.argument("action", type=click.Choice(["list", "stats", "clear", "verify"]))
+@click.option("--kind", metavar="KIND", help="Only entries of this kind, such as tuning; for list and clear.")
 @_json
 def cache(**options: Any) -> int:
-    """List, count, empty or check what is compiled on disk."""
+    """List, count, empty or check what is kept on disk: compiled programs and results of tuning."""
     from tessera.cli.cache import cache as verb
 
     return verb(**options)

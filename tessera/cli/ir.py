@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import asdict
 from typing import Any
 
 from tessera.cli import report
@@ -17,6 +18,7 @@ from tessera.errors import ArgumentError, did_you_mean
 from tessera.ir.opdef import GRAPH
 from tessera.ir.printer import print_module
 from tessera.runtime import api, inputs
+from tessera.runtime.autotune_report import Choice
 
 ALL = "all"
 LOWERED = "lower_graph"  # the stage at which a function is kernels for the first time
@@ -44,7 +46,7 @@ def ir(
     given = None if dims is None else inputs.parse_dims(dims)
     if schedule:
         return explain(target, targets.items[0], given, arch, as_json)
-    compilation, chosen = compile_target(targets.items[0], given, arch)
+    compilation, chosen, choice = compile_target(targets.items[0], given, arch)
     if precision:
         return _precision(target, compilation, chosen, arch, as_json)
     stages = _chosen(compilation, stage, after, diff)
@@ -57,7 +59,8 @@ def ir(
             entries.append(entry | ({"diff": changes[id(item)]} if diff else {}))
         body = {"ok": True, "target": target, "lane": None, "arch": arch, "dims": chosen}
         plan = plan_json(compilation.plan, chosen) if isinstance(compilation, FunctionCompilation) else {}
-        report.print_json(body | plan | {"stages": entries})
+        choices = {"choice": asdict(choice)} if choice is not None else {}
+        report.print_json(body | plan | choices | {"stages": entries})
         return report.OK
     for item in stages:
         if len(stages) > 1 or diff:
@@ -87,16 +90,23 @@ def _precision(
 
 def compile_target(
     target: Target, given: dict[str, int] | None, arch: str
-) -> tuple[Compilation | FunctionCompilation, dict[str, int]]:
-    """Compiles a kernel or function for the dims that were given, or their defaults; also returns those."""
+) -> tuple[Compilation | FunctionCompilation, dict[str, int], Choice | None]:
+    """Compiles a kernel or function for the dims that were given, or their defaults; also returns those, and the point
+    that was chosen for an autotuned kernel.
+    """
     if target.function is not None:
         subject = load_function(target)
         dims = choose(subject, given)
-        return compile_function(subject.trace(dims), subject.static(dims), arch), dims
-    subject = target.definition or target.module
-    assert subject is not None
+        return compile_function(subject.trace(dims), subject.static(dims), arch), dims, None
     dims, lengths = sizes_of(target, given)
-    return compile_kernel(subject, {**dims, **lengths}, arch), dims
+    sizes = {**dims, **lengths}
+    if target.definition is not None:
+        state = api.KernelState(target.definition)
+        scalars = inputs.choose_scalars(target.name, state.signature, {}, state.defaults)
+        state, choice = state.chosen(sizes, arch, scalars)
+        return compile_kernel(state.definition, sizes, arch, schedule=api.schedule_of(choice)), dims, choice
+    assert target.module is not None
+    return compile_kernel(target.module, sizes, arch), dims, None
 
 
 def _chosen(

@@ -11,7 +11,7 @@ from tessera.cli import report
 from tessera.cli.constants import pin, read_pins
 from tessera.cli.functions import FunctionSetup, FunctionSubject, set_up_function
 from tessera.cli.run_report import Result, show_all, show_one
-from tessera.cli.subject import Given, Loaded, Setup, Subject, load, load_all, own, read_given, set_up
+from tessera.cli.subject import Given, Loaded, Setup, Subject, at_choice, load, load_all, own, read_given, set_up
 from tessera.cli.target import resolve, split
 from tessera.config import config
 from tessera.errors import TesseraError
@@ -69,7 +69,9 @@ def run_subject(subject: Subject | FunctionSubject, given: Given, options: Optio
         result.outcome = execute.interpret(setup.kernel, arguments, setup.bound, setup.extents, subject.level)
     else:
         result.arch = api.device_arch(0) if lane == "cuda" else api.choose_arch(options.arch)
-        result.outcome = _run_program(subject, lane, result.arch, setup.bound, arguments)
+        chosen, notes = at_choice(subject, setup.bound, setup.scalars, result.arch)
+        result.notes += notes
+        result.outcome = _run_program(chosen, lane, result.arch, setup.bound, arguments)
     original = {**setup.arrays, **setup.scalars}
     result.comparisons = execute.verify_outputs(
         setup.kernel, original, setup.bound, result.outcome.outputs, setup.extents, subject.level

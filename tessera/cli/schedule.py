@@ -60,7 +60,7 @@ def _show(name: str, dims: dict[str, int], arch: str, chosen: Candidate, found: 
     report.table(HEADERS, rows)
     if len(others) > SHOWN:
         print(f"and {len(others) - SHOWN} more")
-    reasons = Counter(_kind(item.reason) for item in found.pruned)
+    reasons = Counter(kind_of(item.reason) for item in found.pruned)
     if reasons:
         print()
         report.table(["left out", "because"], [[str(count), reason] for reason, count in reasons.most_common()])
@@ -101,7 +101,8 @@ def _value_text(value: Any) -> str:
     return "+".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
-def _kind(reason: str) -> str:
+def kind_of(reason: str) -> str:
+    """What reasons of many points have in common."""
     return next((kind for start, kind in KINDS.items() if reason.startswith(start)), reason)
 
 
@@ -122,4 +123,4 @@ def _candidate_json(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-__all__ = ["explain"]
+__all__ = ["explain", "kind_of"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from tessera.errors import InternalError, SourceError
 from tessera.frontend.annotations import Annotation, ListAnnotation, TensorAnnotation, read_annotation
-from tessera.frontend.space import Point, Space, make_space
+from tessera.frontend.space import BUDGET_S, MOST_MEASURED, Point, Space, make_space
 from tessera.location import Loc
 
 if TYPE_CHECKING:
@@ -203,6 +203,15 @@ class KernelDefinition(Definition):
             raise error.at(self.loc) from None
         return self._with(constants=point, fixed=self.fixed | set(constants))
 
+    @property
+    def pins(self) -> Point:
+        """The constants that are fixed, with their values; of the others a choice is made when the kernel is called."""
+        return {name: value for name, value in self.constants.items() if name in self.fixed}
+
+    def at(self, point: Point) -> KernelDefinition:
+        """This kernel at a point of its space that was chosen for a call; that fixes no constant."""
+        return self._with(constants=point)
+
     def scheduled(self, schedule: Mapping[str, Any]) -> KernelDefinition:
         """This kernel with fields of its schedule fixed, in addition to those that are.
 
@@ -375,13 +384,17 @@ class KernelDecorator:
         key: Any = (),
         grid: Grid | None = None,
         schedule: Mapping[str, Any] | None = None,
+        budget_s: float = BUDGET_S,
+        candidates: int = MOST_MEASURED,
     ) -> Any:
         """A kernel whose `ctx` constants are chosen from `space` (name -> candidates), once per value of `key`.
 
-        Untuned, `ctx` shows the first candidate of each list. `num_warps` and `num_stages` also fix the warps of a
-        block and the stages of its copies. `schedule` fixes other fields of the schedule.
+        On a GPU the first call with a new key measures, for at most `budget_s` seconds and on at most so many
+        `candidates`, and what it finds is kept on disk. On the interpreter `ctx` shows the first candidate of each
+        list. `num_warps` and `num_stages` also fix the warps of a block and the stages of its copies. `schedule` fixes
+        other fields of the schedule.
         """
-        chosen = make_space(space, key)
+        chosen = make_space(space, key, budget_s, candidates)
 
         def decorate(decorated: Callable[..., Any]) -> KernelDefinition:
             definition = KernelDefinition(decorated, grid, space=chosen, schedule=schedule)

@@ -6,15 +6,15 @@ The time is what a roofline compares with: the launches alone, with a cold L2 ca
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tessera.dtypes import from_numpy
-from tessera.program import Program
+from tessera.program import Parameter, Program
 from tessera.runtime.arrays import cupy_storage
-from tessera.runtime.bind import bind
+from tessera.runtime.bind import Binding, bind
 from tessera.runtime.launch import LAUNCHER, grid_of, require_device
 
 # Larger than the L2 cache of any GPU so far (50 MB on an H100, 126 MB on a B200).
@@ -31,19 +31,12 @@ def run(
     require_device()
     import cupy
 
-    def move(value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            return [move(item) for item in value]
-        return cupy.asarray(carried(value), order="C") if isinstance(value, np.ndarray) else value
-
-    moved = {name: move(value) for name, value in arguments.items()}
-    binding = bind(program.name, program.parameters, (), moved)
-    binding.dims = {**dims, **binding.dims}  # a dim that is compiled in may appear in no shape
+    binding = bound(program.name, program.parameters, arguments, dims)
     stream = cupy.cuda.get_current_stream()
     seconds = _timed(cupy, stream, lambda: LAUNCHER.launch(program, binding, stream.ptr))
     for parameter in program.parameters:
         if parameter.role in ("out", "inout"):
-            carried(arguments[parameter.name])[...] = moved[parameter.name].get()
+            carried(arguments[parameter.name])[...] = binding.arrays[parameter.name].get()
     if repeats:
         flush = cupy.empty(FLUSH_BYTES, cupy.uint8)
         samples = []
@@ -53,6 +46,22 @@ def run(
         seconds = statistics.median(samples)
     grids = [(step.kernel, grid_of(step, binding.dims)) for step in program.launches]
     return seconds, [(kernel, grid) for kernel, grid in grids if 0 not in grid]
+
+
+def bound(
+    kernel: str, parameters: Sequence[Parameter], arguments: Mapping[str, Any], dims: Mapping[str, int]
+) -> Binding:
+    """A call on copies of the arrays on the current GPU."""
+    import cupy
+
+    def move(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [move(item) for item in value]
+        return cupy.asarray(carried(value), order="C") if isinstance(value, np.ndarray) else value
+
+    made = bind(kernel, parameters, (), {name: move(value) for name, value in arguments.items()})
+    made.dims = {**dims, **made.dims}  # a dim that is compiled in may appear in no shape
+    return made
 
 
 def carried(array: np.ndarray) -> np.ndarray:

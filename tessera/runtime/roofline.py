@@ -26,7 +26,7 @@ def roofline_seconds(
     A loop whose trip count is known only at run time counts once.
     """
     memory = moved_bytes(parameters, dims) / facts.typical_dram_bandwidth
-    half, single = (operations * prod(grid) for operations in _product_operations(kernel.body, dims))
+    half, single = (operations * prod(grid) for operations in product_operations(kernel.body, dims))
     return max(memory, half / facts.typical_bf16_rate + single / facts.typical_f32_rate)
 
 
@@ -41,7 +41,7 @@ def moved_bytes(parameters: tuple[Parameter, ...], dims: Mapping[str, int]) -> i
     return total
 
 
-def _product_operations(block: Block, dims: Mapping[str, int]) -> tuple[int, int]:
+def product_operations(block: Block, dims: Mapping[str, int]) -> tuple[int, int]:
     """Operations of the matrix products of one program: with operands of at most 16 bits, and wider ones."""
     half = single = 0
     for op in block.ops:
@@ -55,7 +55,7 @@ def _product_operations(block: Block, dims: Mapping[str, int]) -> tuple[int, int
                 single += count
         times = _trip_count(op, dims) if op.definition.has(COUNTED) else 1
         for region in op.regions:
-            inside = _product_operations(region, dims)
+            inside = product_operations(region, dims)
             half, single = half + times * inside[0], single + times * inside[1]
     return half, single
 

@@ -34,7 +34,7 @@ class Workers:
         path = os.pathsep.join(filter(None, (str(PACKAGE_FOLDER), os.environ.get("PYTHONPATH"))))
         for _ in range(self._count):
             process = subprocess.Popen(
-                [sys.executable, "-m", "tessera.search.workers"],
+                [sys.executable, "-c", "from tessera.search.workers import main; main()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": path},
@@ -92,8 +92,10 @@ def serve(source: Any, answers: Any) -> None:
         _send(answers, answer)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The life of a process."""
     answers, sys.stdout = sys.stdout.buffer, sys.stderr  # nothing that is printed may come between the answers
     serve(sys.stdin.buffer, answers)
+
 
 __all__ = ["Workers", "serve"]
