@@ -6,7 +6,7 @@ The time is what a roofline compares with: the launches alone, with a cold L2 ca
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from tessera.dtypes import from_numpy
 from tessera.program import Program
 from tessera.runtime.arrays import cupy_storage
-from tessera.runtime.bind import bind
+from tessera.runtime.bind import Binding, bind
 from tessera.runtime.launch import LAUNCHER, grid_of, require_device
 
 # Larger than the L2 cache of any GPU so far (50 MB on an H100, 126 MB on a B200).
@@ -28,19 +28,11 @@ def run(
 
     With `repeats` the seconds are the median of that many further runs. Raises EnvironmentProblem TS505 without a GPU.
     """
-    require_device()
+    launch, moved, binding = prepare(program, arguments, dims)
     import cupy
 
-    def move(value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            return [move(item) for item in value]
-        return cupy.asarray(carried(value), order="C") if isinstance(value, np.ndarray) else value
-
-    moved = {name: move(value) for name, value in arguments.items()}
-    binding = bind(program.name, program.parameters, (), moved)
-    binding.dims = {**dims, **binding.dims}  # a dim that is compiled in may appear in no shape
     stream = cupy.cuda.get_current_stream()
-    seconds = _timed(cupy, stream, lambda: LAUNCHER.launch(program, binding, stream.ptr))
+    seconds = _timed(cupy, stream, launch)
     for parameter in program.parameters:
         if parameter.role in ("out", "inout"):
             carried(arguments[parameter.name])[...] = moved[parameter.name].get()
@@ -49,10 +41,49 @@ def run(
         samples = []
         for _ in range(repeats):
             flush.fill(0)
-            samples.append(_timed(cupy, stream, lambda: LAUNCHER.launch(program, binding, stream.ptr)))
+            samples.append(_timed(cupy, stream, launch))
         seconds = statistics.median(samples)
     grids = [(step.kernel, grid_of(step, binding.dims)) for step in program.launches]
     return seconds, [(kernel, grid) for kernel, grid in grids if 0 not in grid]
+
+
+def prepare(
+    program: Program, arguments: Mapping[str, Any], dims: Mapping[str, int]
+) -> tuple[Callable[[], Any], dict[str, Any], Binding]:
+    """What launches `program` on copies of the arrays, on CuPy's current stream; the copies; and how they are bound.
+
+    Raises EnvironmentProblem TS505 without a GPU.
+    """
+    moved = {name: on_device(value) for name, value in arguments.items()}
+    binding = bind(program.name, program.parameters, (), moved)
+    binding.dims = {**dims, **binding.dims}  # a dim that is compiled in may appear in no shape
+    import cupy
+
+    stream = cupy.cuda.get_current_stream()
+    return lambda: LAUNCHER.launch(program, binding, stream.ptr), moved, binding
+
+
+def on_device(value: Any) -> Any:
+    """A NumPy array, or each of a list, as a CuPy array on the current GPU; other values as they are.
+
+    Raises EnvironmentProblem TS505 without a GPU.
+    """
+    require_device()
+    import cupy
+
+    if isinstance(value, (list, tuple)):
+        return [on_device(item) for item in value]
+    return cupy.asarray(carried(value), order="C") if isinstance(value, np.ndarray) else value
+
+
+def copy(count: int) -> Callable[[], Any]:
+    """A copy of so many bytes from one place of the current GPU to another. Raises EnvironmentProblem TS505."""
+    require_device()
+    import cupy
+
+    source, target = (cupy.zeros(max(count, 1), cupy.uint8) for _ in range(2))
+    stream = cupy.cuda.get_current_stream()
+    return lambda: target.data.copy_from_device_async(source.data, count, stream)
 
 
 def carried(array: np.ndarray) -> np.ndarray:

@@ -26,8 +26,14 @@ def roofline_seconds(
     A loop whose trip count is known only at run time counts once.
     """
     memory = moved_bytes(parameters, dims) / facts.typical_dram_bandwidth
-    half, single = (operations * prod(grid) for operations in _product_operations(kernel.body, dims))
+    half, single = product_operations(kernel, dims, grid)
     return max(memory, half / facts.typical_bf16_rate + single / facts.typical_f32_rate)
+
+
+def product_operations(kernel: Kernel, dims: Mapping[str, int], grid: tuple[int, ...]) -> tuple[int, int]:
+    """Operations of the matrix products of a launch: with operands of at most 16 bits, and wider ones."""
+    half, single = _product_operations(kernel.body, dims)
+    return half * prod(grid), single * prod(grid)
 
 
 def moved_bytes(parameters: tuple[Parameter, ...], dims: Mapping[str, int]) -> int:
@@ -42,7 +48,7 @@ def moved_bytes(parameters: tuple[Parameter, ...], dims: Mapping[str, int]) -> i
 
 
 def _product_operations(block: Block, dims: Mapping[str, int]) -> tuple[int, int]:
-    """Operations of the matrix products of one program: with operands of at most 16 bits, and wider ones."""
+    """As `product_operations`, of one program."""
     half = single = 0
     for op in block.ops:
         if op.name == "mma":
