@@ -81,7 +81,7 @@ def _kernel_work(target: Target, subject: Subject, given: Given) -> Work:
     setup = set_up(subject, given)
     flops = 0
     if subject.level == TILE:
-        flops = sum(roofline.product_operations(setup.kernel, setup.bound, setup.extents))
+        flops = sum(roofline.product_operations(setup.kernel.body, setup.bound)) * prod(setup.extents)
     static = frozenset(setup.kernel.attributes.get("shape_dims", ()))
     moved = roofline.moved_bytes(setup.parameters, setup.bound)
     return Work(_kernel_call(target, subject, setup), moved, flops, static)
@@ -108,7 +108,8 @@ def _function_work(subject: FunctionSubject, given: Given) -> Work:
         arguments[parameter.name] = gpu.on_device(items if parameter.kind == "list" else own)
     flops = 0
     for step in state.plan(setup.bound).steps(setup.bound):
-        flops += sum(roofline.product_operations(step.kernel, step.dims, launch_grid(step.kernel, step.dims)))
+        each = sum(roofline.product_operations(step.kernel.body, step.dims))
+        flops += each * prod(launch_grid(step.kernel, step.dims))
     written = sum(_bytes(type_, setup.bound) for type_ in state.result_types())
     moved = sum(array.nbytes for array in arrays.values()) + written
     static = frozenset(state.trace.function.attributes["shape_dims"])

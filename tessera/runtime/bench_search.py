@@ -23,6 +23,7 @@ from tessera.runtime.bench_device import Device
 FEW, MANY, FINAL = 3, 10, 20  # timed runs: of every schedule, of those that are not cut, and of the finalists in turn
 CUT = 1.5  # times the best so far: beyond it a schedule is dropped after the few runs
 FINALISTS, REFINED = 3, 2
+SPARED = 2  # cores that are left to the process that measures
 MODULE = "_tessera_bench_"  # what the file of a rival is imported as: the same name in every process
 
 
@@ -57,7 +58,7 @@ class Compilers:
     """Processes that compile schedules ahead of their first launch. What they cannot compile, the launch finds out."""
 
     def __init__(self, workers: int | None = None) -> None:
-        self._workers = workers or os.cpu_count() or 1
+        self._workers = workers or max((os.cpu_count() or 1) - SPARED, 1)
         self._pool: ProcessPoolExecutor | None = None
         self._queued: dict[str, list[Future[int]]] = {}
 

@@ -26,14 +26,8 @@ def roofline_seconds(
     A loop whose trip count is known only at run time counts once.
     """
     memory = moved_bytes(parameters, dims) / facts.typical_dram_bandwidth
-    half, single = product_operations(kernel, dims, grid)
+    half, single = (operations * prod(grid) for operations in product_operations(kernel.body, dims))
     return max(memory, half / facts.typical_bf16_rate + single / facts.typical_f32_rate)
-
-
-def product_operations(kernel: Kernel, dims: Mapping[str, int], grid: tuple[int, ...]) -> tuple[int, int]:
-    """Operations of the matrix products of a launch: with operands of at most 16 bits, and wider ones."""
-    half, single = _product_operations(kernel.body, dims)
-    return half * prod(grid), single * prod(grid)
 
 
 def moved_bytes(parameters: tuple[Parameter, ...], dims: Mapping[str, int]) -> int:
@@ -47,8 +41,8 @@ def moved_bytes(parameters: tuple[Parameter, ...], dims: Mapping[str, int]) -> i
     return total
 
 
-def _product_operations(block: Block, dims: Mapping[str, int]) -> tuple[int, int]:
-    """As `product_operations`, of one program."""
+def product_operations(block: Block, dims: Mapping[str, int]) -> tuple[int, int]:
+    """Operations of the matrix products of one program: with operands of at most 16 bits, and wider ones."""
     half = single = 0
     for op in block.ops:
         if op.name == "mma":
@@ -61,7 +55,7 @@ def _product_operations(block: Block, dims: Mapping[str, int]) -> tuple[int, int
                 single += count
         times = _trip_count(op, dims) if op.definition.has(COUNTED) else 1
         for region in op.regions:
-            inside = _product_operations(region, dims)
+            inside = product_operations(region, dims)
             half, single = half + times * inside[0], single + times * inside[1]
     return half, single
 
