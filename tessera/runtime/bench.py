@@ -275,8 +275,10 @@ def _wide_numpy(array: Any) -> Any:
 
 
 def _sentence(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    """The start of a message, which may go on for pages; a line that ends in a colon says nothing yet."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    count = next((number for number, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    return ": ".join([type(error).__name__, *(line.rstrip(":") for line in lines[:count])])
 
 
 def as_json(row: Row) -> dict[str, Any]:

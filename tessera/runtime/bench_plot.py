@@ -1,4 +1,4 @@
-"""The roofline as an SVG: operations per byte against operations per second, everybody who was timed a mark.
+"""The roofline as an SVG: operations per byte against operations per second, a mark for each who was timed.
 
 Written out by hand, since it is lines, circles and texts: nothing else here needs a library for plots.
 """
@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from tessera.runtime.bench import Row
-from tessera.runtime.bench_case import OURS, UNTUNED, dims_text
+from tessera.runtime.bench_case import FLOOR, OURS, UNTUNED, dims_text
 from tessera.runtime.bench_device import Peaks
 
 WIDTH, HEIGHT = 900, 560
@@ -45,7 +45,7 @@ class Axes:
 
 
 def marks(rows: Sequence[Row]) -> list[Mark]:
-    """Of every entrant with a time, in rows that count operations."""
+    """Of every entrant with a time that does the whole work, in rows that count operations."""
     return [
         Mark(
             result.name,
@@ -56,7 +56,7 @@ def marks(rows: Sequence[Row]) -> list[Mark]:
         )
         for row in rows
         for result in row.results
-        if result.us and row.flops and row.bytes
+        if result.us and result.kind != FLOOR and row.flops and row.bytes
     ]
 
 
