@@ -16,6 +16,7 @@ from tessera.errors import ArgumentError, did_you_mean
 PREFIX = "TESSERA_"
 BACKENDS = ("auto", "interpret", "emulate", "cuda")
 DUMPS = ("graph", "tile", "target", "cuda")
+TUNES = ("auto", "cached", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Config:
     arch: str | None = None  # architecture to compile for when no GPU decides it, such as sm_80
     dump: frozenset[str] = frozenset()  # comma-separated DUMPS to print to stderr while compiling
     cxx: str = "g++"  # C++ compiler of the emulate lane
+    tune: str = "auto"  # autotuned kernels, one of TUNES: measure once and keep it, use what is kept, only predict
 
 
 def read_config(environment: Mapping[str, str]) -> Config:
@@ -62,6 +64,8 @@ def _parse(name: str, variable: str, text: str) -> object:
         return int(text)
     if name == "backend":
         return _one_of(BACKENDS, variable, text)
+    if name == "tune":
+        return _one_of(TUNES, variable, text)
     if name == "dump":
         return frozenset(_one_of(DUMPS, variable, item.strip()) for item in text.split(","))
     return text

@@ -21,11 +21,12 @@ def test_every_setting():
         "TESSERA_ARCH": "sm_80",
         "TESSERA_DUMP": "tile, cuda",
         "TESSERA_CXX": "clang++",
+        "TESSERA_TUNE": "cached",
     }
     assert set(environment) == {PREFIX + field.name.upper() for field in fields(Config)}
     assert len(environment) <= 10
     assert read_config(environment) == Config(
-        Path.home() / "c", 1000, "interpret", "sm_80", frozenset({"tile", "cuda"}), "clang++"
+        Path.home() / "c", 1000, "interpret", "sm_80", frozenset({"tile", "cuda"}), "clang++", "cached"
     )
 
 
@@ -36,6 +37,7 @@ def test_every_setting():
         ("TESSERA_CACHE_BYTES", "2GB", "TESSERA_CACHE_BYTES is '2GB' and must be a number of bytes"),
         ("TESSERA_CACHE_BYTES", "-1", "TESSERA_CACHE_BYTES is '-1' and must be a number of bytes"),
         ("TESSERA_DUMP", "tile,ptx", "TESSERA_DUMP is 'ptx' and must be one of graph, tile, target, cuda"),
+        ("TESSERA_TUNE", "on", "TESSERA_TUNE is 'on' and must be one of auto, cached, off"),
         ("TESSERA_BAKCEND", "auto", "there is no variable TESSERA_BAKCEND .*did you mean 'TESSERA_BACKEND'"),
     ],
 )

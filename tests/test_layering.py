@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).parents[1] / "tessera"
 # A module imports from lower layers and from its own part. Parts of one layer never import one another, except
 # those of the ground layer.
 LAYERS = [
-    {"errors", "location", "dtypes", "config", "modes"},
+    {"errors", "location", "dtypes", "config", "modes", "workers"},
     {"ir"},
     {"target"},
     {"program", "plan"},
     {"frontend", "passes", "codegen_cuda"},
     {"compiler"},
+    {"search"},
     {"runtime"},
     {"dist"},
     {"cli", "gdn"},

@@ -29,7 +29,14 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "tessera/__init__.pyi": stubs.package_stub,
     "tessera/frontend/namespace.pyi": stubs.namespace_stub,
 }
-HAND_WRITTEN = ("README.md", "docs/guide.md", "docs/functions.md", "docs/check.md", "docs/development.md")
+HAND_WRITTEN = (
+    "README.md",
+    "docs/guide.md",
+    "docs/functions.md",
+    "docs/check.md",
+    "docs/schedules.md",
+    "docs/development.md",
+)
 
 
 def wanted(name: str) -> str:

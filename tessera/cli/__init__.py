@@ -24,6 +24,13 @@ _dims = click.option("--dims", metavar="B=2,S=300", help="Size of every dim; wit
 _shapes = click.option(
     "--shape", "shapes", multiple=True, metavar="NAME=2,150,64:bf16", help="Shape of an open parameter of a function."
 )
+_pins = click.option(
+    "--pin",
+    "pins",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Fix a field of the schedule, as in warps=8,stages=3; names of buffers are joined by +.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
@@ -47,6 +54,7 @@ def cli() -> None:
 @click.option("--arch", help="Architecture to compile for on the emulate lane, such as sm_80.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the inputs.")
 @_shapes
+@_pins
 @_json
 def run(**options: Any) -> int:
     """Run kernels and functions and check every output.
@@ -68,8 +76,10 @@ def run(**options: Any) -> int:
 @click.option("--arch", help="Architecture to lower for, such as sm_80.")
 @click.option("--locations", is_flag=True, help="Print the source location of every op.")
 @click.option("--precision", is_flag=True, help="Print which values of a function are rounded where, and why.")
+@click.option("--schedule", is_flag=True, help="Explain the schedule that is chosen, and what else was possible.")
 @_constants
 @_shapes
+@_pins
 @_json
 def ir(**options: Any) -> int:
     """Print the IR of a kernel or function at any stage."""
@@ -87,6 +97,7 @@ def ir(**options: Any) -> int:
 @click.option("--time", "timed", is_flag=True, help="Print the seconds that each stage took.")
 @_constants
 @_shapes
+@_pins
 @_json
 def compile_(**options: Any) -> int:
     """Compile kernels and functions to CUDA text and machine code. Needs no GPU."""
@@ -104,6 +115,7 @@ def compile_(**options: Any) -> int:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of inputs and orders.")
 @click.option("--blocks", metavar="N|all", help="Most blocks of a grid to run; without it, 8 of a grid beyond 64.")
 @_shapes
+@_pins
 @_json
 def check(**options: Any) -> int:
     """Examine the emitted CUDA on this CPU. Needs g++ and no GPU.
@@ -113,6 +125,28 @@ def check(**options: Any) -> int:
     accesses.
     """
     from tessera.cli.check import check as verb
+
+    return verb(**options)
+
+
+@cli.command()
+@_target
+@_dims
+@click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help=_ARGUMENT)
+@_pins
+@click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Seconds that it may take.")
+@click.option("--candidates", type=click.IntRange(min=1), metavar="N", help="Most candidates to measure.")
+@click.option("--retune", is_flag=True, help="Measure again what is kept already.")
+@click.option("--arch", help="Architecture to predict for; without it that of the GPU, where the kernel is measured.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the inputs.")
+@_json
+def tune(**options: Any) -> int:
+    """Find the fastest candidate of a kernel on this GPU.
+
+    Candidates are the points of its tuning space, or schedules where it has none. Each answer is checked before it is
+    timed, and the result is kept for calls. Without a GPU the cost model ranks them.
+    """
+    from tessera.cli.tune import tune as verb
 
     return verb(**options)
 
@@ -162,9 +196,10 @@ def bench(**options: Any) -> int:
 
 @cli.command()
 @click.argument("action", type=click.Choice(["list", "stats", "clear", "verify"]))
+@click.option("--kind", metavar="KIND", help="Only entries of this kind, such as tuning; for list and clear.")
 @_json
 def cache(**options: Any) -> int:
-    """List, count, empty or check what is compiled on disk."""
+    """List, count, empty or check what is kept on disk: compiled programs and results of tuning."""
     from tessera.cli.cache import cache as verb
 
     return verb(**options)

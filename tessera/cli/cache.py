@@ -6,17 +6,20 @@ from collections import Counter
 from typing import Any
 
 from tessera.cli import report
-from tessera.errors import EnvironmentProblem
+from tessera.errors import ArgumentError, EnvironmentProblem
 from tessera.runtime.cache import Cache, Entry, open_cache
 
-_UNREADABLE = "unreadable"
 
+def cache(action: str, kind: str | None, as_json: bool) -> int:
+    """Runs one of `list`, `stats`, `clear`, `verify`; verify fails when an entry does not check.
 
-def cache(action: str, as_json: bool) -> int:
-    """Runs one of `list`, `stats`, `clear`, `verify`; verify fails when an entry does not check."""
+    `kind` restricts `list` and `clear` to the entries of one kind. Raises ArgumentError TS605 where it means nothing.
+    """
+    if kind is not None and action not in _TAKE_KINDS:
+        raise ArgumentError("TS605", f"--kind goes with {' and '.join(_TAKE_KINDS)}, not with {action}")
     store = open_cache()
     try:
-        found = _ACTIONS[action](store, as_json)
+        found = _TAKE_KINDS[action](store, kind, as_json) if action in _TAKE_KINDS else _ACTIONS[action](store, as_json)
     except BrokenPipeError:  # of stdout, not of the cache
         raise
     except OSError as error:
@@ -25,20 +28,20 @@ def cache(action: str, as_json: bool) -> int:
     return report.OK if found else report.FAILED
 
 
-def _list(store: Cache, as_json: bool) -> bool:
-    entries = store.entries()[::-1]  # the last used first
+def _list(store: Cache, kind: str | None, as_json: bool) -> bool:
+    entries = [entry for entry in store.entries()[::-1] if kind in (None, entry.kind)]  # the last used first
     if as_json:
         report.print_json({"ok": True, "folder": str(store.folder), "entries": [_as_json(e) for e in entries]})
     elif entries:
         report.table(["kind", "key", "size", "last use"], [_row(entry) for entry in entries])
     else:
-        print(f"nothing in {store.folder}")
+        print(f"nothing of kind {kind} in {store.folder}" if kind else f"nothing in {store.folder}")
     return True
 
 
 def _stats(store: Cache, as_json: bool) -> bool:
     stats = store.stats()
-    kinds = Counter(_kind(entry) for entry in store.entries())
+    kinds = Counter(entry.kind for entry in store.entries())
     if as_json:
         body: dict[str, Any] = {"ok": True, "folder": str(stats.folder), "entries": stats.entries, "bytes": stats.bytes}
         body |= {"limit": stats.limit, "oldest_seconds": stats.oldest, "unfinished": stats.temporary}
@@ -60,9 +63,9 @@ def _stats(store: Cache, as_json: bool) -> bool:
     return True
 
 
-def _clear(store: Cache, as_json: bool) -> bool:
-    total = store.stats().bytes
-    removed = store.clear()
+def _clear(store: Cache, kind: str | None, as_json: bool) -> bool:
+    total = store.stats().bytes if kind is None else sum(e.bytes for e in store.entries() if e.kind == kind)
+    removed = store.clear(kind)
     if as_json:
         report.print_json({"ok": True, "folder": str(store.folder), "removed": removed, "bytes": total})
     else:
@@ -83,7 +86,8 @@ def _verify(store: Cache, as_json: bool) -> bool:
     return not bad
 
 
-_ACTIONS = {"list": _list, "stats": _stats, "clear": _clear, "verify": _verify}
+_ACTIONS = {"stats": _stats, "verify": _verify}
+_TAKE_KINDS = {"list": _list, "clear": _clear}
 
 
 def _as_json(entry: Entry) -> dict[str, Any]:
@@ -92,12 +96,7 @@ def _as_json(entry: Entry) -> dict[str, Any]:
 
 def _row(entry: Entry) -> list[str]:
     digest = entry.key.rpartition("/")[2] if entry.key else entry.path.name
-    return [_kind(entry), digest[:16], size_text(entry.bytes), age_text(entry.age)]
-
-
-def _kind(entry: Entry) -> str:
-    """What wrote the entry: the part of its key before the digest."""
-    return entry.key.partition("/")[0] if entry.key else _UNREADABLE
+    return [entry.kind, digest[:16], size_text(entry.bytes), age_text(entry.age)]
 
 
 def _count(entries: int) -> str:

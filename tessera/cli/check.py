@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tessera.cli import report
-from tessera.cli.constants import pin
+from tessera.cli.constants import pin, read_pins
 from tessera.cli.functions import FunctionSetup, FunctionSubject, set_up_function
-from tessera.cli.subject import Given, Loaded, Setup, Subject, load, load_all, own, read_given, set_up
+from tessera.cli.subject import Given, Loaded, Setup, Subject, at_choice, load, load_all, own, read_given, set_up
 from tessera.cli.target import resolve, split
 from tessera.compiler import compile_function
 from tessera.errors import ArgumentError, EnvironmentProblem, TesseraError, excerpt, to_json
@@ -58,11 +58,12 @@ def check(
     seed: int,
     blocks: str | None,
     shapes: tuple[str, ...],
+    pins: tuple[str, ...],
     as_json: bool,
 ) -> int:
     given = read_given(dims, args, seed, shapes)
     options = Options(api.choose_arch(arch), (0, *range(seed + 1, seed + seeds)), read_blocks(blocks))
-    targets = pin(resolve(target), given.args, given.shapes)
+    targets = pin(resolve(target), given.args, given.shapes, read_pins(pins))
     if split(target)[1] is not None:
         result = _check_subject(load(targets.items[0]), given, options)
         _show_one(result, target, as_json)
@@ -86,10 +87,11 @@ def _check_subject(subject: Subject | FunctionSubject, given: Given, options: Op
     if isinstance(subject, FunctionSubject):
         return _check_function(subject, given, options)
     setup = set_up(subject, given)
-    compilation = subject.compilation(setup.bound, options.arch)
+    chosen, notes = at_choice(subject, setup.bound, setup.scalars, options.arch)
+    compilation = chosen.compilation(setup.bound, options.arch)
     arguments = {**setup.arrays, **setup.scalars}
     examined = examine_kernel(compilation, arguments, setup.bound, options.seeds, options.blocks, given.seed)
-    return Result(subject.name, options.arch, setup, examined)
+    return Result(subject.name, options.arch, setup, replace(examined, notes=notes + examined.notes))
 
 
 def _check_function(subject: FunctionSubject, given: Given, options: Options) -> Result:

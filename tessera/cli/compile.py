@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tessera.cli import report
-from tessera.cli.constants import check_names, pin, read_args, read_shapes
+from tessera.cli.constants import check_names, pin, read_args, read_pins, read_shapes
 from tessera.cli.ir import compile_target
 from tessera.cli.opt import write
 from tessera.cli.target import Target, resolve, split
@@ -16,6 +16,8 @@ from tessera.compiler import Compilation, FunctionCompilation
 from tessera.errors import ArgumentError, TesseraError, did_you_mean, to_json
 from tessera.program import Launch
 from tessera.runtime import api, inputs, nvrtc, programs
+from tessera.runtime.autotune_calls import note_of
+from tessera.runtime.autotune_report import Choice
 
 KINDS = ("cuda", "ptx", "cubin", "sass", "resources")
 SUFFIXES = {"cuda": "cu", "ptx": "ptx", "cubin": "cubin", "sass": "sass", "resources": "json"}
@@ -26,7 +28,8 @@ TEXTS = {"cuda": "c++", "ptx": "text", "sass": "text"}  # what can be printed, w
 class Built:
     """One kernel for one architecture. `products` holds the texts and bytes that were asked for, by kind.
 
-    `cached`: NVRTC's part was read from the disk cache; None where nothing of NVRTC's was asked for.
+    `cached`: NVRTC's part was read from the disk cache; None where nothing of NVRTC's was asked for. `choice`: the
+    point of an autotuned kernel.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Built:
     products: dict[str, str | bytes]
     cached: bool | None = None
     files: list[str] = field(default_factory=list)
+    choice: Choice | None = None
 
 
 def compile_(
@@ -48,6 +52,7 @@ def compile_(
     timed: bool,
     args: tuple[str, ...],
     shapes: tuple[str, ...],
+    pins: tuple[str, ...],
     as_json: bool,
 ) -> int:
     given = None if dims is None else inputs.parse_dims(dims)
@@ -61,7 +66,7 @@ def compile_(
     failures: list[tuple[str, TesseraError]] = []
     single = split(target)[1] is not None
     constants = read_args(args)
-    targets = pin(resolve(target), constants, read_shapes(shapes))
+    targets = pin(resolve(target), constants, read_shapes(shapes), read_pins(pins))
     check_names(target, targets.items, constants)
     failures += [("", error) for error in targets.failures]
     for item in targets.items:
@@ -101,10 +106,10 @@ def build(
     """
     if target.error is not None:
         raise target.error
-    compilation, dims = compile_target(target, given, arch)
+    compilation, dims, choice = compile_target(target, given, arch)
     if isinstance(compilation, FunctionCompilation):
         return [_built(one.tile.kernel().name, one, dims, arch, kinds, timed) for one in compilation.kernels]
-    return [_built(target.name, compilation, dims, arch, kinds, timed)]
+    return [replace(_built(target.name, compilation, dims, arch, kinds, timed), choice=choice)]
 
 
 def _built(
@@ -184,6 +189,9 @@ def _show(
             ["kernel", "arch", "threads", "registers", "shared", "spills", "instructions"],
             [_row(entry) for item in built for entry in item.resources],
         )
+    for item in built:
+        if item.choice is not None and "resources" in kinds:
+            print(f"note: {item.name} for {item.arch}: {note_of(item.choice)}")
     if timed:
         _show_times(built)
     for name, error in failures:
@@ -214,6 +222,7 @@ def _show_json(target: str, built: list[Built], failures: list[tuple[str, Tesser
         for entry in item.resources:
             texts = {} if written else {k: v for k, v in item.products.items() if isinstance(v, str)}
             facts = {"dims": item.dims, "seconds": item.times, "cached": item.cached, "files": item.files}
+            facts |= {"choice": asdict(item.choice)} if item.choice is not None else {}
             kernels.append({**entry, **facts, **texts})
     archs = list(dict.fromkeys(item.arch for item in built))
     body: dict[str, Any] = {

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import asdict
 from typing import Any
 
 from tessera.cli import report
-from tessera.cli.constants import check_names, pin, read_args, read_shapes
+from tessera.cli.constants import check_names, pin, read_args, read_pins, read_shapes
 from tessera.cli.functions import choose, load_function
 from tessera.cli.plans import plan_json, plan_text, roundings_json, roundings_table
+from tessera.cli.schedule import explain
+from tessera.cli.sizes import sizes_of
 from tessera.cli.target import Target, Targets, resolve_one
 from tessera.compiler import Compilation, FunctionCompilation, Stage, compile_function, compile_kernel
 from tessera.errors import ArgumentError, did_you_mean
 from tessera.ir.opdef import GRAPH
 from tessera.ir.printer import print_module
-from tessera.runtime import api, execute, inputs
+from tessera.runtime import api, inputs
+from tessera.runtime.autotune_report import Choice
 
 ALL = "all"
 LOWERED = "lower_graph"  # the stage at which a function is kernels for the first time
@@ -31,13 +35,18 @@ def ir(
     locations: bool,
     args: tuple[str, ...],
     shapes: tuple[str, ...],
+    pins: tuple[str, ...],
     precision: bool,
+    schedule: bool,
     as_json: bool,
 ) -> int:
     arch, constants = api.choose_arch(arch), read_args(args)
-    targets = pin(Targets([resolve_one(target)]), constants, read_shapes(shapes))
+    targets = pin(Targets([resolve_one(target)]), constants, read_shapes(shapes), read_pins(pins))
     check_names(target, targets.items, constants)
-    compilation, chosen = compile_target(targets.items[0], None if dims is None else inputs.parse_dims(dims), arch)
+    given = None if dims is None else inputs.parse_dims(dims)
+    if schedule:
+        return explain(target, targets.items[0], given, arch, as_json)
+    compilation, chosen, choice = compile_target(targets.items[0], given, arch)
     if precision:
         return _precision(target, compilation, chosen, arch, as_json)
     stages = _chosen(compilation, stage, after, diff)
@@ -50,7 +59,8 @@ def ir(
             entries.append(entry | ({"diff": changes[id(item)]} if diff else {}))
         body = {"ok": True, "target": target, "lane": None, "arch": arch, "dims": chosen}
         plan = plan_json(compilation.plan, chosen) if isinstance(compilation, FunctionCompilation) else {}
-        report.print_json(body | plan | {"stages": entries})
+        choices = {"choice": asdict(choice)} if choice is not None else {}
+        report.print_json(body | plan | choices | {"stages": entries})
         return report.OK
     for item in stages:
         if len(stages) > 1 or diff:
@@ -80,21 +90,21 @@ def _precision(
 
 def compile_target(
     target: Target, given: dict[str, int] | None, arch: str
-) -> tuple[Compilation | FunctionCompilation, dict[str, int]]:
-    """Compiles a kernel or function for the dims that were given, or their defaults; also returns those."""
+) -> tuple[Compilation | FunctionCompilation, dict[str, int], Choice | None]:
+    """Compiles a kernel or function for the dims that were given, or their defaults; also returns those, and the point
+    that was chosen for an autotuned kernel.
+    """
     if target.function is not None:
         subject = load_function(target)
         dims = choose(subject, given)
-        return compile_function(subject.trace(dims), subject.static(dims), arch), dims
+        return compile_function(subject.trace(dims), subject.static(dims), arch), dims, None
+    dims, lengths = sizes_of(target, given)
+    sizes = {**dims, **lengths}
     if target.definition is not None:
-        state = api.KernelState(target.definition)
-        dims = inputs.choose_dims(target.name, inputs.dims_of(state.signature), given)
-        lengths = inputs.choose_lengths(target.name, state.signature, target.args)
-        return compile_kernel(target.definition, {**dims, **lengths}, arch), dims
+        state, choice = api.KernelState(target.definition).chosen(sizes, arch)
+        return compile_kernel(state.definition, sizes, arch, schedule=api.schedule_of(choice)), dims, choice
     assert target.module is not None
-    parameters = execute.parameters_of(target.module.kernel(target.name))
-    dims = inputs.choose_dims(target.name, inputs.dims_of(parameters), given)
-    return compile_kernel(target.module, dims, arch), dims
+    return compile_kernel(target.module, sizes, arch), dims, None
 
 
 def _chosen(

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from tessera.cli import report
-from tessera.cli.constants import pin
+from tessera.cli.constants import pin, read_pins
 from tessera.cli.functions import FunctionSetup, FunctionSubject, set_up_function
 from tessera.cli.run_report import Result, show_all, show_one
-from tessera.cli.subject import Given, Loaded, Setup, Subject, load, load_all, own, read_given, set_up
+from tessera.cli.subject import Given, Loaded, Setup, Subject, at_choice, load, load_all, own, read_given, set_up
 from tessera.cli.target import resolve, split
 from tessera.config import config
 from tessera.errors import TesseraError
@@ -40,11 +40,12 @@ def run(
     arch: str | None,
     seed: int,
     shapes: tuple[str, ...],
+    pins: tuple[str, ...],
     as_json: bool,
 ) -> int:
     given = read_given(dims, args, seed, shapes)
     options = Options(backend or config().backend, None if arch is None else api.choose_arch(arch))
-    targets = pin(resolve(target), given.args, given.shapes)
+    targets = pin(resolve(target), given.args, given.shapes, read_pins(pins))
     api.choose_lane(options.backend)  # a GPU that is asked for and absent is one error, not one per kernel
     if split(target)[1] is not None:
         result = run_subject(load(targets.items[0]), given, options)
@@ -68,7 +69,9 @@ def run_subject(subject: Subject | FunctionSubject, given: Given, options: Optio
         result.outcome = execute.interpret(setup.kernel, arguments, setup.bound, setup.extents, subject.level)
     else:
         result.arch = api.device_arch(0) if lane == "cuda" else api.choose_arch(options.arch)
-        result.outcome = _run_program(subject, lane, result.arch, setup.bound, arguments)
+        chosen, notes = at_choice(subject, setup.bound, setup.scalars, result.arch)
+        result.notes += notes
+        result.outcome = _run_program(chosen, lane, result.arch, setup.bound, arguments)
     original = {**setup.arrays, **setup.scalars}
     result.comparisons = execute.verify_outputs(
         setup.kernel, original, setup.bound, result.outcome.outputs, setup.extents, subject.level

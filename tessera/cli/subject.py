@@ -16,6 +16,8 @@ from tessera.ir.core import Kernel
 from tessera.ir.opdef import TILE
 from tessera.program import Parameter, Program
 from tessera.runtime import api, execute, inputs
+from tessera.runtime.autotune_calls import note_of
+from tessera.runtime.autotune_report import Choice
 
 if TYPE_CHECKING:
     from tessera.compiler import Compilation
@@ -27,7 +29,8 @@ class Subject:
 
     `signature` holds the parameters, with roles that only the IR knows for certain; `constants` names what its tuning
     space leaves open. Of the two that compile, `program` takes what was compiled before and `compilation` keeps every
-    stage.
+    stage. `choose` gives, for sizes, numbers and an architecture, the subject at the point of its tuning space that a
+    call would have, and a note that says where that comes from, if there is anything to choose.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Subject:
     program: Callable[[dict[str, int], str, dict[str, int]], Program]
     compilation: Callable[[dict[str, int], str], Compilation]
     constants: tuple[str, ...] = ()
+    choose: Callable[[dict[str, int], Mapping[str, int | float], str], tuple[Subject, tuple[str, ...]]] | None = None
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -95,20 +99,36 @@ def load(target: Target) -> Subject | FunctionSubject:
 
 
 def _of_definition(target: Target) -> Subject:
-    definition = target.definition
-    assert definition is not None
-    state = api.KernelState(definition)
+    assert target.definition is not None
+    return _of_state(target.name, api.KernelState(target.definition), None)
+
+
+def _of_state(name: str, state: api.KernelState, choice: Choice | None) -> Subject:
+    """A kernel at a point of its tuning space."""
 
     def program(dims: dict[str, int], arch: str, alignment: dict[str, int]) -> Program:
-        return state.program(dims, arch, None, alignment)
+        return state.program(dims, arch, None, alignment, choice=choice)
 
     def compilation(dims: dict[str, int], arch: str) -> Compilation:
         from tessera.compiler import compile_kernel
 
-        return compile_kernel(definition, dims, arch, divisors=api.innermost_divisors(state.signature, dims))
+        divisors, schedule = api.innermost_divisors(state.signature, dims), api.schedule_of(choice)
+        return compile_kernel(state.definition, dims, arch, divisors=divisors, schedule=schedule)
 
-    constants = constants_of(definition)
-    return Subject(target.name, TILE, state.signature, state.defaults, state.kernel, program, compilation, constants)
+    def choose(dims: dict[str, int], scalars: Mapping[str, int | float], arch: str) -> tuple[Subject, tuple[str, ...]]:
+        chosen, found = state.chosen(dims, arch, scalars)
+        notes = () if found is None else (note_of(found),)
+        return _of_state(name, chosen, found), notes
+
+    constants = constants_of(state.definition)
+    return Subject(name, TILE, state.signature, state.defaults, state.kernel, program, compilation, constants, choose)
+
+
+def at_choice(
+    subject: Subject, dims: dict[str, int], scalars: Mapping[str, int | float], arch: str
+) -> tuple[Subject, tuple[str, ...]]:
+    """`Subject.choose`; textual IR has nothing to choose."""
+    return (subject, ()) if subject.choose is None else subject.choose(dims, scalars, arch)
 
 
 def _of_module(target: Target) -> Subject:

@@ -10,14 +10,14 @@ import ast
 import inspect
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, update_wrapper
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, overload
 
 from tessera.errors import InternalError, SourceError
 from tessera.frontend.annotations import Annotation, ListAnnotation, TensorAnnotation, read_annotation
-from tessera.frontend.space import Point, Space, make_space
+from tessera.frontend.space import BUDGET_S, MOST_MEASURED, Point, Space, make_space
 from tessera.location import Loc
 
 if TYPE_CHECKING:
@@ -138,7 +138,9 @@ class KernelDefinition(Definition):
     """A kernel. `grid` is a function of the dims that gives the number of programs per axis, or None to infer it.
 
     `kernel(*arguments)` runs it on the grid of its definition, `kernel[grid](*arguments)` on the one given. `space` is
-    that of an autotuned kernel, `constants` the point of it that `ctx` shows: the default one, unless it is pinned.
+    that of an autotuned kernel, `constants` the point of it that `ctx` shows: the default one, unless it is pinned;
+    `fixed` names the constants that are. `schedule` holds the fields of the schedule that are not the compiler's to
+    choose, by name.
     """
 
     kind = "kernel"
@@ -151,6 +153,7 @@ class KernelDefinition(Definition):
         name: str | None = None,
         space: Space | None = None,
         constants: Point | None = None,
+        schedule: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(function, options, name)
         if grid is not None and not callable(grid):
@@ -158,6 +161,8 @@ class KernelDefinition(Definition):
         self.grid = grid
         self.space = space
         self.constants: Point = constants if constants is not None else space.default if space else {}
+        self.fixed: frozenset[str] = frozenset()
+        self.schedule: dict[str, Any] = self._checked(schedule) if schedule else {}
         self._inferred: dict[str, TensorAnnotation] = {}
 
     @cached_property
@@ -172,8 +177,13 @@ class KernelDefinition(Definition):
         """This kernel with other annotations of the tensors, or of lists' tensors, of these names."""
         if not tensors:
             return self
+        return self._with(_inferred={**self._inferred, **tensors})
+
+    def _with(self, **changed: Any) -> KernelDefinition:
         made = KernelDefinition(self.function, self.grid, self.options, self.name, self.space, self.constants)
-        made._inferred = {**self._inferred, **tensors}
+        made.fixed, made.schedule, made._inferred = self.fixed, self.schedule, self._inferred
+        for name, value in changed.items():
+            setattr(made, name, value)
         return made
 
     def points(self) -> list[Point]:
@@ -191,9 +201,51 @@ class KernelDefinition(Definition):
             point = (self.space or Space({})).pin(constants, self.constants)
         except SourceError as error:
             raise error.at(self.loc) from None
-        made = KernelDefinition(self.function, self.grid, self.options, self.name, self.space, point)
-        made._inferred = self._inferred
-        return made
+        return self._with(constants=point, fixed=self.fixed | set(constants))
+
+    @property
+    def pins(self) -> Point:
+        """The constants that are fixed, with their values; of the others a choice is made when the kernel is called."""
+        return {name: value for name, value in self.constants.items() if name in self.fixed}
+
+    def at(self, point: Point) -> KernelDefinition:
+        """This kernel at a point of its space that was chosen for a call; that fixes no constant."""
+        return self._with(constants=point)
+
+    def scheduled(self, schedule: Mapping[str, Any]) -> KernelDefinition:
+        """This kernel with fields of its schedule fixed, in addition to those that are.
+
+        A field that a tuning constant decides, as num_warps does warps, fixes that constant. Raises SourceError TS201
+        for a field that a schedule does not have and TS203 for a value that it cannot have.
+        """
+        from tessera.target.schedules import check_pins, decided_by
+
+        try:
+            pins = check_pins(schedule)
+        except SourceError as error:
+            raise error.at(self.loc) from None
+        names = self.space.candidates if self.space else ()
+        constants = {decided_by(field): pins.pop(field) for field in tuple(pins) if decided_by(field) in names}
+        made = self.pinned(constants)
+        return made._with(schedule={**made.schedule, **pins}) if pins else made
+
+    def _checked(self, schedule: Any) -> dict[str, Any]:
+        """The option `schedule=` of a decorator. Raises SourceError TS201 or TS203 at what it names."""
+        from tessera.target.schedule import Schedule  # here, so that importing the package stays light
+        from tessera.target.schedules import check_pins, decided_by
+
+        if isinstance(schedule, Schedule):
+            schedule = asdict(schedule)
+        if not isinstance(schedule, Mapping):
+            raise SourceError("TS203", "schedule= takes a dict from fields of the schedule to values", self.loc)
+        try:
+            for field in schedule:
+                if self.space and decided_by(field) in self.space.candidates:
+                    message = f"the field '{field}' is decided by the tuning constant {decided_by(field)}"
+                    raise SourceError("TS203", f"{message}: give that one candidate")
+            return check_pins(schedule)
+        except SourceError as error:
+            raise error.at(self._place_of_key(error.message)) from None
 
     def check_space(self) -> None:
         """Raises SourceError TS201 or TS203 at a key or a constant that does not go with the parameters.
@@ -219,7 +271,8 @@ class KernelDefinition(Definition):
         """Where the decorator names what a message quotes, else the definition."""
         for decorator in self.source.node.decorator_list:
             for node in ast.walk(decorator):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str) and f"'{node.value}'" in message:
+                named = isinstance(node, ast.Constant) and isinstance(node.value, str) and f"'{node.value}'" in message
+                if named or isinstance(node, ast.keyword) and f"'{node.arg}'" in message:
                     return self.source.loc(node)
         return self.loc
 
@@ -292,34 +345,59 @@ Grid = Callable[[Any], Any]
 
 
 class KernelDecorator:
-    """`@ts.kernel`, `@ts.kernel(grid=lambda d: (...), name="...")` and `@ts.kernel.autotune(space=..., key=...)`."""
+    """`@ts.kernel`, `@ts.kernel(grid=lambda d: (...), name="...", schedule=...)` and
+    `@ts.kernel.autotune(space=..., key=...)`.
+    """
 
     @overload
     def __call__(self, function: Callable[..., Any]) -> KernelDefinition: ...
 
     @overload
     def __call__(
-        self, function: None = None, *, grid: Grid | None = None, name: str | None = None
+        self,
+        function: None = None,
+        *,
+        grid: Grid | None = None,
+        name: str | None = None,
+        schedule: Mapping[str, Any] | None = None,
     ) -> Callable[[Callable[..., Any]], KernelDefinition]: ...
 
     def __call__(
-        self, function: Callable[..., Any] | None = None, *, grid: Grid | None = None, name: str | None = None
+        self,
+        function: Callable[..., Any] | None = None,
+        *,
+        grid: Grid | None = None,
+        name: str | None = None,
+        schedule: Mapping[str, Any] | None = None,
     ) -> Any:
-        """`name` replaces the function's own name: for kernels that one factory makes."""
+        """`name` replaces the function's own name: for kernels that one factory makes. `schedule` fixes fields of the
+        schedule, as in `schedule=dict(warps=8, stages=3)`; the compiler chooses the others.
+        """
         if function is None:
-            return lambda decorated: KernelDefinition(decorated, grid, name=name)
-        return KernelDefinition(function, grid, name=name)
+            return lambda decorated: KernelDefinition(decorated, grid, name=name, schedule=schedule)
+        return KernelDefinition(function, grid, name=name, schedule=schedule)
 
-    def autotune(self, *, space: Mapping[str, Any], key: Any = (), grid: Grid | None = None) -> Any:
+    def autotune(
+        self,
+        *,
+        space: Mapping[str, Any],
+        key: Any = (),
+        grid: Grid | None = None,
+        schedule: Mapping[str, Any] | None = None,
+        budget_s: float = BUDGET_S,
+        candidates: int = MOST_MEASURED,
+    ) -> Any:
         """A kernel whose `ctx` constants are chosen from `space` (name -> candidates), once per value of `key`.
 
-        Untuned, `ctx` shows the first candidate of each list. `num_warps` and `num_stages` also fix the warps of a
-        block and the stages of its copies.
+        On a GPU the first call with a new key measures, for at most `budget_s` seconds and on at most so many
+        `candidates`, and what it finds is kept on disk. On the interpreter `ctx` shows the first candidate of each
+        list. `num_warps` and `num_stages` also fix the warps of a block and the stages of its copies. `schedule` fixes
+        other fields of the schedule.
         """
-        chosen = make_space(space, key)
+        chosen = make_space(space, key, budget_s, candidates)
 
         def decorate(decorated: Callable[..., Any]) -> KernelDefinition:
-            definition = KernelDefinition(decorated, grid, space=chosen)
+            definition = KernelDefinition(decorated, grid, space=chosen, schedule=schedule)
             definition.check_space()
             return definition
 

@@ -47,6 +47,11 @@ class Block:
         return parse_source(self.text, self.file, self.first_line, self.columns)
 
     @cached_property
+    def functions(self) -> tuple[ast.FunctionDef, ...]:
+        """Every `def` of the block, those inside others too. Raises SourceError TS101."""
+        return tuple(node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef))
+
+    @cached_property
     def defines(self) -> frozenset[str]:
         """Names that the block binds; when it cannot be parsed, its functions and classes as far as they show."""
         try:
@@ -241,8 +246,8 @@ def function_source(function: Any) -> FunctionSource:
         raise SourceError("TS107", f"{function!r} is not a Python function, so it has no source")
     document = _document_of(function, code)
     for block in document.blocks:
-        for node in ast.walk(block.tree):
-            if isinstance(node, ast.FunctionDef) and node.name == code.co_name and _starts(node, code.co_firstlineno):
+        for node in block.functions:
+            if node.name == code.co_name and _starts(node, code.co_firstlineno):
                 return FunctionSource(node, document.path, block.columns, document.text)
     loc = Loc(code.co_filename, code.co_firstlineno)
     if code.co_name == "<lambda>" or code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):

@@ -46,19 +46,30 @@ def trace(
     Attributes of the kernel: `parameters` ((name, "in" | "out" | "inout"), ...), `dims` (names in order of appearance),
     `shape_dims` (those that must be static for lowering), `grid` and `notes` (see `grid.infer_grid`).
     """
+    return trace_with_reads(definition, static, grid, constants)[0]
+
+
+def trace_with_reads(
+    definition: KernelDefinition,
+    static: dict[str, int] | None = None,
+    grid: Callable[[Any], Any] | tuple[Any, ...] | None = None,
+    constants: Mapping[str, Any] | None = None,
+) -> tuple[Module, frozenset[str]]:
+    """What `trace` gives, and the tuning constants that decided it: with other values of the rest it is the same."""
     definition = definition.pinned(constants or {})
     definition.check_space()
     definition = resolve(definition, static)
     attempt = _Attempt(definition, static or {}, rerolls=True)
     try:
-        return attempt.module(grid)
+        return attempt.module(grid), attempt.reads
     except TesseraError as error:
         if not attempt.statements.rerolled:
             raise
         problem = error
     try:
         # What a loop left of its names may have been missed after it: unrolled, they have their last values.
-        return _Attempt(definition, static or {}, rerolls=False).module(grid)
+        unrolled = _Attempt(definition, static or {}, rerolls=False)
+        return unrolled.module(grid), attempt.reads | unrolled.reads
     except TesseraError as error:
         raise problem if error.code == problem.code else error from problem  # the loop tells more
 
@@ -90,6 +101,10 @@ class _Attempt:
             return TensorList(self.emit, value)
         return self.emit.parameter_view(value) if isinstance(type_, ViewType) else self.emit.handle(value)
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset(self.emit.context._reads & set(self.definition.constants))
+
     def run(self) -> None:
         self.statements.run_body(self.statements.frame.source.node.body)
 
@@ -102,6 +117,8 @@ class _Attempt:
         kernel.attributes["dims"] = names
         if definition.constants:
             kernel.attributes["constants"] = dict(definition.constants)
+        if definition.schedule:
+            kernel.attributes["pins"] = dict(definition.schedule)
         emit.decided |= check_elements(kernel, emit.static)
         needed = _dims_of(_placed_types(body)) + tuple(emit.decided)
         lengths = tuple(length_name(p.name) for p in kernel.parameters if isinstance(p.type, ListType))

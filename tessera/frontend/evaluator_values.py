@@ -139,6 +139,7 @@ class Context:
     def __init__(self, dims: tuple[str, ...], constants: dict[str, Any]) -> None:
         self._dims = dims
         self._constants = constants
+        self._reads: set[str] = set()  # the constants that were asked for
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -146,6 +147,7 @@ class Context:
         if name in self._dims:
             return symbol(name)
         if name in self._constants:
+            self._reads.add(name)
             return self._constants[name]
         dims = ", ".join(self._dims) or "none"
         constants = f", the constants {', '.join(self._constants)}" if self._constants else ""

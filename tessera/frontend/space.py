@@ -3,8 +3,8 @@
     @ts.kernel.autotune(space=dict(BLOCK_S=[64, 128], num_warps=[4, 8]), key=["S", "D"])
 
 Inside the kernel `ctx.BLOCK_S` is the chosen candidate. Every candidate must give the same result, so a choice is never
-needed for a right answer: the **default point** takes the first candidate of each list. The author orders the lists, so
-the author decides what runs untuned; where they ascend, as is usual, it is the point that needs the least memory.
+needed for a right answer: the **default point** takes the first candidate of each list. The interpreter runs it, and
+the answers of the others are compared with its; where the lists ascend, as is usual, it needs the least memory.
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ Point = dict[str, Any]
 
 NUM_LAYERS = "num_layers"  # in a key: the length of the first list parameter
 MOST_WARPS = 32
+BUDGET_S = 60.0  # seconds of the wall clock that tuning may take for one key
+MOST_MEASURED = 24
 
 
 @dataclass(frozen=True)
 class Space:
-    """`candidates` by name, in the author's order; `key`: what a choice is made for: dims, scalars, list lengths."""
+    """`candidates` by name, in the author's order; `key`: what a choice is made for: dims, scalars, list lengths.
+
+    A choice is measured for at most `budget_s` seconds, on at most `most` points.
+    """
 
     candidates: dict[str, tuple[Any, ...]]
     key: tuple[str, ...] = ()
+    budget_s: float = BUDGET_S
+    most: int = MOST_MEASURED
 
     @property
     def default(self) -> Point:
@@ -92,8 +99,8 @@ class Space:
                 raise SourceError("TS203", f"'{name}' is a dim of this kernel and cannot be a tuning constant too")
 
 
-def make_space(space: Any, key: Any) -> Space:
-    """The space of a decorator's arguments. Raises SourceError TS203 for what is no space or no key."""
+def make_space(space: Any, key: Any, budget_s: Any = BUDGET_S, most: Any = MOST_MEASURED) -> Space:
+    """The space of a decorator's arguments. Raises SourceError TS203 for what is no space, key or budget."""
     if not isinstance(space, Mapping) or not all(isinstance(name, str) and name.isidentifier() for name in space):
         raise SourceError("TS203", "space= takes a dict from names to lists of candidates")
     if isinstance(key, str) or not isinstance(key, Iterable):
@@ -102,7 +109,11 @@ def make_space(space: Any, key: Any) -> Space:
     for name in names:
         if not isinstance(name, str):
             raise SourceError("TS203", f"key= takes a list of names, and {name!r} is none")
-    return Space({name: _candidates(name, values) for name, values in space.items()}, names)
+    if isinstance(budget_s, bool) or not isinstance(budget_s, (int, float)) or not budget_s > 0:
+        raise SourceError("TS203", f"budget_s= takes a positive number of seconds, not {budget_s!r}")
+    if type(most) is not int or most < 1:
+        raise SourceError("TS203", f"candidates= takes how many points to measure at most, not {most!r}")
+    return Space({name: _candidates(name, values) for name, values in space.items()}, names, float(budget_s), most)
 
 
 def _candidates(name: str, values: Any) -> tuple[Any, ...]:
@@ -152,4 +163,4 @@ def _dims(annotations: Iterable[Annotation]) -> list[str]:
     return list(found)
 
 
-__all__ = ["NUM_LAYERS", "Point", "Space", "key_names", "make_space"]
+__all__ = ["BUDGET_S", "MOST_MEASURED", "NUM_LAYERS", "Point", "Space", "key_names", "make_space"]

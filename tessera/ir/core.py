@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _identifiers = itertools.count(1)
 
+# The op table by name, which `opdef.define` fills. It is here because every pass asks every op for its definition.
+DEFINITIONS: dict[str, OpDef] = {}
+
 
 @dataclass(eq=False, slots=True)
 class Value:
@@ -53,9 +56,7 @@ class Op:
 
     @property
     def definition(self) -> OpDef:
-        from tessera.ir.opdef import lookup
-
-        return lookup(self.name)
+        return DEFINITIONS.get(self.name) or _declared(self.name)
 
     @property
     def loc(self) -> Loc | None:
@@ -76,6 +77,12 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<op {self.name} #{self.id}>"
+
+
+def _declared(name: str) -> OpDef:
+    from tessera.ir.opdef import lookup  # which declares the ops first
+
+    return lookup(name)
 
 
 @dataclass(eq=False, slots=True)
@@ -163,9 +170,7 @@ class Builder:
         **attributes: Any,
     ) -> Op:
         """Makes an op, its result types by the op's type rule. Raises what the type rule raises."""
-        from tessera.ir.opdef import lookup
-
-        definition = lookup(name)
+        definition = DEFINITIONS.get(name) or _declared(name)
         if not definition.check_arity(len(operands)) or len(regions) != definition.regions:
             raise SourceError(
                 "TS703",

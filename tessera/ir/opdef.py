@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tessera.errors import InternalError, SourceError
-from tessera.ir.core import Op
+from tessera.ir.core import DEFINITIONS, Op
 from tessera.ir.types import Type
 
 GRAPH, TILE, TARGET = "graph", "tile", "target"
@@ -117,7 +117,7 @@ class OpDef:
         return trait in self.traits
 
 
-_table: dict[str, OpDef] = {}
+_table = DEFINITIONS
 
 
 def define(

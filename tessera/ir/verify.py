@@ -137,6 +137,7 @@ KERNEL_ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "warps": ("an integer from 1 to 32", lambda value: _is_int(value) and 0 < value <= 32),
     "shared_bytes": ("an integer", lambda value: _is_int(value) and value >= 0),
     "logical_bytes": ("bytes by buffer", _counts),
+    "pins": ("values by field of the schedule", lambda value: isinstance(value, dict)),
 }
 
 

@@ -36,6 +36,7 @@ from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.place_shared import place_shared
 from tessera.target.arch import Arch
 from tessera.target.schedule import Schedule, elements, root
+from tessera.target.schedules import pins_of
 
 
 @dataclass
@@ -70,11 +71,15 @@ class Plan:
 def pipeline(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
     """Gives the copies of each loop where it can at most `schedule.stages` stages, or what the author asked for.
 
-    Fewer where the loop is shorter, or where shared memory does not hold them.
+    Fewer where the loop is shorter, or where shared memory does not hold them. Raises SourceError TS501 where it does
+    not hold the stages that are pinned.
     """
     plans = _plans(kernel, schedule)
     if plans:
+        wanted = [plan.stages for plan in plans]
         _fit(kernel, plans, schedule, arch)
+        if "stages" in pins_of(kernel):
+            _check_pinned(plans, wanted, arch)
     return _rewrite(kernel, plans)
 
 
@@ -109,7 +114,7 @@ def _plans(kernel: Kernel, schedule: Schedule) -> list[Plan]:
         found = [copy for copy in op.regions[0].ops if copy.name == "copy_async" and finder.movable(copy)]
         if found:
             asked = [copy.attributes["stages"] for copy in found if copy.attributes["stages"] is not None]
-            stages = max(asked) if asked else schedule.stages
+            stages = max(asked) if asked and "stages" not in pins_of(kernel) else schedule.stages
             stages = stages if trips is None else min(stages, trips)
             plans.append(Plan(op, found, finder.feeding(found), stages, trips))
     return plans
@@ -186,6 +191,18 @@ def _fit(kernel: Kernel, plans: list[Plan], schedule: Schedule, arch: Arch) -> N
         if total <= arch.shared_bytes_per_block or _holds(kernel, plans, schedule, arch):
             return
         max(plans, key=lambda plan: plan.stages).stages -= 1
+
+
+def _check_pinned(plans: list[Plan], wanted: list[int], arch: Arch) -> None:
+    for plan, stages in zip(plans, wanted, strict=True):
+        if plan.stages < stages:
+            names = ", ".join(f"'{buffer.name}'" for buffer in plan.buffers)
+            raise SourceError(
+                "TS501",
+                f"the schedule is pinned to {stages} stages, and the shared memory of {arch.name} holds {plan.stages} "
+                f"of {names}",
+                plan.loop.loc,
+            )
 
 
 def _holds(kernel: Kernel, plans: list[Plan], schedule: Schedule, arch: Arch) -> bool:

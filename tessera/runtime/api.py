@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,16 +22,19 @@ from tessera.frontend.evaluator import trace
 from tessera.frontend.grid import apply_grid, check_coverage, launch_grid
 from tessera.frontend.inference import Actual, is_bare, resolve, tensor_of
 from tessera.ir.core import Kernel, Module
-from tessera.ir.dims import Size, symbols
+from tessera.ir.dims import symbols
 from tessera.ir.opdef import TILE
 from tessera.ir.strides import with_strides
 from tessera.ir.types import length_name
 from tessera.program import ANY_LENGTH, Parameter, Program
-from tessera.runtime import arrays, execute, launch, plan, programs
+from tessera.runtime import arrays, autotune_calls, execute, launch, plan, programs
+from tessera.runtime.autotune_calls import Answer, Bench, Chooser, Compiled
+from tessera.runtime.autotune_report import Choice
 from tessera.runtime.bind import Binding, bind, expand, unify
 from tessera.runtime.execute import KernelRun
 from tessera.runtime.programs import with_cubin
 from tessera.target.arch import ARCHS, find, nearest_lane
+from tessera.target.schedule import Schedule
 
 if TYPE_CHECKING:
     from tessera.runtime.function_state import FunctionRun
@@ -43,11 +46,15 @@ LARGEST_DIVISOR = 16
 
 @dataclass(frozen=True)
 class Run:
-    """What a call did: its lane, its launches (none for empty arrays), and the compiler's notes to the author."""
+    """What a call did: its lane, its launches (none for empty arrays), and the compiler's notes to the author.
+
+    `choice` is the point that an autotuned kernel ran at, and where that came from.
+    """
 
     lane: str
     kernels: tuple[KernelRun, ...]
     notes: tuple[str, ...] = ()
+    choice: Choice | None = None
 
 
 def call(
@@ -98,34 +105,62 @@ def _cold_call(
     binding, kernel = _bind(state, chosen, args, kwargs)
     lane = choose_lane(config().backend, binding.device)
     extents = launch_grid(kernel, binding.dims)
-    notes = tuple(kernel.attributes.get("notes", ()))
     binding.allocate()
     if 0 in extents or all(0 in binding.infos[name].shape for name in binding.outputs):
-        outer.last_run = Run(lane, (), notes)
+        outer.last_run = Run(lane, (), _notes(kernel))
         return binding.results()
+    answer = None
+    if state.definition.space is not None:
+        answer = _choose(state, binding, lane, chosen)
+        state = state.at(answer.choice.constants)
+        kernel = state.kernel(binding.dims, chosen)
+        extents = launch_grid(kernel, binding.dims)
+    choice = None if answer is None else answer.choice
+    notes = _notes(kernel)
     state.check_coverage(kernel, binding.dims, extents, partial)
     if lane == "interpret":
         ran = execute.interpret(kernel, _host_arguments(binding), binding.dims, extents).kernels
     elif lane == "emulate" or binding.device is None:
-        ran = _run_from_host(state, binding, lane, chosen)
+        ran = _run_from_host(state, binding, lane, chosen, choice)
     else:
-        program = state.program(
-            binding.dims,
-            device_arch(binding.device),
-            chosen,
-            binding.alignment,
-            True,
-            binding.strides,
-            binding.stride_values,
-        )
+        program = state.program_for(binding, device_arch(binding.device), chosen, choice)
         prepared = launch.LAUNCHER.launch(program, binding, binding.stream())
         ran = tuple(KernelRun(step.kernel, size) for step, size in execute.launches_of(program, binding.dims))
-        seen = signature() if plan.can_plan(binding) else None
+        seen = signature() if plan.can_plan(binding) and (answer is None or answer.final) else None
         if seen is not None:
-            run = Run(lane, ran, notes)
+            run = Run(lane, ran, notes, choice)
             outer.keep_plan(seen[0], plan.Plan(launch.LAUNCHER.driver, prepared, binding, config(), run))
-    outer.last_run = Run(lane, ran, notes)
+    outer.last_run = Run(lane, ran, notes, choice)
     return binding.results()
+
+
+def _notes(kernel: Kernel) -> tuple[str, ...]:
+    return tuple(kernel.attributes.get("notes", ()))
+
+
+def _choose(state: KernelState, binding: Binding, lane: str, grid: tuple[int, ...] | None) -> Answer:
+    """The point of an autotuned kernel that a call takes; the first call with a new key may measure it."""
+    found = autotune_calls.fixed_choice(state.definition, lane, grid is not None)
+    if found is not None:
+        return Answer(found)
+    if lane == "cuda":
+        ordinal = launch.current_device() if binding.device is None else binding.device
+        stream = 0 if binding.device is None else binding.stream()
+        bench = Bench(ordinal, stream, lambda: binding if binding.device is not None else _on_gpu(binding))
+        arch = device_arch(ordinal)
+    else:
+        bench, arch = None, choose_arch(None)
+    compiled = state.compiled_for(binding, arch, on_gpu=lane == "cuda")
+    compiles = partial(state.compiles, compiled, lane == "cuda")
+    return state.choose(compiled, binding.scalars, bench, compiles)
+
+
+def _on_gpu(binding: Binding) -> Binding:
+    """The same call with copies of its arrays on the current GPU."""
+    from tessera.runtime import gpu
+
+    arguments = {**_host_arguments(binding), **binding.scalars}
+    return gpu.bound(binding.kernel, binding.parameters, arguments, binding.dims)
 
 
 def _bind(
@@ -165,6 +200,8 @@ class KernelState:
         self._plans: dict[plan.Signature, plan.Plan] = {}
         self._covered: set[tuple[Any, ...]] = set()
         self._resolved: dict[tuple[str, ...], KernelState] = {}
+        self._points: dict[tuple[Any, ...], KernelState] = {}
+        self._chooser = autotune_calls.Chooser(definition, self.kernel) if definition.space else None
         self._compiling = threading.RLock()
 
     @cached_property
@@ -205,6 +242,62 @@ class KernelState:
             found = resolve(self.definition, _dims_of(annotated, given, lenient=True), actual)
             key = tuple(str(p.annotation) for p in found.parameters)
             return self._resolved.setdefault(key, KernelState(found))
+
+    def at(self, constants: Mapping[str, Any]) -> KernelState:
+        """The state of this kernel at another point of its tuning space."""
+        if constants == self.definition.constants:
+            return self
+        with self._compiling:
+            key = tuple(sorted(constants.items()))
+            if key not in self._points:
+                self._points[key] = KernelState(self.definition.at(dict(constants)))
+            return self._points[key]
+
+    def compiled_for(self, binding: Binding, arch: str, on_gpu: bool) -> Compiled:
+        """What the programs of a call are compiled for; host arrays travel to a GPU, and are contiguous there."""
+        if on_gpu and binding.device is None:
+            alignment, strides, sizes = dict.fromkeys(binding.alignment, 16), {}, {}
+        else:
+            alignment, strides, sizes = binding.alignment, binding.strides, binding.stride_values
+        divisors = {**innermost_divisors(self.signature, binding.dims), **_power_divisors(sizes)}
+        return Compiled(binding.dims, arch, alignment, divisors, strides)
+
+    def choose(
+        self,
+        compiled: Compiled,
+        scalars: Mapping[str, int | float],
+        bench: Bench | None = None,
+        compiles: Callable[[Choice], object] = lambda choice: None,
+    ) -> Answer:
+        """`Chooser.choose`; other threads that call this kernel wait while it measures."""
+        assert self._chooser is not None
+        with self._compiling:
+            return self._chooser.choose(compiled, scalars, bench, compiles)
+
+    @property
+    def chooser(self) -> Chooser:
+        return self._chooser or autotune_calls.Chooser(self.definition, self.kernel)
+
+    def chosen(
+        self, dims: dict[str, int], arch: str, scalars: Mapping[str, int | float] | None = None
+    ) -> tuple[KernelState, Choice | None]:
+        """The state at the point that a call with these sizes would have, and the choice; nothing is measured.
+
+        A kernel without a tuning space has no choice.
+        """
+        if self.definition.space is None:
+            return self, None
+        choice = autotune_calls.fixed_choice(self.definition, "compile", on_grid=False)
+        if choice is None:
+            alignment = {p.name: 16 for p in self.signature if p.kind != "scalar"}
+            compiled = Compiled(dims, arch, alignment, innermost_divisors(self.signature, dims), {})
+            compiles = partial(self.compiles, compiled, False)
+            choice = self.choose(compiled, scalars or {}, compiles=compiles).choice
+        return self.at(choice.constants), choice
+
+    def compiles(self, compiled: Compiled, machine_code: bool, choice: Choice) -> None:
+        """Compiles this kernel at a choice, for a call that then finds the program. Raises SourceError."""
+        self.at(choice.constants)._program(compiled, None, machine_code, choice)
 
     def parameters_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Parameter, ...]:
         """The parameters with their roles, for a call with these arguments."""
@@ -271,32 +364,50 @@ class KernelState:
         grid: tuple[int, ...] | None,
         alignment: dict[str, int],
         machine_code: bool = False,
-        strides: Mapping[str, tuple[Size, ...]] | None = None,
-        sizes: Mapping[str, int] | None = None,
+        choice: Choice | None = None,
     ) -> Program:
         """A program for these dims, compiled now or before; with its cubin where `machine_code` asks for it.
 
-        `strides` as `Binding.strides` for the tensors that are not contiguous, and `sizes` the values of their symbols.
+        `choice` gives the schedule; this state is the one of its constants.
         """
-        divisors = {**innermost_divisors(self.signature, dims), **_power_divisors(sizes or {})}
+        divisors = innermost_divisors(self.signature, dims)
+        return self._program(Compiled(dims, arch, alignment, divisors, {}), grid, machine_code, choice)
+
+    def program_for(
+        self,
+        binding: Binding,
+        arch: str,
+        grid: tuple[int, ...] | None = None,
+        choice: Choice | None = None,
+        on_gpu: bool = True,
+    ) -> Program:
+        """The program of a call; with its cubin where it runs on a GPU."""
+        return self._program(self.compiled_for(binding, arch, on_gpu), grid, on_gpu, choice)
+
+    def _program(
+        self, compiled: Compiled, grid: tuple[int, ...] | None, machine_code: bool, choice: Choice | None
+    ) -> Program:
+        dims, arch, alignment, divisors = compiled.dims, compiled.arch, compiled.alignment, compiled.divisors
+        schedule = schedule_of(choice)
         key = (
             arch,
             grid,
             machine_code,
             tuple(divisors.items()),
             tuple(alignment.items()),
-            tuple((strides or {}).items()),
+            tuple(compiled.strides.items()),
+            schedule,
         )
         with self._compiling:
             known = self._programs.setdefault(key, [])
             for decided, program in known:
                 if all(dims.get(name) == value for name, value in decided.items()):
                     return program
-            kernel = trace(self.definition, dict(dims)).kernel()
+            kernel = self._traced(dims)
             kernel = kernel if grid is None else apply_grid(kernel, grid)
-            kernel = with_strides(kernel, strides) if strides else kernel
+            kernel = with_strides(kernel, compiled.strides) if compiled.strides else kernel
             decided = _decided(kernel, dims)
-            options = (arch, None, alignment, divisors)
+            options = (arch, None, alignment, divisors, *(((), schedule) if schedule is not None else ()))
 
             def build() -> Program:
                 program = compile_kernel(Module(TILE, [kernel]), dims, *options).program
@@ -306,6 +417,11 @@ class KernelState:
             program = programs.compiled(kernel, decided, options, build) if machine_code else build()
             known.append((decided, program))
             return program
+
+
+def schedule_of(choice: Choice | None) -> Schedule | None:
+    """The schedule of a choice; None where the compiler derives it."""
+    return None if choice is None or choice.schedule is None else Schedule(**choice.schedule)
 
 
 def _parameter(name: str, annotation: Annotation) -> Parameter | None:
@@ -377,16 +493,12 @@ def _state(definition: KernelDefinition) -> KernelState:
 
 
 def _run_from_host(
-    state: KernelState, binding: Binding, lane: str, grid: tuple[int, ...] | None
+    state: KernelState, binding: Binding, lane: str, grid: tuple[int, ...] | None, choice: Choice | None
 ) -> tuple[KernelRun, ...]:
     if lane == "emulate":
-        aligned, strides, sizes = binding.alignment, binding.strides, binding.stride_values
-        program = state.program(binding.dims, choose_arch(None), grid, aligned, False, strides, sizes)
+        program = state.program_for(binding, choose_arch(None), grid, choice, on_gpu=False)
         return execute.emulate(program, _host_arguments(binding), binding.dims).kernels
-    # Host arrays on a machine with a GPU travel there and back, and are contiguous there.
-    program = state.program(
-        binding.dims, device_arch(launch.current_device()), grid, dict.fromkeys(binding.alignment, 16), True
-    )
+    program = state.program_for(binding, device_arch(launch.current_device()), grid, choice)
     return execute.cuda(program, _host_arguments(binding), binding.dims).kernels
 
 
@@ -469,5 +581,5 @@ def device_arch(device: int) -> str:
 
 __all__ = [
     "KernelState", "Run", "call", "choose_arch", "choose_lane", "device_arch", "innermost_divisors", "last_run",
-    "with_cubin",
+    "schedule_of", "with_cubin",
 ]  # fmt: skip

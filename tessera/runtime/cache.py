@@ -19,7 +19,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache as call_once
 from pathlib import Path
@@ -36,9 +36,13 @@ STALE_SECONDS = 300.0  # a temporary file this old belongs to a writer that died
 EVICT_TO = 7 / 8  # of the limit, so that a full cache is not scanned at every write
 RESCAN = 1 / 16  # of the limit: after writing this much, look again at what other processes wrote
 
+PATIENCE = 2.0  # seconds that an update waits for another one, which takes milliseconds
+UNREADABLE = "unreadable"  # the kind of an entry that does not say
+
 _ENTRY_NAME = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = "tmp-"
 _LOCK = "lock"
+_UPDATE_LOCK = "update-lock"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,11 @@ class Entry:
     bytes: int
     age: float
     path: Path
+
+    @property
+    def kind(self) -> str:
+        """What wrote the entry: the part of its key before the digest."""
+        return self.key.partition("/")[0] if self.key else UNREADABLE
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,22 @@ class Cache:
         self._account(len(entry))
         return True
 
+    def update(self, key: str, change: Callable[[bytes | None], bytes]) -> bool:
+        """Stores `change` of what `key` holds (None: nothing), while other processes that update wait.
+
+        They wait for at most `PATIENCE` seconds: a process that was stopped must not stop all others, and an update
+        that is lost is only work to be done again. False when nothing was stored.
+        """
+        if self.limit <= 0:
+            return False
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _patient_lock(self.folder / _UPDATE_LOCK):
+                return self.put(key, change(self.get(key)))
+        except OSError as error:
+            self._report(error)
+            return False
+
     # ---- inspection: an OSError reaches the caller -------------------------------------------------------------------
 
     def entries(self) -> list[Entry]:
@@ -145,8 +170,13 @@ class Cache:
         total = sum(status.st_size for status in kept)
         return Stats(self.folder, len(kept), total, self.limit, max(0.0, oldest), len(files) - len(kept))
 
-    def clear(self) -> int:
-        """Removes every entry and every temporary file; returns how many entries there were."""
+    def clear(self, kind: str | None = None) -> int:
+        """Removes every entry and every temporary file, or the entries of one kind; returns how many entries."""
+        if kind is not None:
+            chosen = [entry for entry in self.entries() if entry.kind == kind]
+            for entry in chosen:
+                entry.path.unlink(missing_ok=True)
+            return len(chosen)
         files = self._scan()
         for path, _ in files:
             path.unlink(missing_ok=True)
@@ -349,4 +379,16 @@ def _try_lock(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-__all__ = ["Cache", "Entry", "Stats", "open_cache"]
+@contextlib.contextmanager
+def _patient_lock(path: Path) -> Iterator[None]:
+    """Waits until this process has the lock, or goes on without it when that takes too long."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        with _try_lock(path) as mine:
+            if mine or time.monotonic() > end:
+                yield
+                return
+        time.sleep(0.002)
+
+
+__all__ = ["UNREADABLE", "Cache", "Entry", "Stats", "open_cache"]

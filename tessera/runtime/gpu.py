@@ -6,13 +6,13 @@ The time is what a roofline compares with: the launches alone, with a cold L2 ca
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tessera.dtypes import from_numpy
-from tessera.program import Program
+from tessera.program import Parameter, Program
 from tessera.runtime.arrays import cupy_storage
 from tessera.runtime.bind import Binding, bind
 from tessera.runtime.launch import LAUNCHER, grid_of, require_device
@@ -28,14 +28,14 @@ def run(
 
     With `repeats` the seconds are the median of that many further runs. Raises EnvironmentProblem TS505 without a GPU.
     """
-    launch, moved, binding = prepare(program, arguments, dims)
+    launch, binding = prepare(program, arguments, dims)
     import cupy
 
     stream = cupy.cuda.get_current_stream()
     seconds = _timed(cupy, stream, launch)
     for parameter in program.parameters:
         if parameter.role in ("out", "inout"):
-            carried(arguments[parameter.name])[...] = moved[parameter.name].get()
+            carried(arguments[parameter.name])[...] = binding.arrays[parameter.name].get()
     if repeats:
         flush = cupy.empty(FLUSH_BYTES, cupy.uint8)
         samples = []
@@ -49,36 +49,41 @@ def run(
 
 def prepare(
     program: Program, arguments: Mapping[str, Any], dims: Mapping[str, int]
-) -> tuple[Callable[[], Any], dict[str, Any], Binding]:
-    """What launches `program` on copies of the arrays, on CuPy's current stream; the copies; and how they are bound.
+) -> tuple[Callable[[], Any], Binding]:
+    """What launches `program` on copies of the arrays, on CuPy's current stream, and how they are bound.
 
     Raises EnvironmentProblem TS505 without a GPU.
     """
-    moved = {name: on_device(value) for name, value in arguments.items()}
-    binding = bind(program.name, program.parameters, (), moved)
-    binding.dims = {**dims, **binding.dims}  # a dim that is compiled in may appear in no shape
+    require_device()
     import cupy
 
+    binding = bound(program.name, program.parameters, arguments, dims)
     stream = cupy.cuda.get_current_stream()
-    return lambda: LAUNCHER.launch(program, binding, stream.ptr), moved, binding
+    return lambda: LAUNCHER.launch(program, binding, stream.ptr), binding
+
+
+def bound(
+    kernel: str, parameters: Sequence[Parameter], arguments: Mapping[str, Any], dims: Mapping[str, int]
+) -> Binding:
+    """A call on copies of the arrays on the current GPU."""
+    made = bind(kernel, parameters, (), {name: on_device(value) for name, value in arguments.items()})
+    made.dims = {**dims, **made.dims}  # a dim that is compiled in may appear in no shape
+    return made
 
 
 def on_device(value: Any) -> Any:
-    """A NumPy array, or each of a list, as a CuPy array on the current GPU; other values as they are.
-
-    Raises EnvironmentProblem TS505 without a GPU.
-    """
-    require_device()
-    import cupy
-
+    """A NumPy array, or each of a list, as a CuPy array on the current GPU; other values as they are."""
     if isinstance(value, (list, tuple)):
         return [on_device(item) for item in value]
-    return cupy.asarray(carried(value), order="C") if isinstance(value, np.ndarray) else value
+    if not isinstance(value, np.ndarray):
+        return value
+    import cupy
+
+    return cupy.asarray(carried(value), order="C")
 
 
 def copy(count: int) -> Callable[[], Any]:
-    """A copy of so many bytes from one place of the current GPU to another. Raises EnvironmentProblem TS505."""
-    require_device()
+    """A copy of so many bytes from one place of the current GPU to another."""
     import cupy
 
     source, target = (cupy.zeros(max(count, 1), cupy.uint8) for _ in range(2))

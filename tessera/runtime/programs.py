@@ -53,13 +53,23 @@ def compiled(kernel: Kernel, dims: Mapping[str, int], options: Sequence[Any], bu
 
 def with_cubin(program: Program) -> Program:
     """The program with machine code, read or compiled. Raises EnvironmentProblem TS506 where NVRTC is missing."""
-    key = program_key(program)
-    found = _read(key)
-    if found is not None and replace(found, cubin=b"") == replace(program, cubin=b""):
+    found = with_cubin_if_known(program)
+    if found is not None:
         return found
     made = replace(program, cubin=compile_cubin(program.cuda, program.arch, program.name).cubin)
-    open_cache().put(key, made.to_json().encode())
+    keep(made)
     return made
+
+
+def with_cubin_if_known(program: Program) -> Program | None:
+    """The program with machine code that the disk has. Raises EnvironmentProblem TS506 where NVRTC is missing."""
+    found = _read(program_key(program))
+    return found if found is not None and replace(found, cubin=b"") == replace(program, cubin=b"") else None
+
+
+def keep(program: Program) -> None:
+    """Puts a program with machine code where `with_cubin` finds it."""
+    open_cache().put(program_key(program), program.to_json().encode())
 
 
 def compile_texts(program: Program, fresh: bool = False) -> tuple[Compiled, bool]:
@@ -207,4 +217,7 @@ def _source_files(folder: str) -> list[tuple[str, os.stat_result]]:
     return found
 
 
-__all__ = ["compile_texts", "compiled", "kernel_key", "program_key", "source_digest", "with_cubin"]
+__all__ = [
+    "compile_texts", "compiled", "keep", "kernel_key", "nvrtc_identity", "program_key", "source_digest", "with_cubin",
+    "with_cubin_if_known",
+]  # fmt: skip

@@ -77,6 +77,33 @@ def test_what_is_no_space(space, sentence):
     assert sentence in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"budget_s": 0}, "budget_s= takes a positive number of seconds, not 0"),
+        ({"budget_s": True}, "budget_s= takes a positive number"),
+        ({"budget_s": "60"}, "not '60'"),
+        ({"candidates": 0}, "candidates= takes how many points to measure at most, not 0"),
+        ({"candidates": 2.0}, "not 2.0"),
+    ],
+)
+def test_what_is_no_budget(options, sentence):
+    with pytest.raises(SourceError, match="TS203") as caught:
+        tuned(**options)
+    assert sentence in caught.value.message
+
+
+def test_the_budget_and_the_pins_of_a_kernel():
+    kernel = tuned(budget_s=5, candidates=3)
+    pinned = kernel.pinned({"BLOCK_B": 32})
+    assert (pinned.space.budget_s, pinned.space.most) == (5.0, 3) and (tuned().space.budget_s, tuned().space.most) == (
+        60.0,
+        24,
+    )
+    chosen = pinned.at({**pinned.constants, "BLOCK_S": 128})
+    assert kernel.pins == {} and pinned.pins == chosen.pins == {"BLOCK_B": 32} and chosen.constants["BLOCK_S"] == 128
+
+
 @pytest.mark.parametrize("key", ["S", 3, [3]])
 def test_what_is_no_key(key):
     with pytest.raises(SourceError, match="key= takes a list of names"):

@@ -50,6 +50,7 @@ def settings_page() -> str:
     for field in fields(config.Config):
         meaning = said[field.name].replace("None:", "unset:")
         meaning = meaning.replace("BACKENDS", _listed(config.BACKENDS)).replace("DUMPS", _listed(config.DUMPS))
+        meaning = meaning.replace("TUNES", _listed(config.TUNES))
         rows.append([f"`{config.PREFIX}{field.name.upper()}`", _default(field.default), text.sentence(meaning)])
     return text.page("Settings", SETTINGS, text.table(["variable", "default", "meaning"], rows))
 

@@ -1,0 +1,244 @@
+"""Which schedules are worth trying for a kernel, and which values its author may fix: one table, a row per field.
+
+A row gives the values of a field that can make a difference to a kernel of this structure, the default point's among
+them, and says what a value has to be. Whether a schedule is legal, lowering it tells.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from tessera.errors import SourceError, did_you_mean
+from tessera.ir.core import Kernel
+from tessera.ir.opdef import LOOP
+from tessera.ir.types import TileType, int_shape
+from tessera.target.arch import Arch
+from tessera.target.schedule import (
+    FIXED_BY_CONSTANTS,
+    REGISTER_TILE_LIMIT,
+    Schedule,
+    default_schedule,
+    elements,
+    plain_copies,
+)
+
+MOST_WARPS, MOST_BLOCKS, MOST_STAGES = 32, 32, 16
+K_STEP = 16  # of a bf16 product: no operand tile is a part of it
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What decides, of a Tile kernel whose buffers were promoted, which fields make a difference.
+
+    `product`: elements of the largest product; `rows`, `columns`: of the largest store; `depth`: of the longest sum of
+    a product; `largest`: elements of the largest tile; `loops`: whether a loop loads what it works on; `asked`: whether
+    the author said how many stages those loads have; `plain`: buffers that could be streamed.
+    """
+
+    products: bool
+    product: int
+    rows: int
+    columns: int
+    depth: int
+    largest: int
+    loops: bool
+    asked: bool
+    plain: tuple[str, ...]
+
+
+def structure_of(kernel: Kernel) -> Structure:
+    ops = list(kernel.body.walk())
+    products = [op for op in ops if op.name == "mma"]
+    stored = [int_shape(op.operand("value").type) for op in ops if op.name == "store"] or [()]
+    shape = max(stored, key=math.prod)
+    inside = [op for loop in ops if loop.definition.has(LOOP) for region in loop.regions for op in region.walk()]
+    loads = [op for op in inside if op.name in ("load", "copy_async")]
+    tiles = [result for op in ops for result in op.results if isinstance(result.type, TileType)]
+    depths = [int_shape(op.operands[0].type)[0 if op.attributes["transpose_a"] else 1] for op in products]
+    return Structure(
+        bool(products),
+        max((elements(op.result) for op in products), default=0),
+        math.prod(shape[:-1]),
+        shape[-1] if shape else 1,
+        max(depths, default=0),
+        max(map(elements, tiles), default=1),
+        bool(loads),
+        any(op.attributes["stages"] is not None for op in loads),
+        tuple(value.name for value in plain_copies(kernel)),
+    )
+
+
+def _warps(kernel: Structure, default: Schedule) -> tuple[int, ...]:
+    if kernel.products:
+        return (4, 8, 16) if kernel.product >= 128 * 128 else (2, 4, 8)
+    return tuple(warps for warps in (default.warps // 2, default.warps, 2 * default.warps) if 1 <= warps <= 16)
+
+
+def _streamed(kernel: Structure, default: Schedule) -> tuple[tuple[str, ...], ...]:
+    return (default.streamed, kernel.plain) if kernel.products else (default.streamed,)
+
+
+def _subtile(kernel: Structure, default: Schedule) -> tuple[int, ...]:
+    if not kernel.products:
+        step = default.subtile
+        return tuple(size for size in (step // 2, step, 2 * step) if size) if step else (0,)
+    whole = (0,) if kernel.rows * kernel.columns <= REGISTER_TILE_LIMIT * 32 * default.warps else ()
+    return (*whole, *(size for size in (32, 64, 128, 256) if size < kernel.columns), default.subtile)
+
+
+def _rows(kernel: Structure, default: Schedule) -> tuple[int, ...]:
+    return (default.rows, *(size for size in (32, 64, 128) if size < kernel.rows)) if kernel.products else (0,)
+
+
+def _block_k(kernel: Structure, default: Schedule) -> tuple[int, ...]:
+    parts = kernel.products and (default.subtile or default.rows or default.streamed)
+    return tuple(size for size in (32, 64, 128) if size <= kernel.depth) if parts else ()
+
+
+def _blocks(kernel: Structure, default: Schedule) -> tuple[int, ...]:
+    return (1, 2, 3, 4) if kernel.products else ()
+
+
+def _stages(kernel: Structure, default: Schedule) -> tuple[int, ...]:
+    parts = default.subtile or default.rows or default.streamed
+    return (2, 3, 4) if kernel.products and not kernel.asked and (kernel.loops or parts) else ()
+
+
+@dataclass(frozen=True)
+class Field:
+    """`values`: worth trying, given the structure and the default point; `accepts`: whether a value can be fixed by an
+    author; `wanted`: what such a value is, in words; `parse`: from the text of a command line.
+    """
+
+    values: Callable[[Structure, Schedule], tuple[Any, ...]]
+    accepts: Callable[[Any], bool]
+    wanted: str
+    parse: Callable[[str], Any] = int
+
+
+def _whole(least: int, most: int = 1 << 20, step: int = 1) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most and value % step == 0
+
+
+def _is_warps(value: Any) -> bool:
+    return _whole(1, MOST_WARPS)(value) and value & (value - 1) == 0
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split("+") if name)
+
+
+FIELDS: dict[str, Field] = {
+    "warps": Field(_warps, _is_warps, f"a power of two from 1 to {MOST_WARPS}"),
+    "streamed": Field(_streamed, _is_names, "a list of names of buffers", _names),
+    "subtile": Field(_subtile, _whole(0), "an integer that is not negative"),
+    "block_k": Field(_block_k, _whole(K_STEP, step=K_STEP), f"a positive multiple of {K_STEP}"),
+    "rows": Field(_rows, _whole(0), "an integer that is not negative"),
+    "blocks": Field(_blocks, _whole(1, MOST_BLOCKS), f"an integer from 1 to {MOST_BLOCKS}"),
+    "stages": Field(_stages, _whole(1, MOST_STAGES), f"an integer from 1 to {MOST_STAGES}"),
+}
+
+
+def candidates(kernel: Kernel, arch: Arch) -> dict[str, tuple[Any, ...]]:
+    """The values of each field that are worth trying, that of the kernel's own point first.
+
+    Raises SourceError TS501 as `default_schedule` does. What the author has fixed has one value.
+    """
+    structure, point = structure_of(kernel), own_point(kernel, arch)
+    constants = kernel.attributes.get("constants") or {}
+    fixed = {field for name, field in FIXED_BY_CONSTANTS.items() if name in constants} | set(pins_of(kernel))
+    found = {}
+    for name in (field.name for field in fields(Schedule)):
+        own = getattr(point, name)
+        others = FIELDS[name].values(structure, point) if name in FIELDS and name not in fixed else ()
+        found[name] = tuple(dict.fromkeys((own, *others)))
+    return found
+
+
+def schedules(kernel: Kernel, arch: Arch) -> Iterator[Schedule]:
+    """Every combination of `candidates`: the kernel's own point, then those that differ from it in one field, in two,
+    and so on. They are sensible; some may not be legal.
+    """
+    values = candidates(kernel, arch)
+    own = own_point(kernel, arch)
+    open_fields = [name for name, choices in values.items() if len(choices) > 1]
+    for count in range(len(open_fields) + 1):
+        for names in itertools.combinations(open_fields, count):
+            for chosen in itertools.product(*(values[name][1:] for name in names)):
+                yield replace(own, **dict(zip(names, chosen, strict=True)))
+
+
+# ---- what an author fixes --------------------------------------------------------------------------------------------
+
+
+def own_point(kernel: Kernel, arch: Arch) -> Schedule:
+    """The default schedule with what the author has fixed. Raises SourceError as it and `check_streamed` do."""
+    pins = pins_of(kernel)
+    check_streamed(kernel, pins)
+    return replace(default_schedule(kernel, arch), **pins)
+
+
+def pins_of(kernel: Kernel) -> dict[str, Any]:
+    """The fields of the schedule that the author or the command line has fixed. Raises as `check_pins` does."""
+    return check_pins(kernel.attributes.get("pins") or {})
+
+
+def check_pins(pins: Mapping[str, Any]) -> dict[str, Any]:
+    """The pins as a kernel keeps them. Raises SourceError TS201 for a field that no schedule has, TS203 for a value
+    that it cannot have.
+    """
+    known = [field.name for field in fields(Schedule)]
+    result = {}
+    for name, value in pins.items():
+        if name not in known:
+            hint = did_you_mean(str(name), known)
+            raise SourceError("TS201", f"a schedule has no field '{name}'; it has {', '.join(known)}{hint}")
+        row = FIELDS.get(name)
+        if row is not None and not row.accepts(value):
+            raise SourceError("TS203", f"the field {name} of a schedule is {row.wanted}, not {value!r}")
+        result[name] = tuple(value) if isinstance(value, list) else value
+    return result
+
+
+def decided_by(field: str) -> str:
+    """The name that a tuning constant has where it decides a field; empty for a field that none does."""
+    return next((name for name, decided in FIXED_BY_CONSTANTS.items() if decided == field), "")
+
+
+def parse_pin(name: str, text: str) -> Any:
+    """The value that a command line gives for a field. Raises SourceError TS203; names of buffers are joined by +."""
+    row = FIELDS.get(name)
+    if row is None:
+        check_pins({name: None})
+        return text
+    try:
+        value = row.parse(text)
+    except ValueError:
+        value = text
+    return check_pins({name: value})[name]
+
+
+def check_streamed(kernel: Kernel, pins: Mapping[str, Any]) -> None:
+    """Raises SourceError TS201 for the name of a buffer that the kernel does not have, or that cannot be streamed."""
+    known = [value.name for value in plain_copies(kernel)]
+    for name in pins.get("streamed", ()):
+        if name not in known:
+            listed, hint = ", ".join(known) or "none", did_you_mean(name, known)
+            raise SourceError(
+                "TS201", f"'{name}' is no buffer of '{kernel.name}' that can be streamed (there are {listed}){hint}",
+                kernel.loc,
+            )  # fmt: skip
+
+
+__all__ = [
+    "FIELDS", "Field", "Structure", "candidates", "check_pins", "check_streamed", "decided_by", "own_point",
+    "parse_pin", "pins_of", "schedules", "structure_of",
+]  # fmt: skip
