@@ -30,6 +30,7 @@ from tessera.runtime.bench_case import (  # noqa: E402
     Problem,
     Searched,
 )  # fmt: skip
+from tessera.runtime.bench_kernels import choice_of, tuned, untuned  # noqa: E402
 from tessera.runtime.bench_search import load_file  # noqa: E402
 
 TRITON = ROOT / "bench" / "rivals" / "gated_delta.py"
@@ -45,16 +46,24 @@ def load(file, name):
     return load_document(ROOT / "examples" / file)[name]
 
 
-def entrant_of_ours(name, kernel, arguments, out):
-    """Calls as a user writes them: a kernel with a tuning space tunes itself in its first one."""
-    return Entrant(name, OURS, lambda: Prepared(lambda: called(kernel, arguments, out), lambda: poison(out)))
+def ours(name, kernel, arguments, out):
+    """A kernel as tuning leaves it: with a tuning space it tunes itself in its first call."""
+
+    def prepare():
+        made, said = tuned(kernel, arguments)
+        return Prepared(lambda: called(made, arguments, out), lambda: poison(out), lambda: said or choice_of(made))
+
+    return Entrant(name, OURS, prepare)
 
 
-def untuned(name, kernel, arguments, out):
-    """The same kernel at the point that it has without tuning."""
-    first = kernel.pinned(kernel.space.default)
-    run = entrant_of_ours(name, first, arguments, out).prepare
-    return Entrant(f"{name} untuned", UNTUNED, run, of=name)
+def without_tuning(name, kernel, arguments, out):
+    """The same kernel where nothing is measured."""
+    return Entrant(f"{name} untuned", UNTUNED, lambda: as_it_is(kernel, arguments, out), of=name)
+
+
+def as_it_is(kernel, arguments, out):
+    made, said = untuned(kernel, arguments)
+    return Prepared(lambda: called(made, arguments, out), lambda: poison(out), lambda: said)
 
 
 def called(kernel, arguments, out):
@@ -174,9 +183,10 @@ def aggregation(dims):
         return Prepared(lambda: torch.sum(sources, 0))
 
     entrants = (
-        entrant_of_ours("F12", fused, arguments, out),
-        untuned("F12", fused, arguments, out),
-        entrant_of_ours("F6", parallel, arguments, out),
+        ours("F12", fused, arguments, out),
+        without_tuning("F12", fused, arguments, out),
+        ours("F6", parallel, arguments, out),
+        without_tuning("F6", parallel, arguments, out),
         eager(lambda: aggregated(*given)),
         compiled(aggregated, *given),
         Entrant("triton", RIVAL, triton, searched=searched_aggregation(dims)[0]),
@@ -210,6 +220,7 @@ def gating(dims):
     torch = start(d)
     delta, weights = normal(BATCH, m // BATCH, d), square(d, d)
     out = torch.empty_like(delta)
+    kernel, arguments = load("gdn/gdn_part1.md", "gating_function_kernel"), [delta, weights, DISTANCE, out]
 
     def triton():
         rival, result = load_file(TRITON), torch.empty_like(delta)
@@ -218,7 +229,8 @@ def gating(dims):
 
     copied = torch.empty_like(delta)
     entrants = (
-        entrant_of_ours("F2", load("gdn/gdn_part1.md", "gating_function_kernel"), [delta, weights, DISTANCE, out], out),
+        ours("F2", kernel, arguments, out),
+        without_tuning("F2", kernel, arguments, out),
         eager(lambda: gated(delta, weights)),
         compiled(gated, delta, weights),
         Entrant("triton", RIVAL, triton, searched=searched_gate(dims)[0]),
@@ -241,8 +253,8 @@ def gemm(dims):
     out, theirs = (torch.empty(m, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     kernel = load("gemm.py", f"gemm_{stored}")
     entrants = (
-        entrant_of_ours("gemm", kernel, [a, b, out], out),
-        untuned("gemm", kernel, [a, b, out], out),
+        ours("gemm", kernel, [a, b, out], out),
+        without_tuning("gemm", kernel, [a, b, out], out),
         Entrant("cublas", RIVAL, lambda: written_to(theirs, torch.matmul, left, right)),
     )
     moved = (m * k + k * n + m * n) * BF16
@@ -288,7 +300,7 @@ def memory_problem(name, kernel, function, inputs, operations):
     out, copied = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     moved = sum(x.numel() for x in (*inputs, out)) * BF16
     entrants = (
-        entrant_of_ours(name, kernel, [*inputs, out], out),
+        Entrant(name, OURS, lambda: as_it_is(kernel, [*inputs, out], out)),
         eager(lambda: function(*inputs)),
         compiled(function, *inputs),
         floor("copy", lambda: copied.copy_(inputs[0]), moved / (2 * BF16 * out.numel())),

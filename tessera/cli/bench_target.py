@@ -54,9 +54,14 @@ def _problem(target: Target, subject: Subject | FunctionSubject, given: Given) -
         work = _function_work(subject, given)
     else:
         work = _kernel_work(target, subject, given)
-    own = Entrant(subject.name, OURS, lambda: Prepared(work.call, note=check(subject, given, work.static)))
+    own = Entrant(subject.name, OURS, lambda: _checked(subject, given, work))
     copy = Entrant(COPY, FLOOR, lambda: Prepared(gpu.copy(work.bytes // 2)))
     return Problem((own, copy), lambda: None, work.bytes, work.flops)
+
+
+def _checked(subject: Subject | FunctionSubject, given: Given, work: Work) -> Prepared:
+    found = check(subject, given, work.static)
+    return Prepared(work.call, note=lambda: found)
 
 
 def check(subject: Subject | FunctionSubject, given: Given, static: frozenset[str]) -> str:

@@ -52,7 +52,7 @@ class Error:
 @dataclass
 class Result:
     """One entrant of one row. Times are microseconds: the median, the least, and half of the middle 50 % as a share of
-    the median. `message` says what is wrong, or how it was checked; `facts` what was chosen, such as a schedule.
+    the median. `message` says what is wrong, or what the entrant says of itself; `facts` what a search chose.
     """
 
     name: str
@@ -161,7 +161,7 @@ class Bench:
             result = Result(entrant.name, entrant.kind, entrant.of)
             row.results.append(result)
             try:
-                running.append(_Running(entrant, result, *self._start(entrant, result, judge)))
+                running.append(self._start(entrant, result, judge))
             except WrongAnswer as error:
                 result.status, result.message = WRONG, str(error)
             except Exception as error:
@@ -172,13 +172,13 @@ class Bench:
             for item, samples in zip(running, times, strict=True):
                 item.keep(samples)
             for item in running:
-                item.check(self.device, judge)
+                if item.check(self.device, judge):
+                    item.result.message = item.note()
 
-    def _start(self, entrant: Entrant, result: Result, judge: Judge) -> tuple[Callable[[], Any], Callable[[], None]]:
+    def _start(self, entrant: Entrant, result: Result, judge: Judge) -> _Running:
         prepared = entrant.prepare()
-        result.message = prepared.note
         if entrant.searched is None:
-            return prepared.call, prepared.poison
+            return _Running(entrant, result, prepared.call, prepared.poison, prepared.note)
         searched = entrant.searched
         schedule = None if self.options.retune else self.winners.get(searched)
         result.facts = {"schedule": schedule, "stored": True}
@@ -192,7 +192,7 @@ class Bench:
             schedule, result.facts = found.schedule, {**vars(found), "stored": False}
             self.winners.put(searched, found)
         chosen = schedule
-        return (lambda: prepared.call(chosen)), prepared.poison
+        return _Running(entrant, result, lambda: prepared.call(chosen), prepared.poison, prepared.note)
 
     def _search(self, entrant: Entrant, prepared: Prepared, judge: Judge) -> Found:
         assert entrant.searched is not None
@@ -215,6 +215,7 @@ class _Running:
     result: Result
     call: Callable[[], Any]
     poison: Callable[[], None]
+    note: Callable[[], str]
 
     def check(self, device: Device, judge: Judge) -> bool:
         """Whether the answer is right; where it is not, the result says so and has no time."""

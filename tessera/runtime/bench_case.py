@@ -29,12 +29,13 @@ def _nothing() -> None:
 @dataclass(frozen=True)
 class Prepared:
     """An entrant that is ready. `call` does the work once and gives the answer, under a schedule where one is searched;
-    `poison` overwrites the memory of the answer, where calls write to the same. `note` is for the report.
+    `poison` overwrites the memory of the answer, where calls write to the same. `note` is for the report, and asked
+    for when the calls are done.
     """
 
     call: Callable[..., Any]
     poison: Callable[[], None] = _nothing
-    note: str = ""
+    note: Callable[[], str] = lambda: ""
 
 
 class WrongAnswer(Exception):
