@@ -107,9 +107,6 @@ CODES: dict[str, Code] = {
     # 8: cache and tuning
     "TS801": Code("invalid setting", "set the variable to one of the allowed values, or unset it"),
     "TS802": Code("cache cannot be used", "make the folder writable, or set TESSERA_CACHE_DIR to another one"),
-    "TS803": Code(
-        "no candidate of a tuning space can run", "add smaller blocks to the space, or pin constants that fit"
-    ),
     # 9: internal
     "TS901": Code("internal error", "report it with the command and the source that caused it"),
 }

@@ -35,6 +35,7 @@ HAND_WRITTEN = (
     "docs/functions.md",
     "docs/check.md",
     "docs/schedules.md",
+    "docs/tuning.md",
     "docs/development.md",
 )
 

@@ -101,7 +101,9 @@ def compile_target(
     dims, lengths = sizes_of(target, given)
     sizes = {**dims, **lengths}
     if target.definition is not None:
-        state, choice = api.KernelState(target.definition).chosen(sizes, arch)
+        state = api.KernelState(target.definition)
+        scalars = inputs.choose_scalars(target.name, state.signature, {}, state.defaults)
+        state, choice = state.chosen(sizes, arch, scalars)
         return compile_kernel(state.definition, sizes, arch, schedule=api.schedule_of(choice)), dims, choice
     assert target.module is not None
     return compile_kernel(target.module, sizes, arch), dims, None

@@ -160,8 +160,9 @@ def _show_choice(plan: Plan, found: Report, stored: bool) -> None:
         print(f"answers compared by {found.checked}")
         action = "read from" if stored else "kept in" if plan.question is not None else "not kept in"
         print(f"{action} {Store().cache.folder}; it took {report.seconds_text(found.seconds)}")
-    else:
-        print(f"nothing is kept: calls choose from a short list; it took {report.seconds_text(found.seconds)}")
+        return
+    calls = "choose from a short list" if plan.state.definition.space is not None else "take the default schedule"
+    print(f"nothing is kept: calls {calls}; it took {report.seconds_text(found.seconds)}")
 
 
 def _rank(row: Row, place: int) -> tuple[int, float, int]:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tessera.errors import InternalError, SourceError
+from tessera.errors import InternalError
 from tessera.frontend.definition import KernelDefinition
 from tessera.frontend.space import BUDGET_S, MOST_MEASURED
 from tessera.ir.core import Kernel
@@ -116,7 +116,6 @@ def tune_unmeasured(subject: Subject, search: Callable[[Subject, int], Search] =
     """The report of a machine without a GPU: every candidate with its prediction, and the best predicted one."""
     start = time.monotonic()
     found = search(subject, os.cpu_count() or 1)
-    _require(subject, found)
     rows = [_row(candidate, PREDICTED) for candidate in found.candidates]
     best = found.candidates[0]
     choice = Choice(best.constants, asdict(best.schedule), UNMEASURED, "predicted by the cost model")
@@ -136,12 +135,11 @@ def tune(
 ) -> Report:
     """Measures the candidates of a kernel on a call of it, whose arrays lie on the GPU and stay as they are.
 
-    Raises SourceError TS803 where no candidate can be compiled, InternalError TS901 where every one that ran gives a
-    wrong answer, and MemoryError where the GPU has no room for a second copy of what the kernel writes.
+    Raises SourceError where no candidate is legal, InternalError TS901 where no legal one is right, and MemoryError
+    where the GPU has no room for a second copy of what the kernel writes.
     """
     start = clock()
     found = search(subject, os.cpu_count() or 1)
-    _require(subject, found)
     order = _default_first(subject, found.candidates)
     made = compiler()
     try:
@@ -276,13 +274,12 @@ class _Session:
         winner = trials.index(self.winner)
         return _report(self.subject, self.device.name, choice, rows, winner, self.judge.checked, seconds)
 
-    def _refusal(self, trials: Sequence[_Trial]) -> SourceError | InternalError:
+    def _refusal(self, trials: Sequence[_Trial]) -> InternalError:
         """The error of a tuning without any right candidate."""
-        name, gpu = self.subject.definition.name, self.device.name
+        what = "gives a right answer" if any(trial.verdict == WRONG for trial in trials) else "compiles"
         notes = [f"{_point_text(trial.candidate)}: {trial.reason}" for trial in trials if trial.reason][:SHOWN]
-        if any(trial.verdict == WRONG for trial in trials):
-            return InternalError("TS901", f"no candidate of {name} gives a right answer on {gpu}", notes=notes)
-        return SourceError("TS803", f"no candidate of {name} compiles", self.subject.definition.loc, notes)
+        message = f"no candidate of {self.subject.definition.name} {what} on {self.device.name}"
+        return InternalError("TS901", message, self.subject.definition.loc, notes)
 
 
 def _default_first(subject: Subject, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -294,16 +291,6 @@ def _default_first(subject: Subject, candidates: Sequence[Candidate]) -> list[Ca
     default = subject.definition.constants if space is not None else {}
     first = next((c for c in candidates if all(c.constants.get(n) == v for n, v in default.items())), candidates[0])
     return [first, *(candidate for candidate in candidates if candidate is not first)]
-
-
-def _require(subject: Subject, found: Search) -> None:
-    """Raises SourceError TS803 where a search found nothing."""
-    if found.candidates:
-        return
-    notes = [f"{settings_text({**p.constants, **p.schedule})}: {p.reason}" for p in found.pruned[:SHOWN]]
-    name = subject.definition.name
-    message = f"none of the {len(found.pruned)} candidates of {name} can run on {subject.arch}"
-    raise SourceError("TS803", message, subject.definition.loc, notes)
 
 
 def _row(candidate: Candidate, verdict: str, reason: str = "") -> Row:

@@ -92,7 +92,7 @@ class Chooser:
     ) -> Answer:
         """The choice of a call with these sizes and numbers; with a `bench` it may be measured.
 
-        `compiles` raises SourceError for a choice of another key that is not legal for this one. Raises what
+        `compiles` raises SourceError for a choice that was kept and is not legal. Raises what
         `autotune.tune` and `autotune.predict` raise.
         """
         values = {**scalars, **compiled.dims}
@@ -123,16 +123,17 @@ class Chooser:
         question = self.question(compiled, values)
         gpu = None if bench is None else gpu_name(bench.ordinal)
         kept = None if mode == OFF or gpu is None or question is None else store.read(question, gpu)
-        if kept is not None:
-            return Answer(kept.choice)
+        choice = None if kept is None else _legal(kept.choice, compiles)
+        if choice is not None:
+            return Answer(choice)
         captured = bench is not None and is_captured(bench)
         if bench is not None and mode == AUTO and not captured:
             choice = self._measured(compiled, values, bench)
             if choice is not None:
                 return Answer(choice)
-        found = None if mode == OFF or question is None else store.elsewhere(question)
-        if found is None and mode != OFF and question is not None:
-            found = _legal(store.nearest(question, gpu), compiles)
+        found = None
+        if mode != OFF and question is not None:
+            found = _legal(store.elsewhere(question), compiles) or _legal(store.nearest(question, gpu), compiles)
         return Answer(found or self._predicted(compiled, values, question, store), final=not captured or mode != AUTO)
 
     def question(self, compiled: Compiled, values: Mapping[str, Number]) -> Question | None:

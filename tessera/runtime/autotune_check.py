@@ -149,8 +149,8 @@ class Judge:
             dims = small_dims(kernel, full.caller, programs)
             if dims is not None:
                 self.small, self.bars = _small_problem(self.device, full.caller, kernel, dims)
-        except TesseraError as error:  # what cannot be cut out of the call, as where the author asserts something
-            self.checked = f"bits alone: a smaller problem is none ({error.message})"
+        except TesseraError as error:  # as where an element is read that a smaller tensor does not have
+            self.checked = f"bits alone: a smaller problem goes wrong ({error.message})"
             return
         if dims is None:
             self.checked = "bits alone: no smaller problem is small enough"
@@ -258,7 +258,7 @@ def small_dims(kernel: Kernel, binding: Binding, programs: Sequence[Program]) ->
     """Sizes of a smaller call that the same programs serve; None where none is small enough for the reference.
 
     Dims that are compiled in stay, and what divides a dim goes on dividing it. Where integers are read, no dim shrinks:
-    they may well be indices, or sizes.
+    they may well be indices, or sizes. Nor where the author asserts something, which other sizes could violate.
     """
     named = {name for p in binding.parameters for size in p.shape for name in symbols(size)}
     dims = {name: size for name, size in binding.dims.items() if name in named}
@@ -268,7 +268,8 @@ def small_dims(kernel: Kernel, binding: Binding, programs: Sequence[Program]) ->
         for name, divisor in program.divisors.items():
             divisors[name] = max(divisor, divisors.get(name, 1))
     reads_integers = any(p.kind != "scalar" and p.role != "out" and not _is_float(p) for p in binding.parameters)
-    free = [] if reads_integers else [name for name in dims if name not in fixed]
+    asserts = any(op.name == "assert" for op in kernel.body.walk())
+    free = [] if reads_integers or asserts else [name for name in dims if name not in fixed]
     written = {n for p in binding.parameters if p.role != "in" for size in p.shape for n in symbols(size)}
     # Dims that results have first: the bars of an element depend on the others.
     order = [[name for name in free if name in written], [name for name in free if name not in written]]

@@ -113,7 +113,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 
 def _value_text(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return "+".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
 
 
 __all__ = [

@@ -20,9 +20,7 @@ from tessera.dtypes import DType
 from tessera.errors import SourceError
 from tessera.frontend.definition import KernelDefinition
 from tessera.frontend.document import function_source
-from tessera.ir.core import Kernel, Module
-from tessera.ir.opdef import TILE
-from tessera.ir.printer import print_module
+from tessera.ir.core import Kernel
 from tessera.runtime.autotune_report import BORROWED, MEASURED, Choice, Report, settings_text
 from tessera.runtime.cache import Cache, open_cache
 from tessera.runtime.nvrtc import NvrtcUnavailable
@@ -40,15 +38,15 @@ class Question:
     """What a choice is made for.
 
     `family` digests everything but sizes: the author's text, the space, what is pinned, architecture and compiler.
-    `key` holds the values of the author's key, `variant` which arguments are no plain arrays, `text` digests the
-    kernel's Tile IR at its default point, with the sizes that are compiled into it.
+    `key` holds the values of the author's key, `static` the sizes that are compiled into the kernel, `variant` says
+    which arguments are no plain arrays.
     """
 
     kernel: str
     family: str
     key: dict[str, Number]
+    static: dict[str, int]
     variant: str
-    text: str
 
     def entry(self, gpu: str | None) -> str:
         """The key of the cache for the choice that was made on a GPU, or without one."""
@@ -69,7 +67,9 @@ def ask(
     """The question of a call; `kernel` is the Tile IR of `definition` at its default point, `values` those of dims,
     list lengths and scalars.
 
-    None where the compiler cannot be told from another: its files changed after they were loaded.
+    What the author's text uses that is neither text nor a plain value is not part of it. A choice that was kept may
+    then be a bad one, or not legal any more, but never wrong. None where the compiler cannot be told from another: its
+    files changed after they were loaded.
     """
     sources = source_digest()
     if sources is None:
@@ -88,8 +88,8 @@ def ask(
         "arch": arch,
         "compiler": [sources, nvrtc],
     }
-    text = print_module(Module(TILE, [kernel]), locations=False)
-    return Question(definition.name, _digest(facts), key_values(definition, values), variant, _digest({"ir": text}))
+    static = {name: int(values[name]) for name in kernel.attributes["shape_dims"] if name in values}
+    return Question(definition.name, _digest(facts), key_values(definition, values), static, variant)
 
 
 def key_values(definition: KernelDefinition, values: Mapping[str, Number]) -> dict[str, Number]:
@@ -167,7 +167,8 @@ class Store:
 
     def write(self, question: Question, report: Report) -> bool:
         """Keeps a result, and what was measured in the index too; False where nothing can be kept."""
-        row = {"key": question.key, "variant": question.variant, "gpu": report.gpu, "choice": asdict(report.choice)}
+        sizes = {"key": question.key, "static": question.static, "variant": question.variant}
+        row = {**sizes, "gpu": report.gpu, "choice": asdict(report.choice)}
 
         def changed(data: bytes | None) -> bytes:
             mine = _identity(row)
@@ -181,7 +182,8 @@ class Store:
     def elsewhere(self, question: Question) -> Choice | None:
         """What some GPU of the architecture has measured for this key."""
         for row in reversed(_rows(self.cache.get(question.index))):
-            if row["key"] == question.key and row["variant"] == question.variant:
+            same = row["key"] == question.key and row["static"] == question.static
+            if same and row["variant"] == question.variant:
                 choice = _choice(row)
                 if choice is not None and choice.origin == MEASURED:
                     return choice
@@ -229,11 +231,12 @@ def _rows(data: bytes | None) -> list[dict[str, Any]]:
 
 
 def _is_row(row: Any) -> bool:
-    return isinstance(row, dict) and row.keys() == {"key", "variant", "gpu", "choice"} and isinstance(row["key"], dict)
+    known = {"key", "static", "variant", "gpu", "choice"}
+    return isinstance(row, dict) and row.keys() == known and isinstance(row["key"], dict)
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return sorted(row["key"].items()), row["variant"], row["gpu"]
+    return row["key"], row["static"], row["variant"], row["gpu"]
 
 
 def _choice(row: Mapping[str, Any]) -> Choice | None:
