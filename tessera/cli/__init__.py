@@ -177,7 +177,9 @@ def opt(**options: Any) -> int:
 @click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which tunes for half a minute a row.")
 @click.option("--retune", is_flag=True, help="Search the schedules of rivals again instead of taking stored winners.")
 @click.option("--repeats", default=30, show_default=True, type=click.IntRange(min=3), help="Timed runs of each.")
-@click.option("--save", metavar="DIR", help="Write DIR/<case>.json after every row; cases go to bench/results anyway.")
+@click.option(
+    "--save", metavar="DIR", help="Folder of the results, written after every row; without it, bench/results for cases."
+)
 @click.option("--plot", metavar="FILE.svg", help="Draw the roofline.")
 @_dims
 @click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help=_ARGUMENT)
