@@ -542,7 +542,7 @@ def main() -> int:
     if arguments.cpu_only:
         show_ours(rows)
     else:
-        from bench.first_light import machine
+        from tessera.runtime.bench_machine import facts as machine
 
         facts = machine()
         arguments.folder = arguments.folder or Path(tempfile.mkdtemp(prefix="bank-conflicts-"))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.first_light import machine  # noqa: E402
 from tessera import cli  # noqa: E402
+from tessera.runtime.bench_machine import facts as machine  # noqa: E402
 
 DOCUMENT = str(Path(__file__).parents[1] / "examples/gdn/gdn_part1.md")
 LISTS = ("source_layers", "previous_layers", "layer_activations")

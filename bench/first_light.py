@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tessera.compiler import compile_kernel  # noqa: E402
 from tessera.runtime.api import last_run  # noqa: E402
+from tessera.runtime.bench_machine import facts  # noqa: E402
 from tessera.runtime.compare import check  # noqa: E402
 from tessera.runtime.reference import reference  # noqa: E402
 from tests.passes.test_pipeline import arguments_of  # noqa: E402
@@ -140,67 +141,6 @@ def median_us(function, repeats=60):
     return statistics.median(times)
 
 
-def host_us(function, calls=200):
-    """Host time of one call in us: the least of five runs of many calls without waiting for the GPU."""
-    import time
-
-    import torch
-
-    best = math.inf
-    for _ in range(5):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(calls):
-            function()
-        best = min(best, (time.perf_counter() - start) / calls * 1e6)
-    torch.cuda.synchronize()
-    return best
-
-
-def time_gating(results):
-    """F2 against the eager torch sequence: product, scale, sigmoid, product."""
-    import torch
-
-    definition = load("gating_function_kernel")
-    for b, s, d in ((16, 2048, 64), (16, 2048, 128), (16, 2048, 256), (16, 2048, 512), (16, 2048, 1024)):
-        delta = torch.randn(b, s, d, device="cuda").bfloat16()
-        weights = (torch.randn(d, d, device="cuda") / math.sqrt(d)).bfloat16()
-        out = torch.full_like(delta, float("nan"))
-        scale = math.exp(-0.3)
-
-        def eager(delta=delta, weights=weights, scale=scale):
-            return delta * torch.sigmoid(torch.matmul(delta, weights) * scale)
-
-        def ours(delta=delta, weights=weights, out=out):
-            definition(delta, weights, 3, out)
-
-        ours()
-        wanted = delta.double() * torch.sigmoid(torch.matmul(delta.double(), weights.double()) * scale)
-        errors = [float((x.double() - wanted).norm() / wanted.norm()) for x in (out, eager())]
-        rows = {
-            "ours_us": median_us(ours),
-            "eager_us": median_us(eager),
-            "copy_us": median_us(lambda delta=delta, out=out: out.copy_(delta)),
-        }
-        rows["ours_host_us"], rows["eager_host_us"] = host_us(ours), host_us(eager)
-        rows["eager_us_again"], rows["ours_us_again"] = median_us(eager), median_us(ours)
-        rows |= {
-            "kernel": "gating_function_kernel",
-            "dims": {"B": b, "S": s, "D": d},
-            "ours_norm_error": errors[0],
-            "eager_norm_error": errors[1],
-            "speedup": rows["eager_us"] / rows["ours_us"],
-        }
-        results.append(rows)
-        print(
-            f"time F2 D={d}: ours {rows['ours_us']:.1f} ({rows['ours_us_again']:.1f}) us, eager {rows['eager_us']:.1f} "
-            f"({rows['eager_us_again']:.1f}) us, copy {rows['copy_us']:.1f} us, eager/ours {rows['speedup']:.2f}, "
-            f"norm errors {errors[0]:.2e} {errors[1]:.2e}, host {rows['ours_host_us']:.1f} "
-            f"{rows['eager_host_us']:.1f} us",
-            flush=True,
-        )
-
-
 def time_others(results):
     import torch
 
@@ -247,27 +187,11 @@ def load_cached(name):
     return CACHE[name]
 
 
-def machine():
-    import cupy
-
-    facts = {
-        "gpu": cupy.cuda.runtime.getDeviceProperties(0)["name"].decode(),
-        "cupy": cupy.__version__,
-        "cuda_runtime": cupy.cuda.runtime.runtimeGetVersion(),
-        "nvrtc": cupy.cuda.nvrtc.getVersion(),
-        "driver": cupy.cuda.runtime.driverGetVersion(),
-        "python": sys.version.split()[0],
-    }
-    if "torch" in sys.modules:
-        facts["torch"] = sys.modules["torch"].__version__
-    return facts
-
-
 def main():
     only_check = "--check-only" in sys.argv
     path = next((a for a in sys.argv[1:] if not a.startswith("--")), None)
     library = "cupy" if only_check else "torch"
-    report = {"checks": [], "gating": [], "others": []}
+    report = {"checks": [], "others": []}
     for name, shapes in SHAPES.items():
         for dims in shapes:
             kernel = compile_kernel(load(name), dims).stages[0].module.kernel()
@@ -275,9 +199,8 @@ def main():
             if not only_check or count <= SMALL:
                 check_case(name, dims, library, report["checks"])
     if not only_check:
-        time_gating(report["gating"])
         time_others(report["others"])
-    report["machine"] = machine()
+    report["machine"] = facts()
     failed = [row for row in report["checks"] if not row["ok"]]
     print(json.dumps(report["machine"]))
     print(f"{len(report['checks']) - len(failed)} right, {len(failed)} wrong")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.first_light import check_case, machine  # noqa: E402
+from bench.first_light import check_case  # noqa: E402
+from tessera.runtime.bench_machine import facts as machine  # noqa: E402
 from tests.suite import SUITE  # noqa: E402
 
 

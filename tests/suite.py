@@ -62,6 +62,15 @@ EXAMPLES = [
     *(("difference_matmul", {"M": m, "N": n, "K": k}) for m, n, k in ((64, 64, 64), (33, 100, 129))),
     *(("perceptron", {"M": m, "D": d, "H": h, "N": n}) for m, d, h, n in ((64, 32, 64, 48), (33, 20, 24, 9))),
     *(("fp8_matmul", {"M": m, "N": n, "K": k}) for m, n, k in ((64, 64, 64), (33, 100, 129))),
+    *(
+        (f"gemm_{case}", {"M": m, "N": n, "K": k})
+        for case, m, n, k in (
+            ("nn", 70, 150, 40),
+            ("nt", 33, 100, 129),
+            ("tn", 128, 128, 64),
+            ("tt", 9, 200, 72),
+        )
+    ),
     *(("transpose", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (64, 32))),
     *(("gather_rows", {"M": 20, "N": n, "K": k}) for n, k in ((1, 1), (100, 30))),
     *(("histogram", {"N": n, "K": k}) for n, k in ((1, 16), (1000, 12))),

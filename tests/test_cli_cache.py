@@ -237,7 +237,7 @@ def test_a_driver_without_a_way_to_reach_its_gpus(as_json, store, monkeypatch):
         ([], "missing", "sees no GPU"),
         (None, "missing", "no NVIDIA driver"),
     ]:
-        monkeypatch.setattr(machine, "_driver_says", lambda fact, seen=seen: seen)
+        monkeypatch.setattr(machine, "driver_says", lambda fact, seen=seen: seen)
         found = check(as_json("doctor"), "gpu")
         assert found["state"] == state and detail in found["detail"]
 

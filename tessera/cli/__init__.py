@@ -169,6 +169,34 @@ def opt(**options: Any) -> int:
 
 
 @cli.command()
+@click.argument("targets", nargs=-1, metavar="[CASE|FILE::NAME]...")
+@click.option("--list", "listed", is_flag=True, help="List the cases and measure nothing.")
+@click.option("--cases", metavar="FILE", help="File of cases; without it, bench/cases.py.")
+@click.option("--rows", multiple=True, metavar="D=256,L=4", help="Rows of the cases to measure; repeat for several.")
+@click.option("--rivals", metavar="NAME,...", help="Rivals to time; without it, all.")
+@click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which tunes for half a minute a row.")
+@click.option("--retune", is_flag=True, help="Search the schedules of rivals again instead of taking stored winners.")
+@click.option("--repeats", default=30, show_default=True, type=click.IntRange(min=3), help="Timed runs of each.")
+@click.option(
+    "--save", metavar="DIR", help="Folder of the results, written after every row; without it, bench/results for cases."
+)
+@click.option("--plot", metavar="FILE.svg", help="Draw the roofline.")
+@_dims
+@click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help=_ARGUMENT)
+@_json
+def bench(**options: Any) -> int:
+    """Time kernels on a GPU against their rivals, in one process.
+
+    A case is a kernel with its rivals and rows of sizes; without one all are measured. FILE::NAME is timed against a
+    copy of as many bytes. Answers are checked, and wrong ones not timed. The fastest right schedule of each rival is
+    kept in competitors.json beside the cases.
+    """
+    from tessera.cli.bench import bench as verb
+
+    return verb(**options)
+
+
+@cli.command()
 @click.argument("action", type=click.Choice(["list", "stats", "clear", "verify"]))
 @click.option("--kind", metavar="KIND", help="Only entries of this kind, such as tuning; for list and clear.")
 @_json

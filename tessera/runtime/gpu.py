@@ -6,7 +6,7 @@ The time is what a roofline compares with: the launches alone, with a cold L2 ca
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,11 @@ def run(
 
     With `repeats` the seconds are the median of that many further runs. Raises EnvironmentProblem TS505 without a GPU.
     """
-    require_device()
+    launch, binding = prepare(program, arguments, dims)
     import cupy
 
-    binding = bound(program.name, program.parameters, arguments, dims)
     stream = cupy.cuda.get_current_stream()
-    seconds = _timed(cupy, stream, lambda: LAUNCHER.launch(program, binding, stream.ptr))
+    seconds = _timed(cupy, stream, launch)
     for parameter in program.parameters:
         if parameter.role in ("out", "inout"):
             carried(arguments[parameter.name])[...] = binding.arrays[parameter.name].get()
@@ -42,26 +41,54 @@ def run(
         samples = []
         for _ in range(repeats):
             flush.fill(0)
-            samples.append(_timed(cupy, stream, lambda: LAUNCHER.launch(program, binding, stream.ptr)))
+            samples.append(_timed(cupy, stream, launch))
         seconds = statistics.median(samples)
     grids = [(step.kernel, grid_of(step, binding.dims)) for step in program.launches]
     return seconds, [(kernel, grid) for kernel, grid in grids if 0 not in grid]
+
+
+def prepare(
+    program: Program, arguments: Mapping[str, Any], dims: Mapping[str, int]
+) -> tuple[Callable[[], Any], Binding]:
+    """What launches `program` on copies of the arrays, on CuPy's current stream, and how they are bound.
+
+    Raises EnvironmentProblem TS505 without a GPU.
+    """
+    require_device()
+    import cupy
+
+    binding = bound(program.name, program.parameters, arguments, dims)
+    stream = cupy.cuda.get_current_stream()
+    return lambda: LAUNCHER.launch(program, binding, stream.ptr), binding
 
 
 def bound(
     kernel: str, parameters: Sequence[Parameter], arguments: Mapping[str, Any], dims: Mapping[str, int]
 ) -> Binding:
     """A call on copies of the arrays on the current GPU."""
-    import cupy
-
-    def move(value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            return [move(item) for item in value]
-        return cupy.asarray(carried(value), order="C") if isinstance(value, np.ndarray) else value
-
-    made = bind(kernel, parameters, (), {name: move(value) for name, value in arguments.items()})
+    made = bind(kernel, parameters, (), {name: on_device(value) for name, value in arguments.items()})
     made.dims = {**dims, **made.dims}  # a dim that is compiled in may appear in no shape
     return made
+
+
+def on_device(value: Any) -> Any:
+    """A NumPy array, or each of a list, as a CuPy array on the current GPU; other values as they are."""
+    if isinstance(value, (list, tuple)):
+        return [on_device(item) for item in value]
+    if not isinstance(value, np.ndarray):
+        return value
+    import cupy
+
+    return cupy.asarray(carried(value), order="C")
+
+
+def copy(count: int) -> Callable[[], Any]:
+    """A copy of so many bytes from one place of the current GPU to another."""
+    import cupy
+
+    source, target = (cupy.zeros(max(count, 1), cupy.uint8) for _ in range(2))
+    stream = cupy.cuda.get_current_stream()
+    return lambda: target.data.copy_from_device_async(source.data, count, stream)
 
 
 def carried(array: np.ndarray) -> np.ndarray:

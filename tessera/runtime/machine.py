@@ -190,7 +190,7 @@ def _gpus() -> list[Check]:
         return [Check("gpu", BROKEN, f"CUDA cannot be asked for GPUs: {_first_line(error)}", GPU_REMEDY)]
     if count:
         return [_guarded(f"gpu {number}", lambda n=number: _gpu(n)) for number in range(count)]
-    seen = _driver_says("name")
+    seen = driver_says("name")
     if seen is None:
         return [Check("gpu", MISSING, "no NVIDIA driver here: kernels run on the CPU")]
     if not seen:
@@ -208,7 +208,7 @@ def _gpu(number: int) -> Check:
     name = properties["name"].decode(errors="replace")
     major, minor = launch.compute_capability(number)
     cuda = cupy.cuda.runtime.driverGetVersion()
-    driver = (_driver_says("driver_version") or ["of unknown version"])[0]
+    driver = (driver_says("driver_version") or ["of unknown version"])[0]
     arch = device_arch(number)
     facts = find(arch)
     lane = f", on the {facts.lane} lane" if facts is not None and facts.lane != arch else ""
@@ -220,7 +220,7 @@ def _gpu(number: int) -> Check:
     return Check(f"gpu {number}", OK, detail)
 
 
-def _driver_says(fact: str) -> list[str] | None:
+def driver_says(fact: str) -> list[str] | None:
     """A fact of each GPU by nvidia-smi; None where that is missing or fails."""
     path = shutil.which("nvidia-smi")
     if path is None:
@@ -255,4 +255,4 @@ def _first_line(what: object) -> str:
     return next((line.strip() for line in str(what).splitlines() if line.strip()), type(what).__name__)
 
 
-__all__ = ["BROKEN", "MISSING", "OK", "Check", "checks"]
+__all__ = ["BROKEN", "MISSING", "OK", "Check", "checks", "driver_says"]
