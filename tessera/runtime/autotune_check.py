@@ -97,9 +97,9 @@ class Problem:
 
     def prepare(self, launcher: Launcher, program: Program) -> Queue:
         """What queues the launches of a program of this call, on the outputs as they are then."""
-        device, values = self.device, argument_values(program, self.binding)
+        device, values, library = self.device, argument_values(program, self.binding), self.binding.library
         prepared = launcher.prepare(program, self.binding, device.stream)
-        return lambda: prepared.queue(launcher.driver, list(values), device.stream, device.ordinal)
+        return lambda: prepared.queue(launcher.driver, list(values), device.stream, device.ordinal, library)
 
     def reset(self) -> None:
         for scratch in self.scratch:

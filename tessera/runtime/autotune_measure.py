@@ -142,7 +142,7 @@ class CupyDevice:
 
     def same(self, a: int, b: int, size: int) -> bool:
         self.fill(self._counter.pointer, 0, 8)
-        arguments = Arguments(SAME_ARGUMENTS)
+        arguments = Arguments(SAME_ARGUMENTS, range(4))
         SAME_ARGUMENTS.pack_into(arguments.slots, 0, a, b, size, self._counter.pointer)
         function = self._same or self._load_same()
         self.driver.launch(function, (SAME_BLOCKS, 1, 1), SAME_THREADS, arguments, 0, self.stream, self.ordinal)
