@@ -179,7 +179,8 @@ def _telling_fields(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _row(row: Row, wins: bool, best: Row | None, fields: Sequence[str]) -> list[str]:
-    point = {**row.constants, **{name: row.schedule[name] for name in fields if name in row.schedule}}
+    # What a field leaves out, such as a walk, is not worth a word.
+    point = {**row.constants, **{name: row.schedule[name] for name in fields if row.schedule.get(name)}}
     share = "-"
     if row.seconds is not None and best is not None and best.seconds:
         share = f"{row.seconds / best.seconds:.2f}"
