@@ -179,7 +179,7 @@ def run_pass(step: Pass, module: Module, context: Context) -> Module:
             raise error.at(kernel.loc) from None
     new = Module(step.level, kernels)
     placed = any(kernel.attributes.get("shared_bytes") is not None for kernel in kernels)
-    verify(new, barriers=step.name == "insert_barriers", placed=placed)
+    verify(new, barriers=step.name in ("insert_barriers", "interleave"), placed=placed)
     return new
 
 

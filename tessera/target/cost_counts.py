@@ -122,6 +122,10 @@ class Counter:
             self._op(op, times)
 
     def _regions(self, op: Op, times: float) -> None:
+        if not op.operands:  # in parts or not, it runs once
+            for region in op.regions:
+                self.block(region, times)
+            return
         if not op.definition.has(LOOP):
             share = self.scalars.share(op.operands[0])
             for region, part in zip(op.regions, (share, 1.0 - share), strict=False):
