@@ -107,7 +107,7 @@ def _copy(block: Block, builder: Builder, mapping: Mapping, around: set[Value], 
     for run in _runs(block.ops):
         first, place = place, place + len(run.all)
         after = needed[place]
-        parts = _parts(run, needed[first], room)
+        parts = _parts(run, needed[first], after, room)
         if parts > 1:
             _cut(run, parts, builder, mapping, after)
             continue
@@ -140,11 +140,14 @@ def _used(op: Op) -> set[Value]:
     return used
 
 
-def _parts(run: _Run, live: set[Value], room: int) -> int:
-    """Into how many parts to cut a run before which the values `live` exist; 1: none is needed, or possible."""
-    if not run.loads or register_count(run.ops[0]) < SMALLEST:
+def _parts(run: _Run, live: set[Value], after: set[Value], room: int) -> int:
+    """Into how many parts to cut a run; 1: none is needed, or possible. `live` and `after`: what exists before the run,
+    and what is needed behind it, where a load takes its registers whole.
+    """
+    used_up = [op.result for op in run.loads if op.result not in after]
+    if not used_up or register_count(run.ops[0]) < SMALLEST:
         return 1
-    loaded = sum(registers_of(op.result) for op in run.loads)
+    loaded = sum(map(registers_of, used_up))
     left = room - sum(registers_of(value) for value in live if not isinstance(value.type, ViewType))
     parts = 1
     while loaded > max(left, LEAST_LOADED) * parts:

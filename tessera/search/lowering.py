@@ -26,7 +26,7 @@ _CHOICE, _LAST = (
     next(number for number, step in enumerate(PIPELINE) if step.name == name)
     for name in ("choose_schedule", "insert_barriers")
 )
-# Barriers follow from the rest: kernels that are equal without them are equal with them.
+# Barriers and what lies between them follow from the rest: kernels that are equal before are equal behind.
 BEFORE, AFTER, LAST = PIPELINE[:_CHOICE], PIPELINE[_CHOICE:_LAST], PIPELINE[_LAST:]
 
 
@@ -70,30 +70,30 @@ class Lowering:
         self.modules, self.setting = modules, setting
         self.arch = find_arch(setting.arch)
         self._prepared: dict[tuple[int, tuple[tuple[str, Any], ...]], tuple[Kernel, Context]] = {}
-        self._kernels: dict[Request, Kernel] = {}
+        self._kernels: dict[Request, Kernel] = {}  # whole
 
     def lower(self, request: Request) -> Lowered:
-        """Down to Target IR without barriers, with its cost."""
+        """Down to Target IR, with its cost."""
         try:
             kernel, context = self._prepare(request)
             schedule = replace(own_point(kernel, self.arch), **dict(request.changes))
             context = replace(context, schedule=schedule)
             for step in AFTER:
                 kernel = step.run(kernel, context)
-            found = cost(kernel, self.arch, self.setting.dims)
+            whole = kernel
+            for step in LAST:
+                whole = step.run(whole, context)
+            found = cost(whole, self.arch, self.setting.dims)
         except TesseraError as error:
             return Lowered(request, error=error.at(self._module(request.source).kernel().loc))
-        self._kernels[request] = kernel
+        self._kernels[request] = whole
         return Lowered(request, schedule_of(kernel), found, code_key(kernel), access_key(kernel, found))
 
     def finish(self, request: Request) -> Program:
         """The program of a request that was lowered, verified."""
         if request not in self._kernels and (error := self.lower(request).error) is not None:
             raise error
-        kernel, context = self._kernels[request], self._prepare(request)[1]
-        for step in LAST:
-            kernel = step.run(kernel, context)
-        module = Module(TARGET, [kernel])
+        module = Module(TARGET, [self._kernels[request]])
         verify(module, barriers=True, placed=True)
         check_signature(module.kernel(), placed=True)
         return make_program(module.kernel(), [emit(module.kernel())], self.setting.arch)

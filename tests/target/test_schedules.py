@@ -28,7 +28,7 @@ def prepared(definition, dims, arch=ARCH, **constants):
 
 def test_every_field_has_a_row():
     assert list(FIELDS) == [field.name for field in fields(Schedule)]
-    assert BEFORE[-1].name == "promote_buffers" and LAST[-1].name == "insert_barriers"
+    assert BEFORE[-1].name == "promote_buffers" and LAST[0].name == "insert_barriers"
 
 
 def test_what_makes_no_difference_is_not_tried():
@@ -226,7 +226,4 @@ def test_schedules_keep_every_bit(name, dims, count):
         changed = replace(request, changes=as_changes(point, own))
         found = lowering.lower(changed)
         assert found.error is None and found.schedule == point
-        kernel, context = lowering._kernels[changed], lowering._prepare(changed)[1]
-        for step in LAST:
-            kernel = step.run(kernel, context)
-        assert_same_bits(expected, outputs_of(kernel, dims, "target"), str(changed.changes))
+        assert_same_bits(expected, outputs_of(lowering._kernels[changed], dims, "target"), str(changed.changes))

@@ -13,4 +13,15 @@ from tessera.ir.ops import (
     tiles,
 )
 
-__all__ = ["control", "effects", "elementwise", "graph", "interleave", "memory", "reductions", "target", "target_flat", "tiles"]
+__all__ = [
+    "control",
+    "effects",
+    "elementwise",
+    "graph",
+    "interleave",
+    "memory",
+    "reductions",
+    "target",
+    "target_flat",
+    "tiles",
+]
