@@ -4,7 +4,8 @@ Op by op, a tile that is loaded lies beside the accumulators of a product until 
 be more than a thread has. A *run* is a stretch of ops that work register by register on tiles of one register count,
 with no barrier, wait or region inside; index arithmetic, windows and small loads between them, which need nothing of
 it, move in front. A run is cut where what it loads and what is live around it exceed the registers of a thread less
-`RESERVE`, into as few parts as make it fit: loads of a part fly together, so more parts mean more waits.
+`RESERVE`, into as few parts as make it fit: loads of a part fly together, so more parts mean more waits. A store to
+global memory ends a run: where an output shares memory with an input, what is loaded must be loaded before.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from tessera.target.schedule import schedule_of
 
 SMALLEST = 32  # registers of a tile that is worth cutting
 SMALLEST_PART = 8
-RESERVE = 80  # 32-bit registers for addresses, indices and what is between the loads of a part and its results
+# 32-bit registers for addresses, indices and what is between the loads of a part and its results: 62 to 68 of them where
+# NVRTC says how many are missing.
+RESERVE = 80
 LEAST_LOADED = 16  # 32-bit registers that a part may load however little room there is
 SMALL = 32  # 32-bit registers of a tile that may move in front of a run
 

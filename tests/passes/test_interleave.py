@@ -150,7 +150,7 @@ LAST = r"(?s)(.*)"  # up to the last match: what is wrong is wrong in the last p
         (Edit("sigmoid", LAST + r"ts_sigmoid\(", r"\1-ts_sigmoid("), "tile.sigmoid(tile.mma(x[row : row + 128], w))"),
         (Edit("sub delta", "ts_sub_pair", "ts_add_pair", count=1), "- s[row : row + 128]"),
         (
-            Edit("ld_global", LAST + r"(global<ts_bf16, 2>.* r, )window", r"\1\2 8 + window"),
+            Edit("ld_global", r"(global<ts_bf16, 2>\(\w+ \+ r, )window", r"\1 8 + window", count=1),
             "delta = t[row : row + 128]",
         ),
     ],
