@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -100,6 +100,7 @@ class Emitter:
         self.views: dict[Value, ViewNames] = {}
         self.elements: dict[Value, ViewNames] = {}  # of a list parameter, any of its tensors
         self.threads = kernel.attributes["warps"] * 32
+        self.part = (0, 1)  # of the registers of each tile, which one the current statement is about, and of how many
         self.loops = {
             id(op.regions[0]): (op.operands[0], op.operands[2]) for op in kernel.body.walk() if op.name == "for"
         }
@@ -173,7 +174,9 @@ class Emitter:
         context = family(self, op)
         if context is None:  # says nothing: its users refer to the operand itself
             return []
-        text = _environment().get_template(f"{lowering.template or 'elementwise'}.j2").render(context)
+        # A tile that is computed in parts is declared by the first.
+        template = _environment().get_template(f"{lowering.template or 'elementwise'}.j2")
+        text = template.render(context, declare=self.part[0] == 0)
         lines: list[Line] = []
         if op.loc is not None and op.name not in statements.QUIET:
             place = op.loc.file.replace("\\", "/").rsplit("/", 1)[-1]
@@ -184,13 +187,25 @@ class Emitter:
                     op,
                 )
             )
-        regions = iter(op.regions)
+        bodies = self.bodies(op, indent)
         for row in text.split("\n"):
             if row.strip() == BODY:
-                lines += self.block(next(regions), indent + "    ")
+                lines += next(bodies)
             elif row.strip():
                 lines.append(Line(indent + row, op))
         return lines
+
+    def bodies(self, op: Op, indent: str) -> Iterator[list[Line]]:
+        """The lines of each region of an op; of one that runs in parts those of every part, in one scope."""
+        parts = op.get("parts")
+        if parts is None:
+            yield from (self.block(region, indent + "    ") for region in op.regions)
+            return
+        for number in range(parts):
+            self.part = (number, parts)
+            lines = self.block(op.regions[0], indent)
+            self.part = (0, 1)
+            yield lines
 
     # names that templates use -----------------------------------------------------------------------------------------
 
@@ -202,6 +217,11 @@ class Emitter:
 
     def size(self, size: Any) -> str:
         return size_text(size)
+
+    def span(self, count: int) -> tuple[int, int]:
+        """The first of `count` registers that the current statement is about, and the one after its last."""
+        number, parts = self.part
+        return number * count // parts, (number + 1) * count // parts
 
     def is_tile(self, value: Value) -> bool:
         return isinstance(value.type, TileType)

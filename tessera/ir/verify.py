@@ -98,7 +98,9 @@ def _constants(value: Any) -> bool:
 # An attribute name means one thing in every op, so its kind is said once. A default is always allowed.
 ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("axis", "vector", "offset", "pending"), ("an integer", _is_int)),
-    **dict.fromkeys(("scale", "unroll", "stages"), ("a positive integer", lambda value: _is_int(value) and value > 0)),
+    **dict.fromkeys(
+        ("scale", "unroll", "stages", "parts"), ("a positive integer", lambda value: _is_int(value) and value > 0)
+    ),
     **dict.fromkeys(
         ("weak", "static", "parallel", "whole", "bypass_l1", "transpose_a", "transpose_b", "transposed", "implicit"),
         ("true or false", _is_bool),

@@ -18,6 +18,7 @@ from tessera.passes.distribute import distribute
 from tessera.passes.graph_simplify import drop_placement, inline_scopes, simplify
 from tessera.passes.hoist_loads import hoist_loads
 from tessera.passes.insert_barriers import insert_barriers
+from tessera.passes.interleave import interleave
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.merge_slices import merge_slices
 from tessera.passes.order_copies import order_copies
@@ -96,6 +97,8 @@ PIPELINE: tuple[Pass, ...] = (
     # Placement before barriers: buffers that share bytes need barriers between them.
     Pass("place_shared", lambda k, c: place_shared(k, c.arch), TARGET),
     Pass("insert_barriers", lambda k, c: insert_barriers(k), TARGET),
+    # Last: loads lie where they start, and what no barrier separates may be done in another order.
+    Pass("interleave", lambda k, c: interleave(k, c.arch), TARGET),
 )
 
 

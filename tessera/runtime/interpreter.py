@@ -312,7 +312,7 @@ _SPECIAL = {
     "shared": Machine.allocate,
     "num_programs": Machine.num_programs,
     "launch": lambda machine, op: machine.launched(op),
-    "checkpoint": lambda machine, op: machine.block(op.regions[0]),
+    **dict.fromkeys(("checkpoint", "interleave"), lambda machine, op: machine.block(op.regions[0])),
     "print": lambda machine, op: machine.print_line(op),
     "assert": lambda machine, op: machine.check_assertion(op),
     "while": Machine.repeat,

@@ -78,13 +78,15 @@ class _Places:
         self.lines: dict[int, list[int]] = {}
         for line, op in sorted(cuda.lines.items()):
             self.lines.setdefault(op, []).append(line)
+        interleaves = (op for op in kernel.body.walk() if op.name == "interleave")
+        self.in_parts = {inner.id for op in interleaves for inner in op.regions[0].ops}
 
     def list(self) -> list[Probe]:
         return list(self.block(self.kernel.body, None))
 
     def block(self, block: Block, owner: Op | None) -> Iterator[Probe]:
         for place, op in enumerate(block.ops):
-            lines = self.lines.get(op.id)
+            lines = self.said(op)
             if op.name == "yield":
                 if lines and owner is not None:
                     for number, value in enumerate(owner.results):
@@ -99,14 +101,28 @@ class _Places:
                 for number, value in enumerate(body.arguments):
                     yield from self.value("argument", op, value, number, region, opening)
                 yield from self.block(body, op)
-            for number, value in enumerate(op.results):
-                yield from self.value("result", op, value, number, 0, lines[-1])
+            if op.name != "interleave":  # whose results are recorded where its region makes them
+                for number, value in enumerate(op.results):
+                    yield from self.value("result", op, value, number, 0, lines[-1])
+
+    def said(self, op: Op) -> list[int] | None:
+        """The lines of an op; of one that is said part by part those of the last part, when its tiles are complete."""
+        lines = self.lines.get(op.id)
+        if lines is None or op.id not in self.in_parts:
+            return lines
+        first = next(i for i in reversed(range(len(lines))) if lines[i - 1] != lines[i] - 1 or i == 0)
+        return lines[first:]
+
+    def end(self, op: Op) -> int:
+        """The last line of an op, regions included."""
+        ops = (op, *(inner for region in op.regions for inner in region.walk()))
+        return max(lines[-1] for o in ops if (lines := self.lines.get(o.id)))
 
     def silent(self, block: Block, place: int) -> Iterator[Probe]:
         """Results of an op that says nothing are recorded where the op before it ends or the next one begins."""
         op = block.ops[place]
-        before = [self.lines[o.id][-1] for o in block.ops[:place] if o.id in self.lines and o.name != "shared"]
-        after = [self.lines[o.id][0] for o in block.ops[place:] if o.id in self.lines]
+        before = [self.end(o) for o in block.ops[:place] if o.id in self.lines and o.name != "shared"]
+        after = [lines[0] for o in block.ops[place:] if (lines := self.said(o))]
         line = after[0] if after else before[-1] if before else 0
         if line:
             for number, value in enumerate(op.results):

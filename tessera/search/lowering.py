@@ -27,7 +27,7 @@ _CHOICE, _LAST = (
     next(number for number, step in enumerate(PIPELINE) if step.name == name)
     for name in ("choose_schedule", "insert_barriers")
 )
-# Barriers follow from the rest: kernels that are equal without them are equal with them.
+# Barriers and what lies between them follow from the rest: kernels that are equal before are equal behind.
 BEFORE, AFTER, LAST = PIPELINE[:_CHOICE], PIPELINE[_CHOICE:_LAST], PIPELINE[_LAST:]
 
 
@@ -71,19 +71,20 @@ class Lowering:
         self.modules, self.setting = modules, setting
         self.arch = find_arch(setting.arch)
         self._prepared: dict[tuple[int, tuple[tuple[str, Any], ...]], tuple[Kernel, Context]] = {}
-        self._kernels: dict[Request, list[Kernel]] = {}
+        self._kernels: dict[Request, list[Kernel]] = {}  # whole
 
     def lower(self, request: Request) -> Lowered:
-        """Down to Target IR without barriers, with its cost."""
+        """Down to Target IR, with its cost."""
         try:
             kernel, context = self._prepare(request)
             schedule = replace(own_point(kernel, self.arch), **dict(request.changes))
             context = replace(context, schedule=schedule)
             kernels = _run(AFTER, [kernel], context)
-            found = total([cost(each, self.arch, self.setting.dims) for each in kernels])
+            whole = _run(LAST, kernels, context)
+            found = total([cost(each, self.arch, self.setting.dims) for each in whole])
         except TesseraError as error:
             return Lowered(request, error=error.at(self._module(request.source).kernel().loc))
-        self._kernels[request] = kernels
+        self._kernels[request] = whole
         code = "\n".join(map(code_key, kernels))
         return Lowered(request, schedule_of(kernels[0]), found, code, access_key(kernels, found))
 
@@ -91,8 +92,7 @@ class Lowering:
         """The program of a request that was lowered, verified."""
         if request not in self._kernels and (error := self.lower(request).error) is not None:
             raise error
-        kernels, context = self._kernels[request], self._prepare(request)[1]
-        kernels = _run(LAST, kernels, context)
+        kernels = self._kernels[request]
         verify(Module(TARGET, kernels), barriers=True, placed=True)
         for kernel in kernels:
             check_signature(kernel, placed=True)

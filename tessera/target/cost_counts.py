@@ -122,6 +122,12 @@ class Counter:
             self._op(op, times)
 
     def _regions(self, op: Op, times: float) -> None:
+        if op.name == "interleave":
+            (body,) = op.regions
+            self.block(body, times)
+            if any(inner.name == "ld_global" for inner in body.ops):  # those of a part wait for the part before
+                self.stall.memory += times * (op.attributes["parts"] - 1)
+            return
         if not op.definition.has(LOOP):
             share = self.scalars.share(op.operands[0])
             for region, part in zip(op.regions, (share, 1.0 - share), strict=False):

@@ -40,7 +40,11 @@ class _Pressure:
         most = _total(live, after)
         for place, op in enumerate(block.ops):
             dead = [value for value in live if last.get(value, -1) <= place]
-            if op.regions:
+            if op.name == "interleave":
+                # What is made inside exists for a part of the registers at a time.
+                inside = -(-self.block(op.regions[0], {}) // op.attributes["parts"])
+                most = max(most, _total(live, after) + inside)
+            elif op.regions:
                 # What the loop starts from becomes what it carries.
                 around = {v: size for v, size in live.items() if v not in dead}
                 most = max(most, *(self.block(region, {**after, **around}) for region in op.regions))

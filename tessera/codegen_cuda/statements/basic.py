@@ -32,13 +32,17 @@ def elementwise(emitter: Emitter, op: Op) -> dict[str, Any]:
     text = (lower.expression if in_float or op.name == "cast" else lower.integer).format(*terms)
     result = op.result
     ctype = dtype_of(result.type).cuda
+    count = tile_info(emitter, result)["count"] if emitter.is_tile(result) else 0
+    first, last = emitter.span(count)
     return {
         "out": emitter.name(result),
         "ctype": ctype,
         "expression": f"ts_cast<{ctype}>({text})",
-        "pairs": PAIRS.get(op.name) if _comes_in_pairs(op) else None,
+        "pairs": PAIRS.get(op.name) if _comes_in_pairs(op) and first % 2 == last % 2 == 0 else None,
         "operands": [emitter.name(value) for value in op.operands],
-        "count": tile_info(emitter, result)["count"] if emitter.is_tile(result) else 0,
+        "count": count,
+        "first": first,
+        "last": last,
     }
 
 
@@ -108,6 +112,8 @@ def _iota(emitter: Emitter, op: Op) -> dict[str, Any]:
         "out": info["name"],
         "ctype": info["ctype"],
         "count": info["count"],
+        "first": info["first"],
+        "last": info["last"],
         "expression": f"ts_cast<{info['ctype']}>((ts_i32)({index}))",
     }
 

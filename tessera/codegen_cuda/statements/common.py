@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 
 
 def tile_info(emitter: Emitter, value: Value) -> dict[str, Any]:
-    """A register tile as templates see it."""
+    """A register tile as templates see it; `first` and `last` bound the registers that a statement is about."""
     layout = tile_layout(value.type)
+    first, last = emitter.span(layout.registers_per_thread)
     return {
         "name": emitter.name(value),
         "ctype": dtype_of(value.type).cuda,
         "count": layout.registers_per_thread,
+        "first": first,
+        "last": last,
         "layout": emitter.layouts.tile(layout),
         "shape": shape_of(value.type),
         "physical": layout.shape,

@@ -8,6 +8,7 @@ from tessera.codegen_cuda.statements.common import known_number, register_count
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.codegen_cuda.views import is_nonnegative
 from tessera.ir.core import Op
+from tessera.ir.ops import interleave
 from tessera.ir.ops.control import carried_values
 from tessera.ir.types import TokenType, dtype_of
 
@@ -74,13 +75,24 @@ def _if(emitter: Emitter, op: Op) -> dict[str, Any]:
     return {"condition": emitter.name(op.operands[0]), "results": results}
 
 
+@statement("interleave")
+def _interleave(emitter: Emitter, op: Op) -> dict[str, Any]:
+    count = interleave.register_count(op.regions[0].ops[0])
+    step = count // op.attributes["parts"]
+    return {"spans": [(first, first + step) for first in range(0, count, step)]}
+
+
 @statement("yield")
-def _yield(emitter: Emitter, op: Op) -> dict[str, Any]:
+def _yield(emitter: Emitter, op: Op) -> dict[str, Any] | None:
     """Moves the values of a region to where its op's results live.
 
-    A value that another move overwrites goes by a copy.
+    A value that another move overwrites goes by a copy. What an interleave gives stays where it was computed.
     """
     owner = next(o for o in emitter.kernel.body.walk() if any(op in region.ops for region in o.regions))
+    if owner.name == "interleave":
+        names = map(emitter.name, op.operands)
+        emitter.names.of_value.update(zip(owner.results, names, strict=True))
+        return None
     moves = []
     pairs = [
         (result, value)

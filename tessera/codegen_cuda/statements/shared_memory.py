@@ -179,7 +179,7 @@ def _shared_access(emitter: Emitter, op: Op, tile: Value) -> dict[str, Any]:
         "ctype": dtype.cuda,
         "inside": " && ".join(padded) if whole else "",
         "last_limit": info["shape"][-1],
-        "uncovered": uncovered,
+        "uncovered": uncovered and info["last"] == info["count"],
         "rows": layout.rows,
         "cols": layout.cols,
         "covered": info["physical"],
@@ -213,7 +213,7 @@ def _ld_matrices(emitter: Emitter, op: Op) -> dict[str, Any]:
             lane[axis] += f" + (ts_lane() >> {3 + bit} & 1) * {step}" if step else ""
     offsets = [offset_text(emitter, v) for v in op.operands[1:]]
     loads = []
-    for register in range(0, layout.registers_per_thread, 2 * count):
+    for register in range(*emitter.span(layout.registers_per_thread), 2 * count):
         origin = layout.coordinates(register, 0, 0)
         terms = [f"{offsets[a]}{alias}_w{a} + {origin[a]}{lane[a]}" for a in range(rank)]
         loads.append({"register": register, "address": place_text(terms, int_shape(buffer.type))})

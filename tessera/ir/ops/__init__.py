@@ -1,5 +1,27 @@
 """The op table, one file per family. Importing this package declares every op."""
 
-from tessera.ir.ops import control, effects, elementwise, graph, memory, reductions, target, target_flat, tiles
+from tessera.ir.ops import (
+    control,
+    effects,
+    elementwise,
+    graph,
+    interleave,
+    memory,
+    reductions,
+    target,
+    target_flat,
+    tiles,
+)
 
-__all__ = ["control", "effects", "elementwise", "graph", "memory", "reductions", "target", "target_flat", "tiles"]
+__all__ = [
+    "control",
+    "effects",
+    "elementwise",
+    "graph",
+    "interleave",
+    "memory",
+    "reductions",
+    "target",
+    "target_flat",
+    "tiles",
+]
