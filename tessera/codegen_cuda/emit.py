@@ -14,6 +14,7 @@ from tessera.codegen_cuda.names import Names, dim_name, function_name, size_text
 from tessera.codegen_cuda.views import ViewNames, parameter_view
 from tessera.errors import InternalError
 from tessera.ir.core import Block, Kernel, Op, Value
+from tessera.ir.ranges import Ranges
 from tessera.ir.strides import parameter_strides
 from tessera.ir.types import ListType, ScalarType, TileType, tensor_type
 
@@ -91,9 +92,7 @@ class Emitter:
         self.views: dict[Value, ViewNames] = {}
         self.elements: dict[Value, ViewNames] = {}  # of a list parameter, any of its tensors
         self.threads = kernel.attributes["warps"] * 32
-        self.loops = {
-            id(op.regions[0]): (op.operands[0], op.operands[2]) for op in kernel.body.walk() if op.name == "for"
-        }
+        self.ranges = Ranges(kernel)
 
     def run(self) -> CudaKernel:
         kernel = self.kernel
