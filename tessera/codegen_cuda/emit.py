@@ -91,6 +91,7 @@ class Emitter:
         self.layouts = LayoutNames()
         self.views: dict[Value, ViewNames] = {}
         self.elements: dict[Value, ViewNames] = {}  # of a list parameter, any of its tensors
+        self.places: dict[Value, tuple[str, int]] = {}  # of a buffer: its turn's bytes and its start in shared memory
         self.threads = kernel.attributes["warps"] * 32
         self.ranges = Ranges(kernel)
 

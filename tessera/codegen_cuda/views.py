@@ -87,8 +87,8 @@ class WindowAxis:
         if not self._remain(1):
             self.conditions.append(f"{offset} < {remaining}")
         # A tensor beyond 2^31 along an axis needs 64 bits there, wherever its windows are.
-        self.narrow = isinstance(remaining, int) and low is not None and high is not None
-        self.narrow = self.narrow and max(abs(remaining), abs(low), abs(high)) < 1 << 30
+        ends = (remaining, low, high)
+        self.narrow = all(isinstance(end, int) and abs(end) < 1 << 30 for end in ends)
         self.left = self._left(remaining, constant, offset, f"{name}_left{number}")
         self.first: Number = 0
         if not starts:

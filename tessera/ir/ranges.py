@@ -173,11 +173,12 @@ def _arithmetic(name: str, parts: list[Interval]) -> Interval:
 
 def _index(lower: Interval, upper: Interval, step: Interval) -> Interval:
     """A loop's index: from `lower` on towards `upper`, which it does not reach."""
-    if lower[0] is not None and lower[0] == lower[1] and None not in (*upper, *step) and step[0] == step[1] != 0:
-        indices = range(lower[0], upper[1] if step[0] > 0 else upper[0], step[0])
-        return (min(indices[0], indices[-1]), max(indices[0], indices[-1])) if indices else lower
     if step[0] is not None and step[0] >= 0:
-        return lower[0], plus(upper[1], -1)
+        start, end = lower[0], upper[1]
+        if None not in (start, end) and lower == (start, start) and step == (step[0], step[0]) and step[0]:
+            indices = range(start or 0, end or 0, step[0])  # the last one is known
+            return (indices[0], indices[-1]) if indices else lower
+        return start, plus(end, -1)
     if step[1] is not None and step[1] <= 0:
         return plus(upper[0], 1), lower[1]
     return UNKNOWN
