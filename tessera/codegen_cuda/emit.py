@@ -15,6 +15,7 @@ from tessera.codegen_cuda.names import Names, dim_name, function_name, size_text
 from tessera.codegen_cuda.views import ViewNames, parameter_view
 from tessera.errors import InternalError
 from tessera.ir.core import Block, Kernel, Op, Value
+from tessera.ir.ranges import Ranges
 from tessera.ir.strides import parameter_strides
 from tessera.ir.types import ListType, ScalarType, TileType, tensor_type
 
@@ -99,11 +100,10 @@ class Emitter:
         self.layouts = LayoutNames(before)
         self.views: dict[Value, ViewNames] = {}
         self.elements: dict[Value, ViewNames] = {}  # of a list parameter, any of its tensors
+        self.places: dict[Value, tuple[str, int]] = {}  # of a buffer: its turn's bytes and its start in shared memory
         self.threads = kernel.attributes["warps"] * 32
         self.part = (0, 1)  # of the registers of each tile, which one the current statement is about, and of how many
-        self.loops = {
-            id(op.regions[0]): (op.operands[0], op.operands[2]) for op in kernel.body.walk() if op.name == "for"
-        }
+        self.ranges = Ranges(kernel)
 
     def run(self) -> CudaKernel:
         kernel = self.kernel

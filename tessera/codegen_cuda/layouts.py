@@ -21,6 +21,7 @@ class LayoutNames:
         self.register: dict[RegisterLayout, str] = {}
         self.shared: dict[SharedLayout, str] = {}
         self.before = before
+        self.split: set[SharedLayout] = set()  # those of which the two parts of an offset are asked for
 
     @property
     def count(self) -> tuple[int, int]:
@@ -37,6 +38,8 @@ class LayoutNames:
         lines = []
         for layout, name in self.shared.items():
             lines += [f"// {layout}", _shared_function(layout, name)]
+            if layout in self.split:
+                lines += _split_functions(layout, name)
         for layout, name in self.register.items():
             lines.append(f"// {layout}")
             lines += [
@@ -105,13 +108,30 @@ def _owner(layout: RegisterLayout, warps: int) -> str:
 
 def _shared_function(layout: SharedLayout, name: str) -> str:
     """Byte offset of (row, col): panels of `pitch` bytes, 16-byte chunks XOR-ed with the row inside a panel."""
+    chunk, rest = _offset_parts(layout)
+    return _offset_function(name, f"{rest[0]} + {chunk} * 16 + {rest[1]}")
+
+
+def _split_functions(layout: SharedLayout, name: str) -> list[str]:
+    """The chunk bits of an offset and the rest of it: see `tessera.codegen_cuda.shared_addresses`."""
+    chunk, rest = _offset_parts(layout)
+    if layout.is_permuted:
+        return [_offset_function(f"{name}_x", f"{chunk} * 16"), _offset_function(f"{name}_a", " + ".join(rest))]
+    return [_offset_function(f"{name}_a", f"{rest[0]} + {chunk} * 16 + {rest[1]}")]
+
+
+def _offset_function(name: str, text: str) -> str:
+    return f"TS_DEVICE int {name}(int row, int col) {{ return (int)({text}); }}"
+
+
+def _offset_parts(layout: SharedLayout) -> tuple[str, tuple[str, str]]:
+    """The chunk of a panel, and the bytes of what is before and of what is inside a chunk."""
     item, columns = layout.itemsize, layout.panel_columns
     per_chunk = 16 // item
     row, col = "(unsigned)row", "(unsigned)col"
     panel = f"{col} / {columns} * {layout.panel_stride} + " if layout.panels > 1 else ""
     within = f"{col} % {columns}" if layout.panels > 1 else col
-    chunk = f"{within} / {per_chunk}"
-    if layout.swizzle and layout.chunks > 1:
-        chunk = f"(({chunk}) ^ {row} / {8 // layout.chunks} % {layout.chunks})"
-    text = f"{panel}{row} * {layout.pitch} + {chunk} * 16 + {col} % {per_chunk} * {item}"
-    return f"TS_DEVICE int {name}(int row, int col) {{ return (int)({text}); }}"
+    chunk = f"({within} / {per_chunk})"
+    if layout.is_permuted:
+        chunk = f"({chunk} ^ {row} / {8 // layout.chunks} % {layout.chunks})"
+    return chunk, (f"{panel}{row} * {layout.pitch}", f"{col} % {per_chunk} * {item}")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tessera.codegen_cuda.names import size_text
-from tessera.ir.core import Value
-from tessera.ir.dims import Size, symbols
+from tessera.ir.dims import Size
+from tessera.ir.intervals import Interval
 from tessera.ir.types import ViewType
 
 Number = int | str
@@ -19,13 +19,15 @@ Number = int | str
 class ViewNames:
     """A window's place: `pointer` at its origin and, per kept axis, what follows.
 
-    `remaining` elements to the tensor's end, `valid` ones inside the window as an int (0..extent), the `first` valid
-    element (0 unless the origin may be negative), the stride in elements.
+    `remaining` elements to the tensor's end, of which `at_least` so many are shown to remain (None: nothing is shown),
+    `valid` ones inside the window as an int (0..extent), the `first` valid element (0 unless the origin may be
+    negative), the stride in elements.
     """
 
     pointer: str
     dtype: str
     remaining: tuple[Number, ...]
+    at_least: tuple[int | None, ...]
     valid: tuple[Number, ...]
     first: tuple[Number, ...]
     strides: tuple[Number, ...]
@@ -60,29 +62,66 @@ def parameter_view(name: str, type_: ViewType, strides: tuple[Size, ...], read_o
     steps = tuple(stride if isinstance(stride, int) else size_text(stride) for stride in strides)
     zeros = (0,) * len(remaining)
     dtype = f"const {type_.dtype.cuda}" if read_only else type_.dtype.cuda
-    return ViewNames(name, dtype, remaining, remaining, zeros, steps, type_.shape)
+    at_least = tuple(size if isinstance(size, int) else 0 for size in type_.shape)
+    return ViewNames(name, dtype, remaining, at_least, remaining, zeros, steps, type_.shape)
 
 
-def is_nonnegative(value: Value, loops: dict[int, tuple[Value, Value]]) -> bool:
-    """Whether an index is shown never to be negative: ids, sizes, constants, and what sums, products, divisions, minima
-    and maxima make of such.
+class WindowAxis:
+    """One axis of a window: what the text must compute of it, given where its offset lies.
+
+    `left` elements from the offset to the tensor's end, `at_least` so many for sure, and the `first` valid element as
+    in `ViewNames`; `lines` declare those that are variables. `conditions`: those under which the one element of an axis
+    that is dropped is inside.
     """
-    op = value.defining_op
-    if op is None:
-        loop = loops.get(id(value.owner)) if value.index == 0 else None
-        return loop is not None and all(is_nonnegative(v, loops) for v in loop)
-    if op.name == "constant":
-        return op.attributes["value"] >= 0
-    if op.name == "size":
-        size = op.attributes["size"]
-        return (
-            isinstance(size, int)
-            and size >= 0
-            or not isinstance(size, int)
-            and (all(number > 0 for _, number in size.terms) and bool(symbols(size)))
-        )
-    if op.name == "program_id":
-        return True
-    if op.name == "max":
-        return any(is_nonnegative(v, loops) for v in op.operands)
-    return op.name in ("add", "mul", "floordiv", "mod", "min") and all(is_nonnegative(v, loops) for v in op.operands)
+
+    def __init__(
+        self, number: int, extent: Size, constant: int | None, offset: str, lies: Interval, source: ViewNames, name: str
+    ):
+        self.number, self.extent = number, extent
+        (low, high), remaining, first = lies, source.remaining[number], source.first[number]
+        shown = source.at_least[number]
+        self.at_least = None if shown is None or high is None else shown - high
+        self.lines: list[str] = []
+        starts = low is not None and low >= 0 and first == 0
+        self.conditions = [] if starts else [f"{offset} >= {first}"]
+        if not self._remain(1):
+            self.conditions.append(f"{offset} < {remaining}")
+        # A tensor beyond 2^31 along an axis needs 64 bits there, wherever its windows are.
+        ends = (remaining, low, high)
+        self.narrow = all(isinstance(end, int) and abs(end) < 1 << 30 for end in ends)
+        self.left = self._left(remaining, constant, offset, f"{name}_left{number}")
+        self.first: Number = 0
+        if not starts:
+            self.first = f"{name}_first{number}"
+            size = size_text(extent)
+            self.lines.append(f"const int {self.first} = (int)ts_imin(ts_imax({first} - {offset}, 0), {size});")
+
+    def _remain(self, count: Size) -> bool:
+        """Whether so many elements are shown to remain."""
+        return isinstance(count, int) and self.at_least is not None and self.at_least >= count
+
+    def _left(self, remaining: Number, constant: int | None, offset: str, name: str) -> Number:
+        if isinstance(remaining, int) and constant is not None:
+            return remaining - constant
+        if constant == 0:
+            return remaining
+        if self._remain(self.extent):  # only windows of this one may want it
+            return f"({remaining} - {offset})"
+        if self.narrow:
+            self.lines.append(f"const int {name} = (int)({remaining} - {offset});")
+        else:
+            self.lines.append(f"const ts_i64 {name} = {remaining} - {offset};")
+        return name
+
+    def count(self) -> Number:
+        """How many elements of the window are inside the tensor."""
+        if isinstance(self.extent, int):
+            if self._remain(self.extent):
+                return self.extent
+            if isinstance(self.left, int):
+                return max(0, min(self.left, self.extent))
+        left, extent = self.left, size_text(self.extent)
+        if self.narrow and isinstance(self.extent, int):
+            upper = f"{left} < {extent} ? {left} : {extent}"
+            return upper if self._remain(0) else f"{left} < 0 ? 0 : {upper}"
+        return f"(int)ts_imin({left if self._remain(0) else f'ts_imax({left}, 0)'}, {extent})"

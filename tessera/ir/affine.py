@@ -18,6 +18,7 @@ from tessera.errors import InternalError
 from tessera.ir import dims
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.dims import Size
+from tessera.ir.intervals import UNKNOWN, Interval, apply, multiply, plus
 from tessera.ir.opdef import COUNTED
 from tessera.ir.ops.elementwise import is_index
 from tessera.ir.types import tensor_type
@@ -233,11 +234,6 @@ def cover(
     return merged
 
 
-Interval = tuple["int | None", "int | None"]  # least and greatest value, both possible; None where there is no limit
-
-_UNKNOWN: Interval = (None, None)
-
-
 def symbol_ranges(
     kernel: Kernel,
     grid: tuple[Size, ...] | None = None,
@@ -280,59 +276,10 @@ def bounds(value: Value | Size, ranges: Mapping[str, Interval], cache: Cache | N
         for atom, power in monomial:
             if atom.function:
                 operands = [bounds(argument, ranges) for argument in atom.arguments]
-                factor = _apply(atom.function, operands[0], operands[1])
+                factor = apply(atom.function, operands[0], operands[1])
             else:
-                factor = ranges.get(atom.name, _UNKNOWN)
+                factor = ranges.get(atom.name, UNKNOWN)
             for _ in range(power):
-                product = _multiply(product, factor)
-        total = (_plus(total[0], product[0]), _plus(total[1], product[1]))
+                product = multiply(product, factor)
+        total = (plus(total[0], product[0]), plus(total[1], product[1]))
     return total
-
-
-def _plus(a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else a + b
-
-
-def _multiply(a: Interval, b: Interval) -> Interval:
-    if a == (0, 0) or b == (0, 0):
-        return 0, 0
-    (a0, a1), (b0, b1) = a, b
-    if None not in (a0, a1, b0, b1):
-        corners = [x * y for x in a for y in b]  # type: ignore[operator]
-        return min(corners), max(corners)
-    if a1 is not None and a1 <= 0:
-        low, high = _multiply((-a1, None if a0 is None else -a0), b)
-        return None if high is None else -high, None if low is None else -low
-    if b1 is not None and b1 <= 0:
-        return _multiply(b, a)
-    if a0 is not None and b0 is not None and a0 >= 0 and b0 >= 0:
-        return a0 * b0, None if a1 is None or b1 is None else a1 * b1
-    return _UNKNOWN
-
-
-def _apply(function: str, a: Interval, b: Interval) -> Interval:
-    (a0, a1), (b0, b1) = a, b
-    if function == "min":
-        least = None if a0 is None or b0 is None else min(a0, b0)
-        return least, min((x for x in (a1, b1) if x is not None), default=None)
-    if function == "max":
-        greatest = None if a1 is None or b1 is None else max(a1, b1)
-        return max((x for x in (a0, b0) if x is not None), default=None), greatest
-    if b0 is None or b0 <= 0:
-        return _UNKNOWN
-    if function == "mod":
-        if a0 is not None and a0 >= 0 and a1 is not None and a1 < b0:
-            return a0, a1
-        return 0, None if b1 is None else b1 - 1
-    divide = dims.FUNCTIONS[function]  # floordiv or cdiv: rising in a; in b falling for a >= 0 and rising for a < 0
-
-    def quotient(x: int | None, by: int | None) -> int | None:
-        if x is None:
-            return None
-        if by is not None:
-            return int(divide(x, by))  # type: ignore[arg-type]
-        return {"floordiv": 0 if x >= 0 else -1, "cdiv": 0 if x <= 0 else 1}[function]  # the limit for a large divisor
-
-    low = quotient(a0, b1 if a0 is not None and a0 >= 0 else b0)
-    high = quotient(a1, b0 if a1 is not None and a1 >= 0 else b1)
-    return low, high

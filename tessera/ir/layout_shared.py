@@ -92,6 +92,20 @@ class SharedLayout:
             chunk = chunk ^ row // (SWIZZLE_ROWS // self.chunks) % self.chunks
         return panel * self.panel_stride + row * self.pitch + chunk * CHUNK_BYTES + byte
 
+    @property
+    def is_permuted(self) -> bool:
+        """Whether the chunks of a row are anywhere but in order."""
+        return self.swizzle and self.chunks > 1
+
+    def split(self, row: int, col: int) -> tuple[int, int]:
+        """The chunk bits of an offset and the rest of it, which add up to it.
+
+        Of places whose bits are disjoint, the rests add up and the chunk bits of a permuted layout are crossed (XOR).
+        """
+        offset = int(self.offset_array(np.array(row), np.array(col)))
+        crossed = offset % self.pitch // CHUNK_BYTES * CHUNK_BYTES if self.is_permuted else 0
+        return crossed, offset - crossed
+
     def linear(self) -> LinearLayout:
         """The block of 8 rows of one panel: from the offset, counted in elements, to (row, column).
 

@@ -1,46 +1,12 @@
-"""What is known about an address: divisibility of indices and the widest aligned access that a window allows."""
+"""What is known about an address: the widest aligned access that a window allows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from tessera.ir.core import Kernel, Value
 from tessera.ir.dims import Size, divisor
+from tessera.ir.divisors import LIMIT, Loops, divisor_of, loops_of
 from tessera.ir.strides import parameter_strides
 from tessera.ir.types import ViewType, tensor_type
-
-LIMIT = 1 << 20
-
-
-Loops = Mapping[int, tuple[Value, Value]]
-
-
-def loops_of(kernel: Kernel) -> dict[int, tuple[Value, Value]]:
-    """(lower, step) of every loop by the identity of its region's block: blocks do not know the op that holds them."""
-    return {id(op.regions[0]): (op.operands[0], op.operands[2]) for op in kernel.body.walk() if op.name == "for"}
-
-
-def divisor_of(value: Value, dims: Mapping[str, int], loops: Loops) -> int:
-    """A power of two that divides an integer scalar, given powers of two that divide the dims."""
-    op = value.defining_op
-    if op is None:  # a loop's index is lower + i * step
-        loop = loops.get(id(value.owner)) if value.index == 0 else None
-        return min(divisor_of(loop[0], dims, loops), divisor_of(loop[1], dims, loops)) if loop else 1
-    inputs = (
-        [divisor_of(v, dims, loops) for v in op.operands] if op.name in ("add", "sub", "mul", "neg", "cast") else []
-    )
-    if op.name == "constant":
-        number = int(op.attributes["value"])
-        return min(number & -number, LIMIT) if number else LIMIT
-    if op.name == "size":
-        return divisor(op.attributes["size"], dims, LIMIT)
-    if op.name == "program_id":
-        return op.attributes["scale"] & -op.attributes["scale"]
-    if op.name == "mul":
-        return min(inputs[0] * inputs[1], LIMIT)
-    if op.name == "where":
-        return min(divisor_of(value, dims, loops) for value in op.operands[1:])
-    return min(inputs) if inputs else 1
 
 
 def access_bytes(view: Value, kernel: Kernel, loops: Loops) -> int:
@@ -103,3 +69,6 @@ def _resolve(view: Value, offsets: dict[int, list[Value]]) -> tuple[Value, list[
         offsets.setdefault(axis, []).append(offset)
     kept = [axis for axis, keep in zip(axes, op.attributes["kept"], strict=True) if keep]
     return root, kept, list(view.type.shape)
+
+
+__all__ = ["Loops", "access_bytes", "divisor_of", "in_whole_pieces", "loops_of"]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from tessera.codegen_cuda.statements.common import known_number, register_count
 from tessera.codegen_cuda.statements.registry import statement
-from tessera.codegen_cuda.views import is_nonnegative
 from tessera.ir.core import Op
 from tessera.ir.ops import interleave
 from tessera.ir.ops.control import carried_values
@@ -23,7 +22,8 @@ def _for(emitter: Emitter, op: Op) -> dict[str, Any]:
     lower, upper, step = (emitter.name(v) for v in op.operands[:3])
     number = known_number(op.operands[2])
     # The direction in which the index runs: 0 where only the run tells.
-    direction = number if number is not None else int(is_nonnegative(op.operands[2], emitter.loops))
+    least, _ = emitter.ranges.interval(op.operands[2], op)
+    direction = number if number is not None else int(least is not None and least >= 0)
     return {
         "index": emitter.name(body.arguments[0]),
         "lower": lower,

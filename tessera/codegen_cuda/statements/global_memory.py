@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tessera.codegen_cuda.names import integer_text, size_text
+from tessera.codegen_cuda.names import integer_text
 from tessera.codegen_cuda.statements.common import coordinate_texts, index_text, known_number, tile_info
 from tessera.codegen_cuda.statements.registry import statement
-from tessera.codegen_cuda.views import ViewNames, is_nonnegative
+from tessera.codegen_cuda.views import ViewNames, WindowAxis
 from tessera.ir.core import Op, Value
 from tessera.ir.dims import Size
 from tessera.ir.types import ListType, TileType, ViewType, dtype_of
@@ -46,20 +46,17 @@ def _limit(emitter: Emitter, op: Op) -> dict[str, Any]:
     source = emitter.views[op.operands[0]]
     name = emitter.fresh(op.result.name or "limited")
     lines: list[str] = []
-    remaining: list[int | str] = []
-    axes = zip(op.operands[1:], source.remaining, source.valid, source.extents, strict=True)
-    valid: list[int | str] = []
-    for axis, (limit, left, inside, extent) in enumerate(axes):
-        number = known_number(limit)
-        if number is not None and isinstance(left, int) and number >= left or _is_size(limit, extent):
-            remaining.append(left)
-            valid.append(inside)
+    remaining, at_least, valid = list(source.remaining), list(source.at_least), list(source.valid)
+    for axis, (limit, left, extent) in enumerate(zip(op.operands[1:], source.remaining, source.extents, strict=True)):
+        least, _ = emitter.ranges.interval(limit, op)
+        if least is not None and isinstance(left, int) and least >= left or _is_size(limit, extent):
             continue
-        remaining.append(f"{name}_left{axis}")
+        shown = at_least[axis]
+        at_least[axis] = None if shown is None or least is None else min(shown, least)
         lines.append(f"const ts_i64 {name}_left{axis} = ts_imin({left}, {index_text(emitter, limit)});")
-        valid.append(f"{name}_valid{axis}")
-        lines.append(f"const ts_i64 {name}_valid{axis} = ts_imax(ts_imin({inside}, {name}_left{axis}), 0);")
-    emitter.views[op.result] = replace(source, remaining=tuple(remaining), valid=tuple(valid))
+        lines.append(f"const ts_i64 {name}_valid{axis} = ts_imax(ts_imin({valid[axis]}, {name}_left{axis}), 0);")
+        remaining[axis], valid[axis] = f"{name}_left{axis}", f"{name}_valid{axis}"
+    emitter.views[op.result] = replace(source, remaining=tuple(remaining), at_least=tuple(at_least), valid=tuple(valid))
     return {"lines": lines}
 
 
@@ -68,72 +65,59 @@ def _is_size(limit: Value, extent: Size) -> bool:
     return op is not None and op.name == "size" and op.attributes["size"] == extent
 
 
+def _axis(emitter: Emitter, op: Op, number: int, name: str) -> WindowAxis:
+    """One axis of the window that `op` makes, which the text calls `name`."""
+    source, offset = emitter.views[op.operands[0]], op.operands[1 + number]
+    return WindowAxis(
+        number,
+        op.attributes["extents"][number],
+        known_number(offset),
+        index_text(emitter, offset),
+        emitter.ranges.interval(offset, op),
+        source,
+        name,
+    )
+
+
 @statement("window")
-def _window(emitter: Emitter, op: Op) -> None | dict[str, Any]:
+def _window(emitter: Emitter, op: Op) -> dict[str, Any]:
     source = emitter.views[op.operands[0]]
     name = emitter.fresh(op.result.name or "window")
     lines, terms, conditions = [], [], [source.inside] if source.inside else []
-    kept: list[tuple[Any, ...]] = []
-    axes = zip(
-        op.operands[1:],
-        op.attributes["extents"],
-        op.attributes["kept"],
-        source.remaining,
-        source.first,
-        source.strides,
-        source.valid,
-        strict=True,
-    )
-    for axis, (offset, extent, keep, remaining, first, stride, _) in enumerate(axes):
-        number = known_number(offset)
-        text = index_text(emitter, offset)
-        if number != 0:
-            terms.append(_product(number, text, stride))
-        low = number is not None and number >= 0 or is_nonnegative(offset, emitter.loops)
-        if not keep:
-            if not low or first != 0:
-                conditions.append(f"{text} >= {first}")
-            if not (number is not None and isinstance(remaining, int) and number < remaining):
-                conditions.append(f"{text} < {remaining}")
-            continue
-        left: int | str
-        if isinstance(remaining, int) and number is not None:
-            left = remaining - number
-        elif number == 0:
-            left = remaining
+    kept: list[WindowAxis] = []
+    axes = zip(op.operands[1:], op.attributes["kept"], source.strides, strict=True)
+    for number, (offset, keep, stride) in enumerate(axes):
+        if known_number(offset) != 0:
+            terms.append(_product(known_number(offset), index_text(emitter, offset), stride))
+        axis = _axis(emitter, op, number, name)
+        if keep:
+            kept.append(axis)
+            lines += axis.lines
         else:
-            left = f"{name}_left{axis}"
-            lines.append(f"const ts_i64 {left} = {remaining} - {text};")
-        start: int | str = 0
-        if not low or first != 0:
-            start = f"{name}_first{axis}"
-            lines.append(f"const int {start} = (int)ts_imin(ts_imax({first} - {text}, 0), {size_text(extent)});")
-        kept.append((axis, left, start, stride, extent))
+            conditions += axis.conditions
     lines.append(f"{source.dtype}* {name} = {source.pointer}{''.join(' + ' + term for term in terms)};")
     inside = " && ".join(conditions)
     if inside:
         lines.append(f"const bool {name}_inside = {inside};")
         inside = f"{name}_inside"
     valid: list[int | str] = []
-    for position, (axis, left, _, _, extent) in enumerate(kept):
-        if isinstance(left, int) and isinstance(extent, int) and not (inside and position == 0):
-            valid.append(max(0, min(left, extent)))
-            continue
-        count = f"(int)ts_imin(ts_imax({left}, 0), {size_text(extent)})"
-        if isinstance(left, int) and isinstance(extent, int):
-            count = str(max(0, min(left, extent)))
+    for position, axis in enumerate(kept):
+        count = axis.count()
         if inside and position == 0:
             count = f"{inside} ? {count} : 0"
-        valid.append(f"{name}_valid{axis}")
-        lines.append(f"const int {valid[-1]} = {count};")
+        if isinstance(count, str):
+            lines.append(f"const int {name}_valid{axis.number} = {count};")
+            count = f"{name}_valid{axis.number}"
+        valid.append(count)
     emitter.views[op.result] = ViewNames(
         name,
         source.dtype,
-        tuple(k[1] for k in kept),
+        tuple(axis.left for axis in kept),
+        tuple(axis.at_least for axis in kept),
         tuple(valid),
-        tuple(k[2] for k in kept),
-        tuple(k[3] for k in kept),
-        tuple(k[4] for k in kept),
+        tuple(axis.first for axis in kept),
+        tuple(source.strides[axis.number] for axis in kept),
+        tuple(axis.extent for axis in kept),
         inside if not kept else "",
     )
     return {"lines": lines}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tessera.codegen_cuda.shared_addresses import Coordinate, shared_address, thread_bits
 from tessera.codegen_cuda.statements.common import offset_text, register_count, tile_info
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.ir.core import Op
@@ -39,27 +40,26 @@ def _ldmatrix(emitter: Emitter, op: Op) -> dict[str, Any]:
             steps.append(
                 (2 * index, 4 if pair else 2, origins[index], origins[index + 1] - origins[index] if pair else 0)
             )
-    row_name, column_name = (offset_text(emitter, v) for v in op.operands[1:])
     trans = transposed if role == "a" else not transposed
     assert item == 2 or not trans, "the lowering loads such operands by elements"
     k_bit, other_bit = (">> 4", ">> 3 & 1") if role == "a" else (">> 3 & 1", ">> 4")
+    warp_bits = thread_bits(layout, outer, "warp")
     loads = []
     for word, count, origin, gap in steps:
-        k = f"(ts_lane() {k_bit}) * {16 // item}"
-        gap_text = 8 if role == "a" else gap
-        other = f"{names}_w{outer} + {origin}" + (f" + (ts_lane() {other_bit}) * {gap_text}" if gap_text else "")
-        inner = "(ts_lane() & 7)"
-        if (role == "a") != transposed:  # buffer rows run along the outer axis, columns along k
-            row, column = f"{other} + {inner}", k
-        else:
-            row, column = f"{k} + {inner}", other
-        loads.append({"word": word, "count": count, "row": f"{row_name}{row}", "column": f"{column_name}{column}"})
+        step = 8 if role == "a" else gap
+        k = Coordinate(f"(ts_lane() {k_bit}) * {16 // item}", 16 // item)
+        other = Coordinate(f"{names}_w{outer}", warp_bits, origin)
+        other = other.plus(f"(ts_lane() {other_bit}) * {step}", step) if step else other
+        inner = ("(ts_lane() & 7)", 7)
+        # Buffer rows run along the outer axis and columns along k, or the other way.
+        row, column = (other.plus(*inner), k) if (role == "a") != transposed else (k.plus(*inner), other)
+        address = shared_address(emitter, op, op.operands[0], row.at(op.operands[1]), column.at(op.operands[2]))
+        loads.append({"word": word, "count": count, "address": address})
     return {
         "out": emitter.name(op.result),
         "words": words,
         "loads": loads,
         "buffer": emitter.name(op.operands[0]),
-        "shared": emitter.layouts.buffer(buffer_layout(op.operands[0].type)),
         "suffix": "_trans" if trans else "",
     }
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tessera.codegen_cuda.statements.common import coordinate_texts, known_number, offset_text, tile_info
+from tessera.codegen_cuda.shared_addresses import Coordinate, shared_address, split_offset, thread_bits
+from tessera.codegen_cuda.statements.common import coordinate_texts, known_number, tile_info
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.ir.core import Op, Value
+from tessera.ir.layout import SharedLayout
+from tessera.ir.layout_shared import SWIZZLE_ROWS
 from tessera.ir.ops.target import physical_shape
 from tessera.ir.stages import allocated_bytes
 from tessera.ir.types import BufferType, buffer_layout, dtype_of, int_shape, shape_of, tile_layout
@@ -18,17 +22,24 @@ if TYPE_CHECKING:
 
 @statement("shared")
 def _shared(emitter: Emitter, op: Op) -> dict[str, Any]:
+    emitter.places[op.result] = "", op.attributes["offset"]
     return {"out": emitter.name(op.result), "offset": op.attributes["offset"], "bytes": allocated_bytes(op)}
 
 
 @statement("stage")
 def _stage(emitter: Emitter, op: Op) -> dict[str, Any]:
     buffer, index = op.operands
+    number, size = known_number(index), buffer_layout(buffer.type).bytes
+    turn, start = emitter.places[buffer]
+    if number is None:
+        turn = emitter.fresh(f"{emitter.name(op.result)}_turn")
+    emitter.places[op.result] = turn, start + (number or 0) * size
     return {
         "out": emitter.name(op.result),
         "buffer": emitter.name(buffer),
-        "index": f"(int){emitter.name(index)}" if known_number(index) is None else known_number(index),
-        "bytes": buffer_layout(buffer.type).bytes,
+        "turn": turn,
+        "index": f"(int){emitter.name(index)}" if number is None else number,
+        "bytes": size,
     }
 
 
@@ -62,6 +73,7 @@ def _cp_async(emitter: Emitter, op: Op) -> dict[str, Any]:
         "turns": -(-layout.rows * chunks // emitter.threads),
         # Each turn is so many rows further on, at the same column, where whole rows share out the threads.
         "row_step": row_step,
+        "turn_target": _turn_target(emitter, layout, row_step) if steps else "",
         "turn_stride": f"(ts_i64){row_step} * {view.strides[along[0]]}" if steps else "",
         "first_offset": view.offset([*("first" if axis in along else "0" for axis in range(len(leading))), "col"]),
         "pointee": view.dtype,
@@ -76,6 +88,16 @@ def _cp_async(emitter: Emitter, op: Op) -> dict[str, Any]:
         "valid": f"({condition}) ? {last_valid} - col : 0" if condition else f"{last_valid} - col",
         "bypass": "true" if op.attributes["bypass_l1"] and vector == 16 else "false",
     }
+
+
+def _turn_target(emitter: Emitter, layout: SharedLayout, row_step: int) -> str:
+    """Where a turn writes, from the offset `target` of the first turn; empty where each turn asks the layout."""
+    period = SWIZZLE_ROWS if layout.is_permuted else 1  # rows after which chunks lie as before
+    if row_step % period == 0:
+        return f"target + turn * {row_step * layout.pitch}"
+    if row_step & (row_step - 1):  # carries into the bits of the first row
+        return ""
+    return split_offset(emitter, layout, "target", f"turn * {row_step}", 0)
 
 
 def _row_axes(leading: tuple[int, ...]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -206,17 +228,21 @@ def _ld_matrices(emitter: Emitter, op: Op) -> dict[str, Any]:
     layout, buffer, dtype = tile_layout(op.result.type), op.operands[0], dtype_of(op.result.type)
     count, rank = matrices_at_once(layout), len(layout.repeats)
     alias = emitter.layouts.tile(layout)
-    lane = ["" for _ in range(rank)]
-    lane[rank - 2] = " + (ts_lane() & 7)"
+    lane = [Coordinate(f"{alias}_w{axis}", thread_bits(layout, axis, "warp")) for axis in range(rank)]
+    lane[rank - 2] = lane[rank - 2].plus("(ts_lane() & 7)", 7)
     for bit, vector in enumerate(layout.block.group("register")[1 : count.bit_length()]):
         for axis, step in enumerate(vector):
-            lane[axis] += f" + (ts_lane() >> {3 + bit} & 1) * {step}" if step else ""
-    offsets = [offset_text(emitter, v) for v in op.operands[1:]]
+            lane[axis] = lane[axis].plus(f"(ts_lane() >> {3 + bit} & 1) * {step}", step) if step else lane[axis]
+    lane = [coordinate.at(offset) for coordinate, offset in zip(lane, op.operands[1:], strict=True)]
     loads = []
     for register in range(*emitter.span(layout.registers_per_thread), 2 * count):
         origin = layout.coordinates(register, 0, 0)
-        terms = [f"{offsets[a]}{alias}_w{a} + {origin[a]}{lane[a]}" for a in range(rank)]
-        loads.append({"register": register, "address": place_text(terms, int_shape(buffer.type))})
+        place = [replace(c, fixed=c.fixed + number) for c, number in zip(lane, origin, strict=True)]
+        row = place[0]
+        for inner, size in zip(place[1:-1], int_shape(buffer.type)[1:-1], strict=True):
+            row = row.below(size, inner)
+        address = shared_address(emitter, op, buffer, row, place[-1])
+        loads.append({"register": register, "address": address})
     return {
         "out": emitter.name(op.result),
         "ctype": dtype.cuda,
@@ -224,7 +250,6 @@ def _ld_matrices(emitter: Emitter, op: Op) -> dict[str, Any]:
         "matrices": count,
         "loads": loads,
         "buffer": emitter.name(buffer),
-        "shared": emitter.layouts.buffer(buffer_layout(buffer.type)),
     }
 
 
