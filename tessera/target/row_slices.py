@@ -78,12 +78,18 @@ def _resident(store: Rows, warps: int, stages: int, arch: Arch) -> dict[str, Any
 def _streamed(store: Rows, warps: int) -> dict[str, Any]:
     """Slices of both operands along K, as they are needed.
 
-    Of the accumulators, of the sum and of a product, 32 registers each are a thread's; 64 where no mask of columns
-    takes registers, too, and more than one tile of columns reads the same operands. Measured on an H100: two stages
-    and two blocks of wide tiles beat three stages, and three blocks of narrow ones. A number of blocks must be stated:
-    without one, ptxas may spill to let more blocks in.
+    Where no sum is carried, the accumulators of a product take half of a thread's registers: as large a tile as they
+    hold reads the fewest bytes of its operands. Else a sum and a product have 64 each, of narrow tiles 32. Measured on
+    an H100: two blocks of four warps hide each other's waits, with three stages of 32 where tiles are large, and two of
+    64 where they are small. A number of blocks must be stated: without one, ptxas may spill to let more blocks in.
     """
-    rows, columns = dividing(store.rows, ROWS), store.columns
+    columns = store.columns
+    if not store.looped and columns % COLUMNS == 0 and columns > COLUMNS:
+        rows = dividing(store.rows, 2 * ROWS)
+        subtile = dividing(columns, min(WIDEST, ACCUMULATORS * 32 * warps // rows))
+        large = {"warps": warps, "rows": rows, "subtile": subtile, "stages": 3, "blocks": 2 if warps <= 4 else 1}
+        return {**large, "block_k": 32 if warps <= 4 else 64}
+    rows = dividing(store.rows, ROWS)
     wide = columns > COLUMNS and columns % COLUMNS == 0
     subtile = dividing(columns, min(COLUMNS, (64 if wide else 32) * 32 * warps // rows))
     if columns % 64 and columns <= COLUMNS:  # of parts, the last one would be mostly empty
