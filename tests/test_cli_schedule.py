@@ -35,7 +35,7 @@ def test_the_table(tessera):
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == "matmul_nn_bf16  M=512,K=512,N=512  sm_90a  predicted, not measured"
-    assert lines[1] == "  schedule warps=4 streamed=none subtile=0 block_k=64 rows=0 blocks=1 stages=3"
+    assert lines[1] == "  schedule warps=4 streamed=none subtile=0 block_k=64 rows=0 blocks=1 stages=3 group=8"
     assert lines[2].startswith("  time ") and "launch 2.5 us" in lines[2]
     assert lines[4].split() == ["predicted", "limit", "shared", "registers", "blocks/SM", "waves", "differs", "by"]
     assert lines[5].startswith("chosen  ") and "24 KiB" in lines[5]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from tessera.cli import report
@@ -16,9 +16,10 @@ from tessera.cli.target import Target
 from tessera.errors import ArgumentError
 from tessera.ir.opdef import TILE
 from tessera.search import Candidate, Search, choose, search
-from tessera.target.schedule import FIXED_BY_CONSTANTS
+from tessera.target.schedule import FIXED_BY_CONSTANTS, Schedule
 
 SHOWN = 10  # alternatives in the table; `--json` has all
+ALWAYS_SHOWN = 7  # fields of a schedule, from the first on: what every kernel has
 HEADERS = ["", "predicted", "limit", "shared", "registers", "blocks/SM", "waves", "differs by"]
 # Kinds of reasons, by how their sentences begin.
 KINDS = {
@@ -52,7 +53,7 @@ def _show(name: str, dims: dict[str, int], arch: str, chosen: Candidate, found: 
     print(f"{name}  {report.dims_text(dims)}  {arch}  predicted, not measured")
     if chosen.constants:
         print(f"  constants {_point_text(chosen.constants)}")
-    print(f"  schedule {_point_text(asdict(chosen.schedule))}")
+    print(f"  schedule {_point_text(_telling(chosen.schedule))}")
     terms = sorted(chosen.cost.terms.items(), key=lambda term: -term[1])
     print(f"  time {', '.join(f'{term} {report.seconds_text(seconds)}' for term, seconds in terms if seconds)}\n")
     others = [candidate for candidate in found.candidates if not _same(candidate, chosen)]
@@ -80,13 +81,20 @@ def _row(mark: str, candidate: Candidate, chosen: Candidate) -> list[str]:
     ]
 
 
+def _telling(schedule: Schedule) -> dict[str, Any]:
+    """The fields of a schedule, less those that leave out what few kernels have."""
+    always = {field.name for field in fields(Schedule)[:ALWAYS_SHOWN]}
+    usual = asdict(Schedule())
+    return {name: value for name, value in asdict(schedule).items() if name in always or value != usual[name]}
+
+
 def _differences(candidate: Candidate, chosen: Candidate) -> dict[str, Any]:
     """The constants and fields in which a point differs; a field that a constant decides is not named twice."""
     found = {name: value for name, value in candidate.constants.items() if value != chosen.constants.get(name)}
     decided = {FIXED_BY_CONSTANTS[name] for name in candidate.constants if name in FIXED_BY_CONSTANTS}
     own = asdict(chosen.schedule)
-    fields = asdict(candidate.schedule).items()
-    return found | {name: value for name, value in fields if value != own[name] and name not in decided}
+    values = asdict(candidate.schedule).items()
+    return found | {name: value for name, value in values if value != own[name] and name not in decided}
 
 
 def _same(a: Candidate, b: Candidate) -> bool:
@@ -98,7 +106,7 @@ def _point_text(values: Mapping[str, Any]) -> str:
 
 
 def _value_text(value: Any) -> str:
-    return "+".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+    return "+".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value) or "none"
 
 
 def kind_of(reason: str) -> str:

@@ -101,7 +101,6 @@ TS_TWIN_ROUNDED(ts_log, __builtin_log(x), __builtin_logl(x))
 TS_TWIN_ROUNDED(ts_log2, __builtin_log2(x), __builtin_log2l(x))
 TS_TWIN_ROUNDED(ts_tanh, __builtin_tanh(x), __builtin_tanhl(x))
 TS_TWIN_ROUNDED(ts_rsqrt, 1.0 / __builtin_sqrt(x), 1.0L / __builtin_sqrtl(x))
-TS_DEVICE float ts_reciprocal_in_1_2(float x) { return (float)(1.0 / (double)x); }
 TS_TWIN_ROUNDED(ts_erf, __builtin_erf(x), ts_twin::precise_erf(x))
 TS_TWIN_ROUNDED(ts_sigmoid, ts_twin::sigmoid(x), ts_twin::sigmoid(x))
 TS_TWIN_ROUNDED(ts_silu, ts_twin::silu(x), ts_twin::silu(x))
