@@ -89,6 +89,7 @@ def _cp_async(emitter: Emitter, op: Op) -> dict[str, Any]:
         "pointer": view.pointer,
         "offset": view.offset(names),
         "ctype": dtype.cuda,
+        "masked": bool(condition) or not view.column_is_whole(layout.cols),
         "valid": f"({condition}) ? {last_valid} - col : 0" if condition else f"{last_valid} - col",
         "bypass": "true" if op.attributes["bypass_l1"] and vector == 16 else "false",
     }
