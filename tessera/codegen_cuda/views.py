@@ -5,7 +5,7 @@ A number that is known at compile time stays a Python int, so that masks which a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tessera.codegen_cuda.names import size_text
 from tessera.ir.dims import Size
@@ -44,16 +44,29 @@ class ViewNames:
     def row_condition(self, coordinates: list[str], covered: tuple[int, ...]) -> str:
         """Whether all but the last coordinate are inside; `covered[axis]` is how far coordinates can reach."""
         parts = []
-        for coordinate, valid, first, reach in zip(coordinates[:-1], self.valid, self.first, covered, strict=False):
-            if first != 0:
-                parts.append(f"{coordinate} >= {first}")
-            if not (isinstance(valid, int) and reach <= valid):
-                parts.append(f"{coordinate} < {valid}")
+        for axis, (coordinate, reach) in enumerate(zip(coordinates[:-1], covered, strict=False)):
+            if self.first[axis] != 0:
+                parts.append(f"{coordinate} >= {self.first[axis]}")
+            if not self._covers(axis, reach):
+                parts.append(f"{coordinate} < {self.valid[axis]}")
         return " && ".join(parts)
+
+    def _covers(self, axis: int, reach: int) -> bool:
+        valid = self.valid[axis]
+        return isinstance(valid, int) and reach <= valid
+
+    def moved(self, axis: int, by: str, reach: int) -> ViewNames:
+        """The same masks for coordinates along `axis` that are `by` too low; with that, they can reach `reach`."""
+        valid, first = list(self.valid), list(self.first)
+        if not self._covers(axis, reach):
+            valid[axis] = f"{valid[axis]} - {by}"
+        if first[axis] != 0:
+            first[axis] = f"{first[axis]} - {by}"
+        return replace(self, valid=tuple(valid), first=tuple(first))
 
     def column_is_whole(self, reach: int) -> bool:
         """Whether every coordinate below `reach` of the last axis is inside."""
-        return isinstance(self.valid[-1], int) and reach <= self.valid[-1] and self.first[-1] == 0
+        return self._covers(-1, reach) and self.first[-1] == 0
 
 
 def parameter_view(name: str, type_: ViewType, strides: tuple[Size, ...], read_only: bool) -> ViewNames:
@@ -67,7 +80,8 @@ def parameter_view(name: str, type_: ViewType, strides: tuple[Size, ...], read_o
 
 
 class WindowAxis:
-    """One axis of a window: what the text must compute of it, given where its offset lies.
+    """One axis of a window: what the text must compute of it, given where its offset `lies`, and how many elements
+    behind it were `shown` to remain otherwise.
 
     `left` elements from the offset to the tensor's end, `at_least` so many for sure, and the `first` valid element as
     in `ViewNames`; `lines` declare those that are variables. `conditions`: those under which the one element of an axis
@@ -75,12 +89,20 @@ class WindowAxis:
     """
 
     def __init__(
-        self, number: int, extent: Size, constant: int | None, offset: str, lies: Interval, source: ViewNames, name: str
+        self,
+        number: int,
+        extent: Size,
+        constant: int | None,
+        offset: str,
+        lies: Interval,
+        shown: int | None,
+        source: ViewNames,
+        name: str,
     ):
         self.number, self.extent = number, extent
         (low, high), remaining, first = lies, source.remaining[number], source.first[number]
-        shown = source.at_least[number]
-        self.at_least = None if shown is None or high is None else shown - high
+        behind = source.at_least[number]
+        self.at_least = shown if behind is None or high is None else max(behind - high, shown or behind - high)
         self.lines: list[str] = []
         starts = low is not None and low >= 0 and first == 0
         self.conditions = [] if starts else [f"{offset} >= {first}"]

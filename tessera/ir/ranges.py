@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tessera.dtypes import DType
 from tessera.ir.affine import PROGRAM_IDS, bounds, symbol_ranges
 from tessera.ir.core import Block, Kernel, Op, Value
-from tessera.ir.dims import FUNCTIONS
+from tessera.ir.dims import FUNCTIONS, Size, divisor
 from tessera.ir.divisors import divisor_of, loops_of
 from tessera.ir.intervals import UNKNOWN, Interval, apply, multiply, plus
 from tessera.ir.opdef import BRANCH, CONSTANT, COUNTED, ELEMENTWISE
@@ -20,6 +20,8 @@ from tessera.ir.types import dtype_of
 
 DEPTH = 4  # of `where`s inside one another, beyond which conditions say nothing: each side looks at all behind it anew
 
+NOTHING: Interval = (0, -1)  # of a value at a place that is never reached
+
 # Of a comparison that holds: how it reads with its operands exchanged, and where it does not hold.
 _EXCHANGED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq"}
 _OPPOSITE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "ne": "eq"}
@@ -27,8 +29,12 @@ _OPPOSITE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "ne": "eq"}
 
 @dataclass
 class _Facts:
-    """What conditions say of values at a place, and the intervals that follow, as far as they were asked for."""
+    """What conditions say of values at a place, and the intervals that follow, as far as they were asked for.
 
+    `less`: pairs of values of which the first is less than the second.
+    """
+
+    less: set[tuple[Value, Value]] = field(default_factory=set)
     known: dict[Value, Interval] = field(default_factory=dict)
     found: dict[Value, Interval] = field(default_factory=dict)
     depth: int = 0
@@ -58,6 +64,17 @@ class Ranges:
         """A power of two that divides `value`."""
         return divisor_of(value, self.divisors, self._steps, self._divisible)
 
+    def distance(self, value: Value, size: Size, at: Op) -> int | None:
+        """How far `value` is from `size` at least, where a condition or the end of a loop shows that it is less."""
+        facts = self._places[at.id]
+        above = [b for a, b in facts.less if a is value]
+        loop = self.loops.get(id(value.owner)) if value.index == 0 else None
+        if loop is not None and (self._interval(loop.operand("step"), facts)[0] or 0) > 0:
+            above.append(loop.operand("upper"))
+        if not any(op.name == "size" and op.attributes["size"] == size for b in above if (op := b.defining_op)):
+            return None
+        return min(self.divisor(value), divisor(size, self.divisors))
+
     # places -----------------------------------------------------------------------------------------------------------
 
     def _enter(self, block: Block, facts: _Facts) -> None:
@@ -69,7 +86,7 @@ class Ranges:
 
     def _where(self, facts: _Facts, condition: Value, holds: bool, depth: int = 0) -> _Facts:
         """The facts where, besides, a condition holds or does not."""
-        inner = _Facts(dict(facts.known), {}, depth)
+        inner = _Facts(set(facts.less), dict(facts.known), {}, depth)
         self._learn(inner, condition, holds)
         return inner
 
@@ -88,6 +105,8 @@ class Ranges:
                 self._compare(facts, name, *op.operands)
 
     def _compare(self, facts: _Facts, name: str, a: Value, b: Value) -> None:
+        if name in ("lt", "gt"):
+            facts.less.add((a, b) if name == "lt" else (b, a))
         left, right = self._interval(a, facts), self._interval(b, facts)
         for value, relation, other in ((a, name, right), (b, _EXCHANGED[name], left)):
             low = other[0] if relation in ("ge", "eq") else plus(other[0], 1) if relation == "gt" else None
@@ -123,6 +142,8 @@ class Ranges:
     def _settled(self, value: Value, facts: _Facts) -> Interval:
         if not is_index(value.type):
             return UNKNOWN
+        if any(_is_empty(facts.found[part]) for part in self._parts(value)):
+            return NOTHING
         found = _meet(_wrapped(self._computed(value, facts), dtype_of(value.type)), facts.known.get(value, UNKNOWN))
         low, high, divisor = *found, self.divisor(value)
         low = None if low is None else -(-low // divisor) * divisor
@@ -151,10 +172,8 @@ class Ranges:
         found = []
         for side, holds in zip(sides, (True, False), strict=True):
             inner = self._where(facts, condition, holds, facts.depth + 1) if facts.depth < DEPTH else facts
-            low, high = self._interval(side, inner)
-            if low is None or high is None or low <= high:
-                found.append((low, high))
-        return _hull(found) if found else UNKNOWN
+            found.append(self._interval(side, inner))
+        return _hull([interval for interval in found if not _is_empty(interval)])
 
 
 def _arithmetic(name: str, parts: list[Interval]) -> Interval:
@@ -200,7 +219,14 @@ def _meet(a: Interval, b: Interval) -> Interval:
     return max(lows, default=None), min(highs, default=None)
 
 
+def _is_empty(interval: Interval) -> bool:
+    low, high = interval
+    return low is not None and high is not None and low > high
+
+
 def _hull(intervals: list[Interval]) -> Interval:
+    if not intervals:
+        return NOTHING
     lows, highs = [low for low, _ in intervals], [high for _, high in intervals]
     return (
         None if None in lows else min(low for low in lows if low is not None),

@@ -78,7 +78,7 @@ MASKS = [
     mutation(
         "a copy one row too high",
         *NT,
-        Edit("cp_async", r"row < a_block_valid0", "row <= a_block_valid0"),
+        Edit("cp_async", r"first < a_block_valid0", "first <= a_block_valid0"),
         "global-out-of-bounds",
         "cp_async",
         MMA,

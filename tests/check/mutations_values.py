@@ -33,21 +33,21 @@ FRAGMENTS = [
     wrong(
         "a swizzle bit wrong where a copy writes",
         NT,
-        Edit("cp_async", r"S0\(row, col\)", "(S0(row, col) ^ 16)"),
+        Edit("cp_async", r"S0\(first, col\)", "(S0(first, col) ^ 16)"),
         "cp_async",
         MMA,
     ),
     wrong(
         "a swizzle bit wrong where a fragment is read",
         NT,
-        Edit("ldmatrix b", r"(operand_1\w*) \+ (S0\(.*\))\)", r"\1 + (\2 ^ 16))"),
+        Edit("ldmatrix b", r"\^ S0_x", "^ 16 ^ S0_x"),
         "ldmatrix",
         MMA,
     ),
     mutation(
         "rows and columns swapped where a copy writes",
         *NT,
-        Edit("cp_async", r"S0\(row, col\)", "S0(col, row)"),
+        Edit("cp_async", r"S0\(first, col\)", "S0(col, first)"),
         "misaligned",
         "cp_async",
         MMA,
@@ -62,7 +62,7 @@ FRAGMENTS = [
     wrong(
         "a swizzle bit wrong where matrices are read",
         DIFFERENCE,
-        Edit("ld_matrices", r"\+ (S0\(.*\))\);", r"+ (\1 ^ 16));"),
+        Edit("ld_matrices", r"\^ S0_x", "^ 16 ^ S0_x"),
         "ld_matrices",
         "difference =",
     ),
@@ -207,12 +207,18 @@ LOOPS = [
         "for",
         "for k in tile.range",
     ),
-    mutation(
+    wrong(
         "an inner loop that ends one step late",
+<<<<<<< HEAD
         *NT,
         Edit("for acc", "k_2 < ", "k_2 <= ", number=1),
         "in-flight",  # of the next stage
         "ldmatrix",
+=======
+        NT,
+        Edit("for acc", "k_2 < constant_4", "k_2 <= constant_4", number=1),
+        "for",
+>>>>>>> ranges
         MMA,
     ),
     wrong(

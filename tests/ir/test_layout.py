@@ -445,3 +445,18 @@ def test_draw() -> None:
 
 def test_draw_shared() -> None:
     assert draw_shared(shared_layout(8, 16, 2), rows=5).splitlines()[4].split() == ["144/b4", "128/b0"]
+
+
+@pytest.mark.parametrize(
+    "itemsize, cols, swizzle", [(2, 16, True), (2, 32, True), (2, 128, True), (4, 48, False), (1, 64, True)]
+)
+def test_offsets_split_into_bits_that_cross_and_a_rest_that_adds_up(itemsize: int, cols: int, swizzle: bool) -> None:
+    layout = shared_layout(32, cols, itemsize, swizzle=swizzle)
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        row_bits, col_bits = (int(bits) for bits in rng.integers(0, 256, 2))  # those of the first place
+        row, col = int(rng.integers(0, 32)), int(rng.integers(0, cols))
+        first, second = (row & row_bits, col & col_bits), (row & ~row_bits, col & ~col_bits)
+        crossed, added = layout.split(*second)
+        assert (layout.offset(*first) ^ crossed) + added == layout.offset(row, col)
+        assert sum(layout.split(row, col)) == layout.offset(row, col)

@@ -16,8 +16,10 @@ import pytest
 
 from tessera.compiler import compile_kernel
 from tessera.dtypes import parse
+from tessera.ir.core import Value
 from tessera.ir.layout import LANES, LinearLayout
-from tessera.ir.types import tile_layout
+from tessera.ir.stages import allocation
+from tessera.ir.types import buffer_layout, tile_layout
 from tessera.runtime import emulator
 from tessera.runtime.nvrtc import compile_cubin
 from tessera.target.fragments import MMA_ATOMS, accumulator_layout, operand_a_layout, operand_b_layout
@@ -328,11 +330,13 @@ EMITTED = [
 ]
 
 
-def address_of(argument: str, lane: int) -> tuple[int, int]:
-    """Row and column of the shared buffer that a lane of warp 0 gives to ldmatrix in the first k-block."""
-    text = re.sub(r"^S\d+", "", argument).replace("(int)", "")  # (row, column)
-    names = dict.fromkeys(re.findall(r"\bL\d+_w\d\b|\bk_\d+\b", text), 0)
-    return eval(text, {"__builtins__": {}}, {**names, "ts_lane": lambda: lane})
+def address_of(argument: str, lane: int, buffer: Value) -> int:
+    """The byte of the buffer that a lane of warp 0 gives to ldmatrix in the first k-block and the first stage."""
+    layout, start = buffer_layout(buffer.type), allocation(buffer).defining_op.attributes["offset"]
+    text = re.sub(r"\bS\d+", "S", argument.replace("(int)", ""))
+    names = dict.fromkeys(re.findall(r"\bL\d+_w\d\b|\bk_\d+\b|\b\w+_turn\b", text), 0)
+    parts = {"S": layout.offset, "S_x": lambda *at: layout.split(*at)[0], "S_a": lambda *at: layout.split(*at)[1]}
+    return eval(text, {"__builtins__": {}}, {**names, **parts, "ts_lane": lambda: lane, "shared_base": -start})
 
 
 def assert_emitted_loads(format_: tuple, drawn: Figures, matrices: dict[bool, str], addresses: dict[int, str]) -> None:
@@ -342,7 +346,7 @@ def assert_emitted_loads(format_: tuple, drawn: Figures, matrices: dict[bool, st
     compilation = compile_kernel(definition, {"M": 64, "N": 64, "K": 64})
     item = parse(dtype).bits // 8
     ops = [op for op in compilation.target.kernel().body.walk() if op.name == "ldmatrix"]
-    calls = re.findall(r"ts_ldmatrix_x(\d)(_trans)?\(\w+ \+ (\d+), \w+ \+ (S\d+\(.*\))\);", compilation.cuda[0].text)
+    calls = re.findall(r"ts_ldmatrix_x(\d)(_trans)?\(\w+ \+ (\d+), (shared_base .*)\);", compilation.cuda[0].text)
     assert [op.attributes["role"] for op in ops] == ["a", "b"]
     assert {int(count) for count, *_ in calls} == ({4} if columns == 32 else {2, 4})
     for op in ops:
@@ -360,8 +364,9 @@ def assert_emitted_loads(format_: tuple, drawn: Figures, matrices: dict[bool, st
                 place = fragment[lane, index] + layout.coordinates(atom * fragment.shape[1], 0, 0)
                 if op.attributes["transposed"]:
                     place = place[::-1]
-                start = address_of(argument, row_lanes[row])
-                assert (start[0], start[1] * item + 2 * column) == (place[0], place[1] * item + within), (op, word)
+                start = address_of(argument, row_lanes[row], op.operands[0])
+                expected = buffer_layout(op.operands[0].type).offset(*map(int, place)) + within
+                assert start + 2 * column == expected, (op, word)
     assert not calls
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tessera.codegen_cuda.names import integer_text
+from tessera.codegen_cuda.names import integer_text, size_text
 from tessera.codegen_cuda.statements.common import coordinate_texts, index_text, known_number, tile_info
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.codegen_cuda.views import ViewNames, WindowAxis
@@ -68,12 +68,16 @@ def _is_size(limit: Value, extent: Size) -> bool:
 def _axis(emitter: Emitter, op: Op, number: int, name: str) -> WindowAxis:
     """One axis of the window that `op` makes, which the text calls `name`."""
     source, offset = emitter.views[op.operands[0]], op.operands[1 + number]
+    size, shown = source.extents[number], None
+    if source.remaining[number] == size_text(size):  # an axis of the tensor itself
+        shown = emitter.ranges.distance(offset, size, op)
     return WindowAxis(
         number,
         op.attributes["extents"][number],
         known_number(offset),
         index_text(emitter, offset),
         emitter.ranges.interval(offset, op),
+        shown,
         source,
         name,
     )

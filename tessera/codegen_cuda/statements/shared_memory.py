@@ -55,11 +55,15 @@ def _cp_async(emitter: Emitter, op: Op) -> dict[str, Any]:
     last_valid = view.valid[-1]
     leading = physical_shape(type_)[:-1]
     names, rows = _row_axes(leading)
-    condition = view.row_condition([*names, "col"], leading)
-    names.append("col")
     row_step = emitter.threads // chunks if emitter.threads % chunks == 0 else 0
     along = [axis for axis, size in enumerate(leading) if size != 1]
     steps = bool(row_step) and vector >= 4 and len(along) == 1  # each turn is as far from the one before
+    condition = view.row_condition([*names, "col"], leading)
+    if steps:
+        # All threads share the limit less the rows of a turn, so that it needs no register of each.
+        moved = view.moved(along[0], f"turn * {row_step}", leading[along[0]])
+        condition = moved.row_condition(["first" if name == "row" else name for name in (*names, "col")], leading)
+    names.append("col")
     if view.first[-1] != 0:
         # An access is never half before the start: the offset is a multiple of what it moves.
         condition = " && ".join(filter(None, (condition, f"col >= {view.first[-1]}")))
@@ -85,6 +89,7 @@ def _cp_async(emitter: Emitter, op: Op) -> dict[str, Any]:
         "pointer": view.pointer,
         "offset": view.offset(names),
         "ctype": dtype.cuda,
+        "masked": bool(condition) or not view.column_is_whole(layout.cols),
         "valid": f"({condition}) ? {last_valid} - col : 0" if condition else f"{last_valid} - col",
         "bypass": "true" if op.attributes["bypass_l1"] and vector == 16 else "false",
     }
