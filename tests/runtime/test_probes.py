@@ -140,7 +140,7 @@ DAMAGES = {
         "matmul_nt_bf16", MATMUL, "ldmatrix", "a", r"S0\(", "S1(", TILE_PRODUCT, "ldmatrix 'a': register",
     ),
     "wrong swizzle in a copy": Damage(
-        "gating_function_kernel", GATE, "cp_async", "smem_params", r"S1\(row, col\)", "S1(row ^ 2, col)",
+        "gating_function_kernel", GATE, "cp_async", "smem_params", r"S1\(first, col\)", "S1(first ^ 2, col)",
         "tile.cp_async.shared.global(", r"cp_async 'smem_params': smem_params\[\d+, \d+\] is .* when ldmatrix reads it",
     ),
     "wrong column of a store": Damage(
