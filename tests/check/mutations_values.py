@@ -209,16 +209,9 @@ LOOPS = [
     ),
     wrong(
         "an inner loop that ends one step late",
-<<<<<<< HEAD
-        *NT,
-        Edit("for acc", "k_2 < ", "k_2 <= ", number=1),
-        "in-flight",  # of the next stage
-        "ldmatrix",
-=======
         NT,
-        Edit("for acc", "k_2 < constant_4", "k_2 <= constant_4", number=1),
+        Edit("for acc", "k_2 < ", "k_2 <= ", number=1),
         "for",
->>>>>>> ranges
         MMA,
     ),
     wrong(

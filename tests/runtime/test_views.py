@@ -130,8 +130,7 @@ def test_products(backend, lane, a_view, b_view):
 def compiled(x, arch="sm_80"):
     state = api._state(affine)
     binding, _ = api._bind(state, None, (x, values(x.shape[2])), {})
-    arguments = binding.alignment, False, binding.strides, binding.stride_values
-    return state.program(binding.dims, arch, None, *arguments)
+    return state.program_for(binding, arch, on_gpu=False)
 
 
 def aligned(*shape):
