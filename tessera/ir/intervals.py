@@ -33,8 +33,8 @@ def multiply(a: Interval, b: Interval) -> Interval:
 
 
 def apply(function: str, a: Interval, b: Interval) -> Interval:
-    """The same for "min", "max", "floordiv", "cdiv" and "mod". Nothing is known of a division by what may not be
-    positive.
+    """The same for "min", "max", "floordiv", "cdiv" and "mod". Nothing is known of a division by what may be negative;
+    one by zero has no result.
     """
     (a0, a1), (b0, b1) = a, b
     if function == "min":
@@ -43,8 +43,9 @@ def apply(function: str, a: Interval, b: Interval) -> Interval:
     if function == "max":
         greatest = None if a1 is None or b1 is None else max(a1, b1)
         return max((x for x in (a0, b0) if x is not None), default=None), greatest
-    if b0 is None or b0 <= 0:
+    if b0 is None or b0 < 0:
         return UNKNOWN
+    b0 = max(b0, 1)
     if function == "mod":
         if a0 is not None and a0 >= 0 and a1 is not None and a1 < b0:
             return a0, a1

@@ -53,7 +53,8 @@ def _waited_late(ops: list[Op], landing: dict[Value, set[Value]]) -> list[Op]:
             last = held.index(due[-1])
             result += held[: last + 1]
             held = held[last + 1 :]
-        if op.name == WAIT:
+        # What a loop leaves in flight is waited for at once: its buffers' bytes may serve something else then.
+        if op.name == WAIT and all(v.defining_op is not None and v.defining_op.name == COMMIT for v in op.operands):
             held.append(op)
         else:
             result.append(op)

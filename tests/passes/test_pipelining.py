@@ -492,7 +492,7 @@ def k(x: list[Tensor["B", "S", "D", ts.bf16]], y: Tensor["B", "S", "D", ts.bf16]
 ], ids=str)  # fmt: skip
 def test_what_the_author_says_of_stages_survives_promotion(left, right, expected):
     """The blocks fit no shared memory and become loads in slices, which become copies again."""
-    dims = {"B": 1, "S": 20, "D": 256, "len(x)": 2}
+    dims = {"B": 1, "S": 20, "D": 512, "len(x)": 2}
     compilation = compile_kernel(define(BLOCKS % (left, right)), dims)
     assert set(stages_of(compilation).values()) == {expected}
     loads = [op for op in stage(compilation, "subtile").module.kernel().body.walk() if op.name == "load"]
