@@ -79,10 +79,10 @@ FRAGMENTS = [
     ),
     wrong(
         "the k-block before, of an operand in registers",
-        DIFFERENCE,
+        PERCEPTRON,
         Edit("fragment a", r"\+ 8 \+", "+ 0 +", number=1),
         "fragment",
-        MMA,
+        "tile.store(tile.mma(hidden",
     ),
     wrong(
         "halves of a fragment's words swapped",

@@ -20,6 +20,7 @@ from tests.suite import load
 from tests.test_document_blocks import given_to, made_up
 
 NAME = "fused_delta_gating_kernel"
+STREAMED = dict(rows=64, subtile=128, block_k=64, resident="", walk="", prefetch=False)
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 
 CASES = [  # layers, batch, sequence, width, fields
@@ -71,8 +72,8 @@ def tiles_of(compilation, name):
 
 
 def test_a_resident_operand_is_computed_once_and_serves_the_epilogue():
-    streamed, _ = scheduled(1, 2, 256, 256, dict(rows=64, subtile=128, block_k=64))
-    left, _ = scheduled(1, 2, 256, 256, dict(rows=64, subtile=128, block_k=64, resident="left", walk="columns"))
+    streamed, _ = scheduled(1, 2, 256, 256, STREAMED)
+    left, _ = scheduled(1, 2, 256, 256, STREAMED | dict(resident="left", walk="columns"))
     assert len(tiles_of(streamed, "sub")) == 2 and len(tiles_of(left, "sub")) == 1
     assert len(tiles_of(left, "ld_global")) == 2  # source and target, once
 
@@ -86,8 +87,8 @@ def test_a_resident_right_operand_is_loaded_once_for_all_rows():
 
 def test_copies_go_on_through_the_loop_around():
     """The copies of the first k-blocks stand before the layers; that saves a barrier a layer."""
-    through, _ = scheduled(3, 2, 256, 256, dict(rows=64, subtile=128, block_k=64, through=True))
-    alone, _ = scheduled(3, 2, 256, 256, dict(rows=64, subtile=128, block_k=64, through=False))
+    through, _ = scheduled(3, 2, 256, 256, STREAMED | dict(through=True))
+    alone, _ = scheduled(3, 2, 256, 256, STREAMED | dict(through=False))
 
     def nested(compilation):
         outer = next(op for op in compilation.target.kernel().body.walk() if op.name == "for")
