@@ -49,6 +49,7 @@ FINALISTS = 3
 VOTERS = 3  # candidates that say what is right where no reference can
 SHOWN = 5  # candidates that an error names
 AHEAD = 2  # candidates that are compiled ahead, per process
+LEAST = 2  # candidates that are tried whatever the budget
 
 
 @dataclass(frozen=True)
@@ -209,8 +210,9 @@ class _Session:
             if timed >= self.subject.budget.candidates:
                 self._skip(number, f"{timed} candidates that are predicted to be faster were measured")
                 break
-            # The first is tried whatever it takes: it says what the right answer is.
-            if number and self.clock() >= self.end:
+            # The first is tried whatever it takes: it says what the right answer is. So is the one that is predicted to
+            # be the fastest, or a budget that the search uses up would choose what no prediction does.
+            if number >= LEAST and self.clock() >= self.end:
                 self._skip(number, f"the budget of {self.subject.budget.seconds:g} s was used up")
                 break
             self._try(number, trial)
@@ -246,7 +248,7 @@ class _Session:
         assert trial.future is not None
         left = self.end - self.clock()
         try:
-            trial.built = trial.future.result(timeout=None if number == 0 else max(left, 0.0))
+            trial.built = trial.future.result(timeout=None if number < LEAST else max(left, 0.0))
         except FutureTimeout:
             trial.reason = f"the budget of {self.subject.budget.seconds:g} s was used up while it was compiled"
             return

@@ -131,7 +131,8 @@ def test_the_budget_ends_with_the_time():
 
     setup.behave(Behaviour(slow), Behaviour(right, 1e-6), Behaviour(right))
     report = setup.tune()
-    assert verdicts(report) == [OK, UNTRIED, UNTRIED] and "the budget of 10 s was used up" in report.rows[2].reason
+    # The default point and the one that is predicted to be the fastest are tried whatever it takes.
+    assert verdicts(report) == [OK, OK, UNTRIED] and "the budget of 10 s was used up" in report.rows[2].reason
     assert report.seconds > 10 and report.measured
 
 
