@@ -31,7 +31,7 @@ def gating_text(size):
 def test_windows_inside_a_static_axis_have_no_masks():
     """W is [256, 256] and loops over it have constant bounds: its copies count nothing, and no column is masked."""
     text = gating_text(256)
-    assert re.search(r"ts_cp_async<16, true>\(operand.*, 16\);", text)
+    assert re.search(r"ts_cp_async<16, true>\(right_operand .*, 16\);", text)
     assert not re.search(r"_(left|first|valid)2 = ", text)
 
 
@@ -68,7 +68,7 @@ def test_a_store_that_is_inside_has_no_branch_but_that_of_its_owner():
 
 def test_the_turns_of_a_copy_are_constants_from_the_first():
     """8 rows further on the swizzle is as it was: 128 threads at 16 chunks a row; 512 at 128 chunks move by 4 rows."""
-    assert re.search(r"ts_cp_async<16, true>\(\w+ \+ target \+ turn \* 1024, ", gating_text(256))
+    assert re.search(r"ts_cp_async<16, true>\(\w+ \+ target \+ turn \* 1024, ", gating_text(128))
     crossed = compile_kernel(define(WIDE), {}).cuda[0].text
     assert re.search(r"\+ \(target \^ S\d_x\(turn \* 4, 0\)\) \+ S\d_a\(turn \* 4, 0\), ", crossed)
 
