@@ -99,10 +99,10 @@ def _constants(value: Any) -> bool:
 ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("axis", "vector", "offset", "pending"), ("an integer", _is_int)),
     **dict.fromkeys(
-        ("scale", "unroll", "stages", "parts"), ("a positive integer", lambda value: _is_int(value) and value > 0)
+        ("scale", "unroll", "stages", "parts", "depth"), ("a positive integer", lambda value: _is_int(value) and value > 0)
     ),
     **dict.fromkeys(
-        ("weak", "static", "parallel", "whole", "bypass_l1", "transpose_a", "transpose_b", "transposed", "implicit"),
+        ("weak", "static", "parallel", "whole", "bypass_l1", "transpose_a", "transpose_b", "transposed", "implicit", "fresh"),
         ("true or false", _is_bool),
     ),
     **dict.fromkeys(("shape", "extents"), ("a tuple of sizes", _tuple_of(_is_size))),

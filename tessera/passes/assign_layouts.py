@@ -28,6 +28,7 @@ from tessera.ir.ops.tiles import format_of, k_block, negative_axis
 from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
 from tessera.passes.register_operands import computed_grid, in_registers
+from tessera.passes.warpgroup import by_warpgroups
 from tessera.target import fragments
 from tessera.target.schedule import Schedule
 
@@ -73,7 +74,9 @@ def assign_layouts(kernel: Kernel, schedule: Schedule) -> Layouts:
     for op in products:
         group = groups.of(op.result)
         grid = warp_grid(_shape(op.result), schedule.warps, group in whole_rows)
-        if group not in whole_rows:
+        if by_warpgroups(op, schedule):
+            grid = (schedule.warps, 1)
+        elif group not in whole_rows:
             grid = grids.get(group, grid)  # products that add to the same accumulators have one
         layouts.product[op.id] = product_layouts(op, grid)
         known.setdefault(group, layouts.product[op.id][2])

@@ -17,8 +17,10 @@ from tessera.ir.ops.tiles import format_of, k_block
 from tessera.ir.types import dtype_of, int_shape
 from tessera.passes.access import divisor_of
 from tessera.passes.assign_layouts import whole_operand
+from tessera.passes.lower_warpgroups import lower_to_wgmma
 from tessera.passes.lowering import Lowering, rule
 from tessera.passes.register_operands import MMA_LIMIT, in_registers
+from tessera.passes.warpgroup import by_warpgroups
 from tessera.target.fragments import (
     LDMATRIX_ROW_BYTES,
     OPERAND_LOADS,
@@ -78,6 +80,8 @@ def _k_axis(role: str, transposed: bool) -> int:
 @rule("mma")
 def lower_mma(lowering: Lowering, op: Op, builder: Builder) -> None:
     """A rolled loop over k-blocks: load the fragments of a and b, multiply, accumulate."""
+    if by_warpgroups(op, lowering.schedule):
+        return lower_to_wgmma(lowering, op, builder)
     if in_registers(op):
         return _from_registers(lowering, op, builder)
     instruction, depth = PRODUCT_INSTRUCTIONS[format_of(op)], k_block(op)

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from tessera.dtypes import DType, i64
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, uses
 from tessera.ir.layout import RegisterLayout, shared_layout
-from tessera.ir.types import TileType, dtype_of, int_shape, tile_layout
+from tessera.ir.opdef import TERMINATOR
+from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, tile_layout
 from tessera.passes.access import access_bytes, divisor_of, loops_of
 from tessera.passes.assign_layouts import Layouts
+from tessera.passes.warpgroup import by_warpgroups
 from tessera.target.schedule import Schedule
 
 Rule = Callable[["Lowering", Op, Builder], None]
@@ -37,10 +39,13 @@ class Lowering:
         self.loops = loops_of(kernel)
         self.used = uses(kernel.body)
         self.open: list[Value] = []  # tokens of copies in no group yet
+        self.flying: list[Value] = []  # sums of products by warpgroups that nobody has waited for
 
     def block(self, block: Block, builder: Builder) -> None:
         for op in block.ops:
             builder.at(op)
+            if self.flying and self._needs_sums(op):
+                self.land(builder)
             special = _RULES.get(op.name)
             if special is not None:
                 special(self, op, builder)
@@ -50,6 +55,31 @@ class Lowering:
                 self.tile_op(op, builder)
             else:
                 clone_op(builder, op, self.mapping)
+
+    def start(self, sums: Value) -> None:
+        """Notes that the sums of a product are in flight."""
+        self.flying.append(sums)
+
+    def land(self, builder: Builder) -> None:
+        """Waits for all sums in flight; from here on their values are complete."""
+        for sums in self.flying:
+            self.define(sums, builder.value("wgmma_wait", self.mapping[sums], hint=sums.name), builder)
+        self.flying.clear()
+
+    def _needs_sums(self, op: Op) -> bool:
+        """Whether an op must not run beside products in flight: it uses their sums, unless it adds to them; it may
+        change what they read; or it begins or ends a region.
+        """
+        adds = op.operands[2:] if op.name == "mma" and by_warpgroups(op, self.schedule) else []
+        if any(value in self.flying and value not in adds for value in op.operands):
+            return True
+        if adds and adds[0] in self.flying:
+            self.flying.remove(adds[0])  # the new sums stand for these
+        reads_only = all(
+            effect == "reads" or not isinstance(value.type, BufferType)
+            for effect, value in op.definition.effects_of(op)
+        )
+        return bool(op.regions) or op.definition.has(TERMINATOR) or op.name in _OF_COPIES or not reads_only
 
     def region_op(self, op: Op, builder: Builder) -> None:
         if self.open and any(inner.name in _OF_COPIES for region in op.regions for inner in region.walk()):

@@ -14,10 +14,13 @@ from tessera.ir.core import Op, Value
 from tessera.ir.opdef import ELEMENTWISE
 from tessera.ir.ops.tiles import format_of
 from tessera.ir.types import TileType, dtype_of, int_shape
+from tessera.passes.warpgroup import by_warpgroups
 from tessera.target.fragments import PRODUCT_INSTRUCTIONS
+from tessera.target.schedule import Schedule
 
 MMA_LIMIT = 128  # mma.sync in one straight-line region: ptxas time explodes beyond
 OPERAND_WORDS = 32  # 32-bit registers of a thread that such an operand may take: more would spill beside accumulators
+WARPGROUP_WORDS = 64  # the same where warpgroups compute the product: no fragment of the right operand is in registers
 SPREAD = frozenset(("broadcast", "full", "iota", "constant"))  # tiles that any layout has for nothing
 
 
@@ -28,7 +31,7 @@ def in_registers(product: Op) -> bool:
 
 
 def may_stay_in_registers(
-    product: Op, warps: int, is_copied: Callable[[Op], bool], used: Mapping[Value, list[Op]]
+    product: Op, schedule: Schedule, is_copied: Callable[[Op], bool], used: Mapping[Value, list[Op]]
 ) -> bool:
     """Whether the left operand of a product, which is computed, is best taken from registers.
 
@@ -39,7 +42,7 @@ def may_stay_in_registers(
     `used`: users of every value.
     """
     value = product.operands[0]
-    atom = PRODUCT_INSTRUCTIONS[format_of(product)].atom
+    warps, atom = schedule.warps, PRODUCT_INSTRUCTIONS[format_of(product)].atom
     dtype = dtype_of(value.type)
     if atom is None or product.attributes["transpose_a"] or dtype.bits != 16 or dtype.name != atom.operand:
         return False
@@ -55,6 +58,8 @@ def may_stay_in_registers(
         loaded = source.name == "read" or source.name == "load" and is_copied(source)
         if not loaded and product_behind(leaf) is None:
             return False
+    if by_warpgroups(product, schedule):
+        return m // (atom.m * warps) * (depth // atom.k) * atom.a_words <= WARPGROUP_WORDS
     private = all(
         user.name == "mma" or (user.results and user.results[0] in tree) for part in tree for user in used.get(part, ())
     )

@@ -14,20 +14,21 @@ from tessera.ir.ops.tiles import k_block
 from tessera.ir.types import TileType, int_shape, shape_of
 from tessera.passes.register_operands import may_stay_in_registers
 from tessera.passes.slice_operands import may_be_sliced, sliced_product
-from tessera.target.schedule import schedule_of
+from tessera.passes.warpgroup import by_warpgroups
+from tessera.target.schedule import Schedule, schedule_of
 
 
 def stage_operands(kernel: Kernel) -> Kernel:
     new, builder, mapping = new_kernel_like(kernel)
-    stager = _Stager(uses(kernel.body), schedule_of(kernel).warps)
+    stager = _Stager(uses(kernel.body), schedule_of(kernel))
     stager.block(kernel.body, builder, mapping)
     new.body.ops[:0] = stager.allocations
     return new
 
 
 class _Stager:
-    def __init__(self, used: dict[Value, list[Op]], warps: int):
-        self.used, self.warps = used, warps
+    def __init__(self, used: dict[Value, list[Op]], schedule: Schedule):
+        self.used, self.schedule = used, schedule
         self.copied: set[int] = set()  # loads that became copies
         self.allocations: list[Op] = []
 
@@ -111,9 +112,9 @@ class _Stager:
     def _product(self, block: Block, op: Op, builder: Builder, mapping: Mapping) -> None:
         source = op.operands[0].defining_op
         computed = source is not None and source.name not in ("load", "read")
-        if computed and may_be_sliced(op, mapping):
+        if computed and may_be_sliced(op, mapping) and not by_warpgroups(op, self.schedule):
             right = self._operand(block, op, 1, builder, mapping)
-            mapping[op.result] = sliced_product(op, right, builder, mapping, self.warps)
+            mapping[op.result] = sliced_product(op, right, builder, mapping, self.schedule.warps)
             return
         operands = [self._operand(block, op, index, builder, mapping) for index in range(2)]
         operands += [mapping.get(value, value) for value in op.operands[2:]]
@@ -127,7 +128,7 @@ class _Stager:
         if loaded or _reads_stable_buffer(block, value, op) and self._reads_zeros_beyond(value, op, index):
             return mapping.get(value, value)
         computed = source is not None and source.name != "read"
-        if index == 0 and computed and may_stay_in_registers(op, self.warps, self._is_copied, self.used):
+        if index == 0 and computed and may_stay_in_registers(op, self.schedule, self._is_copied, self.used):
             return mapping.get(value, value)
         buffer = self._allocate(builder, op, value)
         builder.op("write", [buffer, mapping.get(value, value)])

@@ -54,6 +54,7 @@ class Schedule:
     walk: str = ""  # slices that are iterations of one program, not programs of their own: "", "columns" or "rows"
     group: int = 0  # blocks of grid axis 0 that programs walk before one along axis 1 (0: all); `order_programs`
     split_k: int = 1  # programs that share the sum of a product along K, which a second launch adds up; `split_k`
+    family: str = ""  # instructions of products: "" (mma.sync) or "wgmma", where operands allow it; `warpgroup`
 
 
 def schedule_of(kernel: Kernel) -> Schedule:

@@ -28,7 +28,7 @@ from tessera.target.schedule import (
 
 MOST_WARPS, MOST_BLOCKS, MOST_STAGES = 32, 32, 16
 RESIDENT, WALKS = ("", "left", "both"), ("", "columns", "rows")
-SUMS, EPILOGUES = ("", "shared"), ("", "direct")
+SUMS, EPILOGUES, FAMILIES = ("", "shared"), ("", "direct"), ("", "wgmma")
 K_STEP = 16  # of a bf16 product: no operand tile is a part of it
 
 
@@ -146,6 +146,10 @@ def _prefetch(kernel: Structure, default: Schedule) -> tuple[bool, ...]:
     return (False, True) if kernel.loops and _resident(kernel, default) else ()
 
 
+def _family(kernel: Structure, default: Schedule) -> tuple[str, ...]:
+    return (default.family,)
+
+
 @dataclass(frozen=True)
 class Field:
     """`values`: worth trying, given the structure and the default point; `accepts`: whether a value can be fixed by an
@@ -198,6 +202,7 @@ FIELDS: dict[str, Field] = {
     "walk": Field(_walk, WALKS.__contains__, "one of " + ", ".join(map(repr, WALKS)), str),
     "group": Field(_group, _whole(0), "an integer that is not negative"),
     "split_k": Field(_split_k, _whole(1, 64), "an integer from 1 to 64"),
+    "family": Field(_family, FAMILIES.__contains__, "one of " + ", ".join(map(repr, FAMILIES)), str),
 }
 
 

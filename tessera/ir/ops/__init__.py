@@ -11,6 +11,7 @@ from tessera.ir.ops import (
     target,
     target_flat,
     tiles,
+    wgmma,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "target",
     "target_flat",
     "tiles",
+    "wgmma",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -352,7 +353,13 @@ def _read_type(op: Op) -> tuple[Type, ...]:
 
 
 def read_buffer(op: Op, buffer: values.Buffer, offsets: tuple[Any, ...], extents: tuple[int, ...] | None) -> Any:
-    name = op.operand("buffer").name
+    return read_window(op.operand("buffer").name, buffer, offsets, extents)
+
+
+def read_window(
+    name: str, buffer: values.Buffer, offsets: Sequence[Any], extents: tuple[int, ...] | None
+) -> Any:
+    """A window of the buffer that the author calls `name`, or all of it."""
     check_landed(buffer, name)
     try:
         index = (
