@@ -31,6 +31,7 @@ from tessera.passes.prefetch_loads import prefetch_loads
 from tessera.passes.promote_buffers import buffers_to_promote, promote_buffers
 from tessera.passes.specialise import bind_decisions, specialise
 from tessera.passes.split_k import split_k
+from tessera.passes.split_roles import split_roles
 from tessera.passes.stage_operands import stage_operands
 from tessera.passes.subtile import subtile
 from tessera.target.arch import Arch
@@ -83,6 +84,8 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("stage_operands", lambda k, c: stage_operands(k)),
     # After staging, which makes copies of other loads; before pipelining, which makes the loops inside harder to see.
     Pass("prefetch_loads", lambda k, c: prefetch_loads(k, schedule_of(k))),
+    # Once it is known what is copied and what waits for it. Where roles do the copying there is nothing to pipeline.
+    Pass("split_roles", lambda k, c: split_roles(k, schedule_of(k))),
     # After staging, which makes the copies of operands; what windows ahead need is folded by the next pass.
     Pass("pipeline", lambda k, c: pipeline(k, schedule_of(k), c.arch)),
     # Offsets that slicing made fold to constants, which widens accesses.

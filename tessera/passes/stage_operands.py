@@ -11,11 +11,13 @@ from __future__ import annotations
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like, uses
 from tessera.ir.opdef import ELEMENTWISE, LOOP
 from tessera.ir.ops.tiles import k_block
-from tessera.ir.types import TileType, int_shape, shape_of
+from tessera.ir.types import TileType, dtype_of, int_shape, shape_of
 from tessera.passes.register_operands import may_stay_in_registers
 from tessera.passes.slice_operands import may_be_sliced, sliced_product
 from tessera.passes.warpgroup import by_warpgroups
-from tessera.target.schedule import Schedule, schedule_of
+from tessera.target.schedule import Schedule, elements, schedule_of
+
+LEAST_COPY = 2048  # bytes of a tile from which a copy by tensor map pays
 
 
 def stage_operands(kernel: Kernel) -> Kernel:
@@ -35,13 +37,20 @@ class _Stager:
     def block(self, block: Block, builder: Builder, mapping: Mapping, in_loop: bool = False) -> None:
         pending: list[tuple[Value, Value, Value]] = []  # loaded value, its buffer, token
         for op in block.ops:
-            if pending and (
+            if self.schedule.copies == "tma":
+                used = [p for p in pending if op.regions or op is block.ops[-1] or p[0] in op.operands]
+                pending = [p for p in pending if p not in used]
+                if used:
+                    self._land(builder.at(op), used, mapping)
+            elif pending and (
                 op.regions or any(value is p[0] for p in pending for value in op.operands) or op is block.ops[-1]
             ):
                 self._land(builder.at(op), pending, mapping)
             builder.at(op)
             if op.name == "load" and (
-                self._feeds_product(op.results[0]) or in_loop and self._leads_to_product(op.results[0], block)
+                self._feeds_product(op.results[0])
+                or in_loop and self._leads_to_product(op.results[0], block)
+                or self.schedule.copies == "tma" and _is_large(op.results[0])
             ):
                 self.copied.add(op.id)
                 buffer = self._allocate(builder, op, op.result)
@@ -153,6 +162,11 @@ class _Stager:
         if start is None or start.name != "constant":
             return False
         return start.attributes["value"] + extents[k_axis] == int_shape(buffer.type)[k_axis]
+
+
+def _is_large(value: Value) -> bool:
+    """Whether a tile is worth a copy by tensor map."""
+    return isinstance(value.type, TileType) and elements(value) * dtype_of(value.type).bytes >= LEAST_COPY
 
 
 def _writes_part(op: Op, buffer: Value) -> bool:

@@ -28,7 +28,8 @@ from tessera.target.schedule import (
 
 MOST_WARPS, MOST_BLOCKS, MOST_STAGES = 32, 32, 16
 RESIDENT, WALKS = ("", "left", "both"), ("", "columns", "rows")
-SUMS, EPILOGUES, FAMILIES = ("", "shared"), ("", "direct"), ("", "wgmma")
+SUMS, EPILOGUES = ("", "shared"), ("", "direct")
+FAMILIES, COPIES = ("", "wgmma"), ("", "tma")
 K_STEP = 16  # of a bf16 product: no operand tile is a part of it
 
 
@@ -150,6 +151,14 @@ def _family(kernel: Structure, default: Schedule) -> tuple[str, ...]:
     return (default.family,)
 
 
+def _copies(kernel: Structure, default: Schedule) -> tuple[str, ...]:
+    return (default.copies,)
+
+
+def _panels(kernel: Structure, default: Schedule) -> tuple[int, ...]:
+    return (default.panels,)
+
+
 @dataclass(frozen=True)
 class Field:
     """`values`: worth trying, given the structure and the default point; `accepts`: whether a value can be fixed by an
@@ -203,6 +212,8 @@ FIELDS: dict[str, Field] = {
     "group": Field(_group, _whole(0), "an integer that is not negative"),
     "split_k": Field(_split_k, _whole(1, 64), "an integer from 1 to 64"),
     "family": Field(_family, FAMILIES.__contains__, "one of " + ", ".join(map(repr, FAMILIES)), str),
+    "copies": Field(_copies, COPIES.__contains__, "one of " + ", ".join(map(repr, COPIES)), str),
+    "panels": Field(_panels, _whole(0), "an integer that is not negative"),
 }
 
 

@@ -1,0 +1,313 @@
+"""Split a kernel into a producer, whose one thread starts copies, and the consumers, who compute.
+
+Both run through the same loops and conditions. What the copies of one wait bring is a slot of a ring: the producer
+waits until the slot is empty, says how many bytes will come and starts the copies; the consumers wait for them, and
+release the slot when they have read it. Groups of copies whose buffers are alike take turns in one ring. A group that
+runs once has a ring of one slot that nobody releases: what it brings stays.
+
+Exact: values only move. A kernel in which copies do anything else stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tessera.dtypes import i32
+from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like
+from tessera.ir.opdef import COUNTED, LOOP
+from tessera.ir.ops.control import carried_values
+from tessera.ir.types import TileType
+from tessera.passes.copy_groups import CopyGroup, copy_groups
+from tessera.target.schedule import Schedule
+
+PRODUCER_REGISTERS = 40  # of a thread: fewer, and the arithmetic of its addresses spills
+# Registers of a consumer's thread by the number of their warpgroups: with the producer's, what a multiprocessor has.
+CONSUMER_REGISTERS = {2: 232, 3: 152}
+
+
+@dataclass(eq=False)
+class _Ring:
+    """`order` is the place of a ring among those of the kernel; `buffers` are the staged buffers of a slot."""
+
+    order: int
+    groups: list[CopyGroup]
+    stages: int
+    value: Value | None = None
+    buffers: list[Value] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """The next slot of a ring, and the parity of its round."""
+
+    stage: Value
+    phase: Value
+
+
+_State = dict[int, _Slot]  # by the order of the ring
+
+
+def split_roles(kernel: Kernel, schedule: Schedule) -> Kernel:
+    if schedule.copies != "tma":
+        return kernel
+    groups = copy_groups(kernel)
+    if isinstance(groups, str) or not groups:
+        return kernel
+    needed = _needed(kernel, groups)
+    if needed is None:
+        return kernel
+    return _Splitter(kernel, schedule, groups, needed).run()
+
+
+class _Splitter:
+    def __init__(self, kernel: Kernel, schedule: Schedule, groups: list[CopyGroup], needed: set[Value]):
+        self.kernel, self.schedule, self.needed = kernel, schedule, needed
+        self.rings = _rings(groups, schedule.stages)
+        self.ring_of = {group.wait.id: ring for ring in self.rings for group in ring.groups}
+        self.group_of_copy = {copy.id: group for group in groups for copy in group.copies}
+        self.group_of_wait = {group.wait.id: group for group in groups}
+        self.released: dict[int, list[CopyGroup]] = {}  # by the op after which they are
+        for group in groups:
+            if group.in_loop:
+                self.released.setdefault(group.last.id, []).append(group)
+        self.buffers = {buffer for group in groups for buffer in group.buffers}
+        self.slots: dict[int, _Slot] = {}  # by the wait of a group, the slot that its role is at
+
+    def run(self) -> Kernel:
+        new, builder, mapping = new_kernel_like(self.kernel)
+        warps = self.schedule.warps
+        for op in self.kernel.body.ops:
+            if op.name == "alloc_shared" and op.result not in self.buffers:
+                clone_op(builder, op, mapping)
+        for ring in self.rings:
+            self._allocate(ring, builder)
+        registers = (PRODUCER_REGISTERS, CONSUMER_REGISTERS.get(warps // 4, 0)) if self.schedule.blocks == 1 else (0, 0)
+        registers = registers if registers[1] else (0, 0)
+        regions = []
+        for role in (self._produce, self._consume):
+            body = Block()
+            inner = builder.inner(body)
+            inside = dict(mapping)
+            state = {ring.order: self._first(inner) for ring in self.rings}
+            role(self.kernel.body, inner, inside, state)
+            inner.op("yield", [])
+            regions.append(body)
+        builder.origin = self.kernel.origin or builder.origin
+        builder.op("roles", [], regions, names=("load", "compute"), warps=(1, warps), registers=registers)
+        new.attributes["producer_warps"] = 4
+        return new
+
+    def _allocate(self, ring: _Ring, builder: Builder) -> None:
+        first = ring.groups[0]
+        builder.at(first.wait)
+        ring.value = builder.value("ring", stages=ring.stages, arrivals=self.schedule.warps, hint=f"ring_{ring.order}")
+        for buffer in first.buffers:
+            op = buffer.defining_op
+            assert op is not None
+            attributes = {**op.attributes, "stages": ring.stages}
+            ring.buffers.append(builder.at(op).value("alloc_shared", hint=buffer.name, **attributes))
+
+    def _first(self, builder: Builder) -> _Slot:
+        builder.origin = self.kernel.origin or builder.origin
+        return _Slot(*(builder.value("constant", value=0, dtype=i32, hint=name) for name in ("slot", "round")))
+
+    # ---- the two roles ----
+
+    def _produce(self, block: Block, builder: Builder, mapping: Mapping, state: _State) -> None:
+        """The scalars, windows and regions that the copies need, and these."""
+        for op in block.ops:
+            builder.at(op)
+            group = self.group_of_copy.get(op.id)
+            if group is not None:
+                self._copy(group, op, builder, mapping, state)
+            elif op.regions and self._copies_inside(op):
+                self._region(op, builder, mapping, state, self._produce)
+            elif op.regions or op.name == "alloc_shared":
+                if any(result in self.needed for result in op.results):
+                    clone_op(builder, op, mapping)
+            elif any(result in self.needed for result in op.results):
+                clone_op(builder, op, mapping)
+
+    def _copy(self, group: CopyGroup, op: Op, builder: Builder, mapping: Mapping, state: _State) -> None:
+        ring = self.ring_of[group.wait.id]
+        assert ring.value is not None
+        slot = state[ring.order]
+        if op is group.copies[0]:
+            if group.in_loop:
+                builder.op("ring_acquire", [ring.value, slot.stage, slot.phase])
+            builder.op("ring_expect", [ring.value, slot.stage], bytes=group.bytes)
+        buffer = _staged(ring, group.copies.index(op), slot, builder)
+        builder.op("tma_load", [buffer, mapping[op.operands[1]], ring.value, slot.stage])
+        if op is group.copies[-1]:
+            state[ring.order] = _next(ring, slot, builder)
+
+    def _consume(self, block: Block, builder: Builder, mapping: Mapping, state: _State) -> None:
+        """All but the copies."""
+        for op in block.ops:
+            builder.at(op)
+            group = self.group_of_wait.get(op.id)
+            if group is not None:
+                self._await(group, builder, mapping, state)
+            elif op.id in self.group_of_copy or op.name in ("alloc_shared", "return"):
+                continue
+            elif op.regions and self._copies_inside(op):
+                self._region(op, builder, mapping, state, self._consume)
+            elif op.name != "yield":
+                clone_op(builder, op, mapping)
+            for group in self.released.get(op.id, ()):
+                ring, slot = self.ring_of[group.wait.id], self.slots[group.wait.id]
+                assert ring.value is not None
+                read = [mapping[value] for value in group.read]
+                builder.op("ring_release", [ring.value, slot.stage, *read])
+
+    def _await(self, group: CopyGroup, builder: Builder, mapping: Mapping, state: _State) -> None:
+        ring = self.ring_of[group.wait.id]
+        assert ring.value is not None
+        slot = state[ring.order]
+        builder.op("ring_wait", [ring.value, slot.stage, slot.phase])
+        for index, buffer in enumerate(group.buffers):
+            mapping[buffer] = _staged(ring, index, slot, builder)
+        self.slots[group.wait.id] = slot
+        state[ring.order] = _next(ring, slot, builder)
+
+    # ---- regions ----
+
+    def _copies_inside(self, op: Op) -> bool:
+        return any(inner.name == "copy_async" for region in op.regions for inner in region.walk())
+
+    def _rings_inside(self, op: Op) -> list[_Ring]:
+        """The rings whose slots a region moves on."""
+        found = {
+            self.ring_of[self.group_of_copy[inner.id].wait.id].order
+            for region in op.regions
+            for inner in region.walk()
+            if inner.name == "copy_async"
+        }
+        return [ring for ring in self.rings if ring.order in found]
+
+    def _region(
+        self,
+        op: Op,
+        builder: Builder,
+        mapping: Mapping,
+        state: _State,
+        role: Callable[[Block, Builder, Mapping, _State], None],
+    ) -> None:
+        """A loop or condition that carries the slots of the rings inside beside what it carried."""
+        kept = [
+            index
+            for index, result in enumerate(op.results)
+            if role == self._consume or self._carried_is_needed(op, index)
+        ]
+        rings = self._rings_inside(op)
+        is_loop = op.definition.has(LOOP)
+        fixed = 3 if op.definition.has(COUNTED) else 0
+        leading = op.operands[:fixed] if is_loop else op.operands
+        operands = [mapping[value] for value in leading]
+        if is_loop:
+            operands += [mapping[op.operands[fixed + index]] for index in kept]
+            operands += [value for ring in rings for value in (state[ring.order].stage, state[ring.order].phase)]
+        regions = []
+        for region in op.regions:
+            body = Block()
+            inner_state, inside = dict(state), mapping
+            if is_loop:
+                offset = 1 if fixed else 0
+                for argument in region.arguments[:offset]:
+                    inside[argument] = body.add_argument(argument.type, argument.name)
+                for index in kept:
+                    argument = region.arguments[offset + index]
+                    inside[argument] = body.add_argument(argument.type, argument.name)
+                for ring in rings:
+                    slot = state[ring.order]
+                    inner_state[ring.order] = _Slot(
+                        body.add_argument(slot.stage.type, "slot"), body.add_argument(slot.phase.type, "round")
+                    )
+            inner = builder.inner(body)
+            role(region, inner, inside, inner_state)
+            final = region.ops[-1]
+            values = [inside[final.operands[index]] for index in kept]
+            values += [v for ring in rings for v in (inner_state[ring.order].stage, inner_state[ring.order].phase)]
+            inner.at(final).op("yield", values)
+            regions.append(body)
+        names = [op.results[index].name for index in kept] + ["slot", "round"] * len(rings)
+        new = builder.at(op).op(op.name, operands, regions, names, **op.attributes)
+        for index, result in zip(kept, new.results, strict=False):
+            mapping[op.results[index]] = result
+        for number, ring in enumerate(rings):
+            stage, phase = new.results[len(kept) + 2 * number : len(kept) + 2 * number + 2]
+            state[ring.order] = _Slot(stage, phase)
+
+    def _carried_is_needed(self, op: Op, index: int) -> bool:
+        return op.results[index] in self.needed
+
+
+def _staged(ring: _Ring, index: int, slot: _Slot, builder: Builder) -> Value:
+    buffer = ring.buffers[index]
+    return builder.value("stage", buffer, slot.stage, hint=buffer.name) if ring.stages > 1 else buffer
+
+
+def _next(ring: _Ring, slot: _Slot, builder: Builder) -> _Slot:
+    """The slot after this one; behind the last one comes the first, in the next round."""
+    if all(not group.in_loop for group in ring.groups):
+        return slot
+    one, zero, last = (builder.value("constant", value=v, dtype=i32) for v in (1, 0, ring.stages - 1))
+    wraps = builder.value("eq", slot.stage, last)
+    stage = builder.value("where", wraps, zero, builder.value("add", slot.stage, one), hint="slot")
+    phase = builder.value("where", wraps, builder.value("sub", one, slot.phase), slot.phase, hint="round")
+    return _Slot(stage, phase)
+
+
+def _rings(groups: list[CopyGroup], stages: int) -> list[_Ring]:
+    """A ring for each signature of groups in loops, and one for each group that runs once."""
+    rings: list[_Ring] = []
+    shared: dict[tuple[object, ...], _Ring] = {}
+    for group in groups:
+        ring = shared.get(group.signature) if group.in_loop else None
+        if ring is None:
+            ring = _Ring(len(rings), [], max(2, stages) if group.in_loop else 1)
+            rings.append(ring)
+            if group.in_loop:
+                shared[group.signature] = ring
+        ring.groups.append(group)
+    return rings
+
+
+def _needed(kernel: Kernel, groups: list[CopyGroup]) -> set[Value] | None:
+    """The values that the producer computes: windows, bounds and conditions, and what these are made of; None where a
+    tile is among them.
+    """
+    inside = {group.wait.id for group in groups}
+    pending = [copy.operands[1] for group in groups for copy in group.copies]
+    arguments: dict[Value, list[Value]] = {}
+    for op in kernel.body.walk():
+        if any(inner.id in inside for region in op.regions for inner in region.walk()):
+            pending += op.operands[:3] if op.definition.has(COUNTED) else op.operands[:1]
+            if op.definition.has(LOOP) and not op.definition.has(COUNTED):
+                return None  # what ends it may be computed from what the copies bring
+        if op.definition.has(LOOP):
+            for initial, argument, final, result in carried_values(op):
+                arguments[argument] = arguments[result] = [initial, final, argument, result]
+        elif op.regions:
+            for index, result in enumerate(op.results):
+                arguments[result] = [region.ops[-1].operands[index] for region in op.regions] + op.operands[:1]
+    needed: set[Value] = set()
+    while pending:
+        value = pending.pop()
+        if value in needed:
+            continue
+        if isinstance(value.type, TileType):
+            return None
+        needed.add(value)
+        pending += arguments.get(value, ())
+        op = value.defining_op
+        if op is not None and not op.regions:
+            pending += op.operands
+        elif op is not None:
+            pending += [v for region in op.regions for inner in region.walk() for v in inner.operands
+                        if not isinstance(v.type, TileType) and v.defining_op is not None]  # fmt: skip
+    return needed
+
+
+__all__ = ["split_roles"]
