@@ -31,6 +31,7 @@ from tessera.passes.prefetch_loads import prefetch_loads
 from tessera.passes.promote_buffers import buffers_to_promote, promote_buffers
 from tessera.passes.specialise import bind_decisions, specialise
 from tessera.passes.split_k import split_k
+from tessera.passes.split_panels import split_panels
 from tessera.passes.split_roles import split_roles
 from tessera.passes.stage_operands import stage_operands
 from tessera.passes.subtile import subtile
@@ -79,6 +80,8 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("split_k", lambda k, c: split_k(k, schedule_of(k), c.sizes), exact=False),
     # After the grid has its last shape.
     Pass("order_programs", lambda k, c: order_programs(k, schedule_of(k))),
+    # Before staging, which decides what is copied: each panel is a copy of its own.
+    Pass("split_panels", lambda k, c: split_panels(k, schedule_of(k))),
     # Before staging and pipelining, which look for loops by what these carry.
     Pass("place_sums", lambda k, c: place_sums(k, schedule_of(k))),
     Pass("stage_operands", lambda k, c: stage_operands(k)),

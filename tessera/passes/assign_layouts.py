@@ -218,6 +218,17 @@ def sliced(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, ..
     return layout
 
 
+def columns_layout(extract: Op, layout: RegisterLayout) -> RegisterLayout | None:
+    """The layout of a part of a tile that is whole blocks of columns, in the registers where they are; None for any
+    other part.
+    """
+    shape, starts = int_shape(extract.operands[0].type), extract.attributes["starts"]
+    extents, width = tuple(extract.attributes["extents"]), layout.block_shape[-1]
+    if any(starts[:-1]) or extents[:-1] != shape[:-1] or starts[-1] % width or extents[-1] % width:
+        return None
+    return RegisterLayout(layout.block, (*layout.repeats[:-1], extents[-1] // width))
+
+
 def reshaped(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, ...]) -> RegisterLayout | None:
     """The same registers under a shape that has axes of size 1 more or fewer; None for any other reshape."""
     if [size for size in shape if size != 1] != [size for size in wanted if size != 1]:
@@ -246,6 +257,9 @@ def _spread(kernel: Kernel, groups: _Groups, known: dict[int, RegisterLayout]) -
             if op.name == "transpose":
                 changed |= _spread_transpose(op, groups, known)
                 continue
+            if op.name == "extract":
+                changed |= _spread_extract(op, groups, known)
+                continue
             if op.name == "broadcast":
                 large, small = op.result, op.operands[0]
             elif op.definition.has(REDUCTION):
@@ -267,6 +281,17 @@ def _spread_reshape(op: Op, groups: _Groups, known: dict[int, RegisterLayout]) -
                 known[groups.of(target)] = layout
                 return True
     return False
+
+
+def _spread_extract(op: Op, groups: _Groups, known: dict[int, RegisterLayout]) -> bool:
+    """Whole blocks of columns stay in their registers."""
+    source, target = groups.of(op.operands[0]), groups.of(op.result)
+    if source not in known or target in known:
+        return False
+    layout = columns_layout(op, known[source])
+    if layout is not None:
+        known[target] = layout
+    return layout is not None
 
 
 def _spread_transpose(op: Op, groups: _Groups, known: dict[int, RegisterLayout]) -> bool:

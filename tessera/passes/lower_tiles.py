@@ -8,7 +8,7 @@ from tessera.dtypes import i64
 from tessera.ir.core import Builder, Op, Value
 from tessera.ir.layout import RegisterLayout, shared_layout
 from tessera.ir.types import dtype_of, int_shape, tile_layout
-from tessera.passes.assign_layouts import reshaped, sliced
+from tessera.passes.assign_layouts import columns_layout, reshaped, sliced
 from tessera.passes.lowering import Lowering, rule
 
 
@@ -65,8 +65,15 @@ def lower_transpose(lowering: Lowering, op: Op, builder: Builder) -> None:
 
 @rule("extract")
 def lower_extract(lowering: Lowering, op: Op, builder: Builder) -> None:
-    """Through shared memory, from where any thread reads any part."""
+    """The same registers where whole blocks of columns are asked for; else through shared memory, from where any thread
+    reads any part.
+    """
     source = lowering.mapping[op.operands[0]]
+    layout = columns_layout(op, tile_layout(source.type))
+    if layout is not None:
+        offset, shape = op.attributes["starts"][-1], op.attributes["extents"]
+        value = builder.value("columns", source, shape=shape, layout=layout, offset=offset, hint=op.result.name)
+        return lowering.define(op.result, value, builder)
     starts = [builder.value("constant", value=start, dtype=i64) for start in op.attributes["starts"]]
     lowering.mapping[op.result] = lowering.through_shared(
         builder, source, lowering.layouts.tile[op.result], starts, op.attributes["extents"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from tessera.codegen_cuda.shared_addresses import Coordinate, shared_address, thread_bits
@@ -111,6 +112,22 @@ def _fragment(emitter: Emitter, op: Op) -> dict[str, Any]:
         "words": inner // 2,
         "step": inner * whole.repeats[1],
         "first": op.attributes["offset"] // part.shape[1] * inner,
+    }
+
+
+@statement("columns")
+def _columns(emitter: Emitter, op: Op) -> dict[str, Any]:
+    """Blocks lie row by row in a tile: those of the columns follow one another in each row of blocks."""
+    whole, part = tile_layout(op.operands[0].type), tile_layout(op.result.type)
+    rows = math.prod(part.repeats[:-1])
+    return {
+        "out": emitter.name(op.result),
+        "a": emitter.name(op.operands[0]),
+        "ctype": dtype_of(op.result.type).cuda,
+        "rows": rows,
+        "count": part.registers_per_thread // rows,
+        "whole": whole.registers_per_thread // rows,
+        "first": op.attributes["offset"] // whole.block_shape[-1] * whole.block_registers,
     }
 
 

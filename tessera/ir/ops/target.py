@@ -294,6 +294,36 @@ define(
 )
 
 
+def _columns_type(op: Op) -> tuple[Type, ...]:
+    tile, shape, offset = expect_tile(op, "a"), tuple(op.attributes["shape"]), op.attributes["offset"]
+    layout, whole = op.attributes["layout"], tile_layout(tile)
+    block = whole.block_shape[-1]
+    if shape[:-1] != int_shape(tile)[:-1] or offset % block or offset + shape[-1] > int_shape(tile)[-1]:
+        raise SourceError("TS703", "columns that are no whole blocks of their tile")
+    if layout.block != whole.block or layout.repeats[:-1] != whole.repeats[:-1] or layout.shape[-1] != shape[-1]:
+        raise SourceError("TS703", "columns of a tile that lies in other registers")
+    return (TileType(shape, tile.dtype, layout),)
+
+
+def _columns(op: Op, a: Any) -> Any:
+    first, last = op.attributes["offset"], op.attributes["offset"] + op.attributes["shape"][-1]
+    return lift(lambda x: x[..., first:last], a)
+
+
+define(
+    "columns",
+    "a",
+    _columns_type,
+    "the columns of a tile from `offset` on, some of its registers",
+    PURE,
+    STRUCTURAL,
+    attributes={"shape": REQUIRED, "layout": REQUIRED, "offset": REQUIRED},
+    levels=TARGET_ONLY,
+    evaluate=_columns,
+    lower=Lowering(template="columns"),
+)
+
+
 def _rounded_type(op: Op) -> tuple[Type, ...]:
     tile = expect_tile(op, "a")
     if tile.dtype != f32:
