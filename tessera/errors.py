@@ -88,6 +88,11 @@ CODES: dict[str, Code] = {
     "TS512": Code(
         "schedule does not fit the kernel", "leave the named field out of the schedule, or choose another value"
     ),
+    "TS513": Code("roles of a kernel wait for each other", "release each slot of a ring as often as it is filled"),
+    "TS514": Code(
+        "slot of a ring is used out of turn",
+        "in each round acquire, announce and copy, then wait and release, once each",
+    ),
     # 6: launch and arguments
     "TS601": Code("missing or unexpected argument", "pass every parameter without a default; outputs may be left out"),
     "TS602": Code("output shares memory with another argument", "pass a separate array, or leave the output out"),

@@ -166,10 +166,10 @@ class Builder:
         name: str,
         operands: Sequence[Value] = (),
         regions: Sequence[Block] = (),
-        names: Sequence[str] = (),
+        hints: Sequence[str] = (),
         **attributes: Any,
     ) -> Op:
-        """Makes an op, its result types by the op's type rule. Raises what the type rule raises."""
+        """Makes an op, its result types by the op's type rule, `hints` for their names. Raises what the rule raises."""
         definition = DEFINITIONS.get(name) or _declared(name)
         if not definition.check_arity(len(operands)) or len(regions) != definition.regions:
             raise SourceError(
@@ -181,14 +181,14 @@ class Builder:
         op = Op(name, list(operands), definition.complete(attributes), [], list(regions), self.origin)
         types = definition.type_rule(op)
         for index, type_ in enumerate(types):
-            hint = names[index] if index < len(names) else ""
+            hint = hints[index] if index < len(hints) else ""
             op.results.append(Value(type_, hint, op, index))
         self.block.ops.append(op)
         return op
 
     def value(self, name: str, *operands: Value, hint: str = "", **attributes: Any) -> Value:
         """Makes an op of one result and returns that."""
-        return self.op(name, operands, names=(hint,), **attributes).result
+        return self.op(name, operands, hints=(hint,), **attributes).result
 
     def inner(self, block: Block) -> Builder:
         """A builder into a region, at the same location."""

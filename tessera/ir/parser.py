@@ -21,7 +21,17 @@ from tessera.ir.dims import FUNCTIONS, Dim, Size, symbol
 from tessera.ir.layout import RegisterLayout, SharedLayout
 from tessera.ir.opdef import GRAPH, REQUIRED, TARGET, TERMINATOR, TILE, OpDef, table
 from tessera.ir.printer import CONSTANTS, VERSION
-from tessera.ir.types import BufferType, ListType, ScalarType, TileType, TokenType, Type, ViewType, type_text
+from tessera.ir.types import (
+    BufferType,
+    ListType,
+    RingType,
+    ScalarType,
+    TileType,
+    TokenType,
+    Type,
+    ViewType,
+    type_text,
+)
 from tessera.ir.verify import RULE_FAULTS, attribute_problem, kernel_attribute_problem
 from tessera.location import Loc
 
@@ -293,6 +303,11 @@ class _TreeMethods:
         if not isinstance(element.value, _ShapedText) or element.value.kind != "view":
             raise _Fault("TS703", "a list holds views", element.token)
         return _Item(_ListText(element, self.integer(length).value), kind)
+
+    def ring_type(self, kind: Token, stages: Token) -> _Item:
+        if kind != "ring":
+            raise _Fault("TS701", f"'{kind[:40]}<{stages[:20]}>' is not a type: only a ring has a number alone", kind)
+        return _Item(RingType(self.integer(stages).value), kind)
 
     def shape(self, *sizes: _Item | None) -> tuple[Size, ...]:
         return tuple(_size(item) for item in sizes if item is not None)

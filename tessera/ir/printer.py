@@ -19,7 +19,7 @@ from tessera.ir.core import Block, Kernel, Module, Op, Value
 from tessera.ir.dims import Dim, Size, substitute, symbol, symbols, to_text
 from tessera.ir.layout import RegisterLayout, SharedLayout
 from tessera.ir.opdef import GRAPH, table
-from tessera.ir.types import BufferType, ListType, ScalarType, TileType, TokenType, Type
+from tessera.ir.types import BufferType, ListType, RingType, ScalarType, TileType, TokenType, Type
 from tessera.location import Loc
 
 VERSION = 1
@@ -79,6 +79,8 @@ class _Aliases:
     def type(self, type_: Type) -> str:
         if isinstance(type_, TokenType):
             return "token"
+        if isinstance(type_, RingType):
+            return f"ring<{type_.stages}>"
         if isinstance(type_, ListType):
             return f"list<{self.type(type_.element)}, {type_.length}>"
         if isinstance(type_, ScalarType):

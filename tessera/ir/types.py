@@ -2,7 +2,7 @@
 
 Text forms, which the parser reads back: `f32`, `weak f32`, `tile<[128, D], bf16>`, `tile<[128, 64], f32, #L0>`,
 `buffer<[128, D], bf16>`, `buffer<[128, 64], bf16, #S0>`, `view<[B, S, D], bf16>`, `list<view<[B, S, D], bf16>, 3>`,
-`token`.
+`token`, `ring<4>`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,14 @@ class TokenType:
     """Proof that an asynchronous op was issued; `wait` consumes it."""
 
 
-Type = ScalarType | TileType | BufferType | ViewType | ListType | TokenType
+@dataclass(frozen=True)
+class RingType:
+    """A reference to the barriers of a ring of `stages` slots, which a producer fills and consumers empty in turn."""
+
+    stages: int
+
+
+Type = ScalarType | TileType | BufferType | ViewType | ListType | TokenType | RingType
 ShapedType = (TileType, BufferType, ViewType)
 
 
@@ -86,7 +93,7 @@ def tensor_type(type_: Type) -> ViewType | None:
 
 
 def shape_of(type_: Type) -> Shape:
-    """The shape, `()` for a scalar. Raises TypeError for a token and a list."""
+    """The shape, `()` for a scalar. Raises TypeError for a token, a ring and a list."""
     if isinstance(type_, ScalarType):
         return ()
     if isinstance(type_, ShapedType):
@@ -95,13 +102,13 @@ def shape_of(type_: Type) -> Shape:
 
 
 def dtype_of(type_: Type) -> DType:
-    if isinstance(type_, (TokenType, ListType)):
+    if isinstance(type_, (TokenType, RingType, ListType)):
         raise TypeError(f"a {_kind(type_)} has no dtype")
     return type_.dtype
 
 
 def _kind(type_: Type) -> str:
-    return "list" if isinstance(type_, ListType) else "token"
+    return {ListType: "list", RingType: "ring"}.get(type(type_), "token")
 
 
 def int_shape(type_: Type) -> tuple[int, ...]:
@@ -136,6 +143,8 @@ def type_text(type_: Type, layout_name: dict[object, str] | None = None) -> str:
     """The text of a type; `layout_name` maps a layout to its alias (without it, layouts print in full in quotes)."""
     if isinstance(type_, TokenType):
         return "token"
+    if isinstance(type_, RingType):
+        return f"ring<{type_.stages}>"
     if isinstance(type_, ListType):
         return f"list<{type_text(type_.element)}, {type_.length}>"
     if isinstance(type_, ScalarType):

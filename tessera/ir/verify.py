@@ -99,7 +99,8 @@ def _constants(value: Any) -> bool:
 ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("axis", "vector", "offset", "pending"), ("an integer", _is_int)),
     **dict.fromkeys(
-        ("scale", "unroll", "stages", "parts"), ("a positive integer", lambda value: _is_int(value) and value > 0)
+        ("scale", "unroll", "stages", "parts", "arrivals", "bytes"),
+        ("a positive integer", lambda value: _is_int(value) and value > 0),
     ),
     **dict.fromkeys(
         ("weak", "static", "parallel", "whole", "bypass_l1", "transpose_a", "transpose_b", "transposed", "implicit"),
@@ -122,6 +123,8 @@ ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "coordinate": ("an integer", _is_int),
     "shapes": ("a tuple of tuples of sizes", _tuple_of(_tuple_of(_is_size))),
     "dtypes": ("a tuple of dtypes", _tuple_of(lambda value: isinstance(value, DType))),
+    "names": ("a tuple of strings", _tuple_of(lambda value: isinstance(value, str))),
+    **dict.fromkeys(("warps", "registers"), ("a tuple of integers", _tuple_of(_is_int))),
     "role": ('"a" or "b"', lambda value: isinstance(value, str) and value in ("a", "b")),
 }
 

@@ -173,5 +173,5 @@ def _cut(run: _Run, parts: int, builder: Builder, mapping: Mapping, after: set[V
         clone_op(inner, op, mapping)
     given = [value for op in run.ops for value in op.results if value in after]
     inner.op("yield", [mapping[value] for value in given])
-    new = builder.op("interleave", regions=[body], names=[value.name for value in given], parts=parts)
+    new = builder.op("interleave", regions=[body], hints=[value.name for value in given], parts=parts)
     mapping.update(zip(given, new.results, strict=True))

@@ -138,7 +138,7 @@ class Slicer:
         operands = [self.whole(scope, operand) for operand in op.operands]
         names = [result.name for result in op.results]
         home = self._home(scope, op)
-        new = home.builder.at(op).op(op.name, operands, names=names, **op.attributes)
+        new = home.builder.at(op).op(op.name, operands, hints=names, **op.attributes)
         home.plain.update(zip(op.results, new.results, strict=True))
         return home.plain[value]
 

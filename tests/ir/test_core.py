@@ -25,7 +25,7 @@ def kernel_with_loop() -> Kernel:
     carried = body.add_argument(tile.type, "c")
     inner = build.inner(body)
     inner.op("yield", [inner.value("add", carried, tile)])
-    build.op("store", [x, build.op("for", [n, n, n, tile], [body], names=("r",)).result])
+    build.op("store", [x, build.op("for", [n, n, n, tile], [body], hints=("r",)).result])
     return kernel
 
 

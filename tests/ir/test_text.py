@@ -55,9 +55,9 @@ def tile_module() -> Module:
     for value in (inner.value("mul", carried, scale), carried):
         branches.append(Block())
         inner.inner(branches[-1]).op("yield", [value])
-    chosen = inner.op("if", [condition], branches, names=("acc",)).result
+    chosen = inner.op("if", [condition], branches, hints=("acc",)).result
     inner.op("yield", [chosen])
-    result = build.op("for", [zero, count, zero, x], [body], names=("acc",), unroll=2).result
+    result = build.op("for", [zero, count, zero, x], [body], hints=("acc",), unroll=2).result
     build.op("barrier")
     build.op("store", [build.value("window", out, batch, row, zero, **window), result])
     return Module("tile", [kernel])
@@ -215,7 +215,7 @@ def test_any_name_round_trips(names: list[str], kernel_name: str) -> None:
     values = [kernel.body.add_argument(ScalarType(f32), name) for name in names]
     build = Builder(kernel.body, kernel.origin)
     for value in values:
-        build.op("add", [value, values[0]], names=(value.name,))
+        build.op("add", [value, values[0]], hints=(value.name,))
     module = Module("tile", [kernel])
     text = print_module(module)
     assert difference(module, parse_module(text)) is None

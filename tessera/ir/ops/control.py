@@ -9,10 +9,11 @@ from tessera.errors import SourceError
 from tessera.ir.core import Block, Op, Value
 from tessera.ir.opdef import BRANCH, CONSTANT, COUNTED, EVERY_LEVEL, LOOP, TERMINATOR, Lowering, define
 from tessera.ir.ops.elementwise import is_index
-from tessera.ir.types import ListType, ScalarType, TokenType, Type, shape_of
+from tessera.ir.types import ListType, RingType, ScalarType, TokenType, Type, shape_of
 
 
-def _yielded(op: Op, region: Block) -> list[Type]:
+def yielded_types(op: Op, region: Block) -> list[Type]:
+    """The types that a region of `op` ends with. Raises SourceError TS703 where it does not end in yield."""
     if not region.ops or region.ops[-1].name != "yield":
         raise SourceError("TS703", f"a region of {op.name} does not end in yield")
     return [value.type for value in region.ops[-1].operands]
@@ -24,14 +25,14 @@ def _for_type(op: Op) -> tuple[Type, ...]:
             raise SourceError("TS203", "the bounds and the step of a loop must be integers")
     (body,) = op.regions
     carried = op.operands[3:]
-    if len(body.arguments) != len(carried) + 1 or len(_yielded(op, body)) != len(carried):
+    if len(body.arguments) != len(carried) + 1 or len(yielded_types(op, body)) != len(carried):
         raise SourceError("TS703", "a loop body takes the index and its carried values, and yields as many values")
     _check_carried(op, carried, body.arguments[1:])
     return tuple(value.type for value in carried)
 
 
 def _check_carried(op: Op, carried: list[Value], arguments: list[Value]) -> None:
-    for initial, argument, final in zip(carried, arguments, _yielded(op, op.regions[0]), strict=True):
+    for initial, argument, final in zip(carried, arguments, yielded_types(op, op.regions[0]), strict=True):
         if not initial.type == argument.type == final:
             raise SourceError(
                 "TS301",
@@ -44,7 +45,7 @@ def _while_type(op: Op) -> tuple[Type, ...]:
     (body,) = op.regions
     if not op.operands or not _is_condition(op.operands[0].type):
         raise SourceError("TS203", "the condition of a while must be a bool scalar")
-    if not len(op.operands) == len(body.arguments) == len(_yielded(op, body)):
+    if not len(op.operands) == len(body.arguments) == len(yielded_types(op, body)):
         raise SourceError("TS703", "a while body takes its carried values, the condition first, and yields as many")
     _check_carried(op, op.operands, body.arguments)
     return tuple(value.type for value in op.operands)
@@ -87,6 +88,8 @@ def describe(type_: Type) -> str:
         return f"a scalar {type_.dtype.name}"
     if isinstance(type_, ListType):
         return "a list of tensors"
+    if isinstance(type_, RingType):
+        return f"a ring of {type_.stages} slots"
     return f"a tile {list(map(str, shape_of(type_)))} of {type_.dtype.name}".replace("'", "")
 
 
@@ -119,7 +122,7 @@ define(
 def _if_type(op: Op) -> tuple[Type, ...]:
     if not _is_condition(op.operand("condition").type):
         raise SourceError("TS203", "the condition of an if must be a bool scalar")
-    then, otherwise = (_yielded(op, region) for region in op.regions)
+    then, otherwise = (yielded_types(op, region) for region in op.regions)
     if then != otherwise:
         raise SourceError("TS301", "the two branches of an if give values of different types")
     return tuple(then)

@@ -17,7 +17,7 @@ from tessera.ir.bounds import Bar, lift
 from tessera.ir.core import Op
 from tessera.ir.dims import Size
 from tessera.ir.opdef import BRANCH, GRAPH, PURE, REQUIRED, STRUCTURAL, TERMINATOR, Lowering, define
-from tessera.ir.ops.control import _yielded
+from tessera.ir.ops.control import yielded_types
 from tessera.ir.ops.tiles import expect_tile, format_of, k_block, negative_axis, round_tf32
 from tessera.ir.products import TF32, operand_dtypes, product_format
 from tessera.ir.types import Shape, TileType, Type, dtype_of, shape_of, shape_text
@@ -161,7 +161,7 @@ define(
 
 
 def _scope_type(op: Op) -> tuple[Type, ...]:
-    return tuple(_yielded(op, op.regions[0]))
+    return tuple(yielded_types(op, op.regions[0]))
 
 
 define(

@@ -1,0 +1,168 @@
+"""Run-time values of rings: what each slot of a ring has been through, and the protocol that holds between its users.
+
+A slot is filled and emptied in rounds, counted from 0. In each the producer acquires it, announces the bytes of its
+copies and starts them; the consumers wait until these have landed, read, and release it, which lets the producer
+acquire it for the next round. Hardware sees only the parity of a round (`phase`): who waits for any other round than
+the one that comes next would pass at once, or never.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tessera.errors import SourceError
+from tessera.ir.values import Buffer, Token
+
+
+@dataclass(eq=False)
+class Slot:
+    """One slot. The counts say how many rounds have got so far; the rest is about the round that is being filled.
+
+    `copies` land at the wait. `announced`: bytes that the producer expects, None before it has said so; `brought`:
+    bytes of the copies. `contents`: the buffers that the copies fill, by name, until the slot is acquired again.
+    """
+
+    acquired: int = 0
+    waited: int = 0
+    released: int = 0
+    announced: int | None = None
+    brought: int = 0
+    copies: list[Token] = field(default_factory=list)
+    contents: dict[str, Buffer] = field(default_factory=dict)
+    # In flight into every buffer from the release on: whoever touches one then may meet the producer's next copy.
+    handed_back: Token = field(default_factory=lambda: Token(lambda: None))
+
+
+@dataclass(eq=False)
+class Ring:
+    """The slots of a ring. Raises SourceError TS514 for a use that breaks the protocol, TS513 for one that would wait.
+
+    `name` is what the author's IR calls the ring.
+    """
+
+    name: str
+    slots: list[Slot]
+
+    @staticmethod
+    def new(name: str, stages: int) -> Ring:
+        return Ring(name, [Slot() for _ in range(stages)])
+
+    def text(self, number: int) -> str:
+        """A slot as messages call it."""
+        names = ", ".join(f"'{name}'" for name in self.slot(number).contents)
+        return f"slot {number} of '{self.name}'" + (f" (which holds {names})" if names else "")
+
+    def slot(self, number: int) -> Slot:
+        if not 0 <= number < len(self.slots):
+            raise SourceError("TS504", f"'{self.name}' has {len(self.slots)} slots and no number {number}")
+        return self.slots[number]
+
+    # The producer
+
+    def is_empty(self, number: int, phase: int) -> bool:
+        """Whether an acquire passes now: every round before has been released."""
+        slot = self.slot(number)
+        self._check_round(number, phase, slot.acquired, "acquired")
+        return slot.released == slot.acquired
+
+    def acquire(self, number: int, phase: int) -> None:
+        if not self.is_empty(number, phase):
+            raise SourceError("TS513", self.wanted_empty(number))
+        slot = self.slot(number)
+        slot.acquired += 1
+        slot.announced, slot.brought = None, 0
+        slot.contents.clear()
+        slot.handed_back.wait()
+
+    def expect(self, number: int, count: int) -> None:
+        slot = self._being_filled(number, "bytes are announced for")
+        if slot.announced is not None:
+            raise SourceError("TS514", f"bytes are announced twice in one round for {self.text(number)}")
+        slot.announced = count
+        self._check_bytes(number)
+
+    def copy(self, number: int, name: str, buffer: Buffer, token: Token, count: int) -> None:
+        """Takes note of a copy of `count` bytes into the buffer `name`, which is in flight from now on."""
+        slot = self._being_filled(number, f"a copy into '{name}' is started for")
+        slot.copies.append(token)
+        slot.brought += count
+        slot.contents[name] = buffer
+        buffer.in_flight.append(token)
+        self._check_bytes(number)
+
+    def _being_filled(self, number: int, what: str) -> Slot:
+        slot = self.slot(number)
+        if slot.acquired == slot.waited:
+            raise SourceError("TS514", f"{what} {self.text(number)}, which has not been acquired for a new round")
+        return slot
+
+    def _check_bytes(self, number: int) -> None:
+        slot = self.slot(number)
+        if slot.announced is not None and slot.brought > slot.announced:
+            raise SourceError(
+                "TS514",
+                f"the copies into {self.text(number)} bring {slot.brought} bytes, and {slot.announced} are announced",
+            )
+
+    # The consumers
+
+    def is_full(self, number: int, phase: int) -> bool:
+        """Whether a wait passes now: the bytes of the round are announced, and copies that bring them are started."""
+        slot = self.slot(number)
+        self._check_round(number, phase, slot.waited, "waited for")
+        return slot.acquired > slot.waited and slot.announced == slot.brought
+
+    def wait(self, number: int, phase: int) -> None:
+        """Lands the copies of the round."""
+        if not self.is_full(number, phase):
+            raise SourceError("TS513", self.wanted_full(number))
+        slot = self.slot(number)
+        slot.waited += 1
+        for token in slot.copies:
+            token.wait()
+        slot.copies.clear()
+
+    def release(self, number: int) -> None:
+        slot = self.slot(number)
+        if slot.released == slot.waited:
+            why = "is released twice" if slot.released else "is released and was never waited for"
+            raise SourceError("TS514", f"round {max(slot.released - 1, 0)} of {self.text(number)} {why}")
+        slot.released += 1
+        slot.handed_back = Token(lambda: None)
+        for buffer in slot.contents.values():
+            buffer.in_flight.append(slot.handed_back)
+
+    def _check_round(self, number: int, phase: int, next_round: int, verb: str) -> None:
+        if phase != next_round % 2:
+            raise SourceError(
+                "TS514",
+                f"{self.text(number)} is {verb} in a round of phase {phase}, and the next one is round {next_round}, "
+                f"of phase {next_round % 2}: each round must be {verb} in its turn",
+            )
+
+    # What messages say
+
+    def wanted_empty(self, number: int) -> str:
+        """What an acquire lacks that does not pass."""
+        slot = self.slot(number)
+        seen = "waits for it" if slot.waited < slot.acquired else "releases it"
+        return (
+            f"round {slot.acquired} of {self.text(number)} cannot be filled: nobody {seen} in round {slot.acquired - 1}"
+        )
+
+    def wanted_full(self, number: int) -> str:
+        """What a wait lacks that does not pass."""
+        slot = self.slot(number)
+        what = f"round {slot.waited} of {self.text(number)}"
+        if slot.acquired == slot.waited:
+            return f"{what} is waited for, and nobody fills it"
+        if slot.announced is None:
+            return f"{what} is waited for, and no bytes are announced for it"
+        return f"{what} is waited for: {slot.announced} bytes are announced, and its copies bring {slot.brought}"
+
+    def unfinished(self) -> str | None:
+        """The first slot that was filled and that nobody has waited for, as a sentence; None where all were."""
+        for number, slot in enumerate(self.slots):
+            if slot.acquired > slot.waited:
+                return f"round {slot.waited} of {self.text(number)} is acquired, and nobody waits for it"
+        return None
