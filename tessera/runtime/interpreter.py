@@ -27,6 +27,7 @@ from tessera.ir.ops.target import physical_shape
 from tessera.ir.programs import program_text, scales_of
 from tessera.ir.types import BufferType, ListType, ScalarType, Type, dtype_of, shape_of
 from tessera.runtime.interpreter_output import write_line
+from tessera.runtime.interpreter_roles import Turns, ring_step, run_roles
 from tessera.runtime.interpreter_setup import (
     accessed,
     bind_dims,
@@ -113,8 +114,12 @@ class Machine:
 
     bytes_per_element = 4
 
-    def __init__(self, kernel: Kernel, grid: tuple[int, ...], arguments: Mapping[str, Any]):
+    def __init__(
+        self, kernel: Kernel, grid: tuple[int, ...], arguments: Mapping[str, Any], seed: int | None = None
+    ) -> None:
         self.kernel, self.grid = kernel, grid
+        self.seed = seed  # of the order in which roles take turns; None: the first one that can go on does
+        self.turns: Turns | None = None  # while roles run
         self.constants: dict[Value, Any] = {p: self.bind(p, arguments[p.name]) for p in kernel.parameters}
         self.values: dict[Value, Any] = {}
         self.dropped = last_uses(kernel.body)
@@ -329,6 +334,8 @@ _SPECIAL = {
     "while": Machine.repeat,
     "for": Machine.loop,
     "if": Machine.branch,
+    "roles": run_roles,
+    **dict.fromkeys(("ring_acquire", "ring_expect", "tma_load", "ring_wait", "ring_release"), ring_step),
 }
 
 
