@@ -14,7 +14,7 @@ from tessera.codegen_cuda.layouts import LayoutNames
 from tessera.codegen_cuda.names import Names, dim_name, function_name, size_text
 from tessera.codegen_cuda.views import ViewNames, parameter_view
 from tessera.errors import InternalError
-from tessera.ir.core import Block, Kernel, Op, Value
+from tessera.ir.core import Block, Kernel, Op, Value, uses
 from tessera.ir.ranges import Ranges
 from tessera.ir.strides import parameter_strides
 from tessera.ir.types import ListType, ScalarType, TileType, tensor_type
@@ -80,10 +80,12 @@ def emit(kernels: Sequence[Kernel]) -> list[CudaKernel]:
     Raises InternalError for an op without a template.
     """
     texts, before = [], (0, 0)
+    declared: set[str] = set()
     for kernel in kernels:
-        emitter = Emitter(kernel, before)
+        emitter = Emitter(kernel, before, frozenset(declared))
         texts.append(emitter.run())
         before = emitter.layouts.count
+        declared |= emitter.instructions
     return texts
 
 
@@ -94,16 +96,20 @@ def _bounds(name: str, threads: int, kernel: Kernel) -> str:
 
 
 class Emitter:
-    def __init__(self, kernel: Kernel, before: tuple[int, int] = (0, 0)):
+    def __init__(self, kernel: Kernel, before: tuple[int, int] = (0, 0), declared: frozenset[str] = frozenset()):
+        """`before`, `declared`: the layouts and the instructions that the text in front of the kernel has."""
         self.kernel = kernel
         self.names = Names()
         self.layouts = LayoutNames(before)
         self.views: dict[Value, ViewNames] = {}
         self.elements: dict[Value, ViewNames] = {}  # of a list parameter, any of its tensors
         self.places: dict[Value, tuple[str, int]] = {}  # of a buffer: its turn's bytes and its start in shared memory
-        self.threads = kernel.attributes["warps"] * 32
+        self.warps = kernel.attributes["warps"]
+        self.threads = self.warps * 32
         self.part = (0, 1)  # of the registers of each tile, which one the current statement is about, and of how many
         self.ranges = Ranges(kernel)
+        self.declared, self.instructions = declared, set[str]()  # those of a shape, which the head declares
+        self.used = uses(kernel.body)
 
     def run(self) -> CudaKernel:
         kernel = self.kernel
@@ -140,6 +146,7 @@ class Emitter:
         head = [
             '#include "tessera_device.h"',
             "",
+            *sorted(self.instructions - self.declared),
             *self.layouts.functions(),
             "",
             f"{_bounds(name, self.threads, kernel)}({', '.join(signature)}) {{",

@@ -27,6 +27,7 @@ from tessera.ir.ops.target import physical_shape
 from tessera.ir.programs import program_text, scales_of
 from tessera.ir.types import BufferType, ListType, ScalarType, Type, dtype_of, shape_of
 from tessera.runtime.interpreter_output import write_line
+from tessera.runtime.interpreter_roles import Turns, ring_step, run_roles
 from tessera.runtime.interpreter_setup import (
     accessed,
     bind_dims,
@@ -113,12 +114,17 @@ class Machine:
 
     bytes_per_element = 4
 
-    def __init__(self, kernel: Kernel, grid: tuple[int, ...], arguments: Mapping[str, Any]):
+    def __init__(
+        self, kernel: Kernel, grid: tuple[int, ...], arguments: Mapping[str, Any], seed: int | None = None
+    ) -> None:
         self.kernel, self.grid = kernel, grid
+        self.seed = seed  # of the order in which roles take turns; None: the first one that can go on does
+        self.turns: Turns | None = None  # while roles run
         self.constants: dict[Value, Any] = {p: self.bind(p, arguments[p.name]) for p in kernel.parameters}
         self.values: dict[Value, Any] = {}
         self.dropped = last_uses(kernel.body)
         self.programs = np.zeros(0, np.int64)
+        self.stores: list[values.Token] = []  # asynchronous ones, in order, that were not waited for
 
     # What reference mode replaces: how numbers are held and how an op of the table is applied to them.
 
@@ -157,7 +163,7 @@ class Machine:
         """Runs the programs, split as often as their control flow asks for; how many parts ran to their end."""
         pending, finished = [programs], 0
         while pending:
-            self.programs, self.values = pending.pop(), dict(self.constants)
+            self.programs, self.values, self.stores = pending.pop(), dict(self.constants), []
             try:
                 self.block(self.kernel.body)
                 finished += 1
@@ -264,6 +270,14 @@ class Machine:
         chosen = self.uniform(self.integers(index))
         return [self.apply(op, [stages, self.number(np.array([chosen], np.int64))])]
 
+    def store_async(self, op: Op) -> list[Any]:
+        self.stores.append(self.apply(op, self.read(op.operands)))
+        return []
+
+    def wait_for_stores(self, op: Op) -> list[Any]:
+        self.apply(op, [self.stores])
+        return []
+
     def loop(self, op: Op) -> list[Any]:
         lower, upper, step = (self.integers(value) for value in self.read(op.operands[:3]))
         if np.any(step == 0):
@@ -311,6 +325,8 @@ _SPECIAL = {
     "alloc_shared": Machine.allocate,
     "shared": Machine.allocate,
     "num_programs": Machine.num_programs,
+    "tma_store": Machine.store_async,
+    "tma_store_wait": Machine.wait_for_stores,
     "launch": lambda machine, op: machine.launched(op),
     **dict.fromkeys(("checkpoint", "interleave"), lambda machine, op: machine.block(op.regions[0])),
     "print": lambda machine, op: machine.print_line(op),
@@ -318,6 +334,8 @@ _SPECIAL = {
     "while": Machine.repeat,
     "for": Machine.loop,
     "if": Machine.branch,
+    "roles": run_roles,
+    **dict.fromkeys(("ring_acquire", "ring_expect", "tma_load", "ring_wait", "ring_release"), ring_step),
 }
 
 

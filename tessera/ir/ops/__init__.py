@@ -12,6 +12,7 @@ from tessera.ir.ops import (
     target,
     target_flat,
     tiles,
+    tma,
     wgmma,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "target",
     "target_flat",
     "tiles",
+    "tma",
     "wgmma",
 ]
