@@ -11,6 +11,7 @@ from tessera.ir.ops.target import physical_shape
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, shape_of, tile_layout
 from tessera.passes.access import divisor_of
 from tessera.passes.assign_layouts import coalesced
+from tessera.passes.lower_tma_stores import store_by_warps
 from tessera.passes.lowering import Lowering, rule
 from tessera.target.fragments import LDMATRIX_ROW_BYTES, matrices_at_once
 from tessera.target.schedule import elements
@@ -36,6 +37,8 @@ def lower_load(lowering: Lowering, op: Op, builder: Builder) -> None:
 
 @rule("store")
 def lower_store(lowering: Lowering, op: Op, builder: Builder) -> None:
+    if store_by_warps(lowering, op, builder):
+        return
     view, value, *masks = op.operands
     new = lowering.mapping[value]
     dtype = dtype_of(view.type)

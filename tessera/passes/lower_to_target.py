@@ -15,6 +15,7 @@ from tessera.passes import (  # noqa: F401  register their rules
     lower_products,
     lower_reductions,
     lower_tiles,
+    lower_tma_stores,
 )
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.lowering import Lowering
@@ -26,6 +27,9 @@ def lower_to_target(kernel: Kernel, schedule: Schedule) -> Kernel:
     layouts = assign_layouts(kernel, schedule)
     new, builder, mapping = new_kernel_like(kernel)
     new.attributes["warps"] = schedule.warps
-    Lowering(kernel, layouts, schedule, mapping).block(kernel.body, builder)
+    lowering = Lowering(kernel, layouts, schedule, mapping)
+    lowering.block(kernel.body, builder)
+    new.body.ops[:0] = lowering.allocations
+    lower_tma_stores.wait_for_stores(new)
     lower_copies.count_groups(new)
     return new

@@ -39,6 +39,8 @@ class Lowering:
         self.loops = loops_of(kernel)
         self.used = uses(kernel.body)
         self.open: list[Value] = []  # tokens of copies in no group yet
+        self.allocations: list[Op] = []  # buffers that stand in front of everything
+        self.turns: dict[tuple[BufferType, int], Value] = {}  # those in which stores take turns
         self.flying: list[Value] = []  # sums of products by warpgroups that nobody has waited for
 
     def block(self, block: Block, builder: Builder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from tessera.codegen_cuda.shared_addresses import Coordinate, shared_address, sp
 from tessera.codegen_cuda.statements.common import coordinate_texts, known_number, tile_info
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.ir.core import Op, Value
-from tessera.ir.layout import SharedLayout
+from tessera.ir.layout import RegisterLayout, SharedLayout
 from tessera.ir.layout_shared import SWIZZLE_ROWS
 from tessera.ir.ops.target import physical_shape
 from tessera.ir.stages import allocated_bytes
@@ -226,11 +227,36 @@ def _st_shared(emitter: Emitter, op: Op) -> dict[str, Any]:
 
 @statement("ld_matrices")
 def _ld_matrices(emitter: Emitter, op: Op) -> dict[str, Any]:
-    """Lanes 8q..8q+7 give the row addresses of matrix q, which goes to the q-th of consecutive words of each lane.
+    layout = tile_layout(op.result.type)
+    return {
+        "out": emitter.name(op.result),
+        "ctype": dtype_of(op.result.type).cuda,
+        "count": layout.registers_per_thread,
+        "matrices": matrices_at_once(layout),
+        "loads": _matrices(emitter, op, layout, op.operands[1:]),
+        "buffer": emitter.name(op.operands[0]),
+    }
 
-    A word is two registers of the layout, so the bits of q are its second and third register bit.
+
+@statement("st_matrices")
+def _st_matrices(emitter: Emitter, op: Op) -> dict[str, Any]:
+    buffer, value, *offsets = op.operands
+    layout = tile_layout(value.type)
+    return {
+        "value": emitter.name(value),
+        "matrices": matrices_at_once(layout),
+        "stores": _matrices(emitter, op, layout, offsets),
+        "buffer": emitter.name(buffer),
+    }
+
+
+def _matrices(emitter: Emitter, op: Op, layout: RegisterLayout, offsets: Sequence[Value]) -> list[dict[str, Any]]:
+    """The first register of each instruction that moves 8x8 matrices, and the address that a lane gives it.
+
+    Lanes 8q..8q+7 give the row addresses of matrix q, which is the q-th of consecutive words of each lane. A word is
+    two registers of the layout, so the bits of q are its second and third register bit.
     """
-    layout, buffer, dtype = tile_layout(op.result.type), op.operands[0], dtype_of(op.result.type)
+    buffer = op.operands[0]
     count, rank = matrices_at_once(layout), len(layout.repeats)
     alias = emitter.layouts.tile(layout)
     lane = [Coordinate(f"{alias}_w{axis}", thread_bits(layout, axis, "warp")) for axis in range(rank)]
@@ -238,24 +264,16 @@ def _ld_matrices(emitter: Emitter, op: Op) -> dict[str, Any]:
     for bit, vector in enumerate(layout.block.group("register")[1 : count.bit_length()]):
         for axis, step in enumerate(vector):
             lane[axis] = lane[axis].plus(f"(ts_lane() >> {3 + bit} & 1) * {step}", step) if step else lane[axis]
-    lane = [coordinate.at(offset) for coordinate, offset in zip(lane, op.operands[1:], strict=True)]
-    loads = []
+    lane = [coordinate.at(offset) for coordinate, offset in zip(lane, offsets, strict=True)]
+    found = []
     for register in range(*emitter.span(layout.registers_per_thread), 2 * count):
         origin = layout.coordinates(register, 0, 0)
         place = [replace(c, fixed=c.fixed + number) for c, number in zip(lane, origin, strict=True)]
         row = place[0]
         for inner, size in zip(place[1:-1], int_shape(buffer.type)[1:-1], strict=True):
             row = row.below(size, inner)
-        address = shared_address(emitter, op, buffer, row, place[-1])
-        loads.append({"register": register, "address": address})
-    return {
-        "out": emitter.name(op.result),
-        "ctype": dtype.cuda,
-        "count": layout.registers_per_thread,
-        "matrices": count,
-        "loads": loads,
-        "buffer": emitter.name(buffer),
-    }
+        found.append({"register": register, "address": shared_address(emitter, op, buffer, row, place[-1])})
+    return found
 
 
 @statement("async_wait")

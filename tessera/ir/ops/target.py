@@ -210,6 +210,20 @@ define(
 )
 
 
+define(
+    "st_matrices",
+    "buffer value *offsets",
+    lambda op: () if expect_tile(op, "value") and expect_buffer(op, "buffer") else (),
+    "stores a register tile of 16-bit elements that holds it as 8x8 matrices, as fragments do, by stmatrix, at "
+    "`offsets` of a buffer of its dtype; rows start at multiples of 16 bytes",
+    STRUCTURAL,
+    effects={"buffer": "writes"},
+    levels=TARGET_ONLY,
+    evaluate=_st_shared,
+    lower=Lowering(template="st_matrices"),
+)
+
+
 def _fragment_type(op: Op) -> tuple[Type, ...]:
     buffer = expect_buffer(op, "buffer")
     return (TileType(tuple(op.attributes["shape"]), op.attributes.get("dtype", buffer.dtype), op.attributes["layout"]),)
