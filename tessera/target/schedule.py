@@ -54,6 +54,7 @@ class Schedule:
     walk: str = ""  # slices that are iterations of one program, not programs of their own: "", "columns" or "rows"
     group: int = 0  # blocks of grid axis 0 that programs walk before one along axis 1 (0: all); `order_programs`
     split_k: int = 1  # programs that share the sum of a product along K, which a second launch adds up; `split_k`
+    persistent: bool = False  # as many programs as run at a time, each with the work of several; `persist`
 
 
 def schedule_of(kernel: Kernel) -> Schedule:

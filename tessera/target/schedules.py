@@ -146,6 +146,11 @@ def _prefetch(kernel: Structure, default: Schedule) -> tuple[bool, ...]:
     return (False, True) if kernel.loops and _resident(kernel, default) else ()
 
 
+def _persistent(kernel: Structure, default: Schedule) -> tuple[bool, ...]:
+    """Only where an author asks: without copies that fly from one program to the next it saves a launch no time."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Field:
     """`values`: worth trying, given the structure and the default point; `accepts`: whether a value can be fixed by an
@@ -198,6 +203,7 @@ FIELDS: dict[str, Field] = {
     "walk": Field(_walk, WALKS.__contains__, "one of " + ", ".join(map(repr, WALKS)), str),
     "group": Field(_group, _whole(0), "an integer that is not negative"),
     "split_k": Field(_split_k, _whole(1, 64), "an integer from 1 to 64"),
+    "persistent": Field(_persistent, _is_bool, "true or false", _bool),
 }
 
 
