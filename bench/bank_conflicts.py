@@ -143,7 +143,7 @@ def aligned(array: np.ndarray) -> np.ndarray:
 def kernel_cases() -> Iterator[Case]:
     from bench.first_light import scaled
     from tessera.compiler import compile_kernel
-    from tessera.runtime.execute import emulated_arguments, launches_of
+    from tessera.runtime.execute import emulated_arguments
     from tessera.runtime.launch import SCALAR_CODES
     from tests.passes.test_pipeline import arguments_of
     from tests.suite import load
@@ -155,14 +155,14 @@ def kernel_cases() -> Iterator[Case]:
             assert program is not None
             arguments = scaled(arguments_of(compilation.stages[0].module.kernel(), dims))
             scalars = {p.name: p.dtype for p in program.parameters if p.kind == "scalar"}
-            for step, grid in launches_of(program, dims):
+            for step in program.launches:
                 codes = ["Q" if a.kind == "pointer" else "q" if a.kind == "size" else SCALAR_CODES[scalars[a.name]]
                          for a in step.arguments]  # fmt: skip
                 title = f"{step.kernel} {' '.join(f'{key}={value}' for key, value in dims.items())}"
                 values = emulated_arguments(program, step, arguments, dims)
                 yield Case(
-                    "kernels", title, step.kernel, program.cuda, tuple(s.kernel for s in program.launches), grid,
-                    step.threads, step.shared_bytes, values, codes, {"dims": dims},
+                    "kernels", title, step.kernel, program.cuda, tuple(s.kernel for s in program.launches),
+                    step.extents(dims), step.threads, step.shared_bytes, values, codes, {"dims": dims},
                 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from tessera.dtypes import parse as parse_dtype
 from tessera.errors import SourceError
 from tessera.ir.dims import Size, evaluate, parse, to_text
+from tessera.ir.programs import EMULATED_MULTIPROCESSORS, counts_multiprocessors, grid_extents
 
 SCHEMA = 3
 ANY_LENGTH = -1  # of a list parameter whose length a call decides
@@ -79,6 +80,17 @@ class Launch:
     shared_bytes: int
     arguments: tuple[Argument, ...]
     writes: tuple[str, ...] = ()
+
+    @property
+    def persistent(self) -> bool:
+        """Whether the grid depends on the number of multiprocessors."""
+        return counts_multiprocessors(self.grid)
+
+    def extents(
+        self, dims: Mapping[str, int], multiprocessors: int = EMULATED_MULTIPROCESSORS
+    ) -> tuple[int, ...]:
+        """The grid in numbers. Without blocks, as for a dim of size 0, nothing is launched."""
+        return grid_extents(self.grid, dims, multiprocessors)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from tessera.ir.core import Block, Kernel, Op, Value, clone_kernel
 from tessera.ir.dims import Size
 from tessera.ir.locality import row_dependence
 from tessera.ir.opdef import COUNTED, ORDERED
+from tessera.ir.programs import grid_extents
 from tessera.ir.types import ScalarType, ViewType, tensor_type
 
 SPELLING = "@ts.kernel(grid=lambda d: (...))"
@@ -378,7 +379,7 @@ def launch_grid(kernel: Kernel, values: Mapping[str, int]) -> tuple[int, int, in
     """
     known = {**kernel.attributes.get("static", {}), **values}
     try:
-        extents = [max(dims.evaluate(size, known), 0) for size in kernel.attributes["grid"]]
+        extents = [max(extent, 0) for extent in grid_extents(kernel.attributes["grid"], known)]
     except KeyError as error:
         message = f"the grid of '{kernel.name}' needs the dim {error.args[0]}, which no argument gives"
         raise ArgumentError("TS601", message, kernel.loc) from None

@@ -21,6 +21,7 @@ from tessera.ir.dims import Size
 from tessera.ir.intervals import UNKNOWN, Interval, apply, multiply, plus
 from tessera.ir.opdef import COUNTED
 from tessera.ir.ops.elementwise import is_index
+from tessera.ir.programs import MULTIPROCESSORS
 from tessera.ir.types import tensor_type
 
 Cache = dict[Value, Size]
@@ -252,9 +253,15 @@ def symbol_ranges(
             ranges.update({name: (0, None) for name in dims.symbols(size)})
     ranges.update({name: (value, value) for name, value in known.items()})
     extents = grid or kernel.attributes.get("grid", ())
+    counts: list[int | None] = []
     for axis, name in enumerate(PROGRAM_IDS):
-        greatest = bounds(extents[axis], ranges)[1] if axis < len(extents) else (None if not extents else 1)
+        within = {**ranges, MULTIPROCESSORS: (1, None)}
+        greatest = bounds(extents[axis], within)[1] if axis < len(extents) else (None if not extents else 1)
+        counts.append(None if greatest is None else max(greatest, 1))
         ranges[name] = (0, None if greatest is None else max(greatest - 1, 0))
+    for op in kernel.body.walk():
+        if op.name == "num_programs":
+            ranges[opaque_symbol(op.result)] = (1, counts[op.attributes["axis"]])
     for loop in loops(kernel.body):
         lower, upper, step = (bounds(value, ranges, cache) for value in loop.operands[:3])
         index = opaque_symbol(loop.regions[0].arguments[0])

@@ -282,8 +282,9 @@ def to_text(size: Size) -> str:
     return text
 
 
-# Names that no author wrote have dots: `x.0` is an undeclared dim of the parameter x, `x.stride0` a stride.
-_DOTTED = re.compile(r"(?<![\w.])[^\W\d]\w*\.(?:stride)?\d+(?![\w.])")
+# Names that no author wrote have dots: `x.0` is an undeclared dim of the parameter x, `x.stride0` a stride, and what a
+# machine decides is `device.` and a word.
+_DOTTED = re.compile(r"(?<![\w.])(?:[^\W\d]\w*\.(?:stride)?\d+|device\.[a-z]+)(?![\w.])")
 
 
 def parse(text: str) -> Size:

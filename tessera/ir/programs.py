@@ -1,11 +1,54 @@
-"""What a kernel calls its programs: grid indices times the scale of a coarsened grid, as `program_id` gives them."""
+"""Programs of a kernel: what it calls them, and those of a persistent kernel, of which each does the work of several.
+
+A program's ids are grid indices times the scale of a coarsened grid, as `program_id` gives them. A persistent kernel
+(`passes/persist.py`) has a grid of one axis, as many programs as the device runs at a time, and a loop over the
+programs of the grid that it had.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from tessera.ir.core import Kernel, Op
-from tessera.ir.opdef import ORDERED
+from tessera.ir.core import Block, Kernel, Op
+from tessera.ir.dims import Size, evaluate, symbols
+from tessera.ir.opdef import COUNTED, ORDERED
+
+# A dim of grids alone, which whoever runs a kernel gives its value. No dim of an author has a dot, and one that a
+# parameter brings with it has a number behind that.
+MULTIPROCESSORS = "device.multiprocessors"
+EMULATED_MULTIPROCESSORS = 4  # of a machine that is none: few, so that programs of small grids do the work of several
+
+
+def grid_extents(
+    grid: Sequence[Size], dims: Mapping[str, int], multiprocessors: int = EMULATED_MULTIPROCESSORS
+) -> tuple[int, ...]:
+    """A grid in numbers. Raises KeyError with the first dim that has no value."""
+    values = {MULTIPROCESSORS: multiprocessors, **dims}
+    return tuple(evaluate(size, values) for size in grid)
+
+
+def counts_multiprocessors(grid: Sequence[Size]) -> bool:
+    """Whether a grid is that of a persistent kernel."""
+    return any(MULTIPROCESSORS in symbols(size) for size in grid)
+
+
+def persistent_loop(kernel: Kernel) -> Op | None:
+    """The loop of a persistent kernel over the programs of its former grid, which every program enters; else None."""
+    if not counts_multiprocessors(kernel.attributes.get("grid", ())):
+        return None
+    return next((op for op in kernel.body.ops if op.definition.has(COUNTED) and _strides_programs(op)), None)
+
+
+def _strides_programs(loop: Op) -> bool:
+    ends = (loop.operand("lower"), loop.operand("step"))
+    made = [(op.name, op.attributes["axis"]) for value in ends if (op := value.defining_op) and "axis" in op.attributes]
+    return made == [("program_id", 0), ("num_programs", 0)]
+
+
+def program_body(kernel: Kernel) -> Block:
+    """What runs for each program of the author's grid: the body of the kernel, or that of its persistent loop."""
+    loop = persistent_loop(kernel)
+    return kernel.body if loop is None else loop.regions[0]
 
 
 def scales_of(kernel: Kernel) -> tuple[int, int, int]:

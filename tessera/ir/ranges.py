@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tessera.dtypes import DType
-from tessera.ir.affine import PROGRAM_IDS, bounds, symbol_ranges
+from tessera.ir.affine import PROGRAM_IDS, bounds, opaque_symbol, symbol_ranges
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.dims import FUNCTIONS, Size, divisor
 from tessera.ir.divisors import divisor_of, loops_of
@@ -162,6 +162,8 @@ class Ranges:
         if op.name == "program_id":
             scale = op.attributes["scale"]
             return multiply(self.symbols[PROGRAM_IDS[op.attributes["axis"]]], (scale, scale))
+        if op.name == "num_programs":
+            return self.symbols[opaque_symbol(value)]
         if op.name == "where":
             return self._selected(op, facts)
         return _arithmetic(op.name, parts) if parts else UNKNOWN

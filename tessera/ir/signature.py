@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tessera.errors import SourceError
 from tessera.ir.core import Kernel, Op, Value
 from tessera.ir.dims import Size, symbols
+from tessera.ir.programs import MULTIPROCESSORS
 from tessera.ir.stages import allocated_bytes
 from tessera.ir.types import BufferType, ListType, ViewType, tensor_type
 
@@ -23,7 +24,7 @@ def check_signature(kernel: Kernel, placed: bool) -> None:
             for size in tensor.shape:
                 _check_dims(size, known, f"the shape of '{parameter.name}'", kernel, None)
     for size in kernel.attributes.get("grid", ()):
-        _check_dims(size, known, "the grid", kernel, None)
+        _check_dims(size, known | {MULTIPROCESSORS}, "the grid", kernel, None)
     for op in kernel.body.walk():
         if "size" in op.attributes:
             _check_dims(op.attributes["size"], known, f"this {op.name}", kernel, op)

@@ -16,6 +16,7 @@ from tessera.passes.canonicalise import canonicalise
 from tessera.passes.choose_schedule import choose_schedule
 from tessera.passes.distribute import distribute
 from tessera.passes.graph_simplify import drop_placement, inline_scopes, simplify
+from tessera.passes.hoist_invariants import hoist_invariants
 from tessera.passes.hoist_loads import hoist_loads
 from tessera.passes.insert_barriers import insert_barriers
 from tessera.passes.interleave import interleave
@@ -23,6 +24,7 @@ from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.merge_slices import merge_slices
 from tessera.passes.order_copies import order_copies
 from tessera.passes.order_programs import order_programs
+from tessera.passes.persist import persist
 from tessera.passes.pipeline import pipeline
 from tessera.passes.place_shared import place_shared
 from tessera.passes.place_sums import place_sums
@@ -82,9 +84,13 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("order_programs", lambda k, c: order_programs(k, schedule_of(k))),
     # Before staging, which decides what is copied: each panel is a copy of its own.
     Pass("split_panels", lambda k, c: split_panels(k, schedule_of(k))),
+    # After programs are in order, whose ids it replaces.
+    Pass("persist", lambda k, c: persist(k, schedule_of(k))),
     # Before staging and pipelining, which look for loops by what these carry.
     Pass("place_sums", lambda k, c: place_sums(k, schedule_of(k))),
     Pass("stage_operands", lambda k, c: stage_operands(k)),
+    # After staging, when operands that do not change from program to program are copies; before stages are shared out.
+    Pass("hoist_invariants", lambda k, c: hoist_invariants(k, schedule_of(k), c.arch)),
     # After staging, which makes copies of other loads; before pipelining, which makes the loops inside harder to see.
     Pass("prefetch_loads", lambda k, c: prefetch_loads(k, schedule_of(k))),
     # Once it is known what is copied and what waits for it. Where roles do the copying there is nothing to pipeline.

@@ -15,6 +15,7 @@ from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op
 from tessera.ir.core import uses as uses_of
 from tessera.ir.opdef import COUNTED
 from tessera.ir.ops.control import carried_values
+from tessera.ir.programs import program_body
 from tessera.ir.types import TileType, dtype_of, int_shape
 from tessera.target.schedule import Schedule, elements
 
@@ -27,7 +28,7 @@ def place_sums(kernel: Kernel, schedule: Schedule) -> Kernel:
     new, builder, mapping = new_kernel_like(kernel)
     rewriter = _Rewriter(kernel, mapping)
     rewriter.block(kernel.body, builder)
-    new.body.ops[:0] = rewriter.allocations
+    program_body(new).ops[:0] = rewriter.allocations
     return new
 
 

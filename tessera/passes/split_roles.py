@@ -149,7 +149,7 @@ class _Splitter:
             group = self.group_of_wait.get(op.id)
             if group is not None:
                 self._await(group, builder, mapping, state)
-            elif op.id in self.group_of_copy or op.name in ("alloc_shared", "return"):
+            elif op.id in self.group_of_copy or op.name == "alloc_shared" and self._is_allocated(op, mapping):
                 continue
             elif op.regions and self._copies_inside(op):
                 self._region(op, builder, mapping, state, self._consume)
@@ -160,6 +160,9 @@ class _Splitter:
                 assert ring.value is not None
                 read = [mapping[value] for value in group.read]
                 builder.op("ring_release", [ring.value, slot.stage, *read])
+
+    def _is_allocated(self, op: Op, mapping: Mapping) -> bool:
+        return op.result in self.buffers or op.result in mapping
 
     def _await(self, group: CopyGroup, builder: Builder, mapping: Mapping, state: _State) -> None:
         ring = self.ring_of[group.wait.id]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like, uses
 from tessera.ir.opdef import ELEMENTWISE, LOOP
 from tessera.ir.ops.tiles import k_block
+from tessera.ir.programs import persistent_loop, program_body
 from tessera.ir.types import TileType, dtype_of, int_shape, shape_of
 from tessera.passes.register_operands import may_stay_in_registers
 from tessera.passes.slice_operands import may_be_sliced, sliced_product
@@ -22,15 +23,15 @@ LEAST_COPY = 2048  # bytes of a tile from which a copy by tensor map pays
 
 def stage_operands(kernel: Kernel) -> Kernel:
     new, builder, mapping = new_kernel_like(kernel)
-    stager = _Stager(uses(kernel.body), schedule_of(kernel))
+    stager = _Stager(uses(kernel.body), schedule_of(kernel), persistent_loop(kernel))
     stager.block(kernel.body, builder, mapping)
-    new.body.ops[:0] = stager.allocations
+    program_body(new).ops[:0] = stager.allocations
     return new
 
 
 class _Stager:
-    def __init__(self, used: dict[Value, list[Op]], schedule: Schedule):
-        self.used, self.schedule = used, schedule
+    def __init__(self, used: dict[Value, list[Op]], schedule: Schedule, persistent: Op | None):
+        self.used, self.schedule, self.persistent = used, schedule, persistent
         self.copied: set[int] = set()  # loads that became copies
         self.allocations: list[Op] = []
 
@@ -70,7 +71,8 @@ class _Stager:
             copy = Block()
             for argument in region.arguments:
                 mapping[argument] = copy.add_argument(argument.type, argument.name)
-            self.block(region, builder.inner(copy), mapping, op.definition.has(LOOP))
+            # Copies of a persistent loop do not fly ahead of it.
+            self.block(region, builder.inner(copy), mapping, op.definition.has(LOOP) and op is not self.persistent)
             regions.append(copy)
         new = builder.op(
             op.name, [mapping.get(v, v) for v in op.operands], regions, [r.name for r in op.results], **op.attributes
@@ -104,7 +106,7 @@ class _Stager:
         return False
 
     def _allocate(self, builder: Builder, op: Op, value: Value) -> Value:
-        """A buffer at the top of the kernel for a tile of `value`'s type."""
+        """A buffer at the top of the program for a tile of `value`'s type."""
         type_ = value.type
         assert isinstance(type_, TileType)
         top = Builder(Block(), builder.origin)

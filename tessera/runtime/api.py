@@ -125,7 +125,8 @@ def _cold_call(
     else:
         program = state.program_for(binding, device_arch(binding.device), chosen, choice)
         prepared = launch.LAUNCHER.launch(program, binding, binding.stream())
-        ran = tuple(KernelRun(step.kernel, size) for step, size in execute.launches_of(program, binding.dims))
+        grids = launch.LAUNCHER.grids(program, binding.dims, binding.device)
+        ran = tuple(KernelRun(*launched) for launched in grids)
         seen = signature() if plan.can_plan(binding) and (answer is None or answer.final) else None
         if seen is not None:
             run = Run(lane, ran, notes, choice)

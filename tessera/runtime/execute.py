@@ -122,7 +122,7 @@ def emulate(program: Program, arguments: Mapping[str, Any], dims: Mapping[str, i
     start = time.perf_counter()
     done = []
     for step in program.launches:
-        grid = tuple(evaluate(size, dims) for size in step.grid)
+        grid = step.extents(dims)
         if 0 in grid:
             continue
         packed = emulated_arguments(program, step, arguments, dims)
@@ -197,11 +197,6 @@ def cuda(program: Program, arguments: Mapping[str, Any], dims: Mapping[str, int]
 
 def _written(program: Program, arguments: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {p.name: arguments[p.name] for p in program.parameters if p.role in ("out", "inout")}
-
-
-def launches_of(program: Program, dims: Mapping[str, int]) -> list[tuple[Launch, tuple[int, ...]]]:
-    """Each launch with its grid in numbers."""
-    return [(step, tuple(evaluate(size, dims) for size in step.grid)) for step in program.launches]
 
 
 def verify_outputs(

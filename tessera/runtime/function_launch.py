@@ -26,7 +26,7 @@ from tessera.program import Parameter, Program
 from tessera.runtime import arrays, launch, plan, workspace
 from tessera.runtime.arrays import Adapter, ArrayInfo, contiguous_strides
 from tessera.runtime.bind import Binding, as_result, bind, expand
-from tessera.runtime.execute import KernelRun, launches_of
+from tessera.runtime.execute import KernelRun
 from tessera.runtime.function_plans import PlanPrograms, Step
 from tessera.runtime.function_state import Call, FunctionRun, FunctionState
 from tessera.runtime.launch import Driver, Launcher, PreparedLaunch, _picker
@@ -145,7 +145,7 @@ class DeviceCall:
         chosen += range(first, first + len(prepared.constants))
         self.constants += prepared.constants
         self.launches += [replace(one, pick=_picker(one.pick(chosen))) for one in prepared.launches]
-        return [KernelRun(one.kernel, grid) for one, grid in launches_of(program, step.dims) if 0 not in grid]
+        return [KernelRun(*one) for one in self.launcher.grids(program, step.dims, self.device)]
 
     def _place(self, step: Step, parameter: str, places: Mapping[Hashable, int]) -> int | list[int]:
         """The place of the value that a launch passes for a parameter of its kernel, of each tensor for a list."""

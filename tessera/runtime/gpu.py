@@ -15,7 +15,7 @@ from tessera.dtypes import from_numpy
 from tessera.program import Parameter, Program
 from tessera.runtime.arrays import cupy_storage
 from tessera.runtime.bind import Binding, bind
-from tessera.runtime.launch import LAUNCHER, grid_of, require_device
+from tessera.runtime.launch import LAUNCHER, device_of, require_device
 
 # Larger than the L2 cache of any GPU so far (50 MB on an H100, 126 MB on a B200).
 FLUSH_BYTES = 256 << 20
@@ -43,8 +43,7 @@ def run(
             flush.fill(0)
             samples.append(_timed(cupy, stream, launch))
         seconds = statistics.median(samples)
-    grids = [(step.kernel, grid_of(step, binding.dims)) for step in program.launches]
-    return seconds, [(kernel, grid) for kernel, grid in grids if 0 not in grid]
+    return seconds, LAUNCHER.grids(program, binding.dims, device_of(program, binding))
 
 
 def prepare(

@@ -16,6 +16,7 @@ from tessera.errors import ArgumentError, SourceError
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.dims import Dim, evaluate, to_text
 from tessera.ir.opdef import ORDERED
+from tessera.ir.programs import EMULATED_MULTIPROCESSORS, MULTIPROCESSORS
 from tessera.ir.types import (
     BufferType,
     ListType,
@@ -112,7 +113,8 @@ def grid_of(kernel: Kernel, dims: dict[str, int], grid: tuple[int, ...] | None) 
     sizes = grid if grid is not None else kernel.attributes.get("grid")
     if sizes is None:
         raise SourceError("TS305", f"'{kernel.name}' has no grid and none was given", kernel.loc)
-    return tuple(_Sizes(kernel, dims).number(size) for size in sizes)
+    known = {MULTIPROCESSORS: EMULATED_MULTIPROCESSORS, **dims}
+    return tuple(_Sizes(kernel, known).number(size) for size in sizes)
 
 
 def check_arguments(kernel: Kernel, arguments: Mapping[str, Any]) -> None:

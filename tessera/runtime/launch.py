@@ -27,6 +27,7 @@ from tessera.runtime.workspace import allocate, offsets_of
 # A block gets more shared memory than this only through the opt-in attribute (CUfunction_attribute 8).
 SHARED_BYTES_WITHOUT_OPT_IN = 48 * 1024
 MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+MULTIPROCESSOR_COUNT = 16  # cudaDeviceAttr
 HOST_TO_DEVICE = 1  # cudaMemcpyKind
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
 SLOT = 8  # bytes: an argument takes one, a list one per tensor, and each begins aligned
@@ -68,6 +69,10 @@ class Driver(Protocol):
 
     def synchronize(self, device: int) -> None:
         """Waits for everything that is queued on the GPU."""
+        ...
+
+    def multiprocessors(self, device: int) -> int:
+        """How many multiprocessors a GPU has."""
         ...
 
     def launch(
@@ -126,6 +131,9 @@ class CupyDriver:
     def synchronize(self, device: int) -> None:
         with _on_device(device):
             _cuda().runtime.deviceSynchronize()
+
+    def multiprocessors(self, device: int) -> int:
+        return _cuda().runtime.deviceGetAttribute(MULTIPROCESSOR_COUNT, device)
 
     def launch(
         self,
@@ -244,6 +252,7 @@ class Launcher:
         # Keys hold the cubin itself: bytes keep their hash, and compare by identity first.
         self._modules: dict[tuple[int, bytes], Any] = {}
         self._functions: dict[tuple[int, bytes, str], Any] = {}
+        self._multiprocessors: dict[int, int] = {}  # by device
         self._loading = threading.Lock()
 
     def launch(self, program: Program, binding: Binding, stream: int) -> Prepared:
@@ -273,7 +282,7 @@ class Launcher:
         offsets, workspace = offsets_of(program, binding.dims)
         scalars = {p.name: p.dtype for p in program.parameters if p.kind == "scalar"}
         for step in program.launches:
-            grid = grid_of(step, binding.dims)
+            grid = self.grid_of(step, binding.dims, device)
             if 0 in grid:
                 continue
             _check_grid(step.kernel, grid)
@@ -294,6 +303,21 @@ class Launcher:
             prepared.append(PreparedLaunch(function, grid, step.threads, step.shared_bytes, layout, starts, pick, []))
         listed = tuple(places[name] for name in lists)
         return Prepared(tuple(prepared), tuple(constants), listed, tuple(offsets.values()), workspace)
+
+    def grid_of(self, step: Launch, dims: dict[str, int], device: int) -> tuple[int, int, int]:
+        """The three sizes of a launch's grid on a GPU."""
+        count = 1
+        if step.persistent:
+            if device not in self._multiprocessors:
+                self._multiprocessors[device] = self.driver.multiprocessors(device)
+            count = self._multiprocessors[device]
+        x, y, z = (*step.extents(dims, count), 1, 1, 1)[:3]
+        return x, y, z
+
+    def grids(self, program: Program, dims: dict[str, int], device: int) -> list[tuple[str, tuple[int, ...]]]:
+        """The kernels that a call with these dims launches on a GPU, with their grids."""
+        grids = [(step, self.grid_of(step, dims, device)) for step in program.launches]
+        return [(step.kernel, grid[: len(step.grid)]) for step, grid in grids if 0 not in grid]
 
     def _function(self, program: Program, step: Launch, device: int, stream: int) -> Any:
         key = (device, program.cubin, step.kernel)
@@ -337,12 +361,6 @@ def argument_values(program: Program, binding: Binding) -> list[Any]:
         else:
             values.append(dtypes.parse(parameter.dtype).numpy.type(binding.scalars[parameter.name]).item())
     return values
-
-
-def grid_of(step: Launch, dims: dict[str, int]) -> tuple[int, int, int]:
-    """The three sizes of a launch's grid."""
-    x, y, z = (*(evaluate(size, dims) for size in step.grid), 1, 1, 1)[:3]
-    return x, y, z
 
 
 def _list_places(program: Program) -> tuple[dict[str, range], int]:

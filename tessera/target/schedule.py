@@ -57,6 +57,7 @@ class Schedule:
     family: str = ""  # instructions of products: "" (mma.sync) or "wgmma", where operands allow it; `warpgroup`
     copies: str = ""  # into shared memory: "" (cp.async) or "tma", by a producer of its own; `split_roles`
     panels: int = 0  # columns of tiles that are loaded, computed and stored one after the other (0: all at once)
+    persistent: bool = False  # as many programs as run at a time, each with the work of several; `persist`
 
 
 def schedule_of(kernel: Kernel) -> Schedule:

@@ -159,6 +159,11 @@ def _panels(kernel: Structure, default: Schedule) -> tuple[int, ...]:
     return (default.panels,)
 
 
+def _persistent(kernel: Structure, default: Schedule) -> tuple[bool, ...]:
+    """Only where an author asks: without copies that fly from one program to the next it saves a launch no time."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Field:
     """`values`: worth trying, given the structure and the default point; `accepts`: whether a value can be fixed by an
@@ -214,6 +219,7 @@ FIELDS: dict[str, Field] = {
     "family": Field(_family, FAMILIES.__contains__, "one of " + ", ".join(map(repr, FAMILIES)), str),
     "copies": Field(_copies, COPIES.__contains__, "one of " + ", ".join(map(repr, COPIES)), str),
     "panels": Field(_panels, _whole(0), "an integer that is not negative"),
+    "persistent": Field(_persistent, _is_bool, "true or false", _bool),
 }
 
 

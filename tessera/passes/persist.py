@@ -1,0 +1,136 @@
+"""Make a kernel persistent: as many programs as the device runs at a time, each of which does the work of several.
+
+With `Schedule.persistent` a kernel of grid (g0, g1, ...) becomes one of a single axis, with a loop around its body:
+
+    a, b = program_id(0), program_id(1)     grid min(g0 * g1, multiprocessors * blocks)
+    ...                                     for p in range(program_id(0), g0 * g1, num_programs(0)):
+                                                a, b = p % g0, p // g0
+                                                ...
+
+Programs of the launch take those of the kernel in turns, in the order in which the grid would have started them, so
+that those that run at one time are neighbours as before. Every program of the launch has one at least. Exact: each
+program of the kernel runs once, and does the same.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tessera.dtypes import i64
+from tessera.ir import dims
+from tessera.ir.core import Block, Builder, Kernel, Op, Value, clone_kernel, clone_op, clone_with_regions, new_kernel_like
+from tessera.ir.dims import Size
+from tessera.ir.ops.control import constant_value
+from tessera.ir.ops.effects import order_dependent
+from tessera.ir.programs import MULTIPROCESSORS, counts_multiprocessors, names_program
+from tessera.target.schedule import Schedule
+
+
+def persist(kernel: Kernel, schedule: Schedule) -> Kernel:
+    """The kernel with a persistent loop; itself where there is one program, or where the order of programs shows.
+
+    That is in prints and assertions, which name their program, and in sums of floats by atomics; a note then says so.
+    """
+    grid = kernel.attributes.get("grid", (1,))
+    if not schedule.persistent or counts_multiprocessors(grid) or math.prod(grid) == 1:
+        return kernel
+    reason = _reason(kernel)
+    if reason:
+        new, _ = clone_kernel(kernel)
+        note = f"persistent = true has no effect: {reason}"
+        new.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
+        return new
+    return _Persistence(kernel, grid).kernel(schedule.blocks)
+
+
+def _reason(kernel: Kernel) -> str:
+    """What keeps the programs of a kernel in the order of its grid; empty where nothing does."""
+    if any(names_program(op) for op in kernel.body.walk()):
+        return "prints and assertions name the program that they are of"
+    names = sorted(order_dependent(kernel))
+    return f"the sums in {', '.join(map(repr, names))} depend on the order of programs" if names else ""
+
+
+class _Persistence:
+    def __init__(self, kernel: Kernel, grid: tuple[Size, ...]):
+        self.old, self.grid = kernel, grid
+        self.new, self.builder, self.mapping = new_kernel_like(kernel)
+
+    def kernel(self, blocks: int) -> Kernel:
+        total: Size = math.prod(self.grid)  # type: ignore[assignment, arg-type]
+        self.new.attributes["grid"] = (dims.minimum(total, dims.symbol(MULTIPROCESSORS) * blocks),)
+        first, step = (self.builder.value(name, axis=0) for name in ("program_id", "num_programs"))
+        bounds = [first, self._size(self.builder, total), step]
+        body = Block()
+        self.number = body.add_argument(first.type, "program")
+        inner = self.builder.inner(body)
+        self.ids = self._ids(inner)
+        self._block(self.old.body, inner)
+        inner.op("yield")
+        self.builder.op("for", bounds, [body])
+        return self.new
+
+    def _ids(self, builder: Builder) -> list[Value]:
+        """The index along each axis of the grid; axis 0 counts fastest. An axis of one program asks for no division."""
+        found: list[Value] = []
+        rest, behind = self.number, list(self.grid)
+        while behind:
+            extent = behind.pop(0)
+            if extent == 1:
+                found.append(self._size(builder, 0))
+            elif all(size == 1 for size in behind):
+                found.append(rest)
+            else:
+                size = self._size(builder, extent)
+                found.append(builder.value("mod", rest, size))
+                rest = builder.value("floordiv", rest, size)
+        return found
+
+    def _size(self, builder: Builder, size: Size) -> Value:
+        if isinstance(size, int):
+            return builder.value("constant", value=size, dtype=i64)
+        return builder.value("size", size=size)
+
+    def _block(self, block: Block, builder: Builder) -> None:
+        for op in block.ops:
+            builder.at(op)
+            if op.name == "program_id":
+                self.mapping[op.result] = self._id(op, builder)
+            elif op.name == "num_programs":
+                self.mapping[op.result] = self._size(builder, self._extent(op.attributes["axis"]))
+            elif self._is_number(op):
+                self.mapping[op.result] = self._number_of_two(builder)
+            elif op.regions:
+                clone_with_regions(builder, op, self.mapping, self._block)
+            else:
+                clone_op(builder, op, self.mapping)
+
+    def _extent(self, axis: int) -> Size:
+        return self.grid[axis] if axis < len(self.grid) else 1
+
+    def _id(self, op: Op, builder: Builder) -> Value:
+        axis, scale = op.attributes["axis"], op.attributes["scale"]
+        index = self.ids[axis] if axis < len(self.ids) else self._size(builder, 0)
+        return index if scale == 1 else builder.value("mul", index, self._size(builder, scale))
+
+    def _is_number(self, op: Op) -> bool:
+        """Whether an op computes the number of a program along the first two axes, as `order_programs` does."""
+        if op.name != "add" or (product := op.operands[1].defining_op) is None or product.name != "mul":
+            return False
+        column, rows = product.operands
+        ids = [_axis(value) for value in (op.operands[0], column)]
+        made = rows.defining_op
+        extent = made.attributes["size"] if made is not None and made.name == "size" else constant_value(rows)
+        return ids == [0, 1] and extent == self.grid[0]
+
+    def _number_of_two(self, builder: Builder) -> Value:
+        if all(size == 1 for size in self.grid[2:]):
+            return self.number
+        return builder.value("mod", self.number, self._size(builder, self.grid[0] * self.grid[1]))
+
+
+def _axis(value: Value) -> int | None:
+    """The axis of which a value is the index of the program; None where it is none."""
+    op = value.defining_op
+    indexes = op is not None and op.name == "program_id" and op.attributes["scale"] == 1
+    return op.attributes["axis"] if op is not None and indexes else None
