@@ -41,7 +41,7 @@ def lower_to_wgmma(lowering: Lowering, op: Op, builder: Builder) -> None:
         hint=op.result.name or "acc",
     )
     lowering.mapping[op.result] = result
-    lowering.start(op.result)
+    lowering.start(op)
 
 
 def _is_zero(value: Value) -> bool:

@@ -12,6 +12,7 @@ from tessera.dtypes import DType, i64
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, uses
 from tessera.ir.layout import RegisterLayout, shared_layout
 from tessera.ir.opdef import TERMINATOR
+from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, tile_layout
 from tessera.passes.access import access_bytes, divisor_of, loops_of
 from tessera.passes.assign_layouts import Layouts
@@ -33,6 +34,16 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def ring_buffers(kernel: Kernel) -> dict[Value, frozenset[Value]]:
+    """By ring, the buffers that are copied to."""
+    found: dict[Value, frozenset[Value]] = {}
+    for op in kernel.body.walk():
+        if op.name == "tma_load":
+            ring = op.operand("ring")
+            found[ring] = found.get(ring, frozenset()) | {allocation(op.operands[0])}
+    return found
+
+
 class Lowering:
     def __init__(self, kernel: Kernel, layouts: Layouts, schedule: Schedule, mapping: Mapping):
         self.kernel, self.layouts, self.schedule, self.mapping = kernel, layouts, schedule, mapping
@@ -42,6 +53,8 @@ class Lowering:
         self.allocations: list[Op] = []  # buffers that stand in front of everything
         self.turns: dict[tuple[BufferType, int], Value] = {}  # those in which stores take turns
         self.flying: list[Value] = []  # sums of products by warpgroups that nobody has waited for
+        self.batches: list[Op] = []  # those products
+        self.slots = ring_buffers(kernel)
 
     def block(self, block: Block, builder: Builder) -> None:
         for op in block.ops:
@@ -58,15 +71,23 @@ class Lowering:
             else:
                 clone_op(builder, op, self.mapping)
 
-    def start(self, sums: Value) -> None:
+    def start(self, product: Op) -> None:
         """Notes that the sums of a product are in flight."""
-        self.flying.append(sums)
+        self.flying.append(product.result)
+        self.batches.append(product)
 
     def land(self, builder: Builder) -> None:
         """Waits for all sums in flight; from here on their values are complete."""
         for sums in self.flying:
             self.define(sums, builder.value("wgmma_wait", self.mapping[sums], hint=sums.name), builder)
         self.flying.clear()
+        self.batches.clear()
+
+    def _reads_slot(self, release: Op) -> bool:
+        """Whether a product in flight reads the slot that an op releases. What it was given in registers, it has."""
+        buffers = self.slots.get(release.operands[0], frozenset())
+        reads = [value.defining_op for product in self.batches for value in product.operands[:2]]
+        return any(read is not None and read.name == "read" and allocation(read.operands[0]) in buffers for read in reads)
 
     def _needs_sums(self, op: Op) -> bool:
         """Whether an op must not run beside products in flight: it uses their sums, unless it adds to them; it may
@@ -75,6 +96,8 @@ class Lowering:
         adds = op.operands[2:] if op.name == "mma" and by_warpgroups(op, self.schedule) else []
         if any(value in self.flying and value not in adds for value in op.operands):
             return True
+        if op.name == "ring_release":
+            return self._reads_slot(op)
         if adds and adds[0] in self.flying:
             self.flying.remove(adds[0])  # the new sums stand for these
         reads_only = all(

@@ -14,12 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tessera.dtypes import i32
-from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like
-from tessera.ir.opdef import COUNTED, LOOP
+from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_kernel, clone_op, new_kernel_like
+from tessera.ir.opdef import COUNTED, ELEMENTWISE, LOOP
 from tessera.ir.ops.control import carried_values
-from tessera.ir.types import TileType
+from tessera.ir.types import BufferType, TileType
+from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.copy_groups import CopyGroup, copy_groups
+from tessera.passes.warpgroup import by_warpgroups
 from tessera.target.schedule import Schedule
+from tessera.target.tensor_maps import why_not
+from tessera.target.warpgroups import GROUP_WARPS
 
 PRODUCER_REGISTERS = 40  # of a thread: fewer, and the arithmetic of its addresses spills
 # Registers of a consumer's thread by the number of their warpgroups: with the producer's, what a multiprocessor has.
@@ -49,15 +53,82 @@ _State = dict[int, _Slot]  # by the order of the ring
 
 
 def split_roles(kernel: Kernel, schedule: Schedule) -> Kernel:
+    """The kernel in roles; itself, with a note of the reason, where that cannot be."""
     if schedule.copies != "tma":
         return kernel
     groups = copy_groups(kernel)
-    if isinstance(groups, str) or not groups:
-        return kernel
+    reason = groups if isinstance(groups, str) else _reason(kernel, schedule, groups)
+    if isinstance(groups, str) or reason:
+        new, _ = clone_kernel(kernel)
+        note = f"copies = 'tma' has no effect: {reason}"
+        new.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
+        return new
+    for group in groups:
+        _release_behind_products(group, schedule)
     needed = _needed(kernel, groups)
-    if needed is None:
-        return kernel
+    assert needed is not None
     return _Splitter(kernel, schedule, groups, needed).run()
+
+
+def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
+    """What keeps a kernel from being split, as a clause; empty where nothing does."""
+    if not groups:
+        return "nothing is copied into shared memory"
+    if schedule.warps % GROUP_WARPS:
+        return f"{schedule.warps} warps are no whole warpgroups"
+    if _needed(kernel, groups) is None:
+        return "what is copied depends on what was computed"
+    if _most_held(kernel.body, {group.wait.id: group for group in groups}) >= max(2, schedule.stages):
+        return f"more slots are read at one time than {schedule.stages} stages have to spare"
+    layouts = assign_layouts(kernel, schedule)
+    for group in groups:
+        for copy in group.copies:
+            buffer, view = copy.operands
+            assert isinstance(buffer.type, BufferType)
+            type_ = BufferType(buffer.type.shape, buffer.type.dtype, layouts.buffer[buffer])
+            reason = why_not(view, type_, kernel, stages=schedule.stages if group.in_loop else 1, load=True)
+            if reason:
+                return f"'{buffer.name}': {reason}"
+    return ""
+
+
+def _release_behind_products(group: CopyGroup, schedule: Schedule) -> None:
+    """Moves the release of a slot behind the products that take, from registers, all that was read from it.
+
+    The instruction of a product has its operand when it is issued, so what was read has arrived: no thread needs to
+    look at it first.
+    """
+    ops, last = group.block.ops, group.last
+    for tile in group.read:
+        made = {tile}
+        product = None
+        for op in ops[ops.index(group.wait) :]:
+            if op.name == "mma" and op.operands[0] in made and by_warpgroups(op, schedule):
+                product = op
+                break
+            if (op.definition.has(ELEMENTWISE) or op.name == "reshape") and any(v in made for v in op.operands):
+                made.update(op.results)
+        if product is None:
+            return
+        last = product if ops.index(product) > ops.index(last) else last
+    if group.read:
+        group.last, group.read = last, []
+
+
+def _most_held(block: Block, groups: dict[int, CopyGroup], outside: int = 0) -> int:
+    """The most slots of one ring that the consumers hold when they wait for another one of it, all rings alike."""
+    held: dict[int, CopyGroup] = {}
+    most = 0
+    for op in block.ops:
+        group = groups.get(op.id)
+        if group is not None and group.in_loop:
+            alike = [other for other in held.values() if other.signature == group.signature]
+            most = max(most, outside + len(alike))
+            held[op.id] = group
+        for region in op.regions:
+            most = max(most, _most_held(region, groups, outside + len(held)))
+        held = {key: other for key, other in held.items() if other.last is not op}
+    return most
 
 
 class _Splitter:
@@ -118,9 +189,9 @@ class _Splitter:
         """The scalars, windows and regions that the copies need, and these."""
         for op in block.ops:
             builder.at(op)
-            group = self.group_of_copy.get(op.id)
+            group = self.group_of_wait.get(op.id)
             if group is not None:
-                self._copy(group, op, builder, mapping, state)
+                self._copy(group, builder, mapping, state)
             elif op.regions and self._copies_inside(op):
                 self._region(op, builder, mapping, state, self._produce)
             elif op.regions or op.name == "alloc_shared":
@@ -129,18 +200,18 @@ class _Splitter:
             elif any(result in self.needed for result in op.results):
                 clone_op(builder, op, mapping)
 
-    def _copy(self, group: CopyGroup, op: Op, builder: Builder, mapping: Mapping, state: _State) -> None:
+    def _copy(self, group: CopyGroup, builder: Builder, mapping: Mapping, state: _State) -> None:
+        """Where the consumers wait for them, so that both take slots in the same order."""
         ring = self.ring_of[group.wait.id]
         assert ring.value is not None
         slot = state[ring.order]
-        if op is group.copies[0]:
-            if group.in_loop:
-                builder.op("ring_acquire", [ring.value, slot.stage, slot.phase])
-            builder.op("ring_expect", [ring.value, slot.stage], bytes=group.bytes)
-        buffer = _staged(ring, group.copies.index(op), slot, builder)
-        builder.op("tma_load", [buffer, mapping[op.operands[1]], ring.value, slot.stage])
-        if op is group.copies[-1]:
-            state[ring.order] = _next(ring, slot, builder)
+        if group.in_loop:
+            builder.op("ring_acquire", [ring.value, slot.stage, slot.phase])
+        builder.op("ring_expect", [ring.value, slot.stage], bytes=group.bytes)
+        for index, copy in enumerate(group.copies):
+            buffer = _staged(ring, index, slot, builder)
+            builder.at(copy).op("tma_load", [buffer, mapping[copy.operands[1]], ring.value, slot.stage])
+        state[ring.order] = _next(ring, slot, builder)
 
     def _consume(self, block: Block, builder: Builder, mapping: Mapping, state: _State) -> None:
         """All but the copies."""
