@@ -107,6 +107,7 @@ TS_DEVICE void ts_cp_async_wait() {
 }
 
 #include "tessera_device_mbarrier.h"
+#include "tessera_device_tma.h"
 
 // ---- vector accesses -------------------------------------------------------------------------------------------
 // T[N] moves in words of the largest power of two <= 16 that divides N * sizeof(T): one access for 1 to 16 bytes, a
