@@ -178,12 +178,15 @@ class View:
 
 @dataclass(eq=False)
 class Buffer:
-    """A per-program buffer [P, *shape]. `defined` marks written elements, `in_flight` holds copies not waited for."""
+    """A per-program buffer [P, *shape]. `defined` marks written elements, `in_flight` holds copies not waited for,
+    `leaving` asynchronous stores that may still read it.
+    """
 
     dtype: DType
     data: Any
     defined: Array
     in_flight: list[Token] = field(default_factory=list)
+    leaving: list[Token] = field(default_factory=list)
 
     @staticmethod
     def new(programs: int, shape: tuple[int, ...], dtype: DType, reference: bool) -> Buffer:

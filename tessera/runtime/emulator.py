@@ -26,6 +26,7 @@ from tessera.codegen_cuda.include import twin_include_directory, twin_text
 from tessera.config import config
 from tessera.errors import EnvironmentProblem, InternalError
 from tessera.runtime.cache import open_cache
+from tessera.runtime.emulator_maps import TensorMapFields, TwinMap
 from tessera.runtime.emulator_memory import CounterFields, Counters, Error, GlobalMemory, Options, Probes, Report
 from tessera.runtime.emulator_text import prepared
 from tessera.runtime.interpreter_output import write_line
@@ -65,7 +66,7 @@ KINDS = (
 
 MAX_FAULTS = 16  # kept per launch; the rest is only counted
 
-# An array, a list or tuple of arrays, or a number: Python's, NumPy's or a ctypes scalar.
+# An array, a list or tuple of arrays, a tensor map, a list of them, or a number: Python's, NumPy's or a ctypes scalar.
 Argument = Any
 
 
@@ -164,8 +165,8 @@ class Library:
         self._lock = threading.Lock()  # the twin runs one launch at a time
 
     def signature(self, kernel: str) -> str:
-        """One letter per parameter: p pointer, l int64, i int32, f float32, b bool; for a list t and the number of
-        pointers that it has room for.
+        """One letter per parameter: p pointer, l int64, i int32, f float32, b bool, m tensor map; for a list t and the
+        number of pointers that it has room for, or m and that of maps.
         """
         function = getattr(self._library, f"ts_twin_signature_{kernel}")
         function.restype = ctypes.c_char_p
@@ -247,8 +248,7 @@ class Library:
         signature = _PARAMETER.findall(self.signature(kernel))
         if len(args) != len(signature):
             raise TypeError(f"{kernel} takes {len(signature)} arguments and got {len(args)}")
-        arrays = [(i, arg) for i, arg in enumerate(args) if isinstance(arg, np.ndarray)]
-        arrays += [(i, array) for i, arg in enumerate(args) if isinstance(arg, (list, tuple)) for array in arg]
+        arrays = _arrays(args)
         memory = GlobalMemory(arrays)
         values = [
             self._value(kernel, i, letter, arg, memory)
@@ -323,7 +323,13 @@ class Library:
             if not isinstance(arg, (list, tuple)) or len(arg) not in (room, room - (room == 1)):
                 raise TypeError(f"argument {index} of {kernel} is a list: pass a list of {room} arrays")
             return (ctypes.c_void_p * room)(*(memory.address(array) for array in arg))
-        if isinstance(arg, (np.ndarray, list, tuple)):
+        if letter[0] == "m":
+            maps = [arg] if letter == "m" else arg
+            room = int(letter[1:] or 1)
+            if not isinstance(maps, (list, tuple)) or len(maps) != room or not _all_maps(maps):
+                raise TypeError(f"argument {index} of {kernel} takes tensor maps: pass {letter[1:] or 'one'}")
+            return (TensorMapFields * room)(*(map.fields(memory.address(map.array)) for map in maps))
+        if isinstance(arg, (np.ndarray, list, tuple, TwinMap)):
             raise TypeError(f"argument {index} of {kernel} is a scalar: pass a number, not an array")
         value = arg.value if isinstance(arg, ctypes._SimpleCData) else arg
         if letter in "li" and int(value) != value:
@@ -332,6 +338,29 @@ class Library:
         if bits and not -(2 ** (bits - 1)) <= int(value) < 2 ** (bits - 1):
             raise TypeError(f"argument {index} of {kernel} does not fit {bits} bits: {value!r}")
         return _SCALARS[letter](int(value) if bits else value)
+
+
+def _all_maps(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, TwinMap) for value in values)
+
+
+def _arrays(args: Sequence[Argument]) -> list[tuple[int, np.ndarray]]:
+    """The arrays whose memory a launch may touch, with their positions. What a map describes counts as the argument of
+    its own where the same memory is passed: what is found there is found in that.
+    """
+    listed = [(i, item) for i, arg in enumerate(args) for item in (arg if isinstance(arg, (list, tuple)) else ())]
+    direct = list(enumerate(args))
+    found = [(i, item) for i, item in direct + listed if isinstance(item, np.ndarray)]
+    seen = {_memory_of(array) for _, array in found}
+    for position, item in direct + listed:
+        if isinstance(item, TwinMap) and _memory_of(item.array) not in seen:
+            seen.add(_memory_of(item.array))
+            found.append((position, item.array))
+    return found
+
+
+def _memory_of(array: np.ndarray) -> tuple[int, tuple[int, ...], tuple[int, ...], bool]:
+    return array.ctypes.data, array.shape, array.strides, array.flags.writeable
 
 
 def _linear(block: Sequence[int], sizes: Sequence[int]) -> int:

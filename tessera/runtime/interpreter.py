@@ -124,6 +124,7 @@ class Machine:
         self.values: dict[Value, Any] = {}
         self.dropped = last_uses(kernel.body)
         self.programs = np.zeros(0, np.int64)
+        self.stores: list[values.Token] = []  # asynchronous ones, in order, that were not waited for
 
     # What reference mode replaces: how numbers are held and how an op of the table is applied to them.
 
@@ -162,7 +163,7 @@ class Machine:
         """Runs the programs, split as often as their control flow asks for; how many parts ran to their end."""
         pending, finished = [programs], 0
         while pending:
-            self.programs, self.values = pending.pop(), dict(self.constants)
+            self.programs, self.values, self.stores = pending.pop(), dict(self.constants), []
             try:
                 self.block(self.kernel.body)
                 finished += 1
@@ -269,6 +270,14 @@ class Machine:
         chosen = self.uniform(self.integers(index))
         return [self.apply(op, [stages, self.number(np.array([chosen], np.int64))])]
 
+    def store_async(self, op: Op) -> list[Any]:
+        self.stores.append(self.apply(op, self.read(op.operands)))
+        return []
+
+    def wait_for_stores(self, op: Op) -> list[Any]:
+        self.apply(op, [self.stores])
+        return []
+
     def loop(self, op: Op) -> list[Any]:
         lower, upper, step = (self.integers(value) for value in self.read(op.operands[:3]))
         if np.any(step == 0):
@@ -316,6 +325,8 @@ _SPECIAL = {
     "alloc_shared": Machine.allocate,
     "shared": Machine.allocate,
     "num_programs": Machine.num_programs,
+    "tma_store": Machine.store_async,
+    "tma_store_wait": Machine.wait_for_stores,
     "launch": lambda machine, op: machine.launched(op),
     **dict.fromkeys(("checkpoint", "interleave"), lambda machine, op: machine.block(op.regions[0])),
     "print": lambda machine, op: machine.print_line(op),

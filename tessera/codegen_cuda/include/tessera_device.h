@@ -10,6 +10,8 @@
 #define TS_DEVICE __device__ __forceinline__
 #define TS_RESTRICT __restrict__
 #define TS_TABLE(T, N) const __grid_constant__ ts_table<T, N>
+#define TS_MAP const __grid_constant__ ts_tensor_map
+#define TS_MAPS(N) const __grid_constant__ ts_tensor_maps<N>
 #define TS_KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads) name
 #define TS_KERNEL_OCC(name, threads, min_blocks) extern "C" __global__ void __launch_bounds__(threads, min_blocks) name
 #define TS_PRAGMA(text) _Pragma(#text)
@@ -47,6 +49,16 @@ struct ts_fp8_e5m2 {
 template <class T, int N>
 struct ts_table {
     T* at[N];
+};
+
+// A tensor map is passed by value, too, as the 128 bytes that the driver's encoder wrote: only TMA reads them, from where
+// the launch put them. In a list they are taken at any index, by address.
+struct alignas(64) ts_tensor_map {
+    ts_u64 opaque[16];
+};
+template <int N>
+struct ts_tensor_maps {
+    ts_tensor_map at[N];
 };
 
 // ---- indices ---------------------------------------------------------------------------------------------------
@@ -95,6 +107,7 @@ TS_DEVICE void ts_cp_async_wait() {
 }
 
 #include "tessera_device_mbarrier.h"
+#include "tessera_device_tma.h"
 
 // ---- vector accesses -------------------------------------------------------------------------------------------
 // T[N] moves in words of the largest power of two <= 16 that divides N * sizeof(T): one access for 1 to 16 bytes, a
@@ -278,6 +291,8 @@ TS_MMA(ts_mma_m16n8k16_bf16, "m16n8k16", "bf16")
 TS_MMA(ts_mma_m16n8k16_f16, "m16n8k16", "f16")
 TS_MMA(ts_mma_m16n8k8_tf32, "m16n8k8", "tf32")  // operands rounded to tf32 before: other bits are ignored
 #undef TS_MMA
+
+#include "tessera_device_wgmma.h"
 
 // f32 to tf32, to nearest, ties away from zero.
 TS_DEVICE ts_u32 ts_round_tf32(float x) {

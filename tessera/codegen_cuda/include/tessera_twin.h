@@ -38,10 +38,25 @@ struct ts_table {
     T* at[N];
 };
 
+// What the hardware's 128 bytes say. Axes innermost first; strides in bytes, the first one the element's. Layout shared
+// with tessera/runtime/emulator_maps.py; change both together.
+struct ts_tensor_map {
+    const char* base;
+    ts_i64 sizes[5], strides[5];
+    int box[5];
+    int rank, item, swizzle;  // swizzle: 0, 32, 64 or 128 bytes
+};
+template <int N>
+struct ts_tensor_maps {
+    ts_tensor_map at[N];
+};
+
 #define TS_DEVICE static inline
 #define TS_RESTRICT __restrict__
 // A reference: as on a GPU, all threads read the one that the launch passes.
 #define TS_TABLE(T, N) const ts_table<T, N>&
+#define TS_MAP const ts_tensor_map&
+#define TS_MAPS(N) const ts_tensor_maps<N>&
 // The launch bound becomes a constant beside the kernel, which the entry checks as a driver would.
 #define TS_KERNEL(name, threads)                              \
     static constexpr int ts_twin_max_threads_##name = threads; \

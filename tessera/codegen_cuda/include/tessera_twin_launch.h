@@ -1,7 +1,7 @@
 // Runs a grid: TS_TWIN_ENTRY(name) after the emitted text defines
 //   ts_twin_run_<name>        runs the kernel, returns the number of faults
-//   ts_twin_signature_<name>  one letter per parameter: p pointer, l int64, i int32, f float32, b bool, and for a list
-//                             t with the number of its pointers
+//   ts_twin_signature_<name>  one letter per parameter: p pointer, l int64, i int32, f float32, b bool, m tensor map,
+//                             and for a list t (m) with the number of its pointers (maps)
 #pragma once
 
 namespace ts_twin __attribute__((visibility("hidden"))) {
@@ -13,6 +13,8 @@ template <char LETTER, int N = 0> struct Letter {
 template <class T> struct letter;
 template <class T> struct letter<T*> : Letter<'p'> {};
 template <class T, int N> struct letter<ts_table<T, N>> : Letter<'t', N> {};
+template <> struct letter<ts_tensor_map> : Letter<'m'> {};
+template <int N> struct letter<ts_tensor_maps<N>> : Letter<'m', N> {};
 template <> struct letter<ts_i64> : Letter<'l'> {};
 template <> struct letter<ts_i32> : Letter<'i'> {};
 template <> struct letter<float> : Letter<'f'> {};

@@ -12,6 +12,7 @@ from tessera.ir.ops import (
     target,
     target_flat,
     tiles,
+    tma,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "target",
     "target_flat",
     "tiles",
+    "tma",
 ]

@@ -257,7 +257,13 @@ def check_landed(buffer: values.Buffer, name: str) -> None:
 
 
 def write_window(buffer: values.Buffer, index: tuple[Any, ...], value: Any) -> None:
-    """Writes a tile, rounded to the buffer's dtype, and marks the elements defined."""
+    """Writes a tile, rounded to the buffer's dtype, and marks the elements defined.
+
+    Raises SourceError TS502 while an asynchronous store reads the buffer.
+    """
+    if any(not token.done for token in buffer.leaving):
+        raise SourceError("TS502", "a buffer is overwritten while an asynchronous store may still read it")
+    buffer.leaving.clear()
     if isinstance(value, Bar):
         value = bounds.round_explicit(buffer.dtype, value)
         buffer.data.r[index], buffer.data.e[index] = value.r, value.e

@@ -1,0 +1,138 @@
+"""Copies between windows of tensors and shared buffers by the tensor memory accelerator (TMA): one thread starts each.
+
+What the hardware copies are boxes of a tensor (`tessera.target.tensor_maps`), dense in shared memory: a buffer that is
+copied has no padding, and its elements are those of the tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tessera.errors import SourceError
+from tessera.ir import values
+from tessera.ir.core import Op
+from tessera.ir.opdef import ASYNC, COLLECTIVE, STRUCTURAL, Lowering, define
+from tessera.ir.ops.memory import check_landed, expect_buffer, expect_view, read_buffer, whole, write_window
+from tessera.ir.ops.roles import expect_ring, integer
+from tessera.ir.rings import Ring
+from tessera.ir.types import Type, int_shape, shape_text
+
+SCOPES = ("role", "warp")
+WARP_ROWS = 16  # rows of a buffer that one warp stores: those of a matrix fragment
+
+
+def window_bytes(op: Op) -> int:
+    """Bytes that a copy brings, whatever part of its window is inside the tensor: outside they are zeros."""
+    buffer = expect_buffer(op, "buffer")
+    count = buffer.dtype.bytes
+    for size in int_shape(buffer):
+        count *= size
+    return count
+
+
+def _check_copy(op: Op) -> None:
+    buffer, view = expect_buffer(op, "buffer"), expect_view(op, "view")
+    name = op.operand("buffer").name or "?"
+    if buffer.shape != view.shape:
+        raise SourceError(
+            "TS301",
+            f"{op.name} with '{name}': the shapes {shape_text(buffer.shape)} and {shape_text(view.shape)} differ",
+        )
+    if buffer.dtype != view.dtype:
+        raise SourceError(
+            "TS204",
+            f"{op.name} with '{name}' of {buffer.dtype.name} and a tensor of {view.dtype.name}: it does not convert",
+        )
+
+
+def _load_type(op: Op) -> tuple[Type, ...]:
+    _check_copy(op)
+    expect_ring(op)
+    return ()
+
+
+def _load(op: Op, buffer: values.Buffer, view: values.View, ring: Ring, stage: Any) -> None:
+    name = op.operand("buffer").name or "?"
+    check_landed(buffer, name)
+    token = values.Token(lambda: write_window(buffer, whole(buffer), view.load()))
+    ring.copy(integer(stage), name, buffer, token, window_bytes(op))
+
+
+define(
+    "tma_load",
+    "buffer view ring stage",
+    _load_type,
+    "the producer starts copying a window into a buffer, zeros outside the tensor; it has landed when slot `stage` of "
+    "the ring, which counts its bytes, is full",
+    ASYNC,
+    effects={"buffer": "writes", "view": "reads", "ring": "accumulates"},
+    evaluate=_load,
+    lower=Lowering(template="tma_load"),
+)
+
+
+def _check_scope(op: Op) -> None:
+    scope, threads = op.attributes["scope"], op.attributes["threads"]
+    if scope not in SCOPES or threads < 0 or threads % 32:
+        raise SourceError("TS703", f"{op.name} by {threads} threads of scope {scope!r}: whole warps of a role or a warp")
+
+
+def _store_type(op: Op) -> tuple[Type, ...]:
+    _check_copy(op)
+    _check_scope(op)
+    return ()
+
+
+def _store(op: Op, view: values.View, buffer: values.Buffer) -> values.Token:
+    """Writes at once; the token is done when the buffer may be overwritten."""
+    view.store(read_buffer(op, buffer, (), None))
+    token = values.Token(lambda: None)
+    buffer.leaving.append(token)
+    return token
+
+
+define(
+    "tma_store",
+    "view buffer",
+    _store_type,
+    "starts copying a buffer to what lies inside the tensor of a window: after all `threads` of the role (0: all of the "
+    'block) have arrived, by one of them, or with the scope "warp" by each warp for its own rows, '
+    f"{WARP_ROWS} at a time in turn",
+    STRUCTURAL,
+    COLLECTIVE,
+    effects={"view": "writes", "buffer": "reads"},
+    attributes={"scope": "role", "threads": 0},
+    evaluate=_store,
+    lower=Lowering(template="tma_store"),
+)
+
+
+def _wait_type(op: Op) -> tuple[Type, ...]:
+    _check_scope(op)
+    if not 0 <= op.attributes["pending"] < 64:
+        raise SourceError("TS703", f"{op.name} that leaves {op.attributes['pending']} stores in flight")
+    return ()
+
+
+def _wait(op: Op, stores: list[values.Token]) -> None:
+    """`stores`: those of the programs at hand, in order."""
+    done = len(stores) - op.attributes["pending"]
+    for token in stores[: max(done, 0)]:
+        token.wait()
+    del stores[: max(done, 0)]
+
+
+define(
+    "tma_store_wait",
+    "",
+    _wait_type,
+    "waits until at most the `pending` newest stores of `tma_store` are in flight; with `read` until the others have "
+    "read their buffers, which may then be overwritten, without until they have written; `scope` and `threads` as of "
+    "those stores",
+    COLLECTIVE,
+    attributes={"pending": 0, "read": True, "scope": "role", "threads": 0},
+    evaluate=_wait,
+    lower=Lowering(template="tma_store_wait"),
+)
+
+__all__ = ["SCOPES", "WARP_ROWS", "window_bytes"]
