@@ -317,6 +317,19 @@ TS_DEVICE void ts_mbarrier_arrive_after(char* barrier, ts_u32 word, TS_TWIN_LINE
     at(line);
     rendezvous(VOTE, Deposit{0, nullptr, barrier, nullptr}, arrive_for_warp);
 }
+TS_DEVICE ts_u32 ts_register_word(float x) {
+    ts_u32 word;
+    __builtin_memcpy(&word, &x, sizeof word);
+    return word;
+}
+TS_DEVICE ts_u32 ts_register_word(bool x) { return x; }
+TS_DEVICE ts_u32 ts_register_word(ts_i8 x) { return (ts_u32)x; }
+TS_DEVICE ts_u32 ts_register_word(ts_i32 x) { return (ts_u32)x; }
+TS_DEVICE ts_u32 ts_register_word(ts_i64 x) { return (ts_u32)(x ^ x >> 32); }
+template <class T>
+TS_DEVICE ts_u32 ts_register_word(T x) {
+    return x.bits;
+}
 TS_DEVICE bool ts_mbarrier_test(char* barrier, int parity, TS_TWIN_LINE) {
     ts_twin::at(line);
     return ts_twin::test_mbarrier(barrier, parity);

@@ -1,6 +1,6 @@
 """What the templates need to know of each op. Importing this package registers every family of statements."""
 
-from tessera.codegen_cuda.statements import basic, control, effects, global_memory, matrix, reductions, shared_memory
+from tessera.codegen_cuda.statements import basic, control, effects, global_memory, matrix, reductions, roles, shared_memory
 from tessera.codegen_cuda.statements.registry import QUIET, statement_of
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "global_memory",
     "matrix",
     "reductions",
+    "roles",
     "shared_memory",
     "statement_of",
 ]
