@@ -1,6 +1,15 @@
 """What the templates need to know of each op. Importing this package registers every family of statements."""
 
-from tessera.codegen_cuda.statements import basic, control, effects, global_memory, matrix, reductions, shared_memory
+from tessera.codegen_cuda.statements import (
+    basic,
+    control,
+    effects,
+    global_memory,
+    matrix,
+    reductions,
+    shared_memory,
+    tma,
+)
 from tessera.codegen_cuda.statements.registry import QUIET, statement_of
 
 __all__ = [
@@ -13,4 +22,5 @@ __all__ = [
     "reductions",
     "shared_memory",
     "statement_of",
+    "tma",
 ]
