@@ -21,7 +21,7 @@ from tessera.ir.dims import Size
 from tessera.ir.opdef import BRANCH, CONSTANT, COUNTED, ELEMENTWISE, LOOP, PURE
 from tessera.ir.ops.control import carried_values
 from tessera.ir.ops.tiles import negative_axis
-from tessera.ir.types import BufferType, TokenType, ViewType, shape_of, tensor_type
+from tessera.ir.types import BufferType, RingType, TokenType, ViewType, shape_of, tensor_type
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class _Analysis:
             self.raise_to(result, control or self.states.get(initial))  # of a loop that runs no time at all
 
     def result(self, op: Op, value: Value) -> State | None:
-        if isinstance(value.type, (TokenType, BufferType)):
+        if isinstance(value.type, (TokenType, BufferType, RingType)):
             return None
         # The offsets of a window may depend on program ids: that is what its rule is about.
         states = [self.states.get(operand) for operand in op.operands[: 1 if op.name in _WINDOWED else None]]

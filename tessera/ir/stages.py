@@ -14,7 +14,7 @@ import numpy as np
 
 from tessera.ir.core import Block, Op, Value
 from tessera.ir.opdef import CONSTANT, ELEMENTWISE, LOOP
-from tessera.ir.types import BufferType, ScalarType, TokenType, buffer_layout
+from tessera.ir.types import BufferType, RingType, ScalarType, TokenType, buffer_layout
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ def stage_count(buffer: Value) -> int:
 
 
 def allocated_bytes(op: Op) -> int:
-    """Bytes of shared memory of a Target allocation, all stages together."""
+    """Bytes of shared memory of a Target allocation, all stages together, or of the barriers of a ring."""
+    if isinstance(op.result.type, RingType):
+        return op.result.type.bytes
     return buffer_layout(op.result.type).bytes * (op.get("stages") or 1)
 
 

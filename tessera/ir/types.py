@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tessera.ir.layout import RegisterLayout, SharedLayout
 
 Shape = tuple[Size, ...]
+BARRIER_BYTES = 8  # of a barrier in shared memory that counts arrivals
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class RingType:
     """A reference to the barriers of a ring of `stages` slots, which a producer fills and consumers empty in turn."""
 
     stages: int
+
+    @property
+    def bytes(self) -> int:
+        """Of shared memory: for each slot a barrier that says full, behind all of those one that says empty."""
+        return 2 * BARRIER_BYTES * self.stages
 
 
 Type = ScalarType | TileType | BufferType | ViewType | ListType | TokenType | RingType

@@ -15,6 +15,7 @@ from tessera.ir.opdef import GRAPH, LOOP, REQUIRED, TARGET, TERMINATOR, TILE, ta
 from tessera.ir.stages import allocation, stage_count
 from tessera.ir.types import BufferType, TileType, type_text
 from tessera.ir.verify_order import MAX_LOOPS, Order, check_placement, invalid, name_of
+from tessera.ir.verify_roles import check_roles
 from tessera.location import Loc
 
 # What a type rule raises when operands or attributes are of a kind that it did not expect.
@@ -50,6 +51,7 @@ def verify(module: Module | Kernel, level: str | None = None, barriers: bool = F
     _Structure(level).kernel(module)
     if level == GRAPH:
         return  # nothing has an effect there
+    check_roles(module, level, barriers and level == TARGET)
     Order(barriers and level == TARGET).kernel(module)
     if placed and level == TARGET:
         check_placement(module)
@@ -97,7 +99,7 @@ def _constants(value: Any) -> bool:
 
 # An attribute name means one thing in every op, so its kind is said once. A default is always allowed.
 ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("axis", "vector", "offset", "pending"), ("an integer", _is_int)),
+    **dict.fromkeys(("axis", "vector", "offset", "pending", "id", "threads"), ("an integer", _is_int)),
     **dict.fromkeys(
         ("scale", "unroll", "stages", "parts", "arrivals", "bytes"),
         ("a positive integer", lambda value: _is_int(value) and value > 0),
@@ -139,6 +141,7 @@ KERNEL_ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "constants": ("numbers, bools and strings by name", _constants),
     "arch": ("a string", lambda value: isinstance(value, str)),
+    "producer_warps": ("an integer from 1 to 32", lambda value: _is_int(value) and 0 < value <= 32),
     "warps": ("an integer from 1 to 32", lambda value: _is_int(value) and 0 < value <= 32),
     "shared_bytes": ("an integer", lambda value: _is_int(value) and value >= 0),
     "logical_bytes": ("bytes by buffer", _counts),

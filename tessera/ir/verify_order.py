@@ -11,6 +11,7 @@ reads that are certainly of undefined elements (the interpreter finds the rest).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +20,9 @@ from tessera.errors import SourceError
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.opdef import ASYNC, BRANCH, COLLECTIVE, COUNTED, LOOP, TERMINATOR
 from tessera.ir.ops.control import loop_range
+from tessera.ir.ops.roles import fills_ring
 from tessera.ir.stages import Numbers, Stage, allocation, derived_values, every_stage, stage_count
-from tessera.ir.types import BufferType, TokenType
+from tessera.ir.types import BufferType, RingType, TokenType
 from tessera.location import Loc
 
 # The walk of `Order` runs a body twice for each loop around it, or more often where that carries copies in flight, so
@@ -40,6 +42,7 @@ def name_of(value: Value | Stage) -> str:
 
 
 Place = Value | Stage  # what an access meets: a buffer, or one stage of it
+Slot = tuple[Value, "int | None"]  # a ring and the number of a slot, None where the walk does not know it
 
 
 @dataclass(eq=False)
@@ -61,10 +64,16 @@ class _State:
     newer_groups: dict[Value, int] = field(default_factory=dict)  # token of a group -> groups closed after it
     unread: dict[Place, Op] = field(default_factory=dict)  # written since the last barrier, and by what
     unwritten: dict[Place, Op] = field(default_factory=dict)  # read since the last barrier, and by what
+    held: Counter[Slot] = field(default_factory=Counter)  # slots of rings that may be waited for and not yet released
 
     def copy(self) -> _State:
         return _State(
-            dict(self.flying), set(self.written), dict(self.newer_groups), dict(self.unread), dict(self.unwritten)
+            dict(self.flying),
+            set(self.written),
+            dict(self.newer_groups),
+            dict(self.unread),
+            dict(self.unwritten),
+            Counter(self.held),
         )
 
     def join(self, other: _State) -> None:
@@ -75,6 +84,7 @@ class _State:
             self.newer_groups[token] = min(count, self.newer_groups.get(token, count))
         self.unread = {**other.unread, **self.unread}
         self.unwritten = {**other.unwritten, **self.unwritten}
+        self.held |= other.held
 
 
 Known = tuple[int | None, ...]
@@ -108,11 +118,15 @@ class Order:
         self.meaning: dict[Value, frozenset[Any]] = {}
         self.overlapping: dict[Value, frozenset[Value]] = {}
         self.numbers = Numbers()
+        self.rings: dict[Value, Value] = {}  # by allocation, the ring that counts the copies into it
         self.rounds = 1  # how often the walk runs what it is in
 
     def kernel(self, kernel: Kernel) -> None:
         if self.barriers:
             self.overlapping = _overlaps(kernel.body)
+        self.rings = {
+            allocation(op.operand("buffer")): op.operand("ring") for op in kernel.body.walk() if fills_ring(op)
+        }
         self._block(kernel.body)
         for copies in self.state.flying.values():
             for copy in copies:
@@ -123,10 +137,14 @@ class Order:
     def _block(self, block: Block) -> None:
         for op in block.ops:
             definition = op.definition
-            if definition.has(LOOP):
+            if op.name == "roles":
+                self._roles(op)
+            elif definition.has(LOOP):
                 self._loop(op)
             elif op.regions:
                 self._branches(op)
+            elif fills_ring(op):
+                self._ring_copy(op)
             elif definition.has(ASYNC):
                 self._copy(op)
             elif any(isinstance(value.type, TokenType) for value in op.operands) and not definition.has(TERMINATOR):
@@ -136,6 +154,7 @@ class Order:
                 self.state.unwritten.clear()
             else:
                 self._access(op)
+                self._hold(op)
             if op.regions:
                 continue
             self.numbers.step(op)
@@ -196,6 +215,15 @@ class Order:
             exits.append(_Exit(start, [self._means(value) for value in op.results], (None,) * len(op.results)))
         self._meet(op, exits)
 
+    def _roles(self, op: Op) -> None:
+        """One after the other: roles meet nothing of one another but what rings hand on. All threads of the block meet
+        before.
+        """
+        self.state.unread.clear()
+        self.state.unwritten.clear()
+        for region in op.regions:
+            self._block(region)
+
     def _exit(self, op: Op, yielded: list[Value]) -> _Exit:
         """The state of a path that leaves `op` now with these values as its results."""
         before = self.state
@@ -226,6 +254,37 @@ class Order:
         for result in op.results:
             self.meaning[result] = frozenset((copy,))
             self.state.newer_groups.pop(result, None)
+
+    def _ring_copy(self, op: Op) -> None:
+        self._access(op, lands=False)
+        self.state.written |= self._means(op.operand("buffer"))
+
+    def _hold(self, op: Op) -> None:
+        """Takes note of the slot that consumers wait for, or release; of one of unknown number how many there are."""
+        if op.name not in ("ring_wait", "ring_release"):
+            return
+        ring, number = op.operand("ring"), self.numbers.known.get(op.operand("stage"))
+        if op.name == "ring_wait":
+            self.state.held[ring, number] = 1 if number is not None else self.state.held[ring, None] + 1
+        else:
+            slot = (ring, number) if self.state.held[ring, number] else (ring, None)
+            self.state.held[slot] = max(0, self.state.held[slot] - 1)
+
+    def _check_held(self, op: Op, reference: Value) -> None:
+        """A slot is read while it is held. What is not known of its number, or of those that are held, is forgiven."""
+        ring = self.rings.get(allocation(reference))
+        if ring is None:
+            return
+        stage = reference.defining_op
+        number = self.numbers.known.get(stage.operands[1]) if stage is not None and stage.name == "stage" else 0
+        held = {slot for (of, slot), count in self.state.held.items() if of is ring and count}
+        if not held or number is not None and None not in held and number not in held:
+            raise SourceError(
+                "TS502",
+                f"{name_of(reference)} is read and its slot of {name_of(ring)} is not held: no ring_wait for it comes "
+                "before on any path, or it is released already",
+                op.loc,
+            )
 
     def _tokens(self, op: Op) -> None:
         """An op of tokens: one that gives a token groups them, one that gives none waits for them."""
@@ -273,6 +332,7 @@ class Order:
                         op.loc,
                     )
                 if effect != "writes":
+                    self._check_held(op, value)
                     self._read(op, buffer)
                 if effect != "reads":
                     self._write(op, buffer, lands)
@@ -333,13 +393,15 @@ def _buffer_bytes(type_: BufferType) -> int:
 
 
 def _allocations(body: Block) -> list[tuple[Value, int, int]]:
-    """Shared buffers with an offset: (buffer, first byte, one past the last)."""
+    """Shared buffers and rings with an offset: (buffer, first byte, one past the last)."""
     found = []
     for op in body.walk():
         offset = op.get("offset")
         if isinstance(offset, int) and op.results and isinstance(op.results[0].type, BufferType):
             size = _buffer_bytes(op.results[0].type) * (op.get("stages") or 1)
             found.append((op.results[0], offset, offset + size))
+        elif isinstance(offset, int) and op.results and isinstance(type_ := op.results[0].type, RingType):
+            found.append((op.results[0], offset, offset + type_.bytes))
     return found
 
 

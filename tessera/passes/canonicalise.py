@@ -13,6 +13,7 @@ import numpy as np
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like, uses
 from tessera.ir.opdef import ASYNC, BRANCH, CONSTANT, COUNTED, LOOP, PURE, TERMINATOR
 from tessera.ir.ops.control import constant_value, loop_range
+from tessera.ir.ops.roles import uses_ring
 from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, ScalarType, ViewType
 from tessera.target.schedule import root
@@ -193,6 +194,8 @@ def _has_effect(op: Op) -> bool:
 
 
 def _only_writes(op: Op, buffer: Value) -> bool:
+    if uses_ring(op):
+        return False  # its bytes are counted
     effects = {effect for effect, value in op.definition.effects_of(op) if value is buffer}
     return effects == {"writes"} and (not op.results or op.definition.has(ASYNC))
 

@@ -7,6 +7,9 @@ behind as well. Buffers that share bytes (`place_shared` ran before) count as on
 copy into one stage makes nothing dirty until it is waited for, so that one barrier behind that wait, and in front of
 the copy that refills what the iteration before has read, serves both.
 
+Roles meet at a barrier of the block before they begin, and hand buffers on through rings: a copy that a ring counts
+makes nothing dirty. Inside of a role a barrier is one of its own threads.
+
 A barrier that what comes before a loop or a branch asks for stands in front of it, one that an iteration asks of
 another, or of itself, inside.
 """
@@ -14,6 +17,7 @@ another, or of itself, inside.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, COUNTED, LOOP
@@ -22,6 +26,8 @@ from tessera.ir.stages import allocation, derived_values
 from tessera.ir.types import BufferType, TokenType, ViewType
 from tessera.passes.place_shared import share_bytes
 from tessera.target.schedule import root
+
+CONSUMERS = 1  # number of the hardware's barrier for the threads of the consumers
 
 
 @dataclass
@@ -49,10 +55,10 @@ class State:
 def insert_barriers(kernel: Kernel) -> Kernel:
     needed: set[int] = set()
     _Flow(kernel).block(kernel.body, State(), needed)
-    if not needed:
+    if not needed and not any(op.name == "roles" for op in kernel.body.ops):
         return kernel
     new, builder, mapping = new_kernel_like(kernel)
-    _copy(kernel.body, builder, mapping, needed)
+    _copy(kernel.body, builder, mapping, needed, 0)
     return new
 
 
@@ -74,6 +80,8 @@ class _Flow:
         for op in block.ops:
             if op.definition.has(COLLECTIVE):
                 state.clear()
+            elif op.name == "roles":
+                self._roles(op, state, needed)
             elif op.regions:
                 self._region_op(op, state, needed)
             else:
@@ -92,6 +100,11 @@ class _Flow:
         if op.name == "async_wait":
             for token in op.operands:
                 state.dirty |= self.landing.get(token, set())
+
+    def _roles(self, op: Op, state: State, needed: set[int]) -> None:
+        state.clear()
+        for region in op.regions:
+            self.block(region, State(), needed)
 
     def _region_op(self, op: Op, state: State, needed: set[int]) -> None:
         if op.id not in self.alone:
@@ -164,12 +177,22 @@ def _tensors(op: Op, tracked: frozenset[Value], *effects: str) -> set[Value]:
     }
 
 
-def _copy(block: Block, builder: Builder, mapping: Mapping, needed: set[int]) -> None:
+def _copy(block: Block, builder: Builder, mapping: Mapping, needed: set[int], threads: int) -> None:
+    """`threads`: of the role that the block belongs to, whose barriers are its own; 0 for all of the block's."""
     for op in block.ops:
         builder.at(op)
         if op.id in needed:
-            builder.op("barrier")
+            builder.op("barrier", id=CONSUMERS if threads else 0, threads=threads)
         if op.regions:
-            clone_with_regions(builder, op, mapping, lambda old, inner: _copy(old, inner, mapping, needed))
+            inside = 32 * op.attributes["warps"][-1] if op.name == "roles" else threads
+            clone_with_regions(builder, op, mapping, partial(_copy_inside, mapping, needed, inside))
+        elif threads and op.name == "barrier":
+            clone_op(builder, op, mapping, id=CONSUMERS, threads=threads)
+        elif threads and "threads" in op.definition.attributes:
+            clone_op(builder, op, mapping, threads=threads)
         else:
             clone_op(builder, op, mapping)
+
+
+def _copy_inside(mapping: Mapping, needed: set[int], threads: int, block: Block, builder: Builder) -> None:
+    _copy(block, builder, mapping, needed, threads)

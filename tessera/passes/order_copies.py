@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, PURE, TERMINATOR
+from tessera.ir.ops.roles import uses_ring
 from tessera.ir.stages import allocation, derived_values
 from tessera.ir.types import BufferType, TileType, TokenType, ViewType
 from tessera.passes.lower_copies import count_groups
@@ -63,7 +64,8 @@ def _waited_late(ops: list[Op], landing: dict[Value, set[Value]]) -> list[Op]:
 
 def _orders(op: Op) -> bool:
     definition = op.definition
-    return definition.has(COLLECTIVE) or definition.has(TERMINATOR) or definition.has(ASYNC) or op.name == COMMIT
+    ordered = definition.has(COLLECTIVE) or definition.has(TERMINATOR) or definition.has(ASYNC) or op.name == COMMIT
+    return ordered or uses_ring(op)
 
 
 def _touches(op: Op, wait: Op, landing: dict[Value, set[Value]]) -> bool:
@@ -91,7 +93,7 @@ def _started_early(ops: list[Op]) -> list[Op]:
 
 def _ends_stretch(op: Op) -> bool:
     stores = any(effect != "reads" and isinstance(v.type, ViewType) for effect, v in op.definition.effects_of(op))
-    return bool(op.regions) or op.definition.has(COLLECTIVE) or op.name == WAIT or stores
+    return bool(op.regions) or op.definition.has(COLLECTIVE) or op.name == WAIT or stores or uses_ring(op)
 
 
 def _early_first(ops: list[Op]) -> list[Op]:

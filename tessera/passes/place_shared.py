@@ -2,8 +2,8 @@
 
 A buffer lives from its first to its last use in program order, uses of its stages and of the tokens of copies into it
 included; a use inside a loop that the buffer outlives counts for
-the whole loop, because another iteration may come. Largest first, each at the lowest offset that is free for its whole
-life.
+the whole loop, because another iteration may come, and one inside `roles` for all of those: other roles are anywhere.
+Largest first, each at the lowest offset that is free for its whole life.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ from tessera.ir.stages import allocated_bytes, derived_values
 from tessera.target.arch import Arch
 
 ALIGNMENT = 128  # bytes: a full row of banks
+# In kernels with roles: the swizzles of TMA and wgmma go by the bits of an address, and repeat after so many bytes.
+ROLES_ALIGNMENT = 1024
+RING_ALIGNMENT = 16
+PLACED = ("shared", "ring")
 
 
 @dataclass
 class Life:
-    """A buffer and the positions of its first and last use; `first` is 0 until it is used."""
+    """A buffer, or a ring, and the positions of its first and last use; `first` is 0 until it is used."""
 
     buffer: Op
+    alignment: int
     first: int = 0
     last: int = 0
 
@@ -46,7 +51,7 @@ def place_shared(kernel: Kernel, arch: Arch) -> Kernel:
         for start, size in taken:
             if offset + life.bytes <= start:
                 break
-            offset = max(offset, _align(start + size))
+            offset = max(offset, -(-(start + size) // life.alignment) * life.alignment)
         life.buffer.attributes["offset"] = offset
         placed.append(life)
         total = max(total, offset + life.bytes)
@@ -78,16 +83,13 @@ def _extent(buffer: Value) -> tuple[int, int]:
     return op.attributes["offset"], op.attributes["offset"] + allocated_bytes(op)
 
 
-def _align(offset: int) -> int:
-    return -(-offset // ALIGNMENT) * ALIGNMENT
-
-
 def _lives(kernel: Kernel) -> list[Life]:
     lives: dict[Value, Life] = {}
+    alignment = ROLES_ALIGNMENT if any(op.name == "roles" for op in kernel.body.ops) else ALIGNMENT
     position = 0
     behind: dict[Value, list[Value]] = {}  # the allocations that a reference or a token stands for
     for op in kernel.body.walk():
-        if op.name == "shared":
+        if op.name in PLACED:
             for value in derived_values(kernel.body, op.result):
                 behind.setdefault(value, []).append(op.result)
 
@@ -95,8 +97,8 @@ def _lives(kernel: Kernel) -> list[Life]:
         nonlocal position
         for op in block.ops:
             position += 1
-            if op.name == "shared":
-                lives[op.result] = Life(op)
+            if op.name in PLACED:
+                lives[op.result] = Life(op, RING_ALIGNMENT if op.name == "ring" else alignment)
                 for _, inside in loops:
                     inside.add(op.result)
             for value in op.operands:

@@ -7,13 +7,18 @@
 // of a launch on. Blocks are never ordered. Two threads that write the same value do not conflict (a reduced value is
 // often written by each lane that holds it), and neither do two atomic updates.
 //
-// A landing of cp.async that only an mbarrier announces is an event of its own: it happens in no thread but in an agent,
-// number MAX_THREADS + thread.
+// What happens in no thread happens in an agent, which acts after what its thread did. A landing of cp.async that only an
+// mbarrier announces is an event of agent MAX_THREADS + thread; what wgmma reads, of agent WARP_AGENTS + warp, which acts
+// for the first thread of its warp.
+//
+// The asynchronous units see shared memory through a proxy of their own. What ordinary stores wrote they see when its
+// writer has executed ts_fence_async since; mark_generic, mark_async, and check_fenced keep account of it.
 #pragma once
 
 namespace ts_twin __attribute__((visibility("hidden"))) {
 
-constexpr int AGENTS = 2 * MAX_THREADS;
+constexpr int WARP_AGENTS = 2 * MAX_THREADS;
+constexpr int AGENTS = WARP_AGENTS + MAX_WARPS;
 constexpr unsigned short MANY_WARPS = 0xFFFF;
 constexpr unsigned short MANY_LANES = 0x8000;  // or-ed with the warp
 constexpr unsigned short IS_MBARRIER = 0xFFFF;
@@ -28,6 +33,7 @@ struct Event {
 struct Shadow {
     Event write, read;
     int readers;             // with clocks: a list of all reads since the write, index + 1
+    ts_u32 fences;           // of the writer when it wrote by an ordinary store, + 1; 0: an asynchronous unit wrote
     unsigned short copier;   // thread + 1 whose asynchronous copy into this byte is in flight, or IS_MBARRIER
     bool many_blocks;        // read by several blocks
 };
@@ -43,15 +49,18 @@ inline Readers readers;
 
 inline ts_u32& known(int thread, int other) { return state.clocks[(ts_i64)thread * AGENTS + other]; }
 
+// The thread that an agent acts for; a thread acts for itself.
+inline int thread_of(int agent) { return agent < WARP_AGENTS ? agent % MAX_THREADS : (agent - WARP_AGENTS) * 32; }
+
 inline Event event_of(int thread, bool atomic = false) {
     const bool agent = thread >= MAX_THREADS;
     return Event{state.epoch, agent ? 0 : state.warp[thread / 32].epoch, state.clocks ? state.own_clock[thread] : 1,
-                 state.fibers[agent ? thread - MAX_THREADS : thread].line, (unsigned short)thread, atomic};
+                 state.fibers[thread_of(thread)].line, (unsigned short)thread, atomic};
 }
 
 // Whether an event of this block happened before what `thread` does now.
 inline bool before(const Event& event, int thread) {
-    thread %= MAX_THREADS;  // an agent acts after what its thread did
+    thread = thread_of(thread);
     if (event.epoch != state.epoch || event.thread == thread) return true;
     if (event.thread / 32 == thread / 32 && event.warp_epoch < state.warp[thread / 32].epoch) return true;
     return state.clocks && known(thread, event.thread) >= event.clock;
@@ -73,7 +82,7 @@ struct PlaceText {
 [[noreturn]] __attribute__((noinline, cold)) inline void fail_order(int kind, int thread, const char* verb, Place place,
                                                                     const char* other_verb, const Event& other) {
     const PlaceText where(place);
-    const int self = thread % MAX_THREADS;
+    const int self = thread_of(thread);
     if (other.epoch < state.first_epoch)
         fail(kind, self, "%s %s, which another block %s at {line %d}: blocks run in any order", verb, where.data,
              other_verb, other.line);
@@ -83,6 +92,9 @@ struct PlaceText {
     if (other.thread & MANY_LANES)
         fail(kind, self, "%s %s, which lanes of warp %d %s at {line %d} with no barrier between", verb, where.data,
              other.thread & ~MANY_LANES, other_verb, other.line);
+    if (other.thread >= WARP_AGENTS)
+        fail(kind, self, "%s %s, which the wgmma of warp %d at {line %d} reads, with nothing between that follows its wait",
+             verb, where.data, other.thread - WARP_AGENTS, other.line);
     if (other.thread >= MAX_THREADS)
         fail(kind, self, "%s %s, into which the cp.async of thread %d at {line %d} copied, and waited for no phase of its mbarrier",
              verb, where.data, other.thread - MAX_THREADS, other.line);
@@ -161,11 +173,27 @@ inline void watch_write(Shadow& shadow, int thread, Place place, const char* ver
                 fail_order(RACE, thread, verb, place, "read", read);
         }
         if (blocks && shadow.many_blocks && !(atomic && read.atomic))
-            fail(RACE, thread % MAX_THREADS, "%s %s, which other blocks read", verb, PlaceText(place).data);
+            fail(RACE, thread_of(thread), "%s %s, which other blocks read", verb, PlaceText(place).data);
     } else if (blocks && read.epoch && !(atomic && read.atomic)) {
         fail_order(RACE, thread, verb, place, "read", read);
     }
     shadow.write = event;
+}
+
+// ---- proxies ---------------------------------------------------------------------------------------------------
+
+// An ordinary store, or a copy that goes the same way (cp.async), of `thread` or its agent.
+inline void mark_generic(Shadow& byte, int thread) { byte.fences = state.fences[thread_of(thread)] + 1; }
+inline void mark_async(Shadow& byte) { byte.fences = 0; }
+inline void fence_async() { ++state.fences[state.thread]; }
+
+// An asynchronous unit reads a byte on behalf of `thread`.
+inline void check_fenced(int thread, const Shadow& byte, ts_i64 offset, const char* verb) {
+    if (!byte.fences || !is_written(byte, false)) return;
+    const int writer = thread_of(byte.write.thread);
+    if (state.fences[writer] >= byte.fences) return;
+    fail(UNFENCED, thread_of(thread), "%s {shared %lld}, which thread %d wrote at {line %d} with no ts_fence_async of its own since",
+         verb, offset, writer, byte.write.line);
 }
 
 // ---- clocks ----------------------------------------------------------------------------------------------------

@@ -428,12 +428,25 @@ define(
     lower=TO_TARGET,
 )
 
+
+NAMED_BARRIERS = 16  # of a block; number 0 is that of all of its threads
+
+
+def _barrier_type(op: Op) -> tuple[Type, ...]:
+    number, threads = op.attributes["id"], op.attributes["threads"]
+    if not 0 <= number < NAMED_BARRIERS or threads % 32 or (number == 0) != (threads == 0) or threads < 0:
+        raise SourceError("TS703", f"barrier {number} of {threads} threads: 1 to 15 is of whole warps, 0 of the block")
+    return ()
+
+
 define(
     "barrier",
     "",
-    lambda op: (),
-    "waits for every thread of the block; at Tile level it orders nothing that is not ordered already",
+    _barrier_type,
+    "waits for every thread of the block, or of a role: for `threads` threads by the hardware's barrier `id`; at Tile "
+    "level it orders nothing that is not ordered already",
     COLLECTIVE,
+    attributes={"id": 0, "threads": 0},
     evaluate=lambda op: None,
     lower=Lowering(template="barrier"),
 )

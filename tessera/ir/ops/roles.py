@@ -14,7 +14,7 @@ import numpy as np
 from tessera.errors import SourceError
 from tessera.ir.bounds import Bar
 from tessera.ir.core import Op
-from tessera.ir.opdef import BRANCH, REQUIRED, Lowering, define
+from tessera.ir.opdef import ASYNC, BRANCH, REQUIRED, Lowering, define
 from tessera.ir.ops.control import yielded_types
 from tessera.ir.ops.elementwise import is_index
 from tessera.ir.rings import Ring
@@ -22,7 +22,6 @@ from tessera.ir.types import RingType, TileType, Type
 
 # Most bytes that an mbarrier can expect in one phase.
 MOST_BYTES = (1 << 20) - 1
-BARRIER_BYTES = 8
 
 
 def expect_ring(op: Op) -> RingType:
@@ -41,9 +40,14 @@ def integer(scalar: Any) -> int:
     return number
 
 
-def ring_bytes(op: Op) -> int:
-    """Bytes of shared memory of a `ring`: a barrier that says full, and one that says empty, for each slot."""
-    return 2 * BARRIER_BYTES * op.attributes["stages"]
+def uses_ring(op: Op) -> bool:
+    """Whether an op takes a ring: it stays among the others that do, in their order."""
+    return any(isinstance(value.type, RingType) for value in op.operands)
+
+
+def fills_ring(op: Op) -> bool:
+    """Whether an op is a copy that a slot of a ring counts."""
+    return op.definition.has(ASYNC) and uses_ring(op)
 
 
 define(
@@ -154,4 +158,4 @@ define(
     lower=Lowering(template="roles"),
 )
 
-__all__ = ["BARRIER_BYTES", "MOST_BYTES", "expect_ring", "integer", "ring_bytes"]
+__all__ = ["MOST_BYTES", "expect_ring", "fills_ring", "integer", "uses_ring"]

@@ -1,0 +1,138 @@
+"""Roles and rings: who may use which side of a ring, and what may stand around roles. A part of `tessera.ir.verify`."""
+
+from __future__ import annotations
+
+from tessera.ir.core import Block, Kernel, Op, Value
+from tessera.ir.opdef import COLLECTIVE, PURE, TARGET, TERMINATOR
+from tessera.ir.ops.control import constant_value
+from tessera.ir.ops.roles import fills_ring, uses_ring
+from tessera.ir.stages import allocation, stage_count
+from tessera.ir.types import BufferType, RingType, ScalarType, TileType, ViewType
+from tessera.ir.verify_order import invalid, name_of
+
+PRODUCER, CONSUMER = 0, 1  # the regions of `roles`
+_SIDES = {"ring_acquire": PRODUCER, "ring_expect": PRODUCER, "ring_wait": CONSUMER, "ring_release": CONSUMER}
+_WHO = ("the producer", "consumers")
+
+
+def check_roles(kernel: Kernel, level: str, barriers: bool) -> None:
+    """Raises SourceError TS703. `barriers`: those of a role are in place, so they must be its own."""
+    roles = [op for op in kernel.body.walk() if op.name == "roles"]
+    if not roles:
+        for op in kernel.body.walk():
+            if uses_ring(op):
+                raise invalid(f"{op.name} outside roles", op.loc)
+        return
+    if len(roles) > 1 or roles[0] not in kernel.body.ops:
+        raise invalid("a kernel has roles once, in its own block", roles[-1].loc)
+    place = kernel.body.ops.index(roles[0])
+    for op in kernel.body.ops[:place]:
+        _check_before(op)
+    for op in kernel.body.ops[place + 1 :]:
+        if not op.definition.has(PURE):
+            raise invalid(f"{op.name} behind roles: nothing that has an effect comes after them", op.loc)
+    _check_warps(kernel, roles[0], level)
+    for side, region in enumerate(roles[0].regions):
+        _check_sides(region, side)
+    _check_producer(roles[0].regions[PRODUCER])
+    _check_buffers(roles[0])
+    if barriers:
+        _check_barriers(kernel, roles[0])
+
+
+def _check_before(op: Op) -> None:
+    """In front of roles all threads compute scalars and windows: only the warps of a role know their part of a tile."""
+    inner = [op, *(other for region in op.regions for other in region.walk())]
+    for each in inner:
+        if uses_ring(each):
+            raise invalid(f"{each.name} outside roles", each.loc)
+        tiles = any(isinstance(value.type, TileType) for value in (*each.operands, *each.results))
+        changes = any(effect != "reads" for effect, _ in each.definition.effects_of(each))
+        if tiles or changes or _touches_buffer(each) or each.definition.has(COLLECTIVE):
+            raise invalid(f"{each.name} in front of roles: only scalars and windows are made there", each.loc)
+
+
+def _touches_buffer(op: Op) -> bool:
+    return any(isinstance(value.type, BufferType) for _, value in op.definition.effects_of(op))
+
+
+def _check_warps(kernel: Kernel, roles: Op, level: str) -> None:
+    producers, consumers = roles.attributes["warps"]
+    for op in kernel.body.walk():
+        if op.name == "ring" and op.attributes["arrivals"] != consumers:
+            arrivals = op.attributes["arrivals"]
+            raise invalid(f"{name_of(op.result)} counts {arrivals} arrivals of {consumers} consumer warps", op.loc)
+    if level != TARGET:
+        return
+    if kernel.attributes.get("warps") != consumers:
+        raise invalid(f"the kernel has {kernel.attributes.get('warps')} warps and {consumers} consumers", roles.loc)
+    if kernel.attributes.get("producer_warps", 0) < producers:
+        raise invalid(f"the kernel needs producer_warps of {producers} at least", roles.loc)
+
+
+def _check_sides(region: Block, side: int) -> None:
+    for op in region.walk():
+        if not uses_ring(op):
+            continue
+        wanted = PRODUCER if fills_ring(op) else _SIDES.get(op.name)
+        if wanted != side:
+            raise invalid(f"{op.name} in the region of {_WHO[side]}", op.loc)
+        for value in op.operands:
+            if isinstance(value.type, RingType) and (value.defining_op is None or value.defining_op.name != "ring"):
+                raise invalid(f"{op.name} of {name_of(value)}, which no ring op gives", op.loc)
+
+
+def _check_producer(region: Block) -> None:
+    """One thread runs it, so it moves scalars and starts copies that a ring counts, and nothing else."""
+    for op in region.walk():
+        effects = op.definition.effects_of(op)
+        loads = bool(effects) and all(e == "reads" and isinstance(v.type, ViewType) for e, v in effects)
+        allowed = op.definition.has(PURE) or op.definition.has(TERMINATOR) or op.regions or loads or uses_ring(op)
+        plain = all(isinstance(value.type, (ScalarType, ViewType, BufferType)) for value in op.results)
+        if not allowed or not plain or op.definition.has(COLLECTIVE):
+            raise invalid(f"{op.name} in the region of the producer, of which one thread works", op.loc)
+
+
+def _check_buffers(roles: Op) -> None:
+    """A slot is a stage of each buffer that its copies fill; consumers only read it."""
+    filled: dict[Value, Value] = {}
+    for op in roles.regions[PRODUCER].walk():
+        if fills_ring(op):
+            buffer, ring = op.operand("buffer"), op.operand("ring")
+            _check_slot(op, buffer, ring)
+            if filled.setdefault(allocation(buffer), ring) is not ring:
+                raise invalid(f"{name_of(buffer)} is filled by two rings", op.loc)
+    for op in roles.regions[CONSUMER].walk():
+        for effect, value in op.definition.effects_of(op):
+            if effect != "reads" and isinstance(value.type, BufferType) and allocation(value) in filled:
+                raise invalid(f"{op.name} changes {name_of(value)}, which a ring fills", op.loc)
+
+
+def _check_slot(op: Op, buffer: Value, ring: Value) -> None:
+    assert isinstance(ring.type, RingType), "its type rule has checked it"
+    if stage_count(buffer) != ring.type.stages:
+        raise invalid(
+            f"{op.name} of {name_of(buffer)}, which has {stage_count(buffer)} stages, for {name_of(ring)}, which has "
+            f"{ring.type.stages} slots",
+            op.loc,
+        )
+    stage, slot = buffer.defining_op, op.operand("stage")
+    if stage is None or stage.name != "stage" or _same(stage.operands[1], slot):
+        return
+    raise invalid(f"{op.name} fills another stage of {name_of(buffer)} than the slot of {name_of(ring)}", op.loc)
+
+
+def _same(a: Value, b: Value) -> bool:
+    number = constant_value(a)
+    return a is b or number is not None and number == constant_value(b)
+
+
+def _check_barriers(kernel: Kernel, roles: Op) -> None:
+    threads = 32 * roles.attributes["warps"][CONSUMER]
+    inside = {op.id for op in roles.regions[CONSUMER].walk()}
+    for op in kernel.body.walk():
+        if op.name == "barrier" and op.attributes["threads"] != (threads if op.id in inside else 0):
+            raise invalid(f"a barrier of {op.attributes['threads']} threads, of consumers that have {threads}", op.loc)
+
+
+__all__ = ["CONSUMER", "PRODUCER", "check_roles"]
