@@ -26,7 +26,7 @@ from tessera.runtime.bind import expand, stride_values
 from tessera.runtime.compare import Comparison, check
 from tessera.runtime.emulator_maps import twin_map
 from tessera.runtime.inputs import poison
-from tessera.runtime.tensor_maps import mapped_names, tensor_shapes
+from tessera.runtime.tensor_maps import TensorShape, mapped_names, tensor_shapes
 
 LANES = ("interpret", "emulate", "cuda")
 
@@ -177,7 +177,10 @@ def _emulated_maps(
     found = []
     for name in mapped_names(program, argument):
         array = arrays[name] if argument.name in step.writes else _read_only(arrays[name])
-        shape, _ = shapes[name]
+        shape, item = shapes[name]
+        if shape.empty:  # a map has elements: one zero, which lies elsewhere
+            array, ones = np.zeros(1, array.dtype), [1] * len(argument.box)
+            shape = TensorShape.of(ones, ones, item)
         shape.check(name)
         found.append(twin_map(array, shape.sizes, shape.strides, argument.box, argument.swizzle))
     return found if argument.kind == "maps" else found[0]
