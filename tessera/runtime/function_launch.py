@@ -144,7 +144,10 @@ class DeviceCall:
             chosen += chosen[place]
         chosen += range(first, first + len(prepared.constants))
         self.constants += prepared.constants
-        self.launches += [replace(one, pick=_picker(one.pick(chosen))) for one in prepared.launches]
+        self.launches += [
+            replace(one, pick=_picker(one.pick(chosen)), maps=one.maps and one.maps.moved(chosen))
+            for one in prepared.launches
+        ]
         return [KernelRun(*one) for one in self.launcher.grids(program, step.dims, self.device)]
 
     def _place(self, step: Step, parameter: str, places: Mapping[Hashable, int]) -> int | list[int]:

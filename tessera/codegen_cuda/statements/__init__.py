@@ -9,6 +9,7 @@ from tessera.codegen_cuda.statements import (
     reductions,
     roles,
     shared_memory,
+    tma,
     warpgroup,
 )
 from tessera.codegen_cuda.statements.registry import QUIET, statement_of
@@ -24,5 +25,6 @@ __all__ = [
     "roles",
     "shared_memory",
     "statement_of",
+    "tma",
     "warpgroup",
 ]
