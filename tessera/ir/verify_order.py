@@ -331,6 +331,9 @@ class Order:
                         "in flight: no wait for the copy comes before on every path",
                         op.loc,
                     )
+                if op.get("scope") == "warp":  # of rows that the warp has written itself
+                    self.state.unread.pop(buffer, None)
+                    continue
                 if effect != "writes":
                     self._check_held(op, value)
                     self._read(op, buffer)

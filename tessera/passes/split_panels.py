@@ -79,7 +79,7 @@ class _Panels:
                 continue
             if op.regions:
                 self._region(op, builder, mapping)
-            elif op.name == "store" and self.count(op.operand("value")):
+            elif op.name == "store" and self._stored_panels(op):
                 self._store(op, builder, mapping)
             elif op.name == "mma":
                 self._product(op, builder, mapping)
@@ -173,9 +173,17 @@ class _Panels:
         view, value, *masks = op.operands
         if masks:
             raise _NoPanels
-        for index in range(self.count(value)):
-            part = self.panel(value, index, mapping)
+        for index in range(self._stored_panels(op)):
+            part = self._operand(value, index, builder, mapping)
             builder.at(op).op("store", [self._narrow(view, index * self.width, builder, mapping), part], **op.attributes)
+
+    def _stored_panels(self, store: Op) -> int:
+        """How many panels a store has; sums of products are stored in panels, too."""
+        value = store.operand("value")
+        if value in self.whole:
+            last = int_shape(value.type)[-1]
+            return last // self.width if last > self.width and last % self.width == 0 else 0
+        return self.count(value)
 
     def _product(self, op: Op, builder: Builder, mapping: Mapping) -> None:
         """A product of panels is a chain of products, one for each."""

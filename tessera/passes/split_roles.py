@@ -205,8 +205,7 @@ class _Splitter:
         ring = self.ring_of[group.wait.id]
         assert ring.value is not None
         slot = state[ring.order]
-        if group.in_loop:
-            builder.op("ring_acquire", [ring.value, slot.stage, slot.phase])
+        builder.op("ring_acquire", [ring.value, slot.stage, slot.phase])
         builder.op("ring_expect", [ring.value, slot.stage], bytes=group.bytes)
         for index, copy in enumerate(group.copies):
             buffer = _staged(ring, index, slot, builder)
