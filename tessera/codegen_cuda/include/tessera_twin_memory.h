@@ -14,15 +14,15 @@ constexpr unsigned char POISON_BYTE = 0xFF;
 
 inline void check_free(int thread, const Shadow& byte, ts_i64 offset, const char* verb) {
     if (byte.copier == IS_MBARRIER)
-        fail(MBARRIER, thread % MAX_THREADS, "%s {shared %lld}, which is part of an mbarrier", verb, offset);
+        fail(MBARRIER, thread_of(thread), "%s {shared %lld}, which is part of an mbarrier", verb, offset);
     if (byte.copier)
-        fail(IN_FLIGHT, thread % MAX_THREADS, "%s {shared %lld} while the cp.async of thread %d at {line %d} into it is not waited for",
+        fail(IN_FLIGHT, thread_of(thread), "%s {shared %lld} while the cp.async of thread %d at {line %d} into it is not waited for",
              verb, offset, byte.copier - 1, byte.write.line);
 }
 
 inline void suspect(int thread, const char* verb, Place place) {
     if (state.unwritten_thread >= 0) return;
-    state.unwritten_thread = thread % MAX_THREADS;
+    state.unwritten_thread = thread_of(thread);
     state.unwritten_line = state.fibers[state.unwritten_thread].line;
     __builtin_snprintf(state.unwritten_message, sizeof state.unwritten_message, "%s %s, which nobody wrote", verb,
                        PlaceText(place).data);
@@ -127,8 +127,9 @@ inline Watched watched(const ts_twin_allocation& allocation, const void* p, int 
                    Place{allocation.argument, (const char*)p - allocation.base}};
 }
 
+// `thread` may be an agent, here and below.
 inline void read_global(int thread, const void* p, int bytes, int alignment, const char* verb) {
-    const ts_twin_allocation& allocation = find_global(thread, p, bytes, alignment, false, verb);
+    const ts_twin_allocation& allocation = find_global(thread_of(thread), p, bytes, alignment, false, verb);
     Watched watch = watched(allocation, p, bytes);
     for (int i = 0; i < watch.count; ++i, watch.place.offset += watch.granule) {
         if (allocation.output && !is_written(watch.shadow[i], true)) suspect(thread, verb, watch.place);
@@ -136,9 +137,8 @@ inline void read_global(int thread, const void* p, int bytes, int alignment, con
     }
 }
 
-inline void write_global(const void* p, const void* data, int bytes, int alignment) {
-    const int thread = state.thread;
-    const ts_twin_allocation& allocation = find_global(thread, p, bytes, alignment, true, "writes");
+inline void watch_global_write(int thread, const void* p, const void* data, int bytes, int alignment) {
+    const ts_twin_allocation& allocation = find_global(thread_of(thread), p, bytes, alignment, true, "writes");
     Watched watch = watched(allocation, p, bytes);
     for (int i = 0; i < watch.count; ++i, watch.place.offset += watch.granule) {
         const int step = i * watch.granule;
@@ -146,6 +146,10 @@ inline void write_global(const void* p, const void* data, int bytes, int alignme
                                             bytes - step < watch.granule ? bytes - step : watch.granule);
         watch_write(watch.shadow[i], thread, watch.place, "writes", same, true);
     }
+}
+
+inline void write_global(const void* p, const void* data, int bytes, int alignment) {
+    watch_global_write(state.thread, p, data, bytes, alignment);
     __builtin_memcpy((void*)p, data, bytes);
 }
 

@@ -7,13 +7,18 @@
 // of a launch on. Blocks are never ordered. Two threads that write the same value do not conflict (a reduced value is
 // often written by each lane that holds it), and neither do two atomic updates.
 //
-// A landing of cp.async that only an mbarrier announces is an event of its own: it happens in no thread but in an agent,
-// number MAX_THREADS + thread.
+// What happens in no thread is an event of an agent. A landing of cp.async that only an mbarrier announces is one of agent
+// MAX_THREADS + thread. A TMA load belongs to an agent of its mbarrier, the reads and the writes of a TMA store to one of
+// its warp each: these events count from the issue on, and only what a wait tells (never a block barrier, which waits for
+// no TMA) orders anything behind them.
 #pragma once
 
 namespace ts_twin __attribute__((visibility("hidden"))) {
 
-constexpr int AGENTS = 2 * MAX_THREADS;
+constexpr int LOAD_AGENTS = 2 * MAX_THREADS;  // by mbarrier
+constexpr int READ_AGENTS = LOAD_AGENTS + MAX_MBARRIERS;  // by warp
+constexpr int WRITE_AGENTS = READ_AGENTS + MAX_WARPS;
+constexpr int AGENTS = WRITE_AGENTS + MAX_WARPS;
 constexpr unsigned short MANY_WARPS = 0xFFFF;
 constexpr unsigned short MANY_LANES = 0x8000;  // or-ed with the warp
 constexpr unsigned short IS_MBARRIER = 0xFFFF;
@@ -43,15 +48,22 @@ inline Readers readers;
 
 inline ts_u32& known(int thread, int other) { return state.clocks[(ts_i64)thread * AGENTS + other]; }
 
+// The thread on whose behalf an agent acts. TMA's act when they are issued, by the running thread.
+inline int thread_of(int agent) {
+    return agent < MAX_THREADS ? agent : agent < LOAD_AGENTS ? agent - MAX_THREADS : state.thread;
+}
+
 inline Event event_of(int thread, bool atomic = false) {
-    const bool agent = thread >= MAX_THREADS;
-    return Event{state.epoch, agent ? 0 : state.warp[thread / 32].epoch, state.clocks ? state.own_clock[thread] : 1,
-                 state.fibers[agent ? thread - MAX_THREADS : thread].line, (unsigned short)thread, atomic};
+    return Event{state.epoch, thread < MAX_THREADS ? state.warp[thread / 32].epoch : 0,
+                 state.clocks ? state.own_clock[thread] : 1, state.fibers[thread_of(thread)].line,
+                 (unsigned short)thread, atomic};
 }
 
 // Whether an event of this block happened before what `thread` does now.
 inline bool before(const Event& event, int thread) {
-    thread %= MAX_THREADS;  // an agent acts after what its thread did
+    thread = thread_of(thread);  // an agent acts after what its thread did
+    if (event.thread >= LOAD_AGENTS && event.epoch >= state.first_epoch)
+        return known(thread, event.thread) >= event.clock;
     if (event.epoch != state.epoch || event.thread == thread) return true;
     if (event.thread / 32 == thread / 32 && event.warp_epoch < state.warp[thread / 32].epoch) return true;
     return state.clocks && known(thread, event.thread) >= event.clock;
@@ -70,10 +82,26 @@ struct PlaceText {
     }
 };
 
+// Something touches what a TMA copy works on, and has not learnt that the copy is done.
+[[noreturn]] inline void fail_tma_order(int kind, int self, const char* verb, Place place, const Event& copy) {
+    const PlaceText where(place);
+    const bool in_shared = place.argument < 0;
+    if (copy.thread < READ_AGENTS)
+        fail(in_shared ? IN_FLIGHT : kind, self,
+             "%s %s, %s the TMA load at {line %d} copies, and has not waited for its phase of the mbarrier at {shared %lld}",
+             verb, where.data, in_shared ? "into which" : "which", copy.line,
+             state.mbarriers[copy.thread - LOAD_AGENTS].offset);
+    if (in_shared)
+        fail(IN_FLIGHT, self, "%s %s, which the TMA store at {line %d} reads, with no ts_tma_wait_read that covers it before",
+             verb, where.data, copy.line);
+    fail(kind, self, "%s %s, which the TMA store at {line %d} writes, with no ts_tma_wait that covers it before", verb,
+         where.data, copy.line);
+}
+
 [[noreturn]] __attribute__((noinline, cold)) inline void fail_order(int kind, int thread, const char* verb, Place place,
                                                                     const char* other_verb, const Event& other) {
     const PlaceText where(place);
-    const int self = thread % MAX_THREADS;
+    const int self = thread_of(thread);
     if (other.epoch < state.first_epoch)
         fail(kind, self, "%s %s, which another block %s at {line %d}: blocks run in any order", verb, where.data,
              other_verb, other.line);
@@ -83,6 +111,7 @@ struct PlaceText {
     if (other.thread & MANY_LANES)
         fail(kind, self, "%s %s, which lanes of warp %d %s at {line %d} with no barrier between", verb, where.data,
              other.thread & ~MANY_LANES, other_verb, other.line);
+    if (other.thread >= LOAD_AGENTS) fail_tma_order(kind, self, verb, place, other);
     if (other.thread >= MAX_THREADS)
         fail(kind, self, "%s %s, into which the cp.async of thread %d at {line %d} copied, and waited for no phase of its mbarrier",
              verb, where.data, other.thread - MAX_THREADS, other.line);
@@ -161,7 +190,7 @@ inline void watch_write(Shadow& shadow, int thread, Place place, const char* ver
                 fail_order(RACE, thread, verb, place, "read", read);
         }
         if (blocks && shadow.many_blocks && !(atomic && read.atomic))
-            fail(RACE, thread % MAX_THREADS, "%s %s, which other blocks read", verb, PlaceText(place).data);
+            fail(RACE, thread_of(thread), "%s %s, which other blocks read", verb, PlaceText(place).data);
     } else if (blocks && read.epoch && !(atomic && read.atomic)) {
         fail_order(RACE, thread, verb, place, "read", read);
     }
@@ -216,7 +245,7 @@ inline void reset_clocks() {  // a new block
         __builtin_free(state.mbarriers[i].released);
         __builtin_free(state.mbarriers[i].uses);
     }
-    state.mbarrier_count = state.pending_arrivals = 0;
+    state.mbarrier_count = state.pending_arrivals = state.load_count = state.store_count = 0;
     if (!state.clocks) return;
     __builtin_memset(state.clocks, 0, (ts_i64)state.threads * AGENTS * sizeof(ts_u32));
     start_clocks();
