@@ -62,6 +62,7 @@ KINDS = (
     "division-by-zero",
     "bad-launch",
     "assertion",
+    "unfenced",  # bytes or registers that asynchronous units use, with no fence after ordinary code wrote them
 )
 
 MAX_FAULTS = 16  # kept per launch; the rest is only counted

@@ -27,7 +27,8 @@ def test_twin_defines_every_name_of_the_header() -> None:
     assert {"ts_barrier", "ts_ldmatrix_x4_trans", "ts_mma_m16n8k16_bf16", "ts_exp", "ts_shfl_xor"} <= names
     probes = {name for name in functions(twin) if name.startswith("ts_probe")}  # written into copies of a text only
     assert names == functions(twin) - probes
-    assert macros(device) - {"TS_PRAGMA"} == {name for name in macros(twin) if not name.startswith("TS_TWIN")}
+    parts = {name for name in macros(device) if name.startswith("TS_WGMMA_")}  # of what TS_WGMMA leaves
+    assert macros(device) - parts - {"TS_PRAGMA"} == {name for name in macros(twin) if not name.startswith("TS_TWIN")}
 
 
 def test_header_includes_nothing() -> None:

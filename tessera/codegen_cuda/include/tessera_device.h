@@ -292,6 +292,8 @@ TS_MMA(ts_mma_m16n8k16_f16, "m16n8k16", "f16")
 TS_MMA(ts_mma_m16n8k8_tf32, "m16n8k8", "tf32")  // operands rounded to tf32 before: other bits are ignored
 #undef TS_MMA
 
+#include "tessera_device_wgmma.h"
+
 // f32 to tf32, to nearest, ties away from zero.
 TS_DEVICE ts_u32 ts_round_tf32(float x) {
     ts_u32 result;

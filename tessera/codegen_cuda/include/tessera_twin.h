@@ -11,7 +11,9 @@
 //   tessera_twin_convert.h  conversions
 //   tessera_twin_math.h     f32 maths (the definition of its bits), integers
 //   tessera_twin_random.h   random numbers by counter
-//   tessera_twin_warp.h     shuffles, ldmatrix, mma
+//   tessera_twin_warp.h     shuffles, ldmatrix, stmatrix, mma
+//   tessera_twin_descriptor.h  operands of wgmma in shared memory
+//   tessera_twin_wgmma.h    products of a warpgroup
 //   tessera_twin_effects.h  atomic updates, prints, assertions
 //   tessera_twin_launch.h   TS_TWIN_ENTRY: runs a grid
 #pragma once
@@ -78,5 +80,7 @@ struct ts_tensor_maps {
 #include "tessera_twin_math.h"
 #include "tessera_twin_random.h"
 #include "tessera_twin_warp.h"
+#include "tessera_twin_descriptor.h"
+#include "tessera_twin_wgmma.h"
 #include "tessera_twin_effects.h"
 #include "tessera_twin_launch.h"

@@ -1,13 +1,17 @@
-// Block and warp barriers, mbarriers, and when asynchronous data arrives.
+// Block, warp and named barriers, mbarriers, and when asynchronous data arrives.
 #pragma once
 
 namespace ts_twin __attribute__((visibility("hidden"))) {
+
+inline void multiply_early();  // some products of wgmma, at a random moment
+inline void renew_reads();     // of products in flight, which a block barrier does not end
 
 inline void pass_block_barrier() {
     state.at_barrier = 0;
     state.idle_spins = 0;
     join_block();
     ++state.epoch;
+    renew_reads();
     for (int w = 0; w < state.warps; ++w) finish_requests(state.warp[w]);
     for (int thread = 0; thread < state.threads; ++thread) wake(thread);
     if (ts_twin_counter* totals = counter(fiber().line)) ++totals->barriers;
@@ -24,6 +28,51 @@ inline void block_barrier() {
     }
     wait_for(BLOCK_BARRIER);
     if (++state.at_barrier == state.threads) pass_block_barrier();
+    yield();
+}
+
+// ---- named barriers --------------------------------------------------------------------------------------------
+// They order by clocks: no epoch ends, since only some threads take part.
+
+inline ts_u32 named_clocks[NAMED_BARRIERS][AGENTS];  // of those who wait
+
+inline void reset_named_barriers() {
+    for (int id = 0; id < NAMED_BARRIERS; ++id) {
+        if (state.named[id].arrived) __builtin_memset(named_clocks[id], 0, sizeof named_clocks[id]);
+        state.named[id] = NamedBarrier{};
+    }
+}
+
+inline void pass_named_barrier(int id) {
+    state.named[id] = NamedBarrier{};
+    state.idle_spins = 0;
+    for (int thread = 0; thread < state.threads; ++thread) {
+        const Fiber& waiter = state.fibers[thread];
+        if (waiter.waiting != NAMED_BARRIER || waiter.mbarrier != id) continue;
+        join(&known(thread, 0), named_clocks[id]);
+        finish_requests(state.warp[thread / 32]);
+        wake(thread);
+    }
+    __builtin_memset(named_clocks[id], 0, sizeof named_clocks[id]);
+    if (ts_twin_counter* totals = counter(fiber().line)) ++totals->barriers;
+}
+
+inline void named_barrier(int id, int threads) {
+    if (id < 1 || id >= NAMED_BARRIERS)
+        fail(DIVERGENT, state.thread, "enters barrier %d; named barriers have the numbers 1 to %d", id, NAMED_BARRIERS - 1);
+    if (threads < 32 || threads % 32 || threads > state.threads)
+        fail(DIVERGENT, state.thread, "enters barrier %d of %d threads; it takes whole warps of the %d threads of the block",
+             id, threads, state.threads);
+    NamedBarrier& barrier = state.named[id];
+    if (barrier.arrived && barrier.threads != threads)
+        fail(DIVERGENT, state.thread, "enters barrier %d of %d threads, at which others wait for %d", id, threads,
+             barrier.threads);
+    if (!state.clocks) start_clocks();
+    release(state.thread, named_clocks[id]);
+    barrier.threads = threads;
+    fiber().mbarrier = id;
+    wait_for(NAMED_BARRIER);
+    if (++barrier.arrived == threads) pass_named_barrier(id);
     yield();
 }
 
@@ -145,6 +194,19 @@ inline void fence_mbarriers() {
         if (state.mbarriers[i].init_thread == state.thread) state.mbarriers[i].fenced = true;
 }
 
+// One arrival of a warp, which releases what all its lanes have done. Deposits: first = the mbarrier.
+inline void arrive_for_warp(Warp& warp) {
+    const int first_thread = (int)(&warp - state.warp) * 32;
+    if (ts_twin_counter* totals = counter(fiber().line)) ++totals->warp_collectives;
+    for (int lane = 1; lane < 32; ++lane)
+        if (warp.deposits[lane].first != warp.deposits[0].first)
+            fail(MBARRIER, first_thread + lane, "arrives at another mbarrier than lane 0 of its warp");
+    const int index = find_mbarrier((const char*)warp.deposits[0].first, "arrives at");
+    note_use(index);
+    for (int lane = 0; lane < 32; ++lane) release(first_thread + lane, state.mbarriers[index].arrived);
+    arrive_at(index);
+}
+
 inline bool phase_is_over(int index, int parity) { return (state.mbarriers[index].completed & 1) != parity; }
 inline void acquire(int index) {
     note_use(index);
@@ -235,6 +297,7 @@ inline void let_tma_go_on();
 inline void let_data_arrive() {
     move_early();
     let_tma_go_on();
+    multiply_early();
     if (!state.pending_arrivals || !one_in(2)) return;
     const int first = (int)((next_random() >> 20) % state.threads);
     for (int i = 0; i < state.threads; ++i) {
@@ -262,6 +325,16 @@ TS_DEVICE void ts_warp_barrier(TS_TWIN_LINE) {
     });
 }
 
+TS_DEVICE void ts_barrier_of(int id, int threads, TS_TWIN_LINE) {
+    ts_twin::at(line);
+    ts_twin::named_barrier(id, threads);
+}
+
+TS_DEVICE void ts_fence_async(TS_TWIN_LINE) {
+    ts_twin::at(line);
+    ts_twin::fence_async();
+}
+
 TS_DEVICE void ts_mbarrier_init(char* barrier, int arrivals, TS_TWIN_LINE) {
     ts_twin::at(line);
     ts_twin::init_mbarrier(barrier, arrivals);
@@ -282,6 +355,11 @@ TS_DEVICE void ts_mbarrier_fence(TS_TWIN_LINE) {
 TS_DEVICE void ts_mbarrier_expect(char* barrier, int bytes, TS_TWIN_LINE) {
     ts_twin::at(line);
     ts_twin::expect_bytes(barrier, bytes);
+}
+TS_DEVICE void ts_mbarrier_arrive_after(char* barrier, ts_u32 word, TS_TWIN_LINE) {
+    using namespace ts_twin;
+    at(line);
+    rendezvous(VOTE, Deposit{0, nullptr, barrier, nullptr}, arrive_for_warp);
 }
 TS_DEVICE bool ts_mbarrier_test(char* barrier, int parity, TS_TWIN_LINE) {
     ts_twin::at(line);

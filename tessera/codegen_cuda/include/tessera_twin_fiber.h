@@ -93,6 +93,7 @@ enum Kind {
     DIVISION_BY_ZERO,
     BAD_LAUNCH,
     ASSERTION,
+    UNFENCED,
 };
 
 constexpr int MAX_THREADS = 1024;
@@ -101,9 +102,25 @@ constexpr int MAX_WARPS = MAX_THREADS / 32;
 // snprintf. Pages are committed when touched.
 constexpr long STACK_BYTES = 128 * 1024;
 
-enum Waiting { NOTHING, WARP_BARRIER, SHUFFLE, LDMATRIX, MMA, BLOCK_BARRIER, PHASE };
-inline const char* const waiting_names[] = {"nothing", "ts_warp_barrier", "a shuffle",        "ldmatrix",
-                                            "mma",     "ts_barrier",      "ts_mbarrier_wait"};
+enum Waiting {
+    NOTHING,
+    WARP_BARRIER,
+    SHUFFLE,
+    LDMATRIX,
+    MMA,
+    BLOCK_BARRIER,
+    PHASE,
+    STMATRIX,
+    VOTE,
+    WARPGROUP,
+    NAMED_BARRIER,
+};
+inline const char* const waiting_names[] = {"nothing",    "ts_warp_barrier",
+                                            "a shuffle",  "ldmatrix",
+                                            "mma",        "ts_barrier",
+                                            "ts_mbarrier_wait", "stmatrix",
+                                            "ts_mbarrier_arrive_after", "a warpgroup instruction",
+                                            "ts_barrier_of"};
 
 // What a lane brings to a collective: where its result goes and where its operands are. They lie on the lane's own
 // stack, which stays alive while the lane waits.
@@ -126,6 +143,11 @@ struct Warp {
     int request_count, request_capacity;
     int* request_index;
 };
+
+struct NamedBarrier {
+    int threads, arrived;
+};
+constexpr int NAMED_BARRIERS = 16;
 
 struct AsyncCopy {
     char* dst;
@@ -159,7 +181,7 @@ struct Fiber {
     int groups_read;     // how many of them have certainly read their sources
     int line;            // of the emitted text, where it is
     int waiting;         // a Waiting
-    int mbarrier;        // when waiting == PHASE
+    int mbarrier;        // when waiting == PHASE; the number of the barrier when waiting == NAMED_BARRIER
     int parity;
     ts_u64 loops;        // names the current iteration of every loop round this place
 };
@@ -199,8 +221,10 @@ struct State {
     Shadow** regions;  // of each region of global memory
     ts_u32* clocks;    // vector clocks: a row per thread; null until the launch meets an mbarrier
     ts_u32* own_clock;
+    ts_u32 fences[MAX_THREADS];  // ts_fence_async executed by each thread
     Mbarrier mbarriers[MAX_MBARRIERS];
     int mbarrier_count;
+    NamedBarrier named[NAMED_BARRIERS];
     // The first read in this block of what nobody wrote. It is a race when somebody writes there later, unordered; when
     // the block ends without that, it is what it seems.
     int unwritten_thread, unwritten_line;  // thread -1: none
@@ -419,17 +443,20 @@ struct Text {
     }
 };
 
+inline bool waits_alike(const Fiber& a, const Fiber& b) {
+    if (a.waiting != b.waiting || a.line != b.line) return false;
+    if (a.waiting == PHASE) return a.mbarrier == b.mbarrier && a.parity == b.parity;
+    return a.waiting != NAMED_BARRIER || a.mbarrier == b.mbarrier;
+}
+
 // Warps of the threads that wait as `model` does, as ranges.
 inline void add_waiters(Text& text, const Fiber& model) {
     int count = 0, first = -1, last = -2;
     Text warps{};
     for (int w = 0; w <= state.warps; ++w) {
         int here = 0;
-        for (int thread = w * 32; w < state.warps && thread < w * 32 + 32 && thread < state.threads; ++thread) {
-            const Fiber& fiber = state.fibers[thread];
-            here += fiber.waiting == model.waiting && fiber.line == model.line &&
-                    (model.waiting != PHASE || (fiber.mbarrier == model.mbarrier && fiber.parity == model.parity));
-        }
+        for (int thread = w * 32; w < state.warps && thread < w * 32 + 32 && thread < state.threads; ++thread)
+            here += waits_alike(state.fibers[thread], model);
         count += here;
         if (here && w != last + 1) first = w;
         if (here) last = w;
@@ -441,6 +468,11 @@ inline void add_waiters(Text& text, const Fiber& model) {
     text.add("%d thread%s (warp%s %s) wait%s in %s at {line %d}", count, count == 1 ? "" : "s",
              __builtin_strpbrk(warps.data, ",-") ? "s" : "", warps.data, count == 1 ? "s" : "",
              waiting_names[model.waiting], model.line);
+    if (model.waiting == NAMED_BARRIER) {
+        const NamedBarrier& barrier = state.named[model.mbarrier];
+        text.add(" for barrier %d, which misses %d of %d threads", model.mbarrier, barrier.threads - barrier.arrived,
+                 barrier.threads);
+    }
     if (model.waiting == PHASE) {
         const Mbarrier& barrier = state.mbarriers[model.mbarrier];
         text.add(" for parity %d of the mbarrier at {shared %lld}, which has completed %lld phase%s and misses %d of %d arrivals",
@@ -462,11 +494,7 @@ inline void add_waiters(Text& text, const Fiber& model) {
         const int own = fiber.waiting == PHASE ? 3 : fiber.waiting == BLOCK_BARRIER ? 1 : 2;
         if (own > rank) rank = own, culprit = thread;
         bool seen = false;
-        for (int other = 0; other < thread && !seen; ++other) {
-            const Fiber& before = state.fibers[other];
-            seen = before.waiting == fiber.waiting && before.line == fiber.line &&
-                   (fiber.waiting != PHASE || (before.mbarrier == fiber.mbarrier && before.parity == fiber.parity));
-        }
+        for (int other = 0; other < thread && !seen; ++other) seen = waits_alike(state.fibers[other], fiber);
         if (seen) continue;
         text.add(text.length ? "; " : "");
         add_waiters(text, fiber);

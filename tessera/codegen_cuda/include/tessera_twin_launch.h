@@ -87,6 +87,8 @@ inline void run_block() {
     state.first_epoch = ++state.epoch;
     if (state.mbarrier_count || state.shadow) clear_marks();
     reset_clocks();
+    reset_named_barriers();
+    reset_warpgroups();
     for (int w = 0; w < state.warps; ++w) {
         const int lanes = state.threads - w * 32;
         Warp& warp = state.warp[w];
@@ -105,6 +107,7 @@ inline void run_block() {
     if (!state.aborted && state.unwritten_thread >= 0)
         record(UNINITIALISED, state.unwritten_thread, state.unwritten_line, state.unwritten_message);
     if (!state.aborted) report_unfinished_loads();
+    if (!state.aborted) check_warpgroups();
     check_guards(state.shared - GUARD_BYTES, "before");
     check_guards(state.shared + state.shared_bytes, "past the end of");
 }
@@ -195,6 +198,7 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
         reset_clocks();
         __builtin_free(state.loads);
         __builtin_free(state.stores);
+        free_warpgroups();
         __builtin_free(state.clocks);
         __builtin_free(state.own_clock);
         report->output = output.text;

@@ -43,6 +43,7 @@ inline void shadow_write(int thread, ts_i64 offset, int bytes, const char* data,
         Shadow& byte = state.shadow[offset + i];
         check_free(thread, byte, offset + i, verb);
         watch_write(byte, thread, Place{-1, offset + i}, verb, data && data[i] == state.shared[offset + i], false);
+        mark_generic(byte, thread);
     }
 }
 
@@ -64,9 +65,9 @@ inline const char* read_shared(int thread, const char* p, int bytes, int alignme
     return p;
 }
 
-inline void write_shared(char* p, const char* data, int bytes) {
-    const ts_i64 offset = check_shared(state.thread, p, bytes, bytes, "writes");
-    if (state.shadow) shadow_write(state.thread, offset, bytes, data);
+inline void write_shared(int thread, char* p, const char* data, int bytes) {
+    const ts_i64 offset = check_shared(thread, p, bytes, bytes, "writes");
+    if (state.shadow) shadow_write(thread, offset, bytes, data);
     __builtin_memcpy(p, data, bytes);
 }
 
@@ -289,7 +290,7 @@ TS_DEVICE void ts_st_shared(char* p, const T* src, TS_TWIN_LINE) {
     constexpr int TOTAL = N * (int)sizeof(T), WORD = ts_twin::word_bytes(TOTAL);
     ts_twin::at(line);
     for (int i = 0; i < TOTAL; i += WORD) {
-        ts_twin::write_shared(p + i, (const char*)src + i, WORD);
+        ts_twin::write_shared(ts_twin::state.thread, p + i, (const char*)src + i, WORD);
         ts_twin::count_access(ts_twin::SHARED_WRITE, p + i, WORD, WORD, i);
     }
 }

@@ -7,15 +7,20 @@
 // of a launch on. Blocks are never ordered. Two threads that write the same value do not conflict (a reduced value is
 // often written by each lane that holds it), and neither do two atomic updates.
 //
-// What happens in no thread is an event of an agent. A landing of cp.async that only an mbarrier announces is one of agent
-// MAX_THREADS + thread. A TMA load belongs to an agent of its mbarrier, the reads and the writes of a TMA store to one of
-// its warp each: these events count from the issue on, and only what a wait tells (never a block barrier, which waits for
+// What happens in no thread is an event of an agent, which acts after what its thread did. A landing of cp.async that only
+// an mbarrier announces is one of agent MAX_THREADS + thread; what wgmma reads, of agent WARP_AGENTS + warp, which acts for
+// the first thread of its warp. A TMA load belongs to an agent of its mbarrier, the reads and the writes of a TMA store to
+// one of its warp each: these count from the issue on, and only what a wait tells (never a block barrier, which waits for
 // no TMA) orders anything behind them.
+//
+// The asynchronous units see shared memory through a proxy of their own. What ordinary stores wrote they see when its
+// writer has executed ts_fence_async since; mark_generic, mark_async, and check_fenced keep account of it.
 #pragma once
 
 namespace ts_twin __attribute__((visibility("hidden"))) {
 
-constexpr int LOAD_AGENTS = 2 * MAX_THREADS;  // by mbarrier
+constexpr int WARP_AGENTS = 2 * MAX_THREADS;
+constexpr int LOAD_AGENTS = WARP_AGENTS + MAX_WARPS;      // by mbarrier
 constexpr int READ_AGENTS = LOAD_AGENTS + MAX_MBARRIERS;  // by warp
 constexpr int WRITE_AGENTS = READ_AGENTS + MAX_WARPS;
 constexpr int AGENTS = WRITE_AGENTS + MAX_WARPS;
@@ -33,6 +38,7 @@ struct Event {
 struct Shadow {
     Event write, read;
     int readers;             // with clocks: a list of all reads since the write, index + 1
+    ts_u32 fences;           // of the writer when it wrote by an ordinary store, + 1; 0: an asynchronous unit wrote
     unsigned short copier;   // thread + 1 whose asynchronous copy into this byte is in flight, or IS_MBARRIER
     bool many_blocks;        // read by several blocks
 };
@@ -48,20 +54,21 @@ inline Readers readers;
 
 inline ts_u32& known(int thread, int other) { return state.clocks[(ts_i64)thread * AGENTS + other]; }
 
-// The thread on whose behalf an agent acts. TMA's act when they are issued, by the running thread.
+// The thread that an agent acts for; a thread acts for itself. TMA's agents act when a copy is issued, by the running thread.
 inline int thread_of(int agent) {
-    return agent < MAX_THREADS ? agent : agent < LOAD_AGENTS ? agent - MAX_THREADS : state.thread;
+    if (agent >= LOAD_AGENTS) return state.thread;
+    return agent < WARP_AGENTS ? agent % MAX_THREADS : (agent - WARP_AGENTS) * 32;
 }
 
 inline Event event_of(int thread, bool atomic = false) {
-    return Event{state.epoch, thread < MAX_THREADS ? state.warp[thread / 32].epoch : 0,
-                 state.clocks ? state.own_clock[thread] : 1, state.fibers[thread_of(thread)].line,
-                 (unsigned short)thread, atomic};
+    const bool agent = thread >= MAX_THREADS;
+    return Event{state.epoch, agent ? 0 : state.warp[thread / 32].epoch, state.clocks ? state.own_clock[thread] : 1,
+                 state.fibers[thread_of(thread)].line, (unsigned short)thread, atomic};
 }
 
 // Whether an event of this block happened before what `thread` does now.
 inline bool before(const Event& event, int thread) {
-    thread = thread_of(thread);  // an agent acts after what its thread did
+    thread = thread_of(thread);
     if (event.thread >= LOAD_AGENTS && event.epoch >= state.first_epoch)
         return known(thread, event.thread) >= event.clock;
     if (event.epoch != state.epoch || event.thread == thread) return true;
@@ -112,6 +119,9 @@ struct PlaceText {
         fail(kind, self, "%s %s, which lanes of warp %d %s at {line %d} with no barrier between", verb, where.data,
              other.thread & ~MANY_LANES, other_verb, other.line);
     if (other.thread >= LOAD_AGENTS) fail_tma_order(kind, self, verb, place, other);
+    if (other.thread >= WARP_AGENTS)
+        fail(kind, self, "%s %s, which the wgmma of warp %d at {line %d} reads, with nothing between that follows its wait",
+             verb, where.data, other.thread - WARP_AGENTS, other.line);
     if (other.thread >= MAX_THREADS)
         fail(kind, self, "%s %s, into which the cp.async of thread %d at {line %d} copied, and waited for no phase of its mbarrier",
              verb, where.data, other.thread - MAX_THREADS, other.line);
@@ -195,6 +205,22 @@ inline void watch_write(Shadow& shadow, int thread, Place place, const char* ver
         fail_order(RACE, thread, verb, place, "read", read);
     }
     shadow.write = event;
+}
+
+// ---- proxies ---------------------------------------------------------------------------------------------------
+
+// An ordinary store, or a copy that goes the same way (cp.async), of `thread` or its agent.
+inline void mark_generic(Shadow& byte, int thread) { byte.fences = state.fences[thread_of(thread)] + 1; }
+inline void mark_async(Shadow& byte) { byte.fences = 0; }
+inline void fence_async() { ++state.fences[state.thread]; }
+
+// An asynchronous unit reads a byte on behalf of `thread`.
+inline void check_fenced(int thread, const Shadow& byte, ts_i64 offset, const char* verb) {
+    if (!byte.fences || !is_written(byte, false)) return;
+    const int writer = thread_of(byte.write.thread);
+    if (state.fences[writer] >= byte.fences) return;
+    fail(UNFENCED, thread_of(thread), "%s {shared %lld}, which thread %d wrote at {line %d} with no ts_fence_async of its own since",
+         verb, offset, writer, byte.write.line);
 }
 
 // ---- clocks ----------------------------------------------------------------------------------------------------

@@ -129,6 +129,11 @@ inline ts_i64 check_place(const char* p, const Box& box, const char* verb) {
     return check_shared(state.thread, p, box.bytes, box.map->swizzle ? 8 * box.map->swizzle : 128, verb);
 }
 
+// Bytes that a copy touches: no ordinary store of them may still be on its way to where TMA sees it.
+inline void check_proxy(ts_i64 offset, int bytes, const char* verb) {
+    for (int i = 0; i < bytes; ++i) check_fenced(state.thread, state.shadow[offset + i], offset + i, verb);
+}
+
 // Sectors of the rows of one copy; rows that follow each other in memory share theirs.
 struct Sectors {
     ts_u64 next;
@@ -163,7 +168,11 @@ inline void issue_load(char* dst, const Box& box, const char* p) {
     });
     sectors.report(&ts_twin_counter::global_read);
     // (A swizzle moves chunks within the box.)
-    if (state.shadow) shadow_write(agent, offset, box.bytes, nullptr, "copies to");
+    if (state.shadow) {
+        check_proxy(offset, box.bytes, "copies to");
+        shadow_write(agent, offset, box.bytes, nullptr, "copies to");
+        for (int i = 0; i < box.bytes; ++i) mark_async(state.shadow[offset + i]);
+    }
     if (!one_in(2)) __builtin_memset(dst, POISON_BYTE, box.bytes);
     barrier.load_line = fiber().line;
     barrier.load_thread = state.thread;
@@ -251,7 +260,7 @@ inline void begin_group() {
 }
 
 // Bytes of a row that a store writes.
-inline void gather(char* bytes, const Box& box, ts_i64 offset, const Row& row) {
+inline void collect(char* bytes, const Box& box, ts_i64 offset, const Row& row) {
     each_chunk(box, offset, row, [&](ts_i64 from, int i, int count) { __builtin_memcpy(bytes + i, state.shared + from, count); });
 }
 
@@ -263,10 +272,13 @@ inline void issue_store(const Box& box, const char* src) {
     Sectors sectors{};
     each_row(box, [&](const Row& row) {
         if (!row.inside) return;
-        if (state.shadow)
-            each_chunk(box, offset, row, [&](ts_i64 from, int, int count) { shadow_read(reader, from, count); });
+        each_chunk(box, offset, row, [&](ts_i64 from, int, int count) {
+            if (!state.shadow) return;
+            shadow_read(reader, from, count);
+            check_proxy(from, count, "copies from");
+        });
         char bytes[MAX_ROW_BYTES];
-        gather(bytes, box, offset, row);
+        collect(bytes, box, offset, row);
         watch_global_write(writer, row.global, bytes + row.skipped, row.inside, 1);
         sectors.add(row);
     });
@@ -281,7 +293,7 @@ inline void move_store(int which) {
     const TmaStore store = taken(state.stores, state.store_count, which);
     each_row(store.box, [&](const Row& row) {
         char bytes[MAX_ROW_BYTES];
-        gather(bytes, store.box, store.offset, row);
+        collect(bytes, store.box, store.offset, row);
         __builtin_memcpy((char*)row.global, bytes + row.skipped, row.inside);
     });
 }

@@ -1,4 +1,4 @@
-// Warp collectives with data: shuffles, ldmatrix and mma, and the f32 product rule. The last lane to arrive works for
+// Warp collectives with data: shuffles, ldmatrix, stmatrix and mma, and the f32 product rule. The last lane to arrive works for
 // all 32. A matrix product's bits are defined as the interpreter defines them: for each k-block of an mma (its depth;
 // 8 for f32) the products are summed in float64 in ascending k, starting from +0, and acc = f32(acc + sum).
 #pragma once
@@ -18,9 +18,9 @@ inline void perform_shuffle(Warp& warp) {
 
 inline ts_twin_counter* counter_here() { return counter(fiber().line); }
 
-// One instruction; the eight rows of a matrix are served together.
+// One ldmatrix or stmatrix; the eight rows of a matrix are served together.
 template <int MATRICES>
-inline void count_ldmatrix(const Warp& warp) {
+inline void count_matrices(const Warp& warp, ts_twin_traffic ts_twin_counter::*traffic) {
     ts_twin_counter* totals = counter_here();
     if (!totals) return;
     Request request{};
@@ -31,14 +31,14 @@ inline void count_ldmatrix(const Warp& warp) {
         request.mask = 0xFFu << 8 * matrix;
         wavefronts += wavefronts_of(request, request.mask);
     }
-    add(totals->shared_read, wavefronts, MATRICES, 128 * MATRICES);
+    add(totals->*traffic, wavefronts, MATRICES, 128 * MATRICES);
 }
 
 // Deposits: out = ts_u32[MATRICES], first = the address of a row.
 template <int MATRICES, bool TRANS>
 inline void perform_ldmatrix(Warp& warp) {
     const int first_thread = (int)(&warp - state.warp) * 32;
-    count_ldmatrix<MATRICES>(warp);
+    count_matrices<MATRICES>(warp, &ts_twin_counter::shared_read);
     for (int matrix = 0; matrix < MATRICES; ++matrix) {
         unsigned short elements[8][8];
         for (int row = 0; row < 8; ++row) {
@@ -55,17 +55,49 @@ inline void perform_ldmatrix(Warp& warp) {
     }
 }
 
+// Deposits: second = const ts_u32[MATRICES], first = the address of a row.
+template <int MATRICES, bool TRANS>
+inline void perform_stmatrix(Warp& warp) {
+    const int first_thread = (int)(&warp - state.warp) * 32;
+    count_matrices<MATRICES>(warp, &ts_twin_counter::shared_write);
+    for (int matrix = 0; matrix < MATRICES; ++matrix) {
+        unsigned short elements[8][8];
+        for (int lane = 0; lane < 32; ++lane) {
+            const int i = lane / 4, j = lane % 4 * 2;
+            const ts_u32 word = ((const ts_u32*)warp.deposits[lane].second)[matrix];
+            (TRANS ? elements[j][i] : elements[i][j]) = (unsigned short)word;
+            (TRANS ? elements[j + 1][i] : elements[i][j + 1]) = (unsigned short)(word >> 16);
+        }
+        for (int row = 0; row < 8; ++row) {
+            const int lane = matrix * 8 + row;
+            write_shared(first_thread + lane, (char*)warp.deposits[lane].first, (const char*)elements[row], 16);
+        }
+    }
+}
+
+// A shape and a transposition of its own make another instruction: the lanes must agree on it.
+inline void check_same_matrices(const Warp& warp, int detail) {
+    for (int lane = 0; lane < 32; ++lane)
+        if (warp.deposits[lane].detail != detail)
+            fail(DIVERGENT, state.thread, "the lanes of warp %d wait in different %s instructions", state.thread / 32,
+                 waiting_names[warp.collective]);
+}
+
 template <int MATRICES, bool TRANS>
 inline void ldmatrix(ts_u32* r, const char* row, int line) {
     at(line);
-    // A shape and a transposition of its own make another instruction: the lanes must agree on it.
-    Deposit deposit{MATRICES * 2 + TRANS, r, row, nullptr};
-    rendezvous(LDMATRIX, deposit, [](Warp& warp) {
-        for (int lane = 0; lane < 32; ++lane)
-            if (warp.deposits[lane].detail != MATRICES * 2 + TRANS)
-                fail(DIVERGENT, state.thread, "the lanes of warp %d wait in different ldmatrix instructions",
-                     state.thread / 32);
+    rendezvous(LDMATRIX, Deposit{MATRICES * 2 + TRANS, r, row, nullptr}, [](Warp& warp) {
+        check_same_matrices(warp, MATRICES * 2 + TRANS);
         perform_ldmatrix<MATRICES, TRANS>(warp);
+    });
+}
+
+template <int MATRICES, bool TRANS>
+inline void stmatrix(char* row, const ts_u32* r, int line) {
+    at(line);
+    rendezvous(STMATRIX, Deposit{MATRICES * 2 + TRANS, nullptr, row, r}, [](Warp& warp) {
+        check_same_matrices(warp, MATRICES * 2 + TRANS);
+        perform_stmatrix<MATRICES, TRANS>(warp);
     });
 }
 
@@ -90,11 +122,39 @@ struct F16Pair {
         out[1] = ts_to_f32(ts_f16{(unsigned short)(word >> 16)});
     }
 };
+struct E4m3Quad {
+    static constexpr int COUNT = 4;
+    static void unpack(double* out, ts_u32 word) {
+        for (int i = 0; i < 4; ++i) out[i] = ts_to_f32(ts_fp8_e4m3{(unsigned char)(word >> 8 * i)});
+    }
+};
+struct E5m2Quad {
+    static constexpr int COUNT = 4;
+    static void unpack(double* out, ts_u32 word) {
+        for (int i = 0; i < 4; ++i) out[i] = ts_to_f32(ts_fp8_e5m2{(unsigned char)(word >> 8 * i)});
+    }
+};
 struct Tf32 {
     static constexpr int COUNT = 1;
     // As the hardware does: a fragment that was not rounded before loses its low bits.
     static void unpack(double* out, ts_u32 word) { out[0] = unpack_f32(word & 0xFFFFE000u); }
 };
+
+// The words of A that a lane holds, for a product of 16 rows.
+template <class Operand>
+inline void unpack_a(double (*a)[8 * Operand::COUNT], int lane, const ts_u32* words) {
+    constexpr int COUNT = Operand::COUNT;
+    for (int i = 0; i < 4; ++i)
+        Operand::unpack(&a[lane / 4 + 8 * (i % 2)][COUNT * (lane % 4 + 4 * (i / 2))], words[i]);
+}
+
+// The rule of a k-block.
+template <int DEPTH>
+inline float add_block(float c, const double* row, const double* column) {
+    double sum = 0.0;
+    for (int k = 0; k < DEPTH; ++k) sum += row[k] * column[k];
+    return (float)((double)c + sum);
+}
 
 // m16n8k(8 * COUNT). Deposits: out = float c[4], first = ts_u32 a[4], second = ts_u32 b[2]. With g = lane / 4,
 // t = lane % 4 and COUNT operands in a word: a[i] holds row g + 8 (i % 2), columns COUNT (t + 4 (i / 2)) and on;
@@ -106,19 +166,14 @@ inline void perform_mma(Warp& warp) {
     double a[16][DEPTH], b[8][DEPTH];  // b by columns, so that a product runs along k in both
     for (int lane = 0; lane < 32; ++lane) {
         const int g = lane / 4, t = lane % 4;
-        const ts_u32* from_a = (const ts_u32*)warp.deposits[lane].first;
         const ts_u32* from_b = (const ts_u32*)warp.deposits[lane].second;
-        for (int i = 0; i < 4; ++i) Operand::unpack(&a[g + 8 * (i % 2)][COUNT * (t + 4 * (i / 2))], from_a[i]);
+        unpack_a<Operand>(a, lane, (const ts_u32*)warp.deposits[lane].first);
         for (int i = 0; i < 2; ++i) Operand::unpack(&b[g][COUNT * (t + 4 * i)], from_b[i]);
     }
     for (int lane = 0; lane < 32; ++lane) {
         float* c = (float*)warp.deposits[lane].out;
         for (int i = 0; i < 4; ++i) {
-            const double* row = a[lane / 4 + 8 * (i / 2)];
-            const double* column = b[lane % 4 * 2 + i % 2];
-            double sum = 0.0;
-            for (int k = 0; k < DEPTH; ++k) sum += row[k] * column[k];
-            c[i] = (float)((double)c[i] + sum);
+            c[i] = add_block<DEPTH>(c[i], a[lane / 4 + 8 * (i / 2)], b[lane % 4 * 2 + i % 2]);
         }
     }
 }
@@ -152,6 +207,13 @@ TS_DEVICE void ts_ldmatrix_x4(ts_u32* r, const char* row, TS_TWIN_LINE) { ts_twi
 TS_DEVICE void ts_ldmatrix_x1_trans(ts_u32* r, const char* row, TS_TWIN_LINE) { ts_twin::ldmatrix<1, true>(r, row, line); }
 TS_DEVICE void ts_ldmatrix_x2_trans(ts_u32* r, const char* row, TS_TWIN_LINE) { ts_twin::ldmatrix<2, true>(r, row, line); }
 TS_DEVICE void ts_ldmatrix_x4_trans(ts_u32* r, const char* row, TS_TWIN_LINE) { ts_twin::ldmatrix<4, true>(r, row, line); }
+
+TS_DEVICE void ts_stmatrix_x1(char* row, const ts_u32* r, TS_TWIN_LINE) { ts_twin::stmatrix<1, false>(row, r, line); }
+TS_DEVICE void ts_stmatrix_x2(char* row, const ts_u32* r, TS_TWIN_LINE) { ts_twin::stmatrix<2, false>(row, r, line); }
+TS_DEVICE void ts_stmatrix_x4(char* row, const ts_u32* r, TS_TWIN_LINE) { ts_twin::stmatrix<4, false>(row, r, line); }
+TS_DEVICE void ts_stmatrix_x1_trans(char* row, const ts_u32* r, TS_TWIN_LINE) { ts_twin::stmatrix<1, true>(row, r, line); }
+TS_DEVICE void ts_stmatrix_x2_trans(char* row, const ts_u32* r, TS_TWIN_LINE) { ts_twin::stmatrix<2, true>(row, r, line); }
+TS_DEVICE void ts_stmatrix_x4_trans(char* row, const ts_u32* r, TS_TWIN_LINE) { ts_twin::stmatrix<4, true>(row, r, line); }
 
 TS_DEVICE void ts_mma_m16n8k16_bf16(float* c, const ts_u32* a, const ts_u32* b, TS_TWIN_LINE) {
     ts_twin::mma<ts_twin::Bf16Pair>(c, a, b, line);
