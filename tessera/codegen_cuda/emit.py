@@ -95,7 +95,10 @@ def emit(kernels: Sequence[Kernel]) -> list[CudaKernel]:
 def _bounds(name: str, threads: int, kernel: Kernel) -> str:
     """The head of the kernel: threads of a block and, where the schedule asks, blocks that must fit."""
     blocks = (kernel.attributes.get("schedule") or {}).get("blocks", 1)
-    return f"TS_KERNEL_OCC({name}, {threads}, {blocks})" if blocks > 1 else f"TS_KERNEL({name}, {threads})"
+    # A thread starts with as many registers as these bounds leave: roles that change the number must know it.
+    shared_out = any(op.name == "roles" and any(op.attributes["registers"]) for op in kernel.body.ops)
+    stated = blocks > 1 or shared_out
+    return f"TS_KERNEL_OCC({name}, {threads}, {blocks})" if stated else f"TS_KERNEL({name}, {threads})"
 
 
 class Emitter:

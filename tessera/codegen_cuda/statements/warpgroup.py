@@ -57,7 +57,6 @@ def _wgmma(emitter: Emitter, op: Op) -> dict[str, Any]:
         if a
         else emitter.name(found.a),
         "a_words": 0 if in_shared else register_count(found.a) * item // 4,
-        "per_word": 4 // item,
         "words": emitter.fresh("words"),
         "a_descriptor": emitter.fresh("a_descriptor"),
         "b": b.descriptor(emitter, found.b, found.b_offsets, ""),
