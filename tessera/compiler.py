@@ -27,7 +27,7 @@ from tessera.passes import GRAPH_PIPELINE, PIPELINE, Context, Pass
 from tessera.passes.lower_graph import lower_graph
 from tessera.passes.specialise import unbound_dims
 from tessera.plan import GraphPlan, PlanLaunch
-from tessera.program import Argument, Launch, Parameter, Program, Workspace
+from tessera.program import MAP_ALIGNMENT, MAP_KINDS, Argument, Launch, Parameter, Program, Workspace
 from tessera.target.arch import ARCHS, PARAMETER_BYTES, Arch, find
 from tessera.target.schedule import Schedule, schedule_of
 
@@ -240,6 +240,10 @@ def _workspace(value: Value) -> Workspace:
 def _launch(kernel: Kernel, text: CudaKernel, lists: set[str]) -> Launch:
     arguments = [
         *(Argument("pointers" if name in lists else "pointer", name) for name in text.pointers),
+        *(
+            Argument("maps" if each.parameter in lists else "map", each.parameter, box=each.box, swizzle=each.swizzle)
+            for each in text.maps
+        ),
         *(Argument("size", size=symbol(dim)) for dim in text.sizes),
         *(Argument("scalar", name) for name in text.scalars),
     ]
@@ -261,10 +265,12 @@ def check_room(kernel: Kernel, parameters: Sequence[Parameter], arguments: Seque
         item, count = 8, 1
         if argument.kind == "scalar":
             item = dtypes.parse(named[argument.name].dtype).bytes
+        elif argument.kind in MAP_KINDS:
+            item, count = MAP_ALIGNMENT, (named[argument.name].length if argument.kind == "maps" else 1) * 2
         elif argument.kind != "size":
             length = named[argument.name].length if argument.kind == "pointers" else 1
             tensors, count = tensors + length, max(1, length)
-        size = -(-size // item) * item + item * count  # each at a multiple of its own size
+        size = -(-size // item) * item + item * count  # each at a multiple of its own size, a map of half of it
     if size > PARAMETER_BYTES:
         raise SourceError(
             "TS511",

@@ -93,6 +93,7 @@ CODES: dict[str, Code] = {
         "slot of a ring is used out of turn",
         "in each round acquire, announce and copy, then wait and release, once each",
     ),
+    "TS515": Code("cuda-bindings is missing", "pip install 'tessera[cuda12]', or 'tessera[cuda13]' beside its CuPy"),
     # 6: launch and arguments
     "TS601": Code("missing or unexpected argument", "pass every parameter without a default; outputs may be left out"),
     "TS602": Code("output shares memory with another argument", "pass a separate array, or leave the output out"),
@@ -112,6 +113,7 @@ CODES: dict[str, Code] = {
         "parameter is not in the store", "call the function once, load a file that has it, or assign store[spec] first"
     ),
     "TS610": Code("file of parameters cannot be loaded", "load a file that ParameterStore.save has written"),
+    "TS611": Code("array cannot be copied by TMA", "copy it first, or choose a schedule that copies another way"),
     # 7: IR text
     "TS701": Code("syntax error in IR text", "correct the line; the printed form of any IR is a valid example"),
     "TS702": Code("IR text has the wrong version or level", "print the IR again with this version of Tessera"),

@@ -1,9 +1,9 @@
 """A compiled kernel as plain data: what a launcher, a cache or another process needs, and nothing that executes.
 
 A launch passes its kernel, in this order: a pointer per tensor parameter and workspace, and for a list of tensors a
-struct of their pointers by value (of one null pointer where the list is empty); the value of every dynamic size the
-kernel reads as int64; then run-time scalars (`int` as int64, `float` as f32). Launches run one after the other, in
-order.
+struct of their pointers by value (of one null pointer where the list is empty); tensor maps by value, 128 bytes each
+at multiples of 64, and a struct of them for a list; the value of every dynamic size the kernel reads as int64; then
+run-time scalars (`int` as int64, `float` as f32). Launches run one after the other, in order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from tessera.dtypes import parse as parse_dtype
 from tessera.errors import SourceError
 from tessera.ir.dims import Size, evaluate, parse, to_text
 
-SCHEMA = 3
+SCHEMA = 4
+MAP_BYTES, MAP_ALIGNMENT = 128, 64  # of a tensor map among the arguments of a launch
+MAP_KINDS = ("map", "maps")
 ANY_LENGTH = -1  # of a list parameter whose length a call decides
 
 
@@ -61,12 +63,17 @@ class Workspace:
 @dataclass(frozen=True)
 class Argument:
     """One argument of a launch: "pointer", "pointers" (of a list) or "scalar" of the parameter `name`, "pointer" of the
-    workspace `name`, or the "size" `size`.
+    workspace `name`, or the "size" `size`; or the "map" of a parameter or workspace, "maps" of a list, for TMA.
+
+    Of a map, `box` holds elements per axis, the innermost first, and `swizzle` bytes (0, 32, 64, 128). A tensor of one
+    axis is mapped as one row.
     """
 
     kind: str
     name: str = ""
     size: Size = 0
+    box: tuple[int, ...] = ()
+    swizzle: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ class Program:
                     _sizes(x["grid"]),
                     x["threads"],
                     x["shared_bytes"],
-                    tuple(Argument(a["kind"], a["name"], parse(str(a["size"]))) for a in x["arguments"]),
+                    tuple(_argument(a) for a in x["arguments"]),
                     tuple(x["writes"]),
                 )
                 for x in data.pop("launches")
@@ -149,6 +156,10 @@ class Program:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SourceError("TS702", f"this is not a Tessera program of schema {SCHEMA}: {error}") from None
+
+
+def _argument(data: dict[str, Any]) -> Argument:
+    return Argument(data["kind"], data["name"], parse(str(data["size"])), tuple(data["box"]), data["swizzle"])
 
 
 def _sizes(texts: list[Any]) -> tuple[Size, ...]:

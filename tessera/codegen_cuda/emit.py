@@ -18,6 +18,7 @@ from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.ranges import Ranges
 from tessera.ir.strides import parameter_strides
 from tessera.ir.types import ListType, ScalarType, TileType, tensor_type
+from tessera.target.tensor_maps import TensorMap, mapped_views
 
 TEMPLATES = Path(__file__).parent / "templates"
 BODY = "<<body>>"  # the line of a template where an op's region goes
@@ -35,9 +36,10 @@ class Line:
 class CudaKernel:
     """Emitted text.
 
-    `threads` of a block, producers counted. `lines` maps a 1-based line of `text` to the id of its op; `pointers` names the parameters passed as a pointer,
-    lists as one for each tensor; `sizes` are the dims passed after those. `variables` says how the text calls
-    the values of the kernel that it was emitted from; a window is called by its pointer.
+    `threads` of a block, producers counted. `lines` maps a 1-based line of `text` to the id of its op; `pointers` names
+    the parameters passed as a pointer, lists as one for each tensor; `maps` are the tensor maps passed after those, for
+    a list one for each tensor, and `sizes` the dims after these. `variables` says how the text calls the values of the
+    kernel that it was emitted from; a window is called by its pointer.
     """
 
     name: str
@@ -49,6 +51,7 @@ class CudaKernel:
     scalars: tuple[str, ...]
     lines: dict[int, int] = field(default_factory=dict)
     variables: dict[Value, str] = field(default_factory=dict, repr=False, compare=False)
+    maps: tuple[TensorMap, ...] = ()
 
 
 @cache
@@ -105,6 +108,8 @@ class Emitter:
         self.block_threads = self.threads + kernel.attributes.get("producer_warps", 0) * 32
         self.part = (0, 1)  # of the registers of each tile, which one the current statement is about, and of how many
         self.ranges = Ranges(kernel)
+        self.maps: dict[TensorMap, tuple[str, str]] = {}  # how each is declared and called
+        self.mapped = mapped_views(kernel.body)
 
     def run(self) -> CudaKernel:
         kernel = self.kernel
@@ -131,12 +136,14 @@ class Emitter:
             else:
                 signature.append(f"{view.dtype}* TS_RESTRICT {name}")
                 self.views[value] = view
-        signature += [f"ts_i64 {dim_name(dim)}" for dim in dims]
         for value in kernel.parameters:
             if isinstance(value.type, ScalarType):
-                signature.append(f"{value.type.dtype.cuda} {self.names.value(value)}")
-                scalars.append(value.name)
+                self.names.value(value)  # before those of the body
+                scalars.append(value)
         body = self.block(kernel.body, "    ")
+        signature += [declaration for declaration, _ in self.maps.values()]
+        signature += [f"ts_i64 {dim_name(dim)}" for dim in dims]
+        signature += [f"{value.type.dtype.cuda} {self.names.value(value)}" for value in scalars]
         name = function_name(kernel.name)
         head = [
             '#include "tessera_device.h"',
@@ -156,9 +163,10 @@ class Emitter:
             kernel.attributes.get("shared_bytes", 0),
             tuple(pointers),
             tuple(dims),
-            tuple(scalars),
+            tuple(value.name for value in scalars),
             table,
             {**self.names.of_value, **{value: view.pointer for value, view in self.views.items()}},
+            tuple(self.maps),
         )
 
     def block(self, block: Block, indent: str) -> list[Line]:
@@ -216,6 +224,13 @@ class Emitter:
 
     def fresh(self, hint: str) -> str:
         return self.names.fresh(hint)
+
+    def map_name(self, wanted: TensorMap, length: int) -> str:
+        """The parameter that a tensor map is passed as; of a list, one of the `length` in it, to be indexed."""
+        if wanted not in self.maps:
+            name = self.fresh(f"{wanted.parameter}_map{'s' if length else ''}")
+            self.maps[wanted] = f"TS_MAPS({length}) {name}" if length else f"TS_MAP {name}", name
+        return self.maps[wanted][1]
 
     def size(self, size: Any) -> str:
         return size_text(size)

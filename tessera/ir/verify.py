@@ -105,7 +105,18 @@ ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ("a positive integer", lambda value: _is_int(value) and value > 0),
     ),
     **dict.fromkeys(
-        ("weak", "static", "parallel", "whole", "bypass_l1", "transpose_a", "transpose_b", "transposed", "implicit"),
+        (
+            "weak",
+            "static",
+            "parallel",
+            "whole",
+            "bypass_l1",
+            "transpose_a",
+            "transpose_b",
+            "transposed",
+            "implicit",
+            "read",
+        ),
         ("true or false", _is_bool),
     ),
     **dict.fromkeys(("shape", "extents"), ("a tuple of sizes", _tuple_of(_is_size))),
@@ -127,6 +138,7 @@ ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "dtypes": ("a tuple of dtypes", _tuple_of(lambda value: isinstance(value, DType))),
     "names": ("a tuple of strings", _tuple_of(lambda value: isinstance(value, str))),
     **dict.fromkeys(("warps", "registers"), ("a tuple of integers", _tuple_of(_is_int))),
+    "scope": ('"role" or "warp"', lambda value: isinstance(value, str) and value in ("role", "warp")),
     "role": ('"a" or "b"', lambda value: isinstance(value, str) and value in ("a", "b")),
 }
 

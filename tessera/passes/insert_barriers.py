@@ -78,7 +78,9 @@ class _Flow:
     def block(self, block: Block, state: State, needed: set[int]) -> None:
         """Runs the block over `state`, noting the ops before which a barrier is needed."""
         for op in block.ops:
-            if op.definition.has(COLLECTIVE):
+            if op.get("scope") == "warp":  # each warp for itself: nobody else meets the rows that it stores
+                state.dirty -= _buffers(op, "reads")
+            elif op.definition.has(COLLECTIVE):
                 state.clear()
             elif op.name == "roles":
                 self._roles(op, state, needed)

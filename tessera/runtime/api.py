@@ -256,10 +256,12 @@ class KernelState:
     def compiled_for(self, binding: Binding, arch: str, on_gpu: bool) -> Compiled:
         """What the programs of a call are compiled for; host arrays travel to a GPU, and are contiguous there."""
         if on_gpu and binding.device is None:
-            alignment, strides, sizes = dict.fromkeys(binding.alignment, 16), {}, {}
+            alignment, strides, divisors = dict.fromkeys(binding.alignment, 16), {}, {}
         else:
-            alignment, strides, sizes = binding.alignment, binding.strides, binding.stride_values
-        divisors = {**innermost_divisors(self.signature, binding.dims), **_power_divisors(sizes)}
+            alignment, strides, divisors = binding.alignment, binding.strides, _power_divisors(binding.stride_values)
+            if (facts := find(arch)) is not None and facts.tma:
+                divisors |= dict.fromkeys(binding.unmapped, 1)
+        divisors = {**innermost_divisors(self.signature, binding.dims), **divisors}
         return Compiled(binding.dims, arch, alignment, divisors, strides)
 
     def choose(

@@ -92,6 +92,18 @@ class Binding:
         }
 
     @property
+    def unmapped(self) -> list[str]:
+        """Those of `stride_values` that no tensor map can hold: elements that follow one another backwards, or are one
+        and the same. As of nothing else is known of a stride than what divides it, they count as odd.
+        """
+        return [
+            stride_name(name, axis)
+            for name, info in self.infos.items()
+            for axis, (size, stride) in enumerate(zip(info.shape, info.strides or (), strict=False))
+            if stride_name(name, axis) in self.stride_values and size > 1 and stride <= 0
+        ]
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the tensors that the kernel writes."""
         return tuple(p.name for p in self.parameters if p.role in ("out", "inout"))

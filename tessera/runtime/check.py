@@ -21,7 +21,7 @@ from tessera.ir.core import Kernel
 from tessera.ir.dims import evaluate
 from tessera.ir.opdef import UNORDERED
 from tessera.ir.ops.effects import order_dependent
-from tessera.program import Launch
+from tessera.program import MAP_KINDS, Launch
 from tessera.runtime import check_values, emulator, execute
 from tessera.runtime.check_counters import Counted, by_place, total
 from tessera.runtime.emulator import Examination, Library
@@ -213,7 +213,8 @@ class Examiner:
         for step, text, kernel in zip(self.program.launches, texts, kernels, strict=True):
             grid = tuple(int(evaluate(size, self.dims)) for size in step.grid)
             chosen = _chosen(grid, blocks, sample_seed)
-            pure = [i for i, given in enumerate(step.arguments) if roles.get(given.name) == "out"]
+            outs = [(i, x) for i, x in enumerate(step.arguments) if roles.get(x.name) == "out"]
+            pure = [number for number, given in outs if given.kind not in MAP_KINDS]
             outputs = tuple(pure) if chosen is None else ()  # a sample leaves elements unwritten
             library = emulator.build(text.text, [text.name], counted=True)
             self.launches.append(_Launch(step, text, kernel, library, grid, chosen, outputs))

@@ -20,11 +20,13 @@ from tessera.ir.bounds import Bar
 from tessera.ir.core import Kernel, Module
 from tessera.ir.dims import evaluate
 from tessera.ir.types import ListType, ScalarType, tensor_type
-from tessera.program import Launch, Parameter, Program
-from tessera.runtime.arrays import NUMPY
+from tessera.program import MAP_KINDS, Argument, Launch, Parameter, Program
+from tessera.runtime.arrays import NUMPY, ArrayInfo
 from tessera.runtime.bind import expand, stride_values
 from tessera.runtime.compare import Comparison, check
+from tessera.runtime.emulator_maps import twin_map
 from tessera.runtime.inputs import poison
+from tessera.runtime.tensor_maps import TensorShape, mapped_names, tensor_shapes
 
 LANES = ("interpret", "emulate", "cuda")
 
@@ -145,10 +147,14 @@ def emulated_arguments(
     `arguments` has the workspaces of the program, too.
     """
     tensors = expand(program.parameters)
-    infos = {p.name: NUMPY.describe(array) for p, array in zip(tensors, _arrays(program, arguments), strict=True)}
+    given = {p.name: array for p, array in zip(tensors, _arrays(program, arguments), strict=True)}
+    infos = {name: NUMPY.describe(array) for name, array in given.items()}
     sizes = {**dims, **stride_values(tensors, infos)}
     packed = []
     for argument in step.arguments:
+        if argument.kind in MAP_KINDS:
+            packed.append(_emulated_maps(program, step, argument, {**arguments, **given}, dims, infos))
+            continue
         value: Any = evaluate(argument.size, sizes) if argument.kind == "size" else arguments[argument.name]
         if argument.kind == "pointers":
             value = [_read_only(array) for array in value]
@@ -156,6 +162,28 @@ def emulated_arguments(
             value = _read_only(value)
         packed.append(value)
     return packed
+
+
+def _emulated_maps(
+    program: Program,
+    step: Launch,
+    argument: Argument,
+    arrays: Mapping[str, Any],
+    dims: Mapping[str, int],
+    infos: Mapping[str, ArrayInfo],
+) -> Any:
+    """The tensor map of a tensor, or a list of those of a list, as the emulator takes it."""
+    shapes = tensor_shapes(program, infos, dims)
+    found = []
+    for name in mapped_names(program, argument):
+        array = arrays[name] if argument.name in step.writes else _read_only(arrays[name])
+        shape, item = shapes[name]
+        if shape.empty:  # a map has elements: one zero, which lies elsewhere
+            array, ones = np.zeros(1, array.dtype), [1] * len(argument.box)
+            shape = TensorShape.of(ones, ones, item)
+        shape.check(name)
+        found.append(twin_map(array, shape.sizes, shape.strides, argument.box, argument.swizzle))
+    return found if argument.kind == "maps" else found[0]
 
 
 def workspaces_of(program: Program, dims: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -66,7 +66,7 @@ class Places:
         self.buffers = [
             op for op in kernel.body.walk() if op.name == "shared" and op.attributes.get("offset") is not None
         ]
-        self.arguments = (*cuda.pointers, *cuda.sizes, *cuda.scalars)
+        self.arguments = (*cuda.pointers, *(each.parameter for each in cuda.maps), *cuda.sizes, *cuda.scalars)
 
     def finding(self, fault: Fault) -> Finding:
         op, cuda_line = self.op_at(fault.line), fault.line

@@ -144,7 +144,10 @@ class DeviceCall:
             chosen += chosen[place]
         chosen += range(first, first + len(prepared.constants))
         self.constants += prepared.constants
-        self.launches += [replace(one, pick=_picker(one.pick(chosen))) for one in prepared.launches]
+        self.launches += [
+            replace(one, pick=_picker(one.pick(chosen)), maps=one.maps and one.maps.moved(chosen))
+            for one in prepared.launches
+        ]
         return [KernelRun(one.kernel, grid) for one, grid in launches_of(program, step.dims) if 0 not in grid]
 
     def _place(self, step: Step, parameter: str, places: Mapping[Hashable, int]) -> int | list[int]:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from operator import itemgetter
 from typing import Any, Protocol
@@ -19,9 +20,11 @@ from typing import Any, Protocol
 from tessera import dtypes
 from tessera.errors import ArgumentError, EnvironmentProblem
 from tessera.ir.dims import evaluate
-from tessera.program import Launch, Program
+from tessera.program import MAP_ALIGNMENT, MAP_BYTES, MAP_KINDS, Launch, Program
+from tessera.runtime import tensor_maps
 from tessera.runtime.arrays import Adapter
-from tessera.runtime.bind import Binding, stride_values
+from tessera.runtime.bind import Binding, element_name, stride_values
+from tessera.runtime.tensor_maps import Encoding, Maps, mapped_names
 from tessera.runtime.workspace import allocate, offsets_of
 
 # A block gets more shared memory than this only through the opt-in attribute (CUfunction_attribute 8).
@@ -37,11 +40,14 @@ SCALAR_CODES = {"i64": "q", "i32": "i4x", "bool": "?7x", "f32": "f4x", "f64": "d
 class Arguments:
     """The memory that a launch reads its arguments from: their slots, and the address of the first slot of each.
 
-    `starts` has the number of that slot for each argument.
+    `starts` has the number of that slot for each argument. The first slot is aligned as a tensor map must be.
     """
 
     def __init__(self, layout: struct.Struct, starts: Sequence[int]) -> None:
-        self.slots = ctypes.create_string_buffer(max(layout.size, SLOT))
+        size = max(layout.size, SLOT)
+        room = ctypes.create_string_buffer(size + MAP_ALIGNMENT)
+        first = -ctypes.addressof(room) % MAP_ALIGNMENT
+        self.slots = (ctypes.c_char * size).from_buffer(room, first)  # which keeps `room`
         base = ctypes.addressof(self.slots)
         self.addresses = (ctypes.c_void_p * max(len(starts), 1))(*(base + SLOT * number for number in starts))
         self.address = ctypes.addressof(self.addresses)
@@ -68,6 +74,10 @@ class Driver(Protocol):
 
     def synchronize(self, device: int) -> None:
         """Waits for everything that is queued on the GPU."""
+        ...
+
+    def encode(self, encoding: Encoding, address: int) -> bytes:
+        """The tensor map of a tensor at an address, 128 bytes."""
         ...
 
     def launch(
@@ -127,6 +137,9 @@ class CupyDriver:
         with _on_device(device):
             _cuda().runtime.deviceSynchronize()
 
+    def encode(self, encoding: Encoding, address: int) -> bytes:
+        return tensor_maps.encode(encoding, address)
+
     def launch(
         self,
         function: Any,
@@ -172,7 +185,8 @@ def _cuda() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class PreparedLaunch:
-    """One launch of a program for one signature. `pick` chooses its arguments, in order, from the values of a call.
+    """One launch of a program for one signature. `pick` chooses its arguments, in order, from the values of a call,
+    all but its tensor maps, which come first in memory.
 
     `free` holds argument memory that no launch reads just now: a thread takes one out and puts it back, so threads
     never share one and none waits.
@@ -186,6 +200,7 @@ class PreparedLaunch:
     starts: tuple[int, ...]
     pick: Callable[[Sequence[Any]], tuple[Any, ...]]
     free: list[Arguments]
+    maps: Maps | None = None
 
     def queue(self, driver: Driver, values: Sequence[Any], stream: int, device: int) -> None:
         """Raises struct.error or OverflowError for a number that its slot cannot hold."""
@@ -194,7 +209,10 @@ class PreparedLaunch:
         except IndexError:
             arguments = Arguments(self.layout, self.starts)
         try:
-            self.layout.pack_into(arguments.slots, 0, *self.pick(values))
+            if self.maps is None:
+                self.layout.pack_into(arguments.slots, 0, *self.pick(values))
+            else:
+                self.layout.pack_into(arguments.slots, 0, *self.maps.of(values), *self.pick(values))
             driver.launch(self.function, self.grid, self.threads, arguments, self.shared_bytes, stream, device)
         finally:
             self.free.append(arguments)
@@ -244,6 +262,7 @@ class Launcher:
         # Keys hold the cubin itself: bytes keep their hash, and compare by identity first.
         self._modules: dict[tuple[int, bytes], Any] = {}
         self._functions: dict[tuple[int, bytes, str], Any] = {}
+        self._nothing: dict[int, int] = {}
         self._loading = threading.Lock()
 
     def launch(self, program: Program, binding: Binding, stream: int) -> Prepared:
@@ -272,6 +291,7 @@ class Launcher:
         lists, end = _list_places(program)
         offsets, workspace = offsets_of(program, binding.dims)
         scalars = {p.name: p.dtype for p in program.parameters if p.kind == "scalar"}
+        elements = {element_name(name, number): place for name, at in lists.items() for number, place in enumerate(at)}
         for step in program.launches:
             grid = grid_of(step, binding.dims)
             if 0 in grid:
@@ -279,6 +299,8 @@ class Launcher:
             _check_grid(step.kernel, grid)
             codes, picked = [], []
             for argument in step.arguments:
+                if argument.kind in MAP_KINDS:
+                    continue
                 if argument.kind == "size":
                     codes.append("q")
                     picked.append(end + len(constants))
@@ -290,8 +312,13 @@ class Launcher:
                     codes.append("Q" if argument.kind == "pointer" else SCALAR_CODES[scalars[argument.name]])
                     picked.append(places[argument.name])
             function = self._function(program, step, device, stream)
-            layout, starts, pick = struct.Struct("<" + "".join(codes)), _starts(codes), _picker(picked)
-            prepared.append(PreparedLaunch(function, grid, step.threads, step.shared_bytes, layout, starts, pick, []))
+            maps = tensor_maps.maps_of(
+                program, step, binding.infos, binding.dims, {**places, **elements}, self.driver.encode,
+                partial(self._nothing_at, step.kernel, device, stream),
+            )  # fmt: skip
+            layout, starts = _layout(program, step, codes)
+            shape = (function, grid, step.threads, step.shared_bytes, layout, starts)
+            prepared.append(PreparedLaunch(*shape, _picker(picked), [], maps))
         listed = tuple(places[name] for name in lists)
         return Prepared(tuple(prepared), tuple(constants), listed, tuple(offsets.values()), workspace)
 
@@ -306,6 +333,17 @@ class Launcher:
                     module = self._modules[key[:2]] = self.driver.load(program.cubin, device)
                 function = self._functions[key] = self.driver.function(module, step.kernel, step.shared_bytes, device)
         return function
+
+    def _nothing_at(self, kernel: str, device: int, stream: int) -> int:
+        """The address of 64 bytes of zeros on a GPU, and of 64 that may be written."""
+        with self._loading:
+            if device not in self._nothing:
+                self._refuse_capture(kernel, device, stream)
+                address = self.driver.allocate(2 * MAP_ALIGNMENT, device)
+                self.driver.write(address, bytes(2 * MAP_ALIGNMENT), stream, device)
+                self.driver.synchronize(device)  # other streams will read it, too
+                self._nothing[device] = address
+            return self._nothing[device]
 
     def _refuse_capture(self, kernel: str, device: int, stream: int) -> None:
         if self.driver.capturing(stream, device):
@@ -355,9 +393,16 @@ def _list_places(program: Program) -> tuple[dict[str, range], int]:
     return lists, end
 
 
-def _starts(codes: Sequence[str]) -> tuple[int, ...]:
-    """The number of the slot at which each argument begins."""
-    return tuple(accumulate((struct.calcsize(f"<{code}") // SLOT for code in codes[:-1]), initial=0))
+def _layout(program: Program, step: Launch, codes: Sequence[str]) -> tuple[struct.Struct, tuple[int, ...]]:
+    """How the arguments of a launch lie in memory, tensor maps first and then the others by `codes`, and the slot at
+    which each argument begins.
+    """
+    is_map = [argument.kind in MAP_KINDS for argument in step.arguments]
+    counts = [len(mapped_names(program, argument)) for argument in step.arguments if argument.kind in MAP_KINDS]
+    every = [*(f"{MAP_BYTES}s" * count or f"{MAP_BYTES}x" for count in counts), *codes]
+    starts = list(accumulate((struct.calcsize(f"<{code}") // SLOT for code in every), initial=0))
+    maps, others = iter(starts[: len(counts)]), iter(starts[len(counts) :])
+    return struct.Struct("<" + "".join(every)), tuple(next(maps if found else others) for found in is_map)
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

@@ -15,7 +15,7 @@ from math import prod
 
 from tessera.errors import InternalError
 from tessera.ir.affine import Window, expression, window_of
-from tessera.ir.core import Kernel, Op, Value
+from tessera.ir.core import Block, Kernel, Op, Value, uses
 from tessera.ir.dims import divisor
 from tessera.ir.layout_shared import SharedLayout, shared_layout
 from tessera.ir.strides import parameter_strides
@@ -26,6 +26,7 @@ TENSOR_ALIGNMENT = 16
 BOX_ALIGNMENT = 128
 MAX_RANK = 5
 MAX_BOX = 256  # elements along an axis
+TMA_OPS = frozenset(("tma_load", "tma_store"))
 SWIZZLE_PERIOD = 8  # rows after which chunks lie as before, counted in swizzle widths
 
 
@@ -106,6 +107,17 @@ def why_not(
     if reason is None and load and window_of(view).parameter in _written(kernel):
         return f"'{window_of(view).parameter.name}' is also written by this kernel"
     return reason
+
+
+def mapped_views(body: Block) -> set[Value]:
+    """The windows that only tensor maps look at: nobody needs their address."""
+    users = uses(body)
+    found: set[Value] = set()
+    for op in reversed([op for op in body.walk() if op.results and isinstance(op.results[0].type, ViewType)]):
+        named = users.get(op.result, ())
+        if named and all(user.name in TMA_OPS or user.results and user.results[0] in found for user in named):
+            found.add(op.result)
+    return found
 
 
 # ---- the tensor ----------------------------------------------------------------------------------------------------

@@ -25,8 +25,10 @@ def _product(number: int | None, text: str, stride: int | str) -> str:
 
 
 @statement("element")
-def _element(emitter: Emitter, op: Op) -> dict[str, Any]:
+def _element(emitter: Emitter, op: Op) -> dict[str, Any] | None:
     """One pointer of the `ts_table` that a list is passed as."""
+    if op.result in emitter.mapped:
+        return None
     tensors, index = op.operands
     assert isinstance(tensors.type, ListType)
     name, table = emitter.fresh(op.result.name or tensors.name), emitter.name(tensors)
@@ -41,8 +43,10 @@ def _element(emitter: Emitter, op: Op) -> dict[str, Any]:
 
 
 @statement("limit")
-def _limit(emitter: Emitter, op: Op) -> dict[str, Any]:
+def _limit(emitter: Emitter, op: Op) -> dict[str, Any] | None:
     """The same pointer; along each axis that has a limit, fewer elements remain."""
+    if op.result in emitter.mapped:
+        return None
     source = emitter.views[op.operands[0]]
     name = emitter.fresh(op.result.name or "limited")
     lines: list[str] = []
@@ -84,7 +88,9 @@ def _axis(emitter: Emitter, op: Op, number: int, name: str) -> WindowAxis:
 
 
 @statement("window")
-def _window(emitter: Emitter, op: Op) -> dict[str, Any]:
+def _window(emitter: Emitter, op: Op) -> dict[str, Any] | None:
+    if op.result in emitter.mapped:
+        return None
     source = emitter.views[op.operands[0]]
     name = emitter.fresh(op.result.name or "window")
     lines, terms, conditions = [], [], [source.inside] if source.inside else []

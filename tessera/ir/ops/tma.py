@@ -74,12 +74,15 @@ define(
 def _check_scope(op: Op) -> None:
     scope, threads = op.attributes["scope"], op.attributes["threads"]
     if scope not in SCOPES or threads < 0 or threads % 32:
-        raise SourceError("TS703", f"{op.name} by {threads} threads of scope {scope!r}: whole warps of a role or a warp")
+        raise SourceError("TS703", f"{op.name} by {threads} threads of scope '{scope}': whole warps, of role or warp")
 
 
 def _store_type(op: Op) -> tuple[Type, ...]:
     _check_copy(op)
     _check_scope(op)
+    rows = [size for size in expect_buffer(op, "buffer").shape[:-1] if size != 1]
+    if op.attributes["scope"] == "warp" and (len(rows) != 1 or rows[0] % WARP_ROWS):
+        raise SourceError("TS703", f"{op.name} by warps of a buffer whose rows are not multiples of {WARP_ROWS}")
     return ()
 
 
@@ -95,8 +98,8 @@ define(
     "tma_store",
     "view buffer",
     _store_type,
-    "starts copying a buffer to what lies inside the tensor of a window: after all `threads` of the role (0: all of the "
-    'block) have arrived, by one of them, or with the scope "warp" by each warp for its own rows, '
+    "starts copying a buffer to what lies inside the tensor of a window: by one thread when all `threads` of the role "
+    '(0: of the block) have arrived, or with the scope "warp" by each warp for its own rows, '
     f"{WARP_ROWS} at a time in turn",
     STRUCTURAL,
     COLLECTIVE,
