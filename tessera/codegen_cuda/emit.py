@@ -36,10 +36,10 @@ class Line:
 class CudaKernel:
     """Emitted text.
 
-    `lines` maps a 1-based line of `text` to the id of its op; `pointers` names the parameters passed as a pointer,
-    lists as one for each tensor; `maps` are the tensor maps passed after those, for a list one for each tensor, and
-    `sizes` the dims after these. `variables` says how the text calls the values of the kernel that it was emitted from;
-    a window is called by its pointer.
+    `threads` of a block, producers counted. `lines` maps a 1-based line of `text` to the id of its op; `pointers` names
+    the parameters passed as a pointer, lists as one for each tensor; `maps` are the tensor maps passed after those, for
+    a list one for each tensor, and `sizes` the dims after these. `variables` says how the text calls the values of the
+    kernel that it was emitted from; a window is called by its pointer.
     """
 
     name: str
@@ -104,7 +104,8 @@ class Emitter:
         self.views: dict[Value, ViewNames] = {}
         self.elements: dict[Value, ViewNames] = {}  # of a list parameter, any of its tensors
         self.places: dict[Value, tuple[str, int]] = {}  # of a buffer: its turn's bytes and its start in shared memory
-        self.threads = kernel.attributes["warps"] * 32
+        self.threads = kernel.attributes["warps"] * 32  # that compute: those of producers stand behind them
+        self.block_threads = self.threads + kernel.attributes.get("producer_warps", 0) * 32
         self.part = (0, 1)  # of the registers of each tile, which one the current statement is about, and of how many
         self.ranges = Ranges(kernel)
         self.maps: dict[TensorMap, tuple[str, str]] = {}  # how each is declared and called
@@ -149,7 +150,7 @@ class Emitter:
             "",
             *self.layouts.functions(),
             "",
-            f"{_bounds(name, self.threads, kernel)}({', '.join(signature)}) {{",
+            f"{_bounds(name, self.block_threads, kernel)}({', '.join(signature)}) {{",
             "    TS_SHARED(shared_base);",
             *(f"    {text}" for text in self.layouts.variables(self.threads // 32)),
         ]
@@ -158,7 +159,7 @@ class Emitter:
         return CudaKernel(
             name,
             "\n".join(line.text for line in lines),
-            self.threads,
+            self.block_threads,
             kernel.attributes.get("shared_bytes", 0),
             tuple(pointers),
             tuple(dims),
@@ -198,7 +199,8 @@ class Emitter:
         bodies = self.bodies(op, indent)
         for row in text.split("\n"):
             if row.strip() == BODY:
-                lines += next(bodies)
+                deeper = row[: row.index(BODY)]
+                lines += [Line(deeper + line.text, line.op) for line in next(bodies)] if deeper else next(bodies)
             elif row.strip():
                 lines.append(Line(indent + row, op))
         return lines

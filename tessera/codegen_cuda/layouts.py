@@ -100,7 +100,7 @@ def _owner(layout: RegisterLayout, warps: int) -> str:
     lanes = sum(1 << bit for bit in layout.block.broadcast_bits("lane"))
     replicas = sum(1 << bit for bit in layout.block.broadcast_bits("warp"))
     # Warps beyond the layout's repeat those below: their higher index bits are replica bits as well.
-    replicas = (replicas | ~(layout.warps - 1)) & (warps - 1)
+    replicas = (replicas | ~(layout.warps - 1)) & ((1 << (warps - 1).bit_length()) - 1)
     conditions = [f"(ts_lane() & {lanes}) == 0"] if lanes else []
     conditions += [f"(ts_warp() & {replicas}) == 0"] if replicas else []
     return " && ".join(conditions) or "true"

@@ -18,7 +18,7 @@ from tessera.ir.opdef import ASYNC, COLLECTIVE, LOOP, PURE
 from tessera.ir.ops.interleave import fits, register_count
 from tessera.ir.types import TileType, ViewType
 from tessera.target.arch import Arch
-from tessera.target.cost import register_limit
+from tessera.target.cost import consumer_registers, register_limit
 from tessera.target.cost_registers import registers_of
 from tessera.target.schedule import schedule_of
 
@@ -33,7 +33,8 @@ SMALL = 32  # 32-bit registers of a tile that may move in front of a run
 
 def interleave(kernel: Kernel, arch: Arch) -> Kernel:
     schedule = schedule_of(kernel)
-    room = register_limit(arch, schedule.warps * arch.warp_size, schedule.blocks) - RESERVE
+    threads = (schedule.warps + kernel.attributes.get("producer_warps", 0)) * arch.warp_size
+    room = (consumer_registers(kernel) or register_limit(arch, threads, schedule.blocks)) - RESERVE
     new, builder, mapping = new_kernel_like(kernel)
     _copy(kernel.body, builder, mapping, set(), room)
     return new

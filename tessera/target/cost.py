@@ -89,7 +89,8 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
     values = {**(kernel.attributes.get("static") or {}), **dims}
     grid = tuple(evaluate(size, values) for size in kernel.attributes.get("grid", (1,)))
     programs = math.prod(grid)
-    threads = kernel.attributes["warps"] * arch.warp_size
+    computing = kernel.attributes["warps"] * arch.warp_size
+    threads = computing + kernel.attributes.get("producer_warps", 0) * arch.warp_size
     shared = kernel.attributes.get("shared_bytes") or 0
     wanted = live_registers(kernel)
     registers = min(wanted, register_limit(arch, threads, _promised_blocks(kernel)))
@@ -99,10 +100,10 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
         seconds = math.inf if programs else constants.launch
         return Cost(seconds, 0, 0, 0, shared, wanted, 0, 0.0, "launch", terms)
     at_once = arch.typical_sm_count * resident
-    counter = Counter(Scalars(values, grid, min(programs, at_once)), threads, values)
+    counter = Counter(Scalars(values, grid, min(programs, at_once)), computing, values)
     counter.block(kernel.body, 1.0)
-    _add_spills(counter.work, wanted - registers, threads)
-    launch = _Launch(arch, constants, programs, resident, threads // arch.warp_size)
+    _add_spills(counter.work, wanted - max(registers, consumer_registers(kernel)), computing)
+    launch = _Launch(arch, constants, programs, resident, computing // arch.warp_size)
     traffic = counter.traffic.values()
     share = programs / counter.scalars.count
     moved, l2 = sum(_dram_bytes(item, share, constants) for item in traffic), sum(t.moved for t in traffic) * share
@@ -129,6 +130,11 @@ def _promised_blocks(kernel: Kernel) -> int:
 def register_limit(arch: Arch, threads: int, blocks: int) -> int:
     """Registers that a thread can have where so many blocks have to fit on a multiprocessor."""
     return min(arch.max_registers_per_thread, arch.registers_per_sm // (threads * blocks) // 8 * 8)
+
+
+def consumer_registers(kernel: Kernel) -> int:
+    """Registers of a thread that computes, where roles say so; 0 where they do not."""
+    return next((op.attributes["registers"][-1] for op in kernel.body.ops if op.name == "roles"), 0)
 
 
 def occupancy(arch: Arch, threads: int, shared: int, registers: int) -> int:
@@ -238,4 +244,4 @@ class _Launch:
         return seconds
 
 
-__all__ = ["CONSTANTS", "Constants", "Cost", "cost", "occupancy", "register_limit"]
+__all__ = ["CONSTANTS", "Constants", "Cost", "consumer_registers", "cost", "occupancy", "register_limit"]

@@ -128,6 +128,10 @@ class Counter:
             if any(inner.name == "ld_global" for inner in body.ops):  # those of a part wait for the part before
                 self.stall.memory += times * (op.attributes["parts"] - 1)
             return
+        if op.name == "roles":
+            for region in op.regions:
+                self.block(region, times)
+            return
         if not op.definition.has(LOOP):
             share = self.scalars.share(op.operands[0])
             for region, part in zip(op.regions, (share, 1.0 - share), strict=False):

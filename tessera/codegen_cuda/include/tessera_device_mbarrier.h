@@ -32,6 +32,17 @@ TS_DEVICE void ts_cp_async_mbarrier_arrive(char* barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(ts_shared_address(barrier)) : "memory");
 }
 
+// The word of a register that holds x, alone or as its first element: data for ts_mbarrier_arrive_after.
+TS_DEVICE ts_u32 ts_register_word(float x) { return __float_as_uint(x); }
+TS_DEVICE ts_u32 ts_register_word(bool x) { return x; }
+TS_DEVICE ts_u32 ts_register_word(ts_i8 x) { return (ts_u32)x; }
+TS_DEVICE ts_u32 ts_register_word(ts_i32 x) { return (ts_u32)x; }
+TS_DEVICE ts_u32 ts_register_word(ts_i64 x) { return (ts_u32)(x ^ x >> 32); }
+template <class T>
+TS_DEVICE ts_u32 ts_register_word(T x) {
+    return x.bits;
+}
+
 // Whether the phase of this parity (0 or 1) has completed; returns at once.
 TS_DEVICE bool ts_mbarrier_test(char* barrier, int parity) {
     ts_u32 done;

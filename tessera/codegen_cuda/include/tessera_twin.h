@@ -7,6 +7,7 @@
 //   tessera_twin_count.h    counters by line
 //   tessera_twin_memory.h   checked accesses, asynchronous copies
 //   tessera_twin_barrier.h  barriers, mbarriers
+//   tessera_twin_tma.h      copies of boxes of a tensor
 //   tessera_twin_convert.h  conversions
 //   tessera_twin_math.h     f32 maths (the definition of its bits), integers
 //   tessera_twin_random.h   random numbers by counter
@@ -74,6 +75,7 @@ struct ts_tensor_maps {
 #include "tessera_twin_count.h"
 #include "tessera_twin_memory.h"
 #include "tessera_twin_barrier.h"
+#include "tessera_twin_tma.h"
 #include "tessera_twin_convert.h"
 #include "tessera_twin_math.h"
 #include "tessera_twin_random.h"

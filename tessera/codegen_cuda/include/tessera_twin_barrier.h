@@ -96,6 +96,7 @@ inline int find_mbarrier(const char* p, const char* verb) {
 // The last time that the running thread used the mbarrier: its end must come after that.
 inline void note_use(int index) { state.mbarriers[index].uses[state.thread] = event_of(state.thread); }
 
+inline bool awaits_load(int mbarrier);
 inline void mark_mbarrier(ts_i64 offset, unsigned short mark);
 inline void invalidate_mbarrier(const char* p) {
     const int index = find_mbarrier(p, "invalidates");
@@ -106,6 +107,9 @@ inline void invalidate_mbarrier(const char* p) {
             fail(MBARRIER, state.thread, "invalidates the mbarrier at {shared %lld}, which thread %d uses at {line %d} with no barrier between",
                  barrier.offset, thread, use.line);
     }
+    if (awaits_load(index))
+        fail(MBARRIER, state.thread, "invalidates the mbarrier at {shared %lld} while the TMA load at {line %d} is under way",
+             barrier.offset, barrier.load_line);
     mark_mbarrier(barrier.offset, 0);
     barrier.count = 0;
 }
@@ -140,10 +144,12 @@ inline void init_mbarrier(char* p, int count) {
                        (Event*)__builtin_calloc(MAX_THREADS, sizeof(Event))};
 }
 
-inline void arrive_at(int index) {
+// The open phase completes when all arrivals and all bytes have come.
+inline void complete_phase(int index) {
     Mbarrier& barrier = state.mbarriers[index];
     state.idle_spins = 0;
-    if (--barrier.missing) return;
+    if (barrier.missing || barrier.expected != barrier.landed) return;
+    barrier.expected = barrier.landed = 0;
     join(barrier.released, barrier.arrived);
     __builtin_memset(barrier.arrived, 0, AGENTS * sizeof(ts_u32));
     ++barrier.completed;
@@ -154,11 +160,38 @@ inline void arrive_at(int index) {
     }
 }
 
+inline void arrive_at(int index) {
+    Mbarrier& barrier = state.mbarriers[index];
+    if (!barrier.missing)
+        fail(MBARRIER, state.thread, "arrives at the mbarrier at {shared %lld}, whose phase has its %d arrivals and waits for bytes (%lld of %lld)",
+             barrier.offset, barrier.count, barrier.landed, barrier.expected);
+    --barrier.missing;
+    complete_phase(index);
+}
+
 inline void arrive_mbarrier(char* p) {
     const int index = find_mbarrier(p, "arrives at");
     note_use(index);
     release(state.thread, state.mbarriers[index].arrived);
     arrive_at(index);
+}
+
+constexpr int MAX_EXPECTED = (1 << 20) - 1;  // bytes under way in one phase
+
+inline void expect_bytes(char* p, int bytes) {
+    const int index = find_mbarrier(p, "arrives at");
+    Mbarrier& barrier = state.mbarriers[index];
+    if (bytes < 0 || barrier.expected - barrier.landed + bytes > MAX_EXPECTED)
+        fail(MBARRIER, state.thread, "announces %d bytes at the mbarrier at {shared %lld}, where %lld are announced; a phase takes 0 to %d",
+             bytes, barrier.offset, barrier.expected - barrier.landed, MAX_EXPECTED);
+    barrier.expected += bytes;
+    arrive_mbarrier(p);
+}
+
+// What this thread has initialised exists for TMA.
+inline void fence_mbarriers() {
+    for (int i = 0; i < state.mbarrier_count; ++i)
+        if (state.mbarriers[i].init_thread == state.thread) state.mbarriers[i].fenced = true;
 }
 
 // One arrival of a warp, which releases what all its lanes have done. Deposits: first = the mbarrier.
@@ -248,8 +281,9 @@ inline void fire_arrival(int thread) {
     arrive_at(arrival.mbarrier);
 }
 
+inline bool land_oldest_load();
 inline bool fire_oldest_arrival() {
-    if (!state.pending_arrivals) return false;
+    if (!state.pending_arrivals) return land_oldest_load();
     for (int thread = 0; thread < state.threads; ++thread) {
         const Fiber& owner = state.fibers[thread];
         if (owner.first_arrival == owner.arrival_count) continue;
@@ -259,8 +293,10 @@ inline bool fire_oldest_arrival() {
     return false;
 }
 
+inline void let_tma_go_on();
 inline void let_data_arrive() {
     move_early();
+    let_tma_go_on();
     multiply_early();
     if (!state.pending_arrivals || !one_in(2)) return;
     const int first = (int)((next_random() >> 20) % state.threads);
@@ -312,10 +348,31 @@ TS_DEVICE void ts_mbarrier_arrive(char* barrier, TS_TWIN_LINE) {
     ts_twin::at(line);
     ts_twin::arrive_mbarrier(barrier);
 }
+TS_DEVICE void ts_mbarrier_fence(TS_TWIN_LINE) {
+    ts_twin::at(line);
+    ts_twin::fence_mbarriers();
+}
+TS_DEVICE void ts_mbarrier_expect(char* barrier, int bytes, TS_TWIN_LINE) {
+    ts_twin::at(line);
+    ts_twin::expect_bytes(barrier, bytes);
+}
 TS_DEVICE void ts_mbarrier_arrive_after(char* barrier, ts_u32 word, TS_TWIN_LINE) {
     using namespace ts_twin;
     at(line);
     rendezvous(VOTE, Deposit{0, nullptr, barrier, nullptr}, arrive_for_warp);
+}
+TS_DEVICE ts_u32 ts_register_word(float x) {
+    ts_u32 word;
+    __builtin_memcpy(&word, &x, sizeof word);
+    return word;
+}
+TS_DEVICE ts_u32 ts_register_word(bool x) { return x; }
+TS_DEVICE ts_u32 ts_register_word(ts_i8 x) { return (ts_u32)x; }
+TS_DEVICE ts_u32 ts_register_word(ts_i32 x) { return (ts_u32)x; }
+TS_DEVICE ts_u32 ts_register_word(ts_i64 x) { return (ts_u32)(x ^ x >> 32); }
+template <class T>
+TS_DEVICE ts_u32 ts_register_word(T x) {
+    return x.bits;
 }
 TS_DEVICE bool ts_mbarrier_test(char* barrier, int parity, TS_TWIN_LINE) {
     ts_twin::at(line);

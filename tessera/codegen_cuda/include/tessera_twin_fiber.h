@@ -163,6 +163,7 @@ struct AsyncArrival {  // of cp.async.mbarrier.arrive: due when the copies befor
     ts_i64 end;
 };
 
+struct BulkGroup;  // of TMA stores
 struct Fiber {
 #ifdef TS_TWIN_UCONTEXT
     ucontext_t context;
@@ -175,6 +176,9 @@ struct Fiber {
     int committed_groups;
     AsyncArrival* arrivals;  // a queue likewise
     int first_arrival, arrival_count, arrival_capacity;
+    BulkGroup* groups;   // all that it has begun; the last one is open
+    int group_count, group_capacity;
+    int groups_read;     // how many of them have certainly read their sources
     int line;            // of the emitted text, where it is
     int waiting;         // a Waiting
     int mbarrier;        // when waiting == PHASE; the number of the barrier when waiting == NAMED_BARRIER
@@ -182,6 +186,8 @@ struct Fiber {
     ts_u64 loops;        // names the current iteration of every loop round this place
 };
 
+struct TmaLoad;
+struct TmaStore;
 struct Shadow;
 struct Clocks;
 struct Event;
@@ -193,6 +199,9 @@ struct Mbarrier {
     ts_u32 init_epoch, init_warp_epoch, init_clock;
     ts_u32 *arrived, *released;  // clocks of the arrivals in this phase, and in all completed ones
     Event* uses;                 // by thread: its last arrival or wait
+    ts_i64 expected, landed;     // bytes of copies in this phase: those announced, those that are there
+    bool fenced;                 // exists for TMA
+    int load_line, load_thread;  // its last load
 };
 constexpr int MAX_MBARRIERS = 256;
 constexpr ts_i64 MAX_STEPS = 1 << 26;  // device functions that one block may call: a few seconds
@@ -221,6 +230,10 @@ struct State {
     int unwritten_thread, unwritten_line;  // thread -1: none
     char unwritten_message[160];
     int pending_arrivals;
+    TmaLoad* loads;  // on their way, in the order of issue
+    int load_count, load_capacity;
+    TmaStore* stores;  // of which the data has not moved
+    int store_count, store_capacity;
     int idle_spins;
     ts_i64 steps;  // device functions called in this block
     const ts_twin_options* options;
@@ -352,6 +365,7 @@ inline int pick_lane(const Warp& warp, int lane) {
 inline void let_data_arrive();      // some of the asynchronous data, at a random moment
 inline bool fire_oldest_arrival();  // false when nothing asynchronous is under way
 inline void finish_requests(Warp& warp);
+inline void finish_stores();        // of a thread that returns
 
 // Leaves the running fiber, which has recorded what it waits for (or is ready to go on), and returns when it is picked.
 inline void yield() {
@@ -380,6 +394,7 @@ inline void wake(int thread) {
 
 inline void fiber_main() {
     state.body();
+    finish_stores();
     Warp& warp = state.warp[state.thread / 32];
     const ts_u32 bit = 1u << (state.thread % 32);
     warp.live &= ~bit;
@@ -410,6 +425,7 @@ inline void prepare_fiber(int thread) {
     fiber.first_copy = fiber.copy_count = fiber.committed_groups = 0;
     fiber.copy_base = 0;
     fiber.first_arrival = fiber.arrival_count = 0;
+    fiber.group_count = fiber.groups_read = 0;
     fiber.waiting = NOTHING;
     fiber.line = 0;
     fiber.loops = 0;
@@ -462,6 +478,8 @@ inline void add_waiters(Text& text, const Fiber& model) {
         text.add(" for parity %d of the mbarrier at {shared %lld}, which has completed %lld phase%s and misses %d of %d arrivals",
                  model.parity, barrier.offset, barrier.completed, barrier.completed == 1 ? "" : "s", barrier.missing,
                  barrier.count);
+        if (barrier.expected || barrier.landed)
+            text.add(" and has %lld of the %lld bytes that it expects", barrier.landed, barrier.expected);
     }
 }
 

@@ -106,6 +106,7 @@ inline void run_block() {
     for (int w = 0; w < state.warps; ++w) finish_requests(state.warp[w]);
     if (!state.aborted && state.unwritten_thread >= 0)
         record(UNINITIALISED, state.unwritten_thread, state.unwritten_line, state.unwritten_message);
+    if (!state.aborted) report_unfinished_loads();
     if (!state.aborted) check_warpgroups();
     check_guards(state.shared - GUARD_BYTES, "before");
     check_guards(state.shared + state.shared_bytes, "past the end of");
@@ -188,12 +189,15 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
         for (int thread = 0; thread < threads; ++thread) {
             __builtin_free(fibers[thread].copies);
             __builtin_free(fibers[thread].arrivals);
+            __builtin_free(fibers[thread].groups);
         }
         for (Warp& warp : state.warp) {
             __builtin_free(warp.requests);
             __builtin_free(warp.request_index);
         }
         reset_clocks();
+        __builtin_free(state.loads);
+        __builtin_free(state.stores);
         free_warpgroups();
         __builtin_free(state.clocks);
         __builtin_free(state.own_clock);

@@ -128,8 +128,9 @@ inline Watched watched(const ts_twin_allocation& allocation, const void* p, int 
                    Place{allocation.argument, (const char*)p - allocation.base}};
 }
 
+// `thread` may be an agent, here and below.
 inline void read_global(int thread, const void* p, int bytes, int alignment, const char* verb) {
-    const ts_twin_allocation& allocation = find_global(thread, p, bytes, alignment, false, verb);
+    const ts_twin_allocation& allocation = find_global(thread_of(thread), p, bytes, alignment, false, verb);
     Watched watch = watched(allocation, p, bytes);
     for (int i = 0; i < watch.count; ++i, watch.place.offset += watch.granule) {
         if (allocation.output && !is_written(watch.shadow[i], true)) suspect(thread, verb, watch.place);
@@ -137,9 +138,8 @@ inline void read_global(int thread, const void* p, int bytes, int alignment, con
     }
 }
 
-inline void write_global(const void* p, const void* data, int bytes, int alignment) {
-    const int thread = state.thread;
-    const ts_twin_allocation& allocation = find_global(thread, p, bytes, alignment, true, "writes");
+inline void watch_global_write(int thread, const void* p, const void* data, int bytes, int alignment) {
+    const ts_twin_allocation& allocation = find_global(thread_of(thread), p, bytes, alignment, true, "writes");
     Watched watch = watched(allocation, p, bytes);
     for (int i = 0; i < watch.count; ++i, watch.place.offset += watch.granule) {
         const int step = i * watch.granule;
@@ -147,6 +147,10 @@ inline void write_global(const void* p, const void* data, int bytes, int alignme
                                             bytes - step < watch.granule ? bytes - step : watch.granule);
         watch_write(watch.shadow[i], thread, watch.place, "writes", same, true);
     }
+}
+
+inline void write_global(const void* p, const void* data, int bytes, int alignment) {
+    watch_global_write(state.thread, p, data, bytes, alignment);
     __builtin_memcpy((void*)p, data, bytes);
 }
 

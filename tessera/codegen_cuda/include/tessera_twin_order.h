@@ -7,9 +7,11 @@
 // of a launch on. Blocks are never ordered. Two threads that write the same value do not conflict (a reduced value is
 // often written by each lane that holds it), and neither do two atomic updates.
 //
-// What happens in no thread happens in an agent, which acts after what its thread did. A landing of cp.async that only an
-// mbarrier announces is an event of agent MAX_THREADS + thread; what wgmma reads, of agent WARP_AGENTS + warp, which acts
-// for the first thread of its warp.
+// What happens in no thread is an event of an agent, which acts after what its thread did. A landing of cp.async that only
+// an mbarrier announces is one of agent MAX_THREADS + thread; what wgmma reads, of agent WARP_AGENTS + warp, which acts for
+// the first thread of its warp. A TMA load belongs to an agent of its mbarrier, the reads and the writes of a TMA store to
+// one of its warp each: these count from the issue on, and only what a wait tells (never a block barrier, which waits for
+// no TMA) orders anything behind them.
 //
 // The asynchronous units see shared memory through a proxy of their own. What ordinary stores wrote they see when its
 // writer has executed ts_fence_async since; mark_generic, mark_async, and check_fenced keep account of it.
@@ -18,7 +20,10 @@
 namespace ts_twin __attribute__((visibility("hidden"))) {
 
 constexpr int WARP_AGENTS = 2 * MAX_THREADS;
-constexpr int AGENTS = WARP_AGENTS + MAX_WARPS;
+constexpr int LOAD_AGENTS = WARP_AGENTS + MAX_WARPS;      // by mbarrier
+constexpr int READ_AGENTS = LOAD_AGENTS + MAX_MBARRIERS;  // by warp
+constexpr int WRITE_AGENTS = READ_AGENTS + MAX_WARPS;
+constexpr int AGENTS = WRITE_AGENTS + MAX_WARPS;
 constexpr unsigned short MANY_WARPS = 0xFFFF;
 constexpr unsigned short MANY_LANES = 0x8000;  // or-ed with the warp
 constexpr unsigned short IS_MBARRIER = 0xFFFF;
@@ -49,8 +54,11 @@ inline Readers readers;
 
 inline ts_u32& known(int thread, int other) { return state.clocks[(ts_i64)thread * AGENTS + other]; }
 
-// The thread that an agent acts for; a thread acts for itself.
-inline int thread_of(int agent) { return agent < WARP_AGENTS ? agent % MAX_THREADS : (agent - WARP_AGENTS) * 32; }
+// The thread that an agent acts for; a thread acts for itself. TMA's agents act when a copy is issued, by the running thread.
+inline int thread_of(int agent) {
+    if (agent >= LOAD_AGENTS) return state.thread;
+    return agent < WARP_AGENTS ? agent % MAX_THREADS : (agent - WARP_AGENTS) * 32;
+}
 
 inline Event event_of(int thread, bool atomic = false) {
     const bool agent = thread >= MAX_THREADS;
@@ -61,6 +69,8 @@ inline Event event_of(int thread, bool atomic = false) {
 // Whether an event of this block happened before what `thread` does now.
 inline bool before(const Event& event, int thread) {
     thread = thread_of(thread);
+    if (event.thread >= LOAD_AGENTS && event.epoch >= state.first_epoch)
+        return known(thread, event.thread) >= event.clock;
     if (event.epoch != state.epoch || event.thread == thread) return true;
     if (event.thread / 32 == thread / 32 && event.warp_epoch < state.warp[thread / 32].epoch) return true;
     return state.clocks && known(thread, event.thread) >= event.clock;
@@ -79,6 +89,22 @@ struct PlaceText {
     }
 };
 
+// Something touches what a TMA copy works on, and has not learnt that the copy is done.
+[[noreturn]] inline void fail_tma_order(int kind, int self, const char* verb, Place place, const Event& copy) {
+    const PlaceText where(place);
+    const bool in_shared = place.argument < 0;
+    if (copy.thread < READ_AGENTS)
+        fail(in_shared ? IN_FLIGHT : kind, self,
+             "%s %s, %s the TMA load at {line %d} copies, and has not waited for its phase of the mbarrier at {shared %lld}",
+             verb, where.data, in_shared ? "into which" : "which", copy.line,
+             state.mbarriers[copy.thread - LOAD_AGENTS].offset);
+    if (in_shared)
+        fail(IN_FLIGHT, self, "%s %s, which the TMA store at {line %d} reads, with no ts_tma_wait_read that covers it before",
+             verb, where.data, copy.line);
+    fail(kind, self, "%s %s, which the TMA store at {line %d} writes, with no ts_tma_wait that covers it before", verb,
+         where.data, copy.line);
+}
+
 [[noreturn]] __attribute__((noinline, cold)) inline void fail_order(int kind, int thread, const char* verb, Place place,
                                                                     const char* other_verb, const Event& other) {
     const PlaceText where(place);
@@ -92,6 +118,7 @@ struct PlaceText {
     if (other.thread & MANY_LANES)
         fail(kind, self, "%s %s, which lanes of warp %d %s at {line %d} with no barrier between", verb, where.data,
              other.thread & ~MANY_LANES, other_verb, other.line);
+    if (other.thread >= LOAD_AGENTS) fail_tma_order(kind, self, verb, place, other);
     if (other.thread >= WARP_AGENTS)
         fail(kind, self, "%s %s, which the wgmma of warp %d at {line %d} reads, with nothing between that follows its wait",
              verb, where.data, other.thread - WARP_AGENTS, other.line);
@@ -244,7 +271,7 @@ inline void reset_clocks() {  // a new block
         __builtin_free(state.mbarriers[i].released);
         __builtin_free(state.mbarriers[i].uses);
     }
-    state.mbarrier_count = state.pending_arrivals = 0;
+    state.mbarrier_count = state.pending_arrivals = state.load_count = state.store_count = 0;
     if (!state.clocks) return;
     __builtin_memset(state.clocks, 0, (ts_i64)state.threads * AGENTS * sizeof(ts_u32));
     start_clocks();

@@ -7,6 +7,7 @@ from tessera.codegen_cuda.statements import (
     global_memory,
     matrix,
     reductions,
+    roles,
     shared_memory,
     tma,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "global_memory",
     "matrix",
     "reductions",
+    "roles",
     "shared_memory",
     "statement_of",
     "tma",

@@ -268,6 +268,11 @@ def _silent(emitter: Emitter, op: Op) -> None:
     """Only the order of what is emitted knows of copies."""
 
 
-@statement("async_commit", "barrier")
+@statement("async_commit")
 def _nothing(emitter: Emitter, op: Op) -> dict[str, Any]:
     return {}
+
+
+@statement("barrier")
+def _barrier(emitter: Emitter, op: Op) -> dict[str, Any]:
+    return {"id": op.attributes["id"], "threads": op.attributes["threads"]}
