@@ -36,10 +36,10 @@ class Line:
 class CudaKernel:
     """Emitted text.
 
-    `threads` of a block, producers counted. `lines` maps a 1-based line of `text` to the id of its op; `pointers` names the parameters passed as a pointer,
-    lists as one for each tensor; `maps` are the tensor maps passed after those, for a list one for each tensor, and
-    `sizes` the dims after these. `variables` says how the text calls the values of the kernel that it was emitted from;
-    a window is called by its pointer.
+    `threads` of a block, producers counted. `lines` maps a 1-based line of `text` to the id of its op; `pointers` names
+    the parameters passed as a pointer, lists as one for each tensor; `maps` are the tensor maps passed after those, for
+    a list one for each tensor, and `sizes` the dims after these. `variables` says how the text calls the values of the
+    kernel that it was emitted from; a window is called by its pointer.
     """
 
     name: str
