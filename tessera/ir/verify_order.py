@@ -149,9 +149,12 @@ class Order:
                 self._copy(op)
             elif any(isinstance(value.type, TokenType) for value in op.operands) and not definition.has(TERMINATOR):
                 self._tokens(op)
-            elif definition.has(COLLECTIVE) and not op.operands:
+            elif op.get("scope") == "warp":
+                self._by_warps(op)
+            elif definition.has(COLLECTIVE) and (not op.operands or "scope" in op.attributes):
                 self.state.unread.clear()
                 self.state.unwritten.clear()
+                self._access(op)
             else:
                 self._access(op)
                 self._hold(op)
@@ -336,6 +339,15 @@ class Order:
                     self._read(op, buffer)
                 if effect != "reads":
                     self._write(op, buffer, lands)
+
+    def _by_warps(self, op: Op) -> None:
+        """A store of which each warp does its own rows of a buffer: they need no barrier before or after."""
+        for value in op.operands:
+            for buffer in self._means(value) if isinstance(value.type, BufferType) else ():
+                self.state.unread.pop(buffer, None)
+        before = dict(self.state.unwritten)
+        self._access(op)
+        self.state.unwritten = before
 
     def _sharing(self, place: Place) -> frozenset[Place]:
         """What shares bytes with a place, itself included. The stages of a buffer lie apart."""

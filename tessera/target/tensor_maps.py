@@ -140,7 +140,7 @@ def _tensor_reason(view: Value, kernel: Kernel) -> str | None:
         return f"elements of a row of '{name}' are not neighbours in memory"
     aligned = kernel.attributes.get("alignment", {}).get(name, TENSOR_ALIGNMENT)
     if aligned % TENSOR_ALIGNMENT:
-        return f"'{name}' is aligned to {aligned} bytes, and a tensor map needs {TENSOR_ALIGNMENT}"
+        return f"'{name}' is aligned to {aligned} bytes, and a map needs {TENSOR_ALIGNMENT}"
     for axis, (size, step) in enumerate(zip(shape[:-1], steps[:-1], strict=True)):
         if size != 1 and divisor(step, dims) * item % TENSOR_ALIGNMENT:
             return f"steps along axis {axis} of '{name}' are not known to be multiples of {TENSOR_ALIGNMENT} bytes"
