@@ -93,9 +93,7 @@ class Launch:
         """Whether the grid depends on the number of multiprocessors."""
         return counts_multiprocessors(self.grid)
 
-    def extents(
-        self, dims: Mapping[str, int], multiprocessors: int = EMULATED_MULTIPROCESSORS
-    ) -> tuple[int, ...]:
+    def extents(self, dims: Mapping[str, int], multiprocessors: int = EMULATED_MULTIPROCESSORS) -> tuple[int, ...]:
         """The grid in numbers. Without blocks, as for a dim of size 0, nothing is launched."""
         return grid_extents(self.grid, dims, multiprocessors)
 

@@ -12,15 +12,19 @@ In front of the loop go, where neither the number of the program nor anything th
   ones only as far as shared memory holds everything;
 - tiles that are loaded into registers, up to `REGISTERS` a thread together, as if every warp held all of each.
 
-Only what every iteration does moves: a persistent loop has one, so nothing runs that did not. Exact.
+What moves stands in the body of the loop, which runs at least once, or in a guard there that leaves out work beyond the
+end of a tensor. Of the latter nothing moves that could fail where it did not run. Exact.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.core import uses as uses_of
 from tessera.ir.opdef import ASYNC, PURE
+from tessera.ir.ops.control import constant_value
 from tessera.ir.programs import persistent_loop
 from tessera.ir.types import ScalarType, TileType, ViewType, dtype_of
 from tessera.passes.ahead import written_tensors
@@ -49,27 +53,32 @@ def hoist_invariants(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
 
 
 def _fits(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
-    """Whether shared memory holds the kernel's buffers, found by placing them: some share bytes."""
+    """Whether a multiprocessor holds as many blocks as it is to run, found by placing their buffers: some share bytes.
+
+    Those blocks are all there are: one that had to wait for another would double the time.
+    """
     try:
-        place_shared(lower_to_target(canonicalise(kernel), schedule), arch)
+        placed = place_shared(lower_to_target(canonicalise(kernel), schedule), arch)
     except SourceError as error:
         if error.code != "TS501":
             raise
         return False
-    return True
+    bytes_of_block = placed.attributes["shared_bytes"] + arch.reserved_shared_bytes
+    return bytes_of_block * schedule.blocks <= arch.shared_bytes_per_sm
 
 
 class _Invariants:
-    """What is the same in every iteration of a loop, of the ops that stand in its body itself."""
+    """What is the same in every iteration of a loop, of the `ops` in its body and in guards round the work in it."""
 
     def __init__(self, kernel: Kernel, loop: Op):
-        (self.body,) = loop.regions
+        (body,) = loop.regions
         self.kernel, self.written, self.used = kernel, written_tensors(kernel), uses_of(kernel.body)
-        self.made_at = {result: op for op in self.body.ops for result in op.results}
-        self._behind: dict[Value, list[Op] | None] = {value: None for value in self.body.arguments}
-        for op in self.body.ops:  # operands come first
+        self.ops = list(_unguarded(body))
+        always = set(body.ops)
+        self._behind: dict[Value, list[Op] | None] = {value: None for value in body.arguments}
+        for op in self.ops:  # operands come first
             for result in op.results:
-                self._behind[result] = self._computed(op)
+                self._behind[result] = self._computed(op) if op in always or _cannot_fail(op) else None
 
     def behind(self, value: Value) -> list[Op] | None:
         """The ops of the body that an invariant value is computed by; None for a value that may change."""
@@ -97,7 +106,7 @@ class _Invariants:
     def numbers(self) -> list[Op]:
         """Ops that give an invariant number or view, with all behind them."""
         found: dict[Op, None] = {}
-        for op in self.body.ops:
+        for op in self.ops:
             if op.results and all(isinstance(result.type, (ScalarType, ViewType)) for result in op.results):
                 found |= dict.fromkeys(self.behind(op.results[0]) or ())
         return list(found)
@@ -105,7 +114,7 @@ class _Invariants:
     def tiles(self) -> list[Op]:
         """The loads of invariant tiles that stay in registers."""
         found, left = [], REGISTERS
-        for op in self.body.ops:
+        for op in self.ops:
             if len(op.results) != 1 or not isinstance(op.result.type, TileType) or not self._loads(op):
                 continue
             words = -(-elements(op.result) * dtype_of(op.result.type).bytes // 4)
@@ -126,7 +135,7 @@ class _Invariants:
         found = {}
         for op in allocated:
             (write, *others) = writes.get(op.result, [None])
-            if write is None or others or write not in self.body.ops or not self._moves(write):
+            if write is None or others or write not in self.ops or not self._moves(write):
                 continue
             inputs = [value for value in write.operands if value is not op.result]
             behind = self._all([write], inputs)
@@ -135,12 +144,12 @@ class _Invariants:
         return found
 
     def _moves(self, write: Op) -> bool:
-        """Whether a write of a buffer can stand elsewhere: one of a tile, or a copy that waits of the body complete."""
+        """Whether a write of a buffer can stand elsewhere: one of a tile, or a copy that waits of the loop complete."""
         if write.name == "write":
             return True
         waits = self.used.get(write.result, []) if write.name == "copy_async" else []
         reads = root(write.operand("view")) not in self.written if waits else False
-        return reads and all(op.name == "wait" and op in self.body.ops for op in waits)
+        return reads and all(op.name == "wait" and op in self.ops for op in waits)
 
 
 def _rewrite(kernel: Kernel, loop: Op, found: _Invariants, buffers: list[Value]) -> Kernel:
@@ -151,7 +160,7 @@ def _rewrite(kernel: Kernel, loop: Op, found: _Invariants, buffers: list[Value])
     # What leads to a buffer through registers is computed there and, for its other users, in the loop.
     moved = {op for op in (*numbers, *tiles) if _is_light(op) or op in tiles}
     moved |= {filled[buffer][0] for buffer in buffers}
-    moved |= {op for buffer in buffers if (op := buffer.defining_op) is not None and op in found.body.ops}
+    moved |= {op for buffer in buffers if (op := buffer.defining_op) is not None and op in found.ops}
     new, builder, mapping = new_kernel_like(kernel)
     for op in kernel.body.ops:
         if op is not loop:
@@ -159,15 +168,31 @@ def _rewrite(kernel: Kernel, loop: Op, found: _Invariants, buffers: list[Value])
             continue
         outside = dict(mapping)
         tokens = []
-        for inner in found.body.ops:
+        for inner in found.ops:
             if inner in moved or inner in needed or inner in numbers:
                 copy = clone_op(builder.at(inner), inner, outside)
                 tokens += copy.results if inner.definition.has(ASYNC) else []
         if tokens:
             builder.at(loop).op("wait", tokens)
         mapping |= {result: outside[result] for inner in moved for result in inner.results}
-        clone_with_regions(builder.at(loop), op, mapping, lambda old, inner: _copy(old, inner, mapping, moved))
+        landed = {result for inner in moved if inner.definition.has(ASYNC) for result in inner.results}
+        _copy_op(op, builder.at(op), mapping, moved, landed)
     return new
+
+
+def _unguarded(block: Block) -> Iterator[Op]:
+    """The ops of a block, and those of branches in it that give nothing and have no other side."""
+    for op in block.ops:
+        yield op
+        if op.name == "if" and not op.results and len(op.regions[1].ops) == 1:
+            yield from _unguarded(op.regions[0])
+
+
+def _cannot_fail(op: Op) -> bool:
+    """Whether an op is right for any operands: no division by zero, no tensor that a list does not have."""
+    if op.name == "element":
+        return constant_value(op.operand("index")) is not None
+    return op.name not in ("floordiv", "mod") or bool(constant_value(op.operands[1]))
 
 
 def _is_light(op: Op) -> bool:
@@ -175,14 +200,19 @@ def _is_light(op: Op) -> bool:
     return all(isinstance(result.type, (ScalarType, ViewType)) for result in op.results)
 
 
-def _copy(block: Block, builder: Builder, mapping: Mapping, moved: set[Op]) -> None:
-    landed = {result for op in moved if op.definition.has(ASYNC) for result in op.results}
-    for op in block.ops:
-        if op in moved:
-            continue
-        if op.name == "wait":
-            tokens = [mapping[value] for value in op.operands if value not in landed]
-            if tokens:
-                builder.at(op).op("wait", tokens)
-        else:
-            clone_op(builder.at(op), op, mapping)
+def _copy_op(op: Op, builder: Builder, mapping: Mapping, moved: set[Op], landed: set[Value]) -> None:
+    """Copies an op without what has moved; `landed`: tokens of copies that were waited for."""
+    if op.name == "wait":
+        tokens = [mapping[value] for value in op.operands if value not in landed]
+        if tokens:
+            builder.op("wait", tokens)
+    elif op.regions:
+
+        def fill(block: Block, inner: Builder) -> None:
+            for one in block.ops:
+                if one not in moved:
+                    _copy_op(one, inner.at(one), mapping, moved, landed)
+
+        clone_with_regions(builder, op, mapping, fill)
+    else:
+        clone_op(builder, op, mapping)

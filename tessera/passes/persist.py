@@ -18,7 +18,17 @@ import math
 
 from tessera.dtypes import i64
 from tessera.ir import dims
-from tessera.ir.core import Block, Builder, Kernel, Op, Value, clone_kernel, clone_op, clone_with_regions, new_kernel_like
+from tessera.ir.core import (
+    Block,
+    Builder,
+    Kernel,
+    Op,
+    Value,
+    clone_kernel,
+    clone_op,
+    clone_with_regions,
+    new_kernel_like,
+)
 from tessera.ir.dims import Size
 from tessera.ir.ops.control import constant_value
 from tessera.ir.ops.effects import order_dependent

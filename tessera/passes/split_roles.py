@@ -23,7 +23,7 @@ from tessera.passes.copy_groups import CopyGroup, copy_groups
 from tessera.passes.warpgroup import by_warpgroups
 from tessera.target.schedule import Schedule
 from tessera.target.tensor_maps import why_not
-from tessera.target.warpgroups import GROUP_WARPS
+from tessera.target.wgmma import WGMMA_WARPS
 
 PRODUCER_REGISTERS = 40  # of a thread: fewer, and the arithmetic of its addresses spills
 # Registers of a consumer's thread by the number of their warpgroups: with the producer's, what a multiprocessor has.
@@ -74,7 +74,7 @@ def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
     """What keeps a kernel from being split, as a clause; empty where nothing does."""
     if not groups:
         return "nothing is copied into shared memory"
-    if schedule.warps % GROUP_WARPS:
+    if schedule.warps % WGMMA_WARPS:
         return f"{schedule.warps} warps are no whole warpgroups"
     if _needed(kernel, groups) is None:
         return "what is copied depends on what was computed"

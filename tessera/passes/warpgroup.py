@@ -6,13 +6,13 @@ A product for which the schedule asks for wgmma and whose operands it cannot tak
 from __future__ import annotations
 
 from tessera.ir.core import Op, Value
+from tessera.ir.layout import shared_layout
 from tessera.ir.ops.control import constant_value
 from tessera.ir.types import dtype_of, int_shape
+from tessera.target.matrix_descriptors import descriptor_mismatch
 from tessera.target.schedule import Schedule
-from tessera.target.warpgroups import COLUMN_STEP as COLUMNS
-from tessera.target.warpgroups import GROUP_ROWS, GROUP_WARPS, MOST_STEPS, instruction_columns
+from tessera.target.wgmma import MOST_IN_LINE, WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS
 
-DEPTH = 16  # of one instruction, in elements of 16 bits
 ROW_STEP, COLUMN_STEP = 8, 64  # what a window of a buffer must begin at multiples of
 
 
@@ -25,17 +25,27 @@ def why_not(product: Op, warps: int) -> str | None:
     """Why warpgroups cannot compute a product, in one sentence; None when they can."""
     (m, n), depth = int_shape(product.result.type), depth_of(product)
     dtypes = {dtype_of(value.type).name for value in product.operands[:2]}
-    if dtypes not in ({"bf16"}, {"f16"}):
-        return f"it multiplies {' by '.join(sorted(dtypes))}"
-    if warps % GROUP_WARPS or m % (GROUP_ROWS // GROUP_WARPS * warps):
-        return f"its {m} rows are not shared out by {warps} warps, {GROUP_WARPS} at a time with {GROUP_ROWS} rows"
-    columns = COLUMNS if product.attributes["transpose_b"] else 2 * COLUMNS
-    if n % columns or depth % DEPTH:
-        return f"its {n} columns are no multiple of {columns}, or its depth of {depth} none of {DEPTH}"
-    if m // GROUP_ROWS * GROUP_WARPS // warps * (n // instruction_columns(n)) * (depth // DEPTH) > MOST_STEPS:
-        return f"it takes more than {MOST_STEPS} instructions in a straight line"
+    instruction = WGMMA_INSTRUCTIONS.get(dtypes.pop())
+    if dtypes or instruction is None or not instruction.transposes:
+        return "it multiplies operands that they do not take"
+    step = WGMMA_ROWS // WGMMA_WARPS * warps
+    if warps % WGMMA_WARPS or m % step:
+        return f"its {m} rows are not shared out by {warps} warps, {WGMMA_WARPS} at a time with {WGMMA_ROWS} rows"
+    columns = instruction.columns(n)
+    if not columns or depth % instruction.k:
+        return f"there are no instructions for its {n} columns or its depth of {depth}"
+    if m // step * (n // columns) * (depth // instruction.k) > MOST_IN_LINE:
+        return f"it takes more than {MOST_IN_LINE} instructions in a straight line"
     if not all(map(_begins_well, product.operands[:2])):
         return f"its operands are parts of buffers that begin at no multiple of {ROW_STEP} rows and {COLUMN_STEP} columns"
+    a_rows, b_rows = (depth, m) if product.attributes["transpose_a"] else (m, depth), (depth, n)
+    if product.attributes["transpose_b"]:
+        b_rows = (n, depth)
+    for role, rows, flag in (("a", a_rows, "transpose_a"), ("b", b_rows, "transpose_b")):
+        layout = shared_layout(*rows, instruction.itemsize)
+        reason = descriptor_mismatch(layout, role, product.attributes[flag], instruction, columns if role == "b" else 0)
+        if reason:
+            return reason
     return None
 
 

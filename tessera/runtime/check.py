@@ -8,6 +8,7 @@ is compared with the interpreter, bit for bit.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,6 @@ import numpy as np
 from tessera.codegen_cuda.emit import CudaKernel
 from tessera.compiler import Compilation
 from tessera.ir.core import Kernel
-from tessera.ir.dims import evaluate
 from tessera.ir.opdef import UNORDERED
 from tessera.ir.ops.effects import order_dependent
 from tessera.program import MAP_KINDS, Launch
@@ -32,6 +32,7 @@ from tessera.runtime.interpreter_output import capture
 SEEDS = (0, 1, 2)
 FULL_GRID = 64  # a grid of at most so many blocks runs whole unless the caller says otherwise
 SAMPLE = 8  # blocks that stand for a larger one
+MOST = 1 << 31  # multiprocessors: enough for a block for every program
 MODULUS = 256  # as emulator's: an address keeps its value modulo this
 
 Block = tuple[int, int, int]
@@ -211,8 +212,8 @@ class Examiner:
         self.launches: list[_Launch] = []
         texts, kernels = compilation.cuda, compilation.target.kernels
         for step, text, kernel in zip(self.program.launches, texts, kernels, strict=True):
-            grid = tuple(int(evaluate(size, self.dims)) for size in step.grid)
-            chosen = _chosen(grid, blocks, sample_seed)
+            grid, programs = _grid(step, self.dims, blocks)
+            chosen = _chosen(grid, programs, blocks, sample_seed)
             outs = [(i, x) for i, x in enumerate(step.arguments) if roles.get(x.name) == "out"]
             pure = [number for number, given in outs if given.kind not in MAP_KINDS]
             outputs = tuple(pure) if chosen is None else ()  # a sample leaves elements unwritten
@@ -308,11 +309,27 @@ class Examiner:
         return found
 
 
-def _chosen(grid: tuple[int, ...], blocks: Blocks, seed: int) -> tuple[Block, ...] | None:
+def _grid(step: Launch, dims: Mapping[str, int], blocks: Blocks) -> tuple[tuple[int, ...], int]:
+    """The grid to examine a launch on, and how many programs of the author's grid that is.
+
+    Where not all of those run, blocks of a persistent kernel do the work of two each: a sample of its few blocks would
+    take as long as all of them.
+    """
+    grid = step.extents(dims)
+    if not step.persistent:
+        return grid, math.prod(grid)
+    (programs,) = step.extents(dims, MOST)
+    if blocks == "all" or programs <= (FULL_GRID if blocks is None else blocks):
+        return grid, programs
+    (per_multiprocessor,) = step.extents(dims, 1)
+    return step.extents(dims, -(-programs // (2 * per_multiprocessor))), programs
+
+
+def _chosen(grid: tuple[int, ...], programs: int, blocks: Blocks, seed: int) -> tuple[Block, ...] | None:
     if blocks == "all":
         return None
     if blocks is None:
-        blocks = FULL_GRID if np.prod(grid, dtype=np.int64) <= FULL_GRID else SAMPLE
+        blocks = FULL_GRID if programs <= FULL_GRID else SAMPLE
     return sample_blocks(grid, blocks, seed)
 
 

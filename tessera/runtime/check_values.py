@@ -86,7 +86,8 @@ def _traced(examiner: Examiner, finding: Finding, seed: int) -> Finding:
     from tessera.runtime.probes import locate
 
     try:
-        culprit = locate(examiner.compilation, examiner.fresh(seed), examiner.dims, finding.block, seed)
+        grid = examiner.launches[0].grid
+        culprit = locate(examiner.compilation, examiner.fresh(seed), examiner.dims, finding.block, seed, grid)
     except EmulatorBuildError:  # the finding must not be lost for text that cannot take the probes
         return finding
     if culprit is None or culprit.loc is None:

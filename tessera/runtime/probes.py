@@ -62,15 +62,17 @@ def locate(
     dims: Mapping[str, int],
     block: tuple[int, int, int],
     seed: int = 0,
+    grid: tuple[int, ...] | None = None,
 ) -> Culprit | None:
     """The first op of a block that differs from the Target interpreter; None when the block alone makes no difference.
 
     `arguments` (arrays and numbers by parameter name) stay as they are. The text in `compilation.cuda` may have been
-    changed since it was emitted, as long as it kept the number of its lines. `seed` is the emulator's.
+    changed since it was emitted, as long as it kept the number of its lines. `seed` is the emulator's, `grid` that of
+    the launch where it is not the kernel's own.
 
     Raises EnvironmentProblem TS507 without a C++ compiler, and what the interpreter raises for a wrong program.
     """
-    return next(compare_block(compilation, arguments, dims, block, seed).culprits(), None)
+    return next(compare_block(compilation, arguments, dims, block, seed, grid).culprits(), None)
 
 
 def compare_block(
@@ -79,6 +81,7 @@ def compare_block(
     dims: Mapping[str, int],
     block: tuple[int, int, int],
     seed: int = 0,
+    grid: tuple[int, ...] | None = None,
 ) -> Comparison:
     """Runs one block on the twin and one program on the interpreter; see `locate`."""
     assert compilation.program is not None
@@ -94,12 +97,13 @@ def compare_block(
                 arguments[name][...] = array
         return found
 
-    recording = record(kernel, arguments, dims, block, {probe.key for probe in probes})
+    extents = grid_of(kernel, bind_dims(kernel, dims), grid)
+    recording = record(kernel, arguments, dims, block, {probe.key for probe in probes}, extents)
     expected = outputs()
     step = compilation.program.launches[0]
     examination = emulator.build(instrument(cuda, kernel), [cuda.name]).examine(
         cuda.name,
-        grid_of(kernel, bind_dims(kernel, dims), None),
+        extents,
         cuda.threads,
         cuda.shared_bytes,
         execute.emulated_arguments(compilation.program, step, arguments, dims),

@@ -58,14 +58,20 @@ class Recording:
 
 
 def record(
-    kernel: Kernel, arguments: Mapping[str, Any], dims: Mapping[str, int], block: tuple[int, ...], wanted: Set[Key]
+    kernel: Kernel,
+    arguments: Mapping[str, Any],
+    dims: Mapping[str, int],
+    block: tuple[int, ...],
+    wanted: Set[Key],
+    grid: tuple[int, ...] | None = None,
 ) -> Recording:
-    """Runs the program with the ids `block` of a Target kernel. Arrays are written in place.
+    """Runs the program with the ids `block` of a Target kernel, in its own grid or in `grid`. Arrays are written in
+    place.
 
     Raises what the interpreter raises.
     """
     bound = bind_dims(kernel, dims)
-    extents = grid_of(kernel, bound, None)
+    extents = grid_of(kernel, bound, grid)
     small = concrete(kernel, bound)
     check_level(small, "target")
     check_arguments(small, arguments)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tessera.ir.core import Kernel
-from tessera.ir.dims import evaluate
+from tessera.ir.programs import grid_extents, persistent_loop
 from tessera.target.arch import Arch
 from tessera.target.cost_counts import Counter, Stall, Traffic, Work
 from tessera.target.cost_registers import live_registers
@@ -87,7 +87,7 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
     A kernel whose block is too large for a multiprocessor costs infinity.
     """
     values = {**(kernel.attributes.get("static") or {}), **dims}
-    grid = tuple(evaluate(size, values) for size in kernel.attributes.get("grid", (1,)))
+    grid = grid_extents(kernel.attributes.get("grid", (1,)), values, arch.typical_sm_count)
     programs = math.prod(grid)
     computing = kernel.attributes["warps"] * arch.warp_size
     threads = computing + kernel.attributes.get("producer_warps", 0) * arch.warp_size
@@ -102,9 +102,10 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
         return Cost(seconds, 0, 0, 0, shared, wanted, 0, 0.0, "launch", terms)
     at_once = arch.typical_sm_count * resident
     counter = Counter(Scalars(values, grid, min(programs, at_once)), computing, values)
+    turns = _turns(kernel, counter, programs)
     counter.block(kernel.body, 1.0)
     _add_spills(counter.work, wanted - (moved or registers), computing)
-    launch = _Launch(arch, constants, programs, resident, computing // arch.warp_size)
+    launch = _Launch(arch, constants, programs, resident, computing // arch.warp_size, turns)
     traffic = counter.traffic.values()
     share = programs / counter.scalars.count
     moved, l2 = sum(_dram_bytes(item, share, constants) for item in traffic), sum(t.moved for t in traffic) * share
@@ -122,6 +123,19 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
         max(terms, key=lambda name: terms[name]),
         terms,
     )
+
+
+def _turns(kernel: Kernel, counter: Counter, programs: int) -> float:
+    """How many programs of the author's grid each of so many of a persistent kernel is, in the mean; 1 for others.
+
+    Tells the counter, for which that is no whole number either: the bytes of all programs are to be right.
+    """
+    loop = persistent_loop(kernel)
+    total = None if loop is None else counter.scalars.value(loop.operand("upper"))
+    if loop is None or not isinstance(total, int):
+        return 1.0
+    counter.iterations[loop] = total / programs
+    return total / programs
 
 
 def _promised_blocks(kernel: Kernel) -> int:
@@ -174,13 +188,16 @@ def _dram_bytes(traffic: Traffic, share: float, constants: Constants) -> float:
 
 @dataclass(frozen=True)
 class _Launch:
-    """A grid of `programs` on a GPU whose multiprocessors hold `resident` blocks of `warps` each."""
+    """A grid of `programs` on a GPU whose multiprocessors hold `resident` blocks of `warps` each. `turns`: how many
+    programs of the author's grid each of them is, one after the other, in the mean.
+    """
 
     arch: Arch
     constants: Constants
     programs: int
     resident: int
     warps: int
+    turns: float = 1.0
 
     def time(self, work: Work, stall: Stall, dram: float, l2: float, together: float) -> tuple[dict[str, float], float]:
         """Seconds by term, and all of them together. `together`: the share of the bytes that fly ahead of no work."""
@@ -191,6 +208,8 @@ class _Launch:
         last = -(-rest // arch.typical_sm_count)
         busy = full * self._wave(self.resident, parts, 0.0) + (self._wave(last, parts, 0.0) if last else 0.0)
         lasting = full * self._wave(self.resident, parts, waiting) + (self._wave(last, parts, waiting) if last else 0.0)
+        slowest = math.ceil(self.turns) / self.turns
+        busy, lasting = slowest * busy, slowest * lasting
         per_sm = self.programs / arch.typical_sm_count
         terms = {
             "dram": dram / (arch.typical_dram_bandwidth * c.dram),
@@ -207,7 +226,7 @@ class _Launch:
         """The share of their lives in which all blocks load at one time, and then all work: the first wave, and later
         ones as far as no other block of the multiprocessor, or warp where none waits for others, fills the gap.
         """
-        waves = max(1.0, self.programs / (self.arch.typical_sm_count * self.resident))
+        waves = self.turns * max(1.0, self.programs / (self.arch.typical_sm_count * self.resident))
         parts = self.resident * (1 if stall.barriers else self.warps)
         return (1.0 + (waves - 1.0) / parts) / waves
 

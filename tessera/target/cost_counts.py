@@ -95,6 +95,7 @@ class Counter:
         self.work, self.stall = Work(), Stall()
         self.traffic: dict[Value, Traffic] = {}
         self.loops: list[tuple[frozenset[Value], float]] = []  # arguments and iterations of those around
+        self.iterations: dict[Op, float] = {}  # of loops for which the caller knows them
         self.flown = 0.0  # bytes of copies that arrive while earlier ones are worked on, of all programs of the wave
 
     # ---- structure ----
@@ -138,7 +139,8 @@ class Counter:
                 if part:
                     self.block(region, times * part)
             return
-        count = trips(self.scalars, op, WHILE_TRIPS)
+        count: float = trips(self.scalars, op, WHILE_TRIPS)
+        count = self.iterations.get(op, count)
         (body,) = op.regions
         before = self.work.scaled(1.0)
         self.loops.append((frozenset(body.arguments), count))

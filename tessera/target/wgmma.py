@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["WGMMA_INSTRUCTIONS", "WGMMA_K_BYTES", "WGMMA_ROWS", "WGMMA_WARPS", "WgmmaInstruction"]
+__all__ = [
+    "MOST_IN_LINE",
+    "WGMMA_INSTRUCTIONS",
+    "WGMMA_K_BYTES",
+    "WGMMA_ROWS",
+    "WGMMA_WARPS",
+    "WgmmaInstruction",
+]
 
 WGMMA_ROWS = 64
 WGMMA_WARPS = 4
 WGMMA_K_BYTES = 32  # of one instruction, whatever the operands
+MOST_IN_LINE = 32  # instructions of one straight line: the time of ptxas explodes beyond
 _N_STEP = 8
 
 
@@ -35,6 +43,10 @@ class WgmmaInstruction:
     def takes_columns(self, n: int) -> bool:
         """Whether there is an instruction of `n` columns."""
         return _N_STEP <= n <= self.most_n and n % _N_STEP == 0
+
+    def columns(self, n: int) -> int:
+        """The N of the instructions of a product of `n` columns: the largest that divides it; 0 where none does."""
+        return next((size for size in range(min(n, self.most_n), 0, -1) if n % size == 0 and self.takes_columns(size)), 0)
 
     def declaration(self, n: int) -> str:
         """What a text says once, at file scope, before it calls the functions of `n` columns."""

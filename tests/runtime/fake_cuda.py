@@ -57,12 +57,13 @@ class Library(arrays.Adapter):
 class Driver:
     """Launches are (kernel, grid, argument slots as integers, stream, device).
 
-    `written` are copies to the GPU, (address, integers, stream, device); `waits` the devices that were waited for.
+    `written` are copies to the GPU, (address, integers, stream, device); `waits` the devices that were waited for,
+    `counted` those whose multiprocessors were asked for: device n has n + 2.
     """
 
     def __init__(self):
         self.loaded, self.launches, self.captured = [], [], set()
-        self.written, self.waits, self.allocated = [], [], []
+        self.written, self.waits, self.allocated, self.counted = [], [], [], []
 
     def load(self, cubin, device):
         self.loaded.append(device)
@@ -83,6 +84,10 @@ class Driver:
 
     def synchronize(self, device):
         self.waits.append(device)
+
+    def multiprocessors(self, device):
+        self.counted.append(device)
+        return device + 2
 
     def launch(self, function, grid, threads, arguments, shared_bytes, stream, device):
         count = len(arguments.slots) // launch.SLOT
