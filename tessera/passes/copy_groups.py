@@ -84,9 +84,7 @@ def _collect(block: Block, used: dict[Value, list[Op]], in_loop: bool, groups: l
     return None
 
 
-def _group(
-    wait: Op, copies: list[Op], block: Block, used: dict[Value, list[Op]], in_loop: bool
-) -> CopyGroup | str:
+def _group(wait: Op, copies: list[Op], block: Block, used: dict[Value, list[Op]], in_loop: bool) -> CopyGroup | str:
     place = {id(inner): index for index, op in enumerate(block.ops) for inner in _walk(op)}
     last, read = block.ops.index(wait), []
     for copy in copies:

@@ -87,7 +87,9 @@ class Lowering:
         """Whether a product in flight reads the slot that an op releases. What it was given in registers, it has."""
         buffers = self.slots.get(release.operands[0], frozenset())
         reads = [value.defining_op for product in self.batches for value in product.operands[:2]]
-        return any(read is not None and read.name == "read" and allocation(read.operands[0]) in buffers for read in reads)
+        return any(
+            read is not None and read.name == "read" and allocation(read.operands[0]) in buffers for read in reads
+        )
 
     def _needs_sums(self, op: Op) -> bool:
         """Whether an op must not run beside products in flight: it uses their sums, unless it adds to them; it may

@@ -175,7 +175,9 @@ class _Panels:
             raise _NoPanels
         for index in range(self._stored_panels(op)):
             part = self._operand(value, index, builder, mapping)
-            builder.at(op).op("store", [self._narrow(view, index * self.width, builder, mapping), part], **op.attributes)
+            builder.at(op).op(
+                "store", [self._narrow(view, index * self.width, builder, mapping), part], **op.attributes
+            )
 
     def _stored_panels(self, store: Op) -> int:
         """How many panels a store has; sums of products are stored in panels, too."""

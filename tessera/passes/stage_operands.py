@@ -50,8 +50,10 @@ class _Stager:
             builder.at(op)
             if op.name == "load" and (
                 self._feeds_product(op.results[0])
-                or in_loop and self._leads_to_product(op.results[0], block)
-                or self.schedule.copies == "tma" and _is_large(op.results[0])
+                or in_loop
+                and self._leads_to_product(op.results[0], block)
+                or self.schedule.copies == "tma"
+                and _is_large(op.results[0])
             ):
                 self.copied.add(op.id)
                 buffer = self._allocate(builder, op, op.result)

@@ -37,7 +37,9 @@ def why_not(product: Op, warps: int) -> str | None:
     if m // step * (n // columns) * (depth // instruction.k) > MOST_IN_LINE:
         return f"it takes more than {MOST_IN_LINE} instructions in a straight line"
     if not all(map(_begins_well, product.operands[:2])):
-        return f"its operands are parts of buffers that begin at no multiple of {ROW_STEP} rows and {COLUMN_STEP} columns"
+        return (
+            f"its operands are parts of buffers that begin at no multiple of {ROW_STEP} rows and {COLUMN_STEP} columns"
+        )
     a_rows, b_rows = (depth, m) if product.attributes["transpose_a"] else (m, depth), (depth, n)
     if product.attributes["transpose_b"]:
         b_rows = (n, depth)

@@ -46,7 +46,9 @@ class WgmmaInstruction:
 
     def columns(self, n: int) -> int:
         """The N of the instructions of a product of `n` columns: the largest that divides it; 0 where none does."""
-        return next((size for size in range(min(n, self.most_n), 0, -1) if n % size == 0 and self.takes_columns(size)), 0)
+        return next(
+            (size for size in range(min(n, self.most_n), 0, -1) if n % size == 0 and self.takes_columns(size)), 0
+        )
 
     def declaration(self, n: int) -> str:
         """What a text says once, at file scope, before it calls the functions of `n` columns."""

@@ -117,7 +117,9 @@ def added(columns, count):
     return adds
 
 
-@pytest.mark.parametrize(("columns", "count", "hoisted"), [(64, 3, 3), (32 * REGISTERS, 1, 1), (512, 4, 2), (2048, 1, 0)])
+@pytest.mark.parametrize(
+    ("columns", "count", "hoisted"), [(64, 3, 3), (32 * REGISTERS, 1, 1), (512, 4, 2), (2048, 1, 0)]
+)
 def test_tiles_stay_in_registers_as_far_as_there_are_some(columns, count, hoisted):
     dims = {"M": 9}
     compilation = compiled(added(columns, count), dims)

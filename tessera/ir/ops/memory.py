@@ -362,9 +362,7 @@ def read_buffer(op: Op, buffer: values.Buffer, offsets: tuple[Any, ...], extents
     return read_window(op.operand("buffer").name, buffer, offsets, extents)
 
 
-def read_window(
-    name: str, buffer: values.Buffer, offsets: Sequence[Any], extents: tuple[int, ...] | None
-) -> Any:
+def read_window(name: str, buffer: values.Buffer, offsets: Sequence[Any], extents: tuple[int, ...] | None) -> Any:
     """A window of the buffer that the author calls `name`, or all of it."""
     check_landed(buffer, name)
     try:
