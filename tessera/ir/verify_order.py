@@ -29,6 +29,8 @@ from tessera.location import Loc
 # these bound its time.
 MAX_LOOPS = 10
 MAX_ROUNDS = 1 << MAX_LOOPS
+_NUMBERED = ("stage", "ring_acquire", "ring_expect", "ring_wait", "ring_release")  # by their second operand
+MAX_STAGES = 16  # iterations of a loop over stages that are walked one by one
 
 
 def invalid(message: str, loc: Loc | None) -> SourceError:
@@ -108,6 +110,11 @@ def _like(trips: int, starts: list[Known], last: Known) -> int:
         return trips
     period = next((walked - i for i in reversed(range(walked)) if starts[i] == last), 1)
     return walked - (walked - trips) % period
+
+
+def _numbers_stages(body: Block) -> bool:
+    """Whether what a loop counts says which stage of a buffer, or slot of a ring, its body means."""
+    return any(op.name in _NUMBERED and op.operands[1] in body.arguments for op in body.walk())
 
 
 class Order:
@@ -192,20 +199,27 @@ class Order:
         if self.rounds > MAX_ROUNDS:
             raise invalid("loops that carry copies in flight nest too deep", op.loc)
         indices = loop_range(op.operands[:3]) if op.definition.has(COUNTED) else None
+        numbered = indices is not None and len(indices) <= MAX_STAGES and _numbers_stages(body)
         arguments = body.arguments[len(body.arguments) - len(feeding) :]
         starts: list[Known] = []  # the numbers with which each iteration has begun
-        for number in range(2 * rounds if rounds > 2 else 2):
+        for number in range(len(indices) if numbered and indices else 2 * rounds if rounds > 2 else 2):
             self.numbers.forget(body.arguments[: len(body.arguments) - len(feeding)])
+            if numbered and indices:
+                self.numbers.known[body.arguments[0]] = indices[number]
             self._rename(arguments, feeding)
             start = tuple(self.numbers.known.get(value) for value in arguments)
-            if number >= rounds and start in starts or indices is not None and number >= len(indices):
+            if not numbered and number >= rounds and start in starts or indices is not None and number >= len(indices):
                 break
             starts.append(start)
             self._block(body)
             feeding = body.ops[-1].operands
             exits.append(self._exit(op, feeding))
         self.rounds //= rounds
-        self._meet(op, exits if indices is None else [exits[_like(len(indices), starts, start)]])
+        if numbered:
+            exits = exits[-1:]
+        elif indices is not None:
+            exits = [exits[_like(len(indices), starts, start)]]
+        self._meet(op, exits)
 
     def _branches(self, op: Op) -> None:
         start = self.state

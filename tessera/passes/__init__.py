@@ -18,6 +18,7 @@ from tessera.passes.distribute import distribute
 from tessera.passes.graph_simplify import drop_placement, inline_scopes, simplify
 from tessera.passes.hoist_invariants import hoist_invariants
 from tessera.passes.hoist_loads import hoist_loads
+from tessera.passes.hoist_tiles import hoist_tiles
 from tessera.passes.insert_barriers import insert_barriers
 from tessera.passes.interleave import interleave
 from tessera.passes.lower_to_target import lower_to_target
@@ -35,6 +36,7 @@ from tessera.passes.specialise import bind_decisions, specialise
 from tessera.passes.split_k import split_k
 from tessera.passes.split_panels import split_panels
 from tessera.passes.split_roles import split_roles
+from tessera.passes.stack_invariants import stack_invariants
 from tessera.passes.stage_operands import stage_operands
 from tessera.passes.subtile import subtile
 from tessera.target.arch import Arch
@@ -82,15 +84,19 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("split_k", lambda k, c: split_k(k, schedule_of(k), c.sizes), exact=False),
     # After the grid has its last shape.
     Pass("order_programs", lambda k, c: order_programs(k, schedule_of(k))),
+    # Before tiles are cut, while a load is one.
+    Pass("hoist_tiles", lambda k, c: hoist_tiles(k, schedule_of(k))),
     # Before staging, which decides what is copied: each panel is a copy of its own.
     Pass("split_panels", lambda k, c: split_panels(k, schedule_of(k))),
     # After programs are in order, whose ids it replaces.
-    Pass("persist", lambda k, c: persist(k, schedule_of(k))),
+    Pass("persist", lambda k, c: persist(k, schedule_of(k), c.arch)),
     # Before staging and pipelining, which look for loops by what these carry.
     Pass("place_sums", lambda k, c: place_sums(k, schedule_of(k))),
     Pass("stage_operands", lambda k, c: stage_operands(k)),
     # After staging, when operands that do not change from program to program are copies; before stages are shared out.
     Pass("hoist_invariants", lambda k, c: hoist_invariants(k, schedule_of(k), c.arch)),
+    # After what all programs load alike, which is loaded first; by iteration of a loop there is more of it.
+    Pass("stack_invariants", lambda k, c: stack_invariants(k, schedule_of(k), c.arch)),
     # After staging, which makes copies of other loads; before pipelining, which makes the loops inside harder to see.
     Pass("prefetch_loads", lambda k, c: prefetch_loads(k, schedule_of(k))),
     # Once it is known what is copied and what waits for it. Where roles do the copying there is nothing to pipeline.

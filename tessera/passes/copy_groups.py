@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from tessera.ir.core import Block, Kernel, Op, Value, uses
 from tessera.ir.opdef import LOOP
+from tessera.ir.stages import allocation, stage_count
 from tessera.ir.types import BufferType, dtype_of, int_shape
 
 
@@ -14,7 +15,8 @@ class CopyGroup:
     """The copies of one `wait`, in a block that is in a loop or not.
 
     `last`: the op of that block after which nothing uses what the copies brought; `read`: tiles that were read into
-    registers by then, which products do not take from the buffers themselves.
+    registers by then, which products do not take from the buffers themselves. `kept`: each iteration of its loop fills
+    a stage of its own, of so many, which stays for what comes behind the loop.
     """
 
     wait: Op
@@ -23,10 +25,17 @@ class CopyGroup:
     in_loop: bool
     last: Op
     read: list[Value] = field(default_factory=list)
+    kept: int = 0
 
     @property
     def buffers(self) -> list[Value]:
-        return [copy.operands[0] for copy in self.copies]
+        """What is allocated for the copies."""
+        return [allocation(copy.operands[0]) for copy in self.copies]
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether what comes later takes the same slots."""
+        return self.in_loop and not self.kept
 
     @property
     def bytes(self) -> int:
@@ -85,6 +94,10 @@ def _collect(block: Block, used: dict[Value, list[Op]], in_loop: bool, groups: l
 
 
 def _group(wait: Op, copies: list[Op], block: Block, used: dict[Value, list[Op]], in_loop: bool) -> CopyGroup | str:
+    stages = {_kept(copy, block, used) for copy in copies}
+    if stages != {0}:
+        (kept,) = stages if len(stages) == 1 else (0,)
+        return CopyGroup(wait, copies, block, in_loop, wait, kept=kept) if kept else "a copy fills a stage of a buffer"
     place = {id(inner): index for index, op in enumerate(block.ops) for inner in _walk(op)}
     last, read = block.ops.index(wait), []
     for copy in copies:
@@ -107,6 +120,17 @@ def _group(wait: Op, copies: list[Op], block: Block, used: dict[Value, list[Op]]
                 last = max(last, place.get(id(final), -1) if taken else place[id(user)])
             last = max(last, place[id(user)])
     return CopyGroup(wait, copies, block, in_loop, block.ops[last], read)
+
+
+def _kept(copy: Op, block: Block, used: dict[Value, list[Op]]) -> int:
+    """How many stages the buffer of a copy has, each of which one iteration fills and nothing else; 0 of no such one."""
+    stage, buffer = copy.operands[0].defining_op, allocation(copy.operands[0])
+    if stage is None or stage.name != "stage" or stage not in block.ops:
+        return 0
+    others = [user for user in used[buffer] if user is not stage]
+    reads = all(user.name == "stage" and all(r.name == "read" for r in used.get(user.result, ())) for user in others)
+    fills = [user for user in used[stage.result] if user is not copy]
+    return stage_count(buffer) if reads and not fills and not any(user in block.ops for user in others) else 0
 
 
 def _walk(op: Op) -> list[Op]:

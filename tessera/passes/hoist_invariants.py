@@ -31,6 +31,7 @@ from tessera.passes.ahead import written_tensors
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.place_shared import place_shared
+from tessera.passes.split_roles import split_roles
 from tessera.target.arch import Arch
 from tessera.target.schedule import Schedule, buffer_bytes, elements, root
 
@@ -47,18 +48,18 @@ def hoist_invariants(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
     buffers = sorted(found.buffers(), key=buffer_bytes)
     while True:
         new = _rewrite(kernel, loop, found, buffers)
-        if not buffers or _fits(new, schedule, arch):
+        if not buffers or fits(new, schedule, arch):
             return new
         buffers.pop()
 
 
-def _fits(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
+def fits(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
     """Whether a multiprocessor holds as many blocks as it is to run, found by placing their buffers: some share bytes.
 
     Those blocks are all there are: one that had to wait for another would double the time.
     """
     try:
-        placed = place_shared(lower_to_target(canonicalise(kernel), schedule), arch)
+        placed = place_shared(lower_to_target(canonicalise(split_roles(kernel, schedule)), schedule), arch)
     except SourceError as error:
         if error.code != "TS501":
             raise

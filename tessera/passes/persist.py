@@ -7,6 +7,8 @@ With `Schedule.persistent` a kernel of grid (g0, g1, ...) becomes one of a singl
                                                 a, b = p % g0, p // g0
                                                 ...
 
+Where programs side by side work on parts of a row in turn, as many are launched as keep each one to its part.
+
 Programs of the launch take those of the kernel in turns, in the order in which the grid would have started them, so
 that those that run at one time are neighbours as before. Every program of the launch has one at least. Exact: each
 program of the kernel runs once, and does the same.
@@ -33,10 +35,11 @@ from tessera.ir.dims import Size
 from tessera.ir.ops.control import constant_value
 from tessera.ir.ops.effects import order_dependent
 from tessera.ir.programs import MULTIPROCESSORS, counts_multiprocessors, names_program
+from tessera.target.arch import Arch
 from tessera.target.schedule import Schedule
 
 
-def persist(kernel: Kernel, schedule: Schedule) -> Kernel:
+def persist(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
     """The kernel with a persistent loop; itself where there is one program, or where the order of programs shows.
 
     That is in prints and assertions, which name their program, and in sums of floats by atomics; a note then says so.
@@ -50,7 +53,7 @@ def persist(kernel: Kernel, schedule: Schedule) -> Kernel:
         note = f"persistent = true has no effect: {reason}"
         new.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
         return new
-    return _Persistence(kernel, grid).kernel(schedule.blocks)
+    return _Persistence(kernel, grid, arch).kernel(schedule.blocks)
 
 
 def _reason(kernel: Kernel) -> str:
@@ -62,15 +65,20 @@ def _reason(kernel: Kernel) -> str:
 
 
 class _Persistence:
-    def __init__(self, kernel: Kernel, grid: tuple[Size, ...]):
-        self.old, self.grid = kernel, grid
+    def __init__(self, kernel: Kernel, grid: tuple[Size, ...], arch: Arch):
+        self.old, self.grid, self.arch = kernel, grid, arch
         self.new, self.builder, self.mapping = new_kernel_like(kernel)
 
     def kernel(self, blocks: int) -> Kernel:
         total: Size = math.prod(self.grid)  # type: ignore[assignment, arg-type]
-        self.new.attributes["grid"] = (dims.minimum(total, dims.symbol(MULTIPROCESSORS) * blocks),)
+        at_once: Size = dims.symbol(MULTIPROCESSORS) * blocks
+        self.fixed = self._fixed(blocks)
+        if self.fixed > 1:
+            at_once = dims.floordiv(at_once, self.fixed) * self.fixed
+        self.new.attributes["grid"] = (dims.minimum(total, at_once),)
         first, step = (self.builder.value(name, axis=0) for name in ("program_id", "num_programs"))
         bounds = [first, self._size(self.builder, total), step]
+        self.remainder = self.builder.value("mod", first, self._size(self.builder, self.fixed)) if self.fixed > 1 else None
         body = Block()
         self.number = body.add_argument(first.type, "program")
         inner = self.builder.inner(body)
@@ -79,6 +87,25 @@ class _Persistence:
         inner.op("yield")
         self.builder.op("for", bounds, [body])
         return self.new
+
+    def _fixed(self, blocks: int) -> int:
+        """The number f of parts of a row that programs take in turn, where each should keep to one: 1 where none should.
+
+        Program p works on part p % f. Where f divides the programs that run at one time, a program of the launch meets
+        the same part again and again, and what belongs to it can stay. Of each, f must leave no multiprocessor idle.
+        """
+        parts = {
+            constant_value(op.operands[1])
+            for op in self.old.body.walk()
+            if op.name == "mod" and _axis(op.operands[0]) == 0
+        }
+        part = parts.pop() if len(parts) == 1 else None
+        if not isinstance(part, int) or part < 1 or dims.divisor(self.grid[0]) % part:
+            return 1
+        return part if self.arch.typical_sm_count * blocks % part == 0 else 1
+
+    def _is_part(self, op: Op) -> bool:
+        return op.name == "mod" and _axis(op.operands[0]) == 0 and constant_value(op.operands[1]) == self.fixed
 
     def _ids(self, builder: Builder) -> list[Value]:
         """The index along each axis of the grid; axis 0 counts fastest. An axis of one program asks for no division."""
@@ -108,6 +135,8 @@ class _Persistence:
                 self.mapping[op.result] = self._id(op, builder)
             elif op.name == "num_programs":
                 self.mapping[op.result] = self._size(builder, self._extent(op.attributes["axis"]))
+            elif self.remainder is not None and self._is_part(op):
+                self.mapping[op.result] = self.remainder
             elif self._is_number(op):
                 self.mapping[op.result] = self._number_of_two(builder)
             elif op.regions:

@@ -3,7 +3,7 @@
 Both run through the same loops and conditions. What the copies of one wait bring is a slot of a ring: the producer
 waits until the slot is empty, says how many bytes will come and starts the copies; the consumers wait for them, and
 release the slot when they have read it. Groups of copies whose buffers are alike take turns in one ring. A group that
-runs once has a ring of one slot that nobody releases: what it brings stays.
+runs once has a ring of one slot that nobody releases, and one that is kept as many as it runs: what it brings stays.
 
 Exact: values only move. A kernel in which copies do anything else stays as it is.
 """
@@ -17,6 +17,7 @@ from tessera.dtypes import i32
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_kernel, clone_op, new_kernel_like
 from tessera.ir.opdef import COUNTED, ELEMENTWISE, LOOP
 from tessera.ir.ops.control import carried_values
+from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, TileType
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.copy_groups import CopyGroup, copy_groups
@@ -83,10 +84,11 @@ def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
     layouts = assign_layouts(kernel, schedule)
     for group in groups:
         for copy in group.copies:
-            buffer, view = copy.operands
+            buffer, view = allocation(copy.operands[0]), copy.operands[1]
             assert isinstance(buffer.type, BufferType)
             type_ = BufferType(buffer.type.shape, buffer.type.dtype, layouts.buffer[buffer])
-            reason = why_not(view, type_, kernel, stages=schedule.stages if group.in_loop else 1, load=True)
+            stages = group.kept or (schedule.stages if group.in_loop else 1)
+            reason = why_not(view, type_, kernel, stages=stages, load=True)
             if reason:
                 return f"'{buffer.name}': {reason}"
     return ""
@@ -121,7 +123,7 @@ def _most_held(block: Block, groups: dict[int, CopyGroup], outside: int = 0) -> 
     most = 0
     for op in block.ops:
         group = groups.get(op.id)
-        if group is not None and group.in_loop:
+        if group is not None and group.in_turn:
             alike = [other for other in held.values() if other.signature == group.signature]
             most = max(most, outside + len(alike))
             held[op.id] = group
@@ -140,9 +142,10 @@ class _Splitter:
         self.group_of_wait = {group.wait.id: group for group in groups}
         self.released: dict[int, list[CopyGroup]] = {}  # by the op after which they are
         for group in groups:
-            if group.in_loop:
+            if group.in_turn:
                 self.released.setdefault(group.last.id, []).append(group)
         self.buffers = {buffer for group in groups for buffer in group.buffers}
+        self.stacked: dict[Value, Value] = {}  # buffers whose stages stay, in the new kernel
         self.slots: dict[int, _Slot] = {}  # by the wait of a group, the slot that its role is at
 
     def run(self) -> Kernel:
@@ -159,7 +162,7 @@ class _Splitter:
         for role in (self._produce, self._consume):
             body = Block()
             inner = builder.inner(body)
-            inside = dict(mapping)
+            inside = {**mapping, **self.stacked}
             state = {ring.order: self._first(inner) for ring in self.rings}
             role(self.kernel.body, inner, inside, state)
             inner.op("yield", [])
@@ -178,6 +181,8 @@ class _Splitter:
             assert op is not None
             attributes = {**op.attributes, "stages": ring.stages}
             ring.buffers.append(builder.at(op).value("alloc_shared", hint=buffer.name, **attributes))
+            if first.kept:
+                self.stacked[buffer] = ring.buffers[-1]
 
     def _first(self, builder: Builder) -> _Slot:
         builder.origin = self.kernel.origin or builder.origin
@@ -239,7 +244,7 @@ class _Splitter:
         assert ring.value is not None
         slot = state[ring.order]
         builder.op("ring_wait", [ring.value, slot.stage, slot.phase])
-        for index, buffer in enumerate(group.buffers):
+        for index, buffer in enumerate(() if group.kept else group.buffers):
             mapping[buffer] = _staged(ring, index, slot, builder)
         self.slots[group.wait.id] = slot
         state[ring.order] = _next(ring, slot, builder)
@@ -337,11 +342,11 @@ def _rings(groups: list[CopyGroup], stages: int) -> list[_Ring]:
     rings: list[_Ring] = []
     shared: dict[tuple[object, ...], _Ring] = {}
     for group in groups:
-        ring = shared.get(group.signature) if group.in_loop else None
+        ring = shared.get(group.signature) if group.in_turn else None
         if ring is None:
-            ring = _Ring(len(rings), [], max(2, stages) if group.in_loop else 1)
+            ring = _Ring(len(rings), [], group.kept or (max(2, stages) if group.in_loop else 1))
             rings.append(ring)
-            if group.in_loop:
+            if group.in_turn:
                 shared[group.signature] = ring
         ring.groups.append(group)
     return rings

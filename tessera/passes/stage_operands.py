@@ -39,10 +39,12 @@ class _Stager:
         pending: list[tuple[Value, Value, Value]] = []  # loaded value, its buffer, token
         for op in block.ops:
             if self.schedule.copies == "tma":
-                used = [p for p in pending if op.regions or op is block.ops[-1] or p[0] in op.operands]
-                pending = [p for p in pending if p not in used]
-                if used:
-                    self._land(builder.at(op), used, mapping)
+                used = [p for p in pending if p[0] in op.operands]
+                ends = op.regions or op is block.ops[-1]
+                alone = [[p] for p in pending if ends and p not in used]
+                for group in ([used] if used else []) + alone:  # what one op takes arrives together
+                    self._land(builder.at(op), group, mapping)
+                pending = [p for p in pending if p[0] not in mapping]
             elif pending and (
                 op.regions or any(value is p[0] for p in pending for value in op.operands) or op is block.ops[-1]
             ):

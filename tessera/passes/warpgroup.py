@@ -9,7 +9,7 @@ from tessera.ir.core import Op, Value
 from tessera.ir.layout import shared_layout
 from tessera.ir.ops.control import constant_value
 from tessera.ir.types import dtype_of, int_shape
-from tessera.target.matrix_descriptors import descriptor_mismatch
+from tessera.target.matrix_descriptors import Role, descriptor_mismatch
 from tessera.target.schedule import Schedule
 from tessera.target.wgmma import MOST_IN_LINE, WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS
 
@@ -40,15 +40,15 @@ def why_not(product: Op, warps: int) -> str | None:
         return (
             f"its operands are parts of buffers that begin at no multiple of {ROW_STEP} rows and {COLUMN_STEP} columns"
         )
-    a_rows, b_rows = (depth, m) if product.attributes["transpose_a"] else (m, depth), (depth, n)
-    if product.attributes["transpose_b"]:
-        b_rows = (n, depth)
-    for role, rows, flag in (("a", a_rows, "transpose_a"), ("b", b_rows, "transpose_b")):
-        layout = shared_layout(*rows, instruction.itemsize)
-        reason = descriptor_mismatch(layout, role, product.attributes[flag], instruction, columns if role == "b" else 0)
-        if reason:
-            return reason
-    return None
+    return _no_descriptor(product, "a", 0) or _no_descriptor(product, "b", columns)
+
+
+def _no_descriptor(product: Op, role: Role, columns: int) -> str | None:
+    """Why wgmma cannot read an operand from a buffer of its own, as `why_not`; `columns` of one instruction for b."""
+    value, flipped = product.operands["ab".index(role)], product.attributes[f"transpose_{role}"]
+    dtype, (rows, width) = dtype_of(value.type), int_shape(value.type)
+    layout = shared_layout(rows, width, dtype.bytes)
+    return descriptor_mismatch(layout, role, flipped, WGMMA_INSTRUCTIONS[dtype.name], columns)
 
 
 def depth_of(product: Op) -> int:

@@ -16,6 +16,7 @@ from tessera.ir.types import BufferType, TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
 from tessera.target.reuse import shares_operands_both_ways
 from tessera.target.row_slices import COLUMNS, Rows, row_slices
+from tessera.target.warpgroup_point import warpgroup_point
 
 REGISTER_TILE_LIMIT = 128  # f32 registers of one tile per thread: half of the 255 that a thread can have
 ELEMENTS_PER_THREAD = 32  # of the largest tile where there is no product: more would lower the occupancy
@@ -25,6 +26,7 @@ LARGEST_AT_ONCE = 64  # elements per thread beyond which such a kernel takes its
 MOST_ROWS = 128  # of a stored tile behind a product: of more, few are computed at a time
 GROUP = 8  # blocks of a product's rows whose columns are computed one after the other
 LARGE_GRID = 2 * GROUP  # blocks along an axis from which a wave is no column of them
+WARPGROUP_LANE = "sm_90a"  # the lane of wgmma, TMA and roles
 BLOCK_K = 64  # K extent of a streamed matrix operand: 128-byte rows of bf16
 
 
@@ -112,8 +114,11 @@ def root(value: Value) -> Value:
     return value
 
 
-def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
-    """Raises SourceError TS501 when the kernel's buffers fit no placement on `arch`."""
+def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
+    """The point of `lane`, that of the architecture where it is not said.
+
+    Raises SourceError TS501 when the kernel's buffers fit no placement on `arch`.
+    """
     tiles = [r for op in kernel.body.walk() for r in op.results if isinstance(r.type, TileType)]
     products = [op for op in kernel.body.walk() if op.name == "mma"]
     largest = max(map(elements, tiles), default=1)
@@ -132,6 +137,7 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
     subtile = rows = 0
     stages, blocks = Schedule.stages, Schedule.blocks
     sliced: dict[str, Any] = {}
+    many_rows: Rows | None = None
     for op in kernel.body.walk():
         if op.name != "store":
             continue
@@ -140,9 +146,8 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
             if math.prod(shape) > REGISTER_TILE_LIMIT * 32 * warps:
                 subtile = COLUMNS
             if _rows(op) > MOST_ROWS:
-                sliced = row_slices(
-                    _store(op, products, kernel), constants.get("num_warps"), constants.get("num_stages"), arch
-                )
+                many_rows = _store(op, products, kernel)
+                sliced = row_slices(many_rows, constants.get("num_warps"), constants.get("num_stages"), arch)
                 warps, rows = sliced["warps"], sliced["rows"]
         elif largest > LARGEST_AT_ONCE * 32 * warps:
             wanted = ELEMENTS_PER_THREAD * 32 * warps
@@ -160,6 +165,9 @@ def default_schedule(kernel: Kernel, arch: Arch) -> Schedule:
     group = 0 if rows else _group(kernel)  # rows become programs of their own, in an order that shares operands
     schedule = Schedule(warps, streamed, subtile, rows=rows, stages=stages, blocks=blocks, group=group)
     schedule = replace(schedule, **sliced)
+    if (lane or arch.lane) == WARPGROUP_LANE and (many_rows or not subtile):
+        fixed = (constants.get("num_warps"), constants.get("num_stages"))
+        schedule = replace(schedule, **(warpgroup_point(kernel, many_rows, *fixed, arch) or {}))
     # What the author's point of a tuning space says of the launch is no longer the compiler's to choose.
     fixed = {field: constants[name] for name, field in FIXED_BY_CONSTANTS.items() if name in constants}
     return replace(schedule, **fixed)

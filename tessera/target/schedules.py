@@ -20,6 +20,7 @@ from tessera.target.arch import Arch
 from tessera.target.schedule import (
     FIXED_BY_CONSTANTS,
     REGISTER_TILE_LIMIT,
+    WARPGROUP_LANE,
     Schedule,
     default_schedule,
     elements,
@@ -256,10 +257,12 @@ def schedules(kernel: Kernel, arch: Arch) -> Iterator[Schedule]:
 
 
 def own_point(kernel: Kernel, arch: Arch) -> Schedule:
-    """The default schedule with what the author has fixed. Raises SourceError as it and `check_streamed` do."""
+    """The default schedule with what the author has fixed: that of the lane of warpgroups where an instruction or a copy
+    of it is asked for. Raises SourceError as it and `check_streamed` do."""
     pins = pins_of(kernel)
     check_streamed(kernel, pins)
-    return replace(default_schedule(kernel, arch), **pins)
+    asked = pins.get("family") == "wgmma" or pins.get("copies") == "tma"
+    return replace(default_schedule(kernel, arch, WARPGROUP_LANE if asked and arch.wgmma else ""), **pins)
 
 
 def pins_of(kernel: Kernel) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def transfer_of(view: Value, buffer: BufferType, kernel: Kernel, rows: int | Non
 
     Raises InternalError TS901 where `why_not` gives a reason.
     """
-    reason = _tensor_reason(view, kernel) or _buffer_reason(view, buffer, 1, rows)
+    reason = tensor_reason(view, kernel) or _buffer_reason(view, buffer, 1, rows)
     window, chain = window_of(view), list(_chain(view))
     boxes = reason or _boxes(window, _layout(buffer), int_shape(buffer), rows)
     if isinstance(boxes, str):
@@ -103,7 +103,7 @@ def why_not(
     allocated, and as of `transfer_of`. With `load` the tensor must not be written by the kernel either: what threads
     write is not ordered before what TMA reads.
     """
-    reason = _tensor_reason(view, kernel) or _buffer_reason(view, buffer, stages, rows)
+    reason = tensor_reason(view, kernel) or _buffer_reason(view, buffer, stages, rows)
     if reason is None and load and window_of(view).parameter in _written(kernel):
         return f"'{window_of(view).parameter.name}' is also written by this kernel"
     return reason
@@ -123,7 +123,7 @@ def mapped_views(body: Block) -> set[Value]:
 # ---- the tensor ----------------------------------------------------------------------------------------------------
 
 
-def _tensor_reason(view: Value, kernel: Kernel) -> str | None:
+def tensor_reason(view: Value, kernel: Kernel) -> str | None:
     window = window_of(view)
     name, shape, dims = window.parameter.name, window.shape, kernel.attributes.get("divisors", {})
     type_ = tensor_type(view.type)

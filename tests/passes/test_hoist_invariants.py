@@ -15,8 +15,8 @@ from tessera.passes.hoist_invariants import REGISTERS
 from tessera.runtime.interpreter import interpret
 from tessera.target.schedule import root
 from tests.check.test_document_kernels import names
-from tests.passes.test_pipeline import assert_same_bits, outputs_of
 from tests.passes.test_persist import compiled, stage
+from tests.passes.test_pipeline import assert_same_bits, outputs_of
 from tests.suite import load
 from tests.test_document_blocks import given_to, made_up
 

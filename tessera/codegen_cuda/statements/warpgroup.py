@@ -42,8 +42,9 @@ def _wgmma(emitter: Emitter, op: Op) -> dict[str, Any]:
         for j in range(n // columns)
     ]
     emitter.instructions.add(instruction.declaration(columns))
-    alone = found.acc is not None and len(emitter.used[found.acc]) == 1
-    name = emitter.name(found.acc) if alone else emitter.fresh(op.result.name or "acc")
+    acc = found.acc
+    alone = acc is not None and len(emitter.used[acc]) == 1
+    name = emitter.name(acc) if acc is not None and alone else emitter.fresh(op.result.name or "acc")
     emitter.names.of_value[op.result] = name
     bits = f"{a.trans}, {b.trans}" if a else f"{b.trans}"
     group = f"ts_warp() / {WGMMA_WARPS} * {WGMMA_ROWS}" if groups > 1 else ""
@@ -51,7 +52,7 @@ def _wgmma(emitter: Emitter, op: Op) -> dict[str, Any]:
         "out": name,
         "count": register_count(op.result),
         "declare_sums": not alone,
-        "initial": "" if alone or found.acc is None else emitter.name(found.acc),
+        "initial": "" if alone or acc is None else emitter.name(acc),
         "function": f"{instruction.function(columns, not in_shared)}<{bits}>",
         "a": _descriptor(emitter, a, found.a, found.a_offsets, group) if a else emitter.name(found.a),
         "a_words": 0 if in_shared else register_count(found.a) * instruction.itemsize // 4,

@@ -1,0 +1,138 @@
+"""The default schedule of products where there are wgmma and TMA: a producer, warpgroups along rows, persistent programs.
+
+Rows are taken 128 at a time where two warpgroups of the consumers have 64 each. A right operand of which all of K fits
+stays in shared memory; what streams through a ring has what is left, in as many slots as fit.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from tessera.ir.core import Kernel, Op
+from tessera.ir.opdef import LOOP
+from tessera.ir.types import TileType, dtype_of, int_shape
+from tessera.target.arch import Arch
+from tessera.target.row_slices import Rows
+from tessera.target.tensor_maps import tensor_reason
+from tessera.target.wgmma import WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS
+
+PANEL_BYTES = 128  # of a row: the widest swizzle
+MOST_SLOTS, LEAST_SLOTS = 6, 2
+ACCUMULATORS = 128  # f32 registers of a thread for the sums of a product
+WIDEST_WHOLE = 256  # K and columns up to which a right operand stays in shared memory, and sums in registers
+STREAMED_COLUMNS = {False: 256, True: 128}  # of a product whose right operand streams, by whether a sum is carried
+
+
+def warpgroup_point(
+    kernel: Kernel, store: Rows | None, warps: int | None, stages: int | None, arch: Arch
+) -> dict[str, Any] | None:
+    """Fields of a schedule, or None where products are not for warpgroups or windows not for tensor maps.
+
+    `store`: of a kernel whose store has more rows than a program takes, None where the author's tiles are a program's;
+    `warps` and `stages` where the author has fixed them.
+    """
+    products = [op for op in kernel.body.walk() if op.name == "mma"]
+    if not products or not all(map(_has_instruction, products)) or not _has_maps(kernel):
+        return None
+    fields = _tiles(kernel, products, warps, stages, arch) if store is None else _rows(store, warps, stages, arch)
+    if fields is None:
+        return None
+    return {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": True, **fields}
+
+
+def _has_instruction(product: Op) -> bool:
+    names = {dtype_of(value.type).name for value in product.operands[:2]}
+    return len(names) == 1 and (found := WGMMA_INSTRUCTIONS.get(names.pop())) is not None and found.transposes
+
+
+def _has_maps(kernel: Kernel) -> bool:
+    """Whether tensor maps describe every tensor of which tiles are loaded."""
+    ops = list(kernel.body.walk())
+    views = [op.operands[0] for op in ops if op.name == "load" and isinstance(op.result.type, TileType)]
+    views += [op.operand("view") for op in ops if op.name == "copy_async"]
+    return all(tensor_reason(view, kernel) is None for view in views)
+
+
+def _tiles(
+    kernel: Kernel, products: list[Op], warps: int | None, stages: int | None, arch: Arch
+) -> dict[str, Any] | None:
+    """The author's tiles: as many warpgroups as their rows and registers ask for."""
+    shapes = [int_shape(op.result.type) for op in products]
+    rows = min(shape[0] for shape in shapes)
+    warps = warps or (2 * WGMMA_WARPS if rows >= 2 * WGMMA_ROWS else WGMMA_WARPS)
+    if warps % WGMMA_WARPS or any(shape[0] % (WGMMA_ROWS // WGMMA_WARPS * warps) for shape in shapes):
+        return None
+    if max(map(prod, shapes)) > ACCUMULATORS * 32 * warps:
+        return None
+    loops = [op for op in kernel.body.walk() if op.definition.has(LOOP)]
+    inside = {inner.id for loop in loops for region in loop.regions for inner in region.walk()}
+    slot = kept = stored = 0
+    for op in kernel.body.walk():
+        if op.name == "load" and isinstance(op.result.type, TileType):
+            size = _bytes(op.result.type)
+            slot, kept = (slot + size, kept) if op.id in inside else (slot, kept + size)
+        if op.name == "store":
+            stored = max(stored, _panel_bytes(int_shape(op.operand("value").type)))
+    return {
+        "warps": warps,
+        "panels": PANEL_BYTES // 2,
+        "stages": stages or _slots(arch, kept + 2 * stored, slot),
+    }
+
+
+def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dict[str, Any] | None:
+    """Rows of a large store, with as many columns as registers and shared memory hold."""
+    warps = warps or 2 * WGMMA_WARPS
+    rows = WGMMA_ROWS // WGMMA_WARPS * warps
+    panel = PANEL_BYTES // 2
+    if warps % WGMMA_WARPS or store.rows % rows or store.columns % panel or store.depth % panel or not store.placeable:
+        return None
+    columns, depth = _columns(store), store.depth
+    whole = depth <= (2 * WIDEST_WHOLE if not store.looped else WIDEST_WHOLE)
+    slot = (1 if store.looped else 2) * rows * panel * 2
+    kept = depth * columns * 2 if whole else 0
+    if not whole or store.looped:  # the right operand streams beside
+        kept, slot = 0, slot + panel * columns * 2
+    stored = (2 if columns > panel else 1) * rows * panel * 2
+    return {
+        "warps": warps,
+        "rows": rows,
+        "subtile": columns,
+        "block_k": depth if whole else panel,
+        "panels": panel,
+        "stages": stages or _slots(arch, kept + stored, slot),
+        "resident": "",
+        "walk": "",
+        "prefetch": False,
+        "group": 0,
+    }
+
+
+def _columns(store: Rows) -> int:
+    """Columns of a product at a time. A carried sum takes registers, and so do the panels of a left operand that the
+    sums meet again: they are kept where all of its columns are computed by one program.
+    """
+    if store.looped:
+        widest = store.columns if max(store.columns, store.depth) <= WIDEST_WHOLE // 2 else PANEL_BYTES // 2
+        widest = STREAMED_COLUMNS[True] if store.depth > WIDEST_WHOLE else widest
+    elif max(store.columns, store.depth) <= WIDEST_WHOLE:
+        widest = store.columns
+    else:
+        widest = STREAMED_COLUMNS[False] // 2 if store.depth <= 2 * WIDEST_WHOLE else STREAMED_COLUMNS[False]
+    return next(size for size in range(min(widest, store.columns), 0, -16) if store.columns % size == 0)
+
+
+def _slots(arch: Arch, kept: int, slot: int) -> int:
+    """How many slots of a ring fit beside what is kept, in bytes."""
+    room = arch.shared_bytes_per_block - PANEL_BYTES * 8 - kept
+    return max(LEAST_SLOTS, min(MOST_SLOTS, room // slot if slot else MOST_SLOTS))
+
+
+def _bytes(type_: TileType) -> int:
+    return prod(int_shape(type_)) * type_.dtype.bytes
+
+
+def _panel_bytes(shape: tuple[int, ...]) -> int:
+    """Bytes of one panel of a stored tile of 16-bit elements."""
+    return prod(shape[:-1]) * min(shape[-1] * 2, PANEL_BYTES)
