@@ -12,7 +12,7 @@ import pytest
 from tessera.runtime.emulator import EmulatorFault, Fault, Library, build
 from tessera.runtime.emulator_maps import TwinMap, twin_map
 from tests.check.ring_mutations import Mutation, Variant
-from tests.check.rings import edited, line_of, text
+from tests.check.rings import blocked_product, edited, line_of, text
 from tests.check.tma import box_of, box_run, joined, ring_run, stored, swizzled
 from tests.check.tma_mutations import MUTATIONS, VARIANTS
 
@@ -125,6 +125,23 @@ def test_a_deadlock_names_the_bytes() -> None:
     mutation = next(mutation for mutation in MUTATIONS if mutation.name == "half of the bytes announced")
     faults, _, _ = run_edited(mutation, 0)
     assert "misses 0 of 1 arrivals and has 2048 of the 1024 bytes that it expects" in faults[0].message
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_product_of_what_tma_brought(seed: int) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((100, 136)).astype(ml_dtypes.bfloat16)
+    b = rng.standard_normal((136, 72)).astype(ml_dtypes.bfloat16)
+    c = np.full((100, 72), np.nan, np.float32)
+    for array in (a, b):
+        array.flags.writeable = False
+    maps = [twin_map(array, box=(64, 64), swizzle=128) for array in (a, b)]
+    args = [*maps, twin_map(c, box=(32, 16), swizzle=128), 4, 2, 3]
+    shared = 1024 + 3 * 2 * 64 * 128 + 4 * 4096
+    library = build(text("tma_product"), ["tma_product"])
+    found = library.examine("tma_product", (3,), 160, shared, args, seed, outputs=(2,))
+    assert found.faults == []
+    np.testing.assert_array_equal(c, blocked_product(np.pad(a, ((0, 0), (0, 8))), np.pad(b, ((0, 8), (0, 0)))))
 
 
 # ---- other findings --------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def test_every_form_compiles_and_no_map_is_copied() -> None:
     assert ".param .align 64 .b8 forms_param_1[384]" in ptx
 
 
-@pytest.mark.parametrize(("name", "kernels"), [("tma_ring", 3), ("tma_box", 4)])
+@pytest.mark.parametrize(("name", "kernels"), [("tma_ring", 3), ("tma_box", 4), ("tma_product", 1)])
 def test_a_text_compiles_without_spills(name: str, kernels: int) -> None:
     compiled = compile_cubin(text(name), "sm_90a", name)
     assert len(compiled.resources) == kernels
