@@ -91,9 +91,15 @@ def emit(kernels: Sequence[Kernel]) -> list[CudaKernel]:
 
 
 def _bounds(name: str, threads: int, kernel: Kernel) -> str:
-    """The head of the kernel: threads of a block and, where the schedule asks, blocks that must fit."""
+    """The head of the kernel: threads of a block and, where the schedule asks, blocks that must fit.
+
+    Where roles move registers, the assembler must know how many a thread starts with, which follows from both: without
+    the blocks it ignores the moves (C7508).
+    """
     blocks = (kernel.attributes.get("schedule") or {}).get("blocks", 1)
-    return f"TS_KERNEL_OCC({name}, {threads}, {blocks})" if blocks > 1 else f"TS_KERNEL({name}, {threads})"
+    moves = any(op.name == "roles" and any(op.attributes["registers"]) for op in kernel.body.ops)
+    said = blocks > 1 or moves
+    return f"TS_KERNEL_OCC({name}, {threads}, {blocks})" if said else f"TS_KERNEL({name}, {threads})"
 
 
 class Emitter:

@@ -93,7 +93,8 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
     threads = computing + kernel.attributes.get("producer_warps", 0) * arch.warp_size
     shared = kernel.attributes.get("shared_bytes") or 0
     wanted = live_registers(kernel)
-    registers = min(wanted, register_limit(arch, threads, _promised_blocks(kernel)))
+    limit, moved = register_limit(arch, threads, _promised_blocks(kernel)), consumer_registers(kernel)
+    registers = limit if moved else min(wanted, limit)  # all that there are, where roles move them
     resident = occupancy(arch, threads, shared, registers)
     if not resident or not programs:
         terms = {"launch": constants.launch}
@@ -102,7 +103,7 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
     at_once = arch.typical_sm_count * resident
     counter = Counter(Scalars(values, grid, min(programs, at_once)), computing, values)
     counter.block(kernel.body, 1.0)
-    _add_spills(counter.work, wanted - max(registers, consumer_registers(kernel)), computing)
+    _add_spills(counter.work, wanted - (moved or registers), computing)
     launch = _Launch(arch, constants, programs, resident, computing // arch.warp_size)
     traffic = counter.traffic.values()
     share = programs / counter.scalars.count

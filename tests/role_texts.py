@@ -9,14 +9,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 
-from tessera.ir.core import Kernel
+from tessera.codegen_cuda.emit import emit
+from tessera.compiler import make_program, run_pass
+from tessera.ir.core import Kernel, Module
 from tessera.ir.parser import parse_module
+from tessera.passes import PIPELINE, Context
+from tessera.program import Program
 from tessera.runtime.interpreter import Machine, launch
+from tessera.target.arch import arch
 
 ROWS, COLUMNS, BLOCKS = 16, 32, 5
+
+# The consumers move the sum through a buffer of their own, and so need barriers.
+THROUGH_SHARED = (
+    (
+        "      store %w, %sum\n",
+        """      %line: buffer<[16, 32], f32> = alloc_shared {shape = (16, 32), dtype = f32}
+      write %line, %sum
+      %back: tile<[8, 32], f32> = read %line, %start, %start {extents = (8, 32)}
+      %eight: i64 = constant {value = 8, dtype = i64}
+      %rest: tile<[8, 32], f32> = read %line, %eight, %start {extents = (8, 32)}
+      %w0: view<[8, 32], f32> = window %out, %row, %start {extents = (8, 32), kept = (true, true)}
+      store %w0, %back
+      %below: i64 = add %row, %eight
+      %w1: view<[8, 32], f32> = window %out, %below, %start {extents = (8, 32), kept = (true, true)}
+      store %w1, %rest
+""",
+    ),
+)
 
 TEXT = """tessera 1 tile
 kernel @added(
@@ -37,8 +61,8 @@ kernel @added(
   %programs: i64 = num_programs {axis = 0}
   %a: buffer<[16, 32], f32> = alloc_shared {shape = (16, 32), dtype = f32, stages = STAGES}
   %b: buffer<[16, 32], f32> = alloc_shared {shape = (16, 32), dtype = f32, stages = STAGES}
-  %ring: ring<STAGES> = ring {stages = STAGES, arrivals = 4}
-  roles {names = ("load", "compute"), warps = (1, 4), registers = (40, 232)} {
+  %ring: ring<STAGES> = ring {stages = STAGES, arrivals = 8}
+  roles {names = ("load", "compute"), warps = (1, 8), registers = (40, 232)} {
     %s0: i32, %p0: i32 = for %first, %tiles, %programs, %zero, %zero (%tile: i64, %s: i32, %p: i32) {
       %row: i64 = mul %tile, %rows
       %s1: i32, %p1: i32 = for %start, %blocks, %step, %s, %p (%k: i64, %t: i32, %q: i32) {
@@ -93,28 +117,50 @@ NEXT = """%end: bool = eq %t, %last
         %flip: i32 = where %end, %other, %q"""
 
 
-def text(stages: int = 3, edits: Mapping[str, str] | None = None, attributes: str = "") -> str:
+ATTRIBUTES = (
+    'grid = (3,), producer_warps = 4, schedule = {warps = 8}, dims = ("M",), '
+    'parameters = (("x", "in"), ("y", "in"), ("out", "out"))'
+)
+
+
+def text(stages: int = 3, edits: Mapping[str, str] | None = None) -> str:
     """The text for a ring of so many slots. Each key of `edits` occurs once in it, and is replaced.
 
-    Names of values are made unique: those of the two roles are the same above.
+    The two roles call their values alike above; here those of the consumers end in "_".
     """
     source = TEXT.replace("NEXT %t %q", NEXT).replace("STAGES", str(stages)).replace("LAST", str(stages - 1))
-    source = source.replace("ATTRIBUTES", f"grid = (3,), producer_warps = 4{attributes}")
+    source = source.replace("ATTRIBUTES", ATTRIBUTES)
+    for old, new in (edits or {}).items():
+        assert source.count(old) == 1, (old, source.count(old))
+        source = source.replace(old, new)
     if stages == 1:
         source = source.replace(", stages = 1}\n  %ring", "}\n  %ring").replace(", stages = 1}\n  %b", "}\n  %b")
         for name in "ab":
             source = source.replace(f"        %{name}t: buffer<[16, 32], f32> = stage %{name}, %t\n", "")
             source = source.replace(f"%{name}t,", f"%{name},").replace(f"read %{name}t", f"read %{name}")
-    for old, new in (edits or {}).items():
-        assert source.count(old) == 1, (old, source.count(old))
-        source = source.replace(old, new)
-    head, _, consumers = source.partition("  } else {\n")
+    head, _, consumers = source.partition("\n  } else {\n")
     again = set(re.findall(r"%(\w+):", head)) & set(re.findall(r"%(\w+):", consumers))
-    return f"{head}  }} else {{\n" + re.sub(r"%(\w+)", lambda m: m[0] + "_" * (m[1] in again), consumers)
+    return f"{head}\n  }} else {{\n" + re.sub(r"%(\w+)", lambda m: m[0] + "_" * (m[1] in again), consumers)
 
 
 def kernel(stages: int = 3, edits: Mapping[str, str] | None = None) -> Kernel:
     return parse_module(text(stages, edits)).kernel()
+
+
+@cache
+def target(stages: int = 3, edits: tuple[tuple[str, str], ...] = ()) -> dict[str, Module]:
+    """What each pass from the lowering on makes of the kernel, by name, in their order."""
+    module, found = Module("tile", [kernel(stages, dict(edits))]), {}
+    context = Context(arch("sm_90a"))
+    names = [step.name for step in PIPELINE]
+    for step in PIPELINE[names.index("canonicalise_slices") :]:
+        found[step.name] = module = run_pass(step, module, context)
+    return found
+
+
+def compiled(stages: int = 3, edits: tuple[tuple[str, str], ...] = ()) -> Program:
+    kernel = target(stages, edits)["interleave"].kernel()
+    return make_program("added", [kernel], emit([kernel]), "sm_90a")
 
 
 def arguments(rows: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,23 @@
+"""How registers are split: the numbers that a GPU was seen to take, and never more than there are."""
+
+from __future__ import annotations
+
+import pytest
+
+from tessera.target.arch import arch
+from tessera.target.role_registers import role_registers
+
+
+@pytest.mark.parametrize(("consumers", "split"), [(4, (0, 0)), (8, (40, 232)), (12, (40, 152))])
+def test_one_block(consumers: int, split: tuple[int, int]) -> None:
+    assert role_registers(arch("sm_90a"), consumers, 4) == split
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("consumers", [4, 8, 12])
+def test_registers_suffice(consumers: int, blocks: int) -> None:
+    machine = arch("sm_90a")
+    producer, consumer = role_registers(machine, consumers, 4, blocks)
+    start = machine.registers_per_sm // (blocks * 32 * (consumers + 4)) // 8 * 8
+    assert (producer, consumer) == (0, 0) or producer < start < consumer
+    assert 32 * blocks * (4 * producer + consumers * consumer) <= machine.registers_per_sm
