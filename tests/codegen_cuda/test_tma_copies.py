@@ -8,13 +8,14 @@ import pytest
 
 from tessera.compiler import compile_kernel
 from tessera.dtypes import bf16
-from tessera.errors import SourceError
+from tessera.errors import InternalError, SourceError
 from tessera.ir.compare import difference
 from tessera.ir.layout_shared import shared_layout
 from tessera.ir.parser import parse_module
 from tessera.ir.printer import print_module
 from tessera.ir.verify import verify
 from tessera.program import Argument, Program
+from tessera.runtime.check import examine_kernel
 from tessera.runtime.execute import emulate
 from tessera.runtime.interpreter import Machine, interpret, launch
 from tessera.runtime.nvrtc import compile_cubin
@@ -117,6 +118,22 @@ def test_nobody_needs_the_address_of_a_window_that_is_mapped():
     assert "window" not in text and "TS_MAP x_map, TS_MAP y_map, TS_MAP out_map, ts_i64 dim_M" in text
 
 
+def test_an_examination_finds_nothing():
+    arguments, _ = sums(150, False)
+    report = examine_kernel(compile_kernel(checked(ADD), {"M": 150}, "sm_90a"), arguments, {"M": 150})
+    assert report.ok and report.compared, [str(seen.finding) for seen in report.findings]
+
+
+def test_an_index_outside_a_list():
+    text = edited(
+        ADD,
+        **{**OF_A_LIST, "element": ("%wx: view", "%one_of: view<[M, 128], bf16> = element %x, %i\n      %wx: view")},
+    )
+    compilation = compile_kernel(checked(text), {"M": 300}, "sm_90a")
+    with pytest.raises(InternalError, match="takes the tensor at index 2 from a list of 2 tensors"):
+        emulate(compilation.program, sums(300, True)[0], {"M": 300})
+
+
 MUTATIONS = [
     ("      tma_store_wait {threads = 128}\n", "", "TS703", "no barrier lies between the tma_store that reads 'os'"),
     ("      tma_store_wait {threads = 128}\n", "      tma_store_wait {pending = 1, threads = 128}\n", "TS502",
@@ -127,7 +144,7 @@ MUTATIONS = [
     ('tma_store %wo, %os {threads', 'tma_store %wo, %os {scope = "all", threads', "TS703", '"role" or "warp"'),
     ("tma_store_wait {threads", "tma_store_wait {pending = 64, threads", "TS703", "leaves 64 stores in flight"),
     ("%wx: view<[64, 128], bf16> = window %x, %row, %zero {extents = (64",
-     "%wx: view<[32, 128], bf16> = window %x, %row, %zero {extents = (32", "TS301",
+     "%wx: view<[32, 128], bf16> = window %x, %row, %zero {extents = (32", "TS703",
      "the shapes [64, 128] and [32, 128] differ"),
 ]  # fmt: skip
 

@@ -183,6 +183,19 @@ def test_tensors_that_no_map_describes(sizes, steps, message):
     assert caught.value.code == "TS611"
 
 
+def test_strides_that_no_map_holds():
+    """Backwards, and of one row that stands for many: what a program is compiled for calls such strides odd."""
+    wide = np.zeros((6, 5, 64), np.float32)
+    parameters = (Parameter("x", "tensor", "f32", (symbol("A"), M, N)),)
+
+    def unmapped(x):
+        return bind("k", parameters, (x,), {}).unmapped
+
+    assert unmapped(wide) == unmapped(wide[::2, :, :32]) == unmapped(wide[:1, ::2]) == []
+    assert unmapped(wide[:, ::-1]) == ["x.stride1"]
+    assert unmapped(np.broadcast_to(wide[:1], (4, 5, 64))) == ["x.stride0"]
+
+
 # ---- the driver's encoder ------------------------------------------------------------------------------------------
 
 

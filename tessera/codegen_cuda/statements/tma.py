@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from tessera.codegen_cuda.statements.common import known_number
+from tessera.codegen_cuda.statements.common import index_text, known_number
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.codegen_cuda.statements.roles import full_barrier
 from tessera.ir.core import Op, Value
@@ -89,11 +89,13 @@ def _boxes(emitter: Emitter, op: Op, transfer: Transfer, loops: list[dict[str, A
 
 
 def _map(emitter: Emitter, transfer: Transfer) -> str:
-    name = emitter.map_name(transfer.map, transfer.length)
-    if transfer.index is None:
+    name, length = emitter.map_name(transfer.map, transfer.length), transfer.length
+    if length is None or transfer.index is None:
         return name
     number = known_number(transfer.index)
-    return f"{name}.at[{f'(int){emitter.name(transfer.index)}' if number is None else number}]"
+    if number is not None and 0 <= number < length:
+        return f"{name}.at[{number}]"
+    return f"ts_element({name}, {index_text(emitter, transfer.index)}, {length})"
 
 
 def _box(emitter: Emitter, transfer: Transfer, buffer: str, place: Place) -> dict[str, str]:
