@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from tessera.runtime.emulator import Examination, Library, build
+from tessera.runtime.emulator import Examination, Fault, Library, build
 from tessera.runtime.emulator_maps import twin_map
 from tests.check.rings import text
 
+INCLUDE = '#include "tessera_device.h"\n'
 RING_SHARED = 1024 + 2 * 1024  # beside the slots
 SLOT = 16 * 128
 BOX_START = 1024  # of the box in the shared block of tma_box
 
 
-def ring_run(library: Library, name: str, seed: int, rows: int = 40, columns: int = 44, steps: int = 3) -> Any:
+def joined(texts: Sequence[str], kernel: str) -> Library:
+    """The texts, each with a kernel of this name, as one library: the kernels become kernel_0, kernel_1, and so on.
+
+    One translation unit parses the twin once. Line numbers stay those of each text.
+    """
+    parts = [INCLUDE]
+    for i, source in enumerate(texts):
+        assert source.startswith(INCLUDE)
+        body = re.sub(rf"\b{kernel}\b", f"{kernel}_{i}", source.removeprefix(INCLUDE))
+        parts.append(f"namespace text_{i} {{\n#line 2\n{body}\n}}\nusing namespace text_{i};\n")
+    return build("".join(parts), [f"{kernel}_{i}" for i in range(len(texts))])
+
+
+def ring_run(
+    library: Library, name: str, stages: int, seed: int, rows: int = 40, columns: int = 44, steps: int = 3
+) -> tuple[list[Fault], np.ndarray, np.ndarray]:
     """What was found, and the output beside the values that it should have. The last tiles are partial ones."""
-    stages = int(name.rsplit("_", 1)[1])
     x = np.random.default_rng(rows).standard_normal((steps, rows, columns), np.float32)
     x.flags.writeable = False
     out = np.full((rows, columns), np.nan, np.float32)
@@ -77,7 +92,5 @@ def box_run(
     maps = [twin_map(array, box=box, swizzle=swizzle) for array in (x, y)]
     first = [value for place in places for value in (*place, *[0] * (5 - rank))]
     library = build(text("tma_box"), [f"box_{n}" for n in (2, 3, 4, 5)], counted=count)
-    found = library.examine(
-        f"box_{rank}", (1,), 32, BOX_START + size, [*maps, raw, size, *first], seed, count=count
-    )
+    found = library.examine(f"box_{rank}", (1,), 32, BOX_START + size, [*maps, raw, size, *first], seed, count=count)
     return found, raw

@@ -35,9 +35,7 @@ MUTATIONS = (
     Mutation("a slot read without a wait", "tma_2", dropped(DATA), {**EARLY, **STUCK}),
     Mutation("a wait for the other parity", "tma_2",
         replaced(DATA, DATA.replace("round & 1", "(round & 1) ^ 1")), {**EARLY, **STUCK}),
-    Mutation("a slot handed back before it is read", "tma_2",
-        (("own = slots", "own = (lane == 0 ? ts_mbarrier_arrive(empty + stage * 8) : (void)0, slots)"),
-         (SLOT_READ, ";")), EARLY),
+    Mutation("a slot handed back before it is read", "tma_2", ((DATA, f"{DATA} {SLOT_READ}"), (SLOT_READ, ";")), EARLY),
     Mutation("a slot handed back by one lane for all", "tma_2", dropped(ALL_READ), EARLY),
     Mutation("a load into a slot that is not free", "tma_2", dropped(SLOT_FREE),
         {"in-flight": ("load",), "race": ("load",), "mbarrier": ("expect",)}),
@@ -55,7 +53,8 @@ MUTATIONS = (
         replaced(LOAD, LOAD.replace("column, row, step", "column, row")), {"bad-launch": ("load",)}),
     Mutation("a store of what ordinary stores wrote", "tma_2", dropped(FENCE), {"unfenced": ("store",)}),
     Mutation("a fence of one lane", "tma_2", replaced(FENCE, f"if (lane == 0) {FENCE}"), {"unfenced": ("store",)}),
-    Mutation("a store before the other lanes have written", "tma_2", dropped(WRITTEN), {"race": ("store", "write: staging"), "in-flight": ("write: staging",), "uninitialised": ("store",)}),
+    Mutation("a store before the other lanes have written", "tma_2", dropped(WRITTEN),
+        {"race": ("store", "write: staging"), "in-flight": ("write: staging",), "uninitialised": ("store",)}),
     Mutation("the source overwritten", "tma_2", dropped(STAGING_FREE), {"in-flight": ("write: staging",)}),
     Mutation("a wait that leaves the group in flight", "tma_2",
         replaced(STAGING_FREE, STAGING_FREE.replace("<0>", "<1>")), {"in-flight": ("write: staging",)}),
@@ -71,10 +70,6 @@ MUTATIONS = (
 
 VARIANTS = (
     Variant("the load before the announcement", "tma_2", exchanged(EXPECT, LOAD)),
-    Variant("two loads and one announcement", "tma_2",
-        replaced(EXPECT, "ts_mbarrier_expect(full + stage * 8, 2 * SLOT); "
-                 "ts_tma_load(slots + stage * SLOT, x, full + stage * 8, column, row, step); "
-                 "ts_mbarrier_wait(full, 1);")),
     Variant("every lane waits for the store it did not issue", "tma_2",
         replaced(STAGING_FREE, "ts_tma_wait_read<0>();  // wait: staging free")),
     Variant("a wait for the whole store", "tma_2", replaced(STAGING_FREE, STAGING_FREE.replace("_read", ""))),

@@ -55,7 +55,8 @@ class Library(arrays.Adapter):
 
 
 class Driver:
-    """Launches are (kernel, grid, argument slots as integers, stream, device).
+    """Launches are (kernel, grid, argument slots as integers, stream, device). A tensor map is the number of its
+    encoding in `encoded`, sixteen times.
 
     `written` are copies to the GPU, (address, integers, stream, device); `waits` the devices that were waited for.
     """
@@ -63,6 +64,7 @@ class Driver:
     def __init__(self):
         self.loaded, self.launches, self.captured = [], [], set()
         self.written, self.waits, self.allocated = [], [], []
+        self.encoded = []
 
     def load(self, cubin, device):
         self.loaded.append(device)
@@ -83,6 +85,10 @@ class Driver:
 
     def synchronize(self, device):
         self.waits.append(device)
+
+    def encode(self, encoding, address):
+        self.encoded.append((encoding, address))
+        return struct.pack("<16Q", *[len(self.encoded) - 1] * 16)
 
     def launch(self, function, grid, threads, arguments, shared_bytes, stream, device):
         count = len(arguments.slots) // launch.SLOT

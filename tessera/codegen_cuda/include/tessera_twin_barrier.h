@@ -188,6 +188,19 @@ inline void expect_bytes(char* p, int bytes) {
     arrive_mbarrier(p);
 }
 
+// At the end of a block: bytes that were announced have come.
+inline void check_bytes() {
+    for (int i = 0; i < state.mbarrier_count; ++i) {
+        const Mbarrier& barrier = state.mbarriers[i];
+        if (!barrier.count || barrier.expected == barrier.landed) continue;
+        char message[160];
+        __builtin_snprintf(message, sizeof message,
+                           "ends with the mbarrier at {shared %lld} in a phase that expects %lld bytes and has %lld",
+                           barrier.offset, barrier.expected, barrier.landed);
+        return record(MBARRIER, barrier.init_thread, barrier.init_line, message);
+    }
+}
+
 // What this thread has initialised exists for TMA.
 inline void fence_mbarriers() {
     for (int i = 0; i < state.mbarrier_count; ++i)
@@ -281,9 +294,8 @@ inline void fire_arrival(int thread) {
     arrive_at(arrival.mbarrier);
 }
 
-inline bool land_oldest_load();
 inline bool fire_oldest_arrival() {
-    if (!state.pending_arrivals) return land_oldest_load();
+    if (!state.pending_arrivals) return state.tma.land_oldest_load && state.tma.land_oldest_load();
     for (int thread = 0; thread < state.threads; ++thread) {
         const Fiber& owner = state.fibers[thread];
         if (owner.first_arrival == owner.arrival_count) continue;
@@ -293,10 +305,9 @@ inline bool fire_oldest_arrival() {
     return false;
 }
 
-inline void let_tma_go_on();
 inline void let_data_arrive() {
     move_early();
-    let_tma_go_on();
+    if (state.tma.go_on) state.tma.go_on();
     multiply_early();
     if (!state.pending_arrivals || !one_in(2)) return;
     const int first = (int)((next_random() >> 20) % state.threads);

@@ -204,6 +204,14 @@ struct Mbarrier {
     int load_line, load_thread;  // its last load
 };
 constexpr int MAX_MBARRIERS = 256;
+// What tessera_twin_tma.h does at the right moments, from the first copy of a launch on. (A kernel without TMA compiles
+// faster for not holding it.)
+struct TmaSteps {
+    bool (*land_oldest_load)();  // false when nothing is under way
+    void (*go_on)();             // something, at a random moment
+    void (*finish_stores)();     // of a thread that returns
+    bool (*finish_loads)();      // of a block at its end; false when there is a finding
+};
 constexpr ts_i64 MAX_STEPS = 1 << 26;  // device functions that one block may call: a few seconds
 
 struct State {
@@ -230,6 +238,7 @@ struct State {
     int unwritten_thread, unwritten_line;  // thread -1: none
     char unwritten_message[160];
     int pending_arrivals;
+    TmaSteps tma;
     TmaLoad* loads;  // on their way, in the order of issue
     int load_count, load_capacity;
     TmaStore* stores;  // of which the data has not moved
@@ -365,7 +374,6 @@ inline int pick_lane(const Warp& warp, int lane) {
 inline void let_data_arrive();      // some of the asynchronous data, at a random moment
 inline bool fire_oldest_arrival();  // false when nothing asynchronous is under way
 inline void finish_requests(Warp& warp);
-inline void finish_stores();        // of a thread that returns
 
 // Leaves the running fiber, which has recorded what it waits for (or is ready to go on), and returns when it is picked.
 inline void yield() {
@@ -394,7 +402,7 @@ inline void wake(int thread) {
 
 inline void fiber_main() {
     state.body();
-    finish_stores();
+    if (state.tma.finish_stores) state.tma.finish_stores();
     Warp& warp = state.warp[state.thread / 32];
     const ts_u32 bit = 1u << (state.thread % 32);
     warp.live &= ~bit;

@@ -106,7 +106,7 @@ inline void run_block() {
     for (int w = 0; w < state.warps; ++w) finish_requests(state.warp[w]);
     if (!state.aborted && state.unwritten_thread >= 0)
         record(UNINITIALISED, state.unwritten_thread, state.unwritten_line, state.unwritten_message);
-    if (!state.aborted) report_unfinished_loads();
+    if (!state.aborted && (!state.tma.finish_loads || state.tma.finish_loads())) check_bytes();
     if (!state.aborted) check_warpgroups();
     check_guards(state.shared - GUARD_BYTES, "before");
     check_guards(state.shared + state.shared_bytes, "past the end of");

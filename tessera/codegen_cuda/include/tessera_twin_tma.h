@@ -153,6 +153,8 @@ struct Sectors {
 
 // ---- loads -----------------------------------------------------------------------------------------------------
 
+inline void start_tma();
+
 inline void issue_load(char* dst, const Box& box, const char* p) {
     const int index = find_mbarrier(p, "copies with"), agent = LOAD_AGENTS + index;
     Mbarrier& barrier = state.mbarriers[index];
@@ -160,6 +162,7 @@ inline void issue_load(char* dst, const Box& box, const char* p) {
         fail(MBARRIER, state.thread, "copies with the mbarrier at {shared %lld}, which thread %d initialises at {line %d} with no ts_mbarrier_fence after that",
              barrier.offset, barrier.init_thread, barrier.init_line);
     const ts_i64 offset = check_place(dst, box, "copies to");
+    start_tma();
     note_use(index);
     Sectors sectors{};
     each_row(box, [&](const Row& row) {
@@ -225,30 +228,23 @@ inline bool awaits_load(int mbarrier) {
 }
 
 // At the end of a block: whoever loads must also wait, or the copy may still write when the memory is another block's.
-inline void report_unfinished_loads() {
+inline bool finish_loads() {
     for (int index = 0; index < state.mbarrier_count; ++index) {
         const Mbarrier& barrier = state.mbarriers[index];
         const ts_u32 last = state.own_clock[LOAD_AGENTS + index] - 1;
         bool waited = last == 0;
         for (int thread = 0; thread < state.threads && !waited; ++thread)
             waited = known(thread, LOAD_AGENTS + index) >= last;
+        if (waited) continue;
         char message[200];
-        if (!waited) {
-            __builtin_snprintf(message, sizeof message,
-                               "ends while the TMA load at {line %d} may be under way: no thread has waited for its phase of "
-                               "the mbarrier at {shared %lld}",
-                               barrier.load_line, barrier.offset);
-            record(IN_FLIGHT, barrier.load_thread, barrier.load_line, message);
-        } else if (barrier.count && barrier.expected != barrier.landed) {
-            __builtin_snprintf(message, sizeof message,
-                               "ends with the mbarrier at {shared %lld} in a phase that expects %lld bytes and has %lld",
-                               barrier.offset, barrier.expected, barrier.landed);
-            record(MBARRIER, barrier.init_thread, barrier.init_line, message);
-        } else {
-            continue;
-        }
-        return;
+        __builtin_snprintf(message, sizeof message,
+                           "ends while the TMA load at {line %d} may be under way: no thread has waited for its phase of "
+                           "the mbarrier at {shared %lld}",
+                           barrier.load_line, barrier.offset);
+        record(IN_FLIGHT, barrier.load_thread, barrier.load_line, message);
+        return false;
     }
+    return true;
 }
 
 // ---- stores ----------------------------------------------------------------------------------------------------
@@ -265,7 +261,7 @@ inline void collect(char* bytes, const Box& box, ts_i64 offset, const Row& row) 
 }
 
 inline void issue_store(const Box& box, const char* src) {
-    if (!state.clocks) start_clocks();
+    start_tma();
     Fiber& self = fiber();
     const ts_i64 offset = check_place(src, box, "copies from");
     const int reader = READ_AGENTS + state.thread / 32, writer = WRITE_AGENTS + state.thread / 32;
@@ -331,9 +327,14 @@ inline void finish_stores() {
 }
 
 // Any of what is under way goes on, at a random moment.
-inline void let_tma_go_on() {
+inline void go_on() {
     if (state.load_count && one_in(2)) land_load((int)((next_random() >> 20) % state.load_count));
     if (state.store_count && one_in(2)) move_store((int)((next_random() >> 20) % state.store_count));
+}
+
+inline void start_tma() {
+    if (!state.clocks) start_clocks();
+    state.tma = TmaSteps{land_oldest_load, go_on, finish_stores, finish_loads};
 }
 
 // A line that no coordinate can be taken for: the functions below are overloaded by the number of coordinates.

@@ -1,0 +1,56 @@
+"""The products of a warpgroup (wgmma, sm_90a) as data: what operands they take, and how deep and wide they are.
+
+One instruction multiplies 64 rows of A by `k` columns, by N columns of B, and adds to f32 accumulators. Four warps hold
+A, when it lies in registers, and the accumulators as four warps stacked along the rows hold those of mma.sync.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["WGMMA_INSTRUCTIONS", "WGMMA_K_BYTES", "WGMMA_ROWS", "WGMMA_WARPS", "WgmmaInstruction"]
+
+WGMMA_ROWS = 64
+WGMMA_WARPS = 4
+WGMMA_K_BYTES = 32  # of one instruction, whatever the operands
+_N_STEP = 8
+
+
+@dataclass(frozen=True)
+class WgmmaInstruction:
+    """`name` stands for the operands' type in device functions; `k` is the depth of one instruction and `most_n` the
+    largest N; `transposes` says whether shared operands may run along m or n (16-bit types), not only along k.
+    """
+
+    name: str
+    k: int
+    most_n: int
+    transposes: bool
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an operand's element."""
+        return WGMMA_K_BYTES // self.k
+
+    def takes_columns(self, n: int) -> bool:
+        """Whether there is an instruction of `n` columns."""
+        return _N_STEP <= n <= self.most_n and n % _N_STEP == 0
+
+    def declaration(self, n: int) -> str:
+        """What a text says once, at file scope, before it calls the functions of `n` columns."""
+        return f"TS_WGMMA({self.name}, {n})"
+
+    def function(self, n: int, registers: bool) -> str:
+        """The device function of `n` columns, with A in registers or in shared memory; its template arguments are the
+        transposition bits of the operands that lie in shared memory.
+        """
+        return f"ts_wgmma_{self.name}_n{n}_{'rs' if registers else 'ss'}"
+
+
+# By the dtype of both operands.
+WGMMA_INSTRUCTIONS: dict[str, WgmmaInstruction] = {
+    "bf16": WgmmaInstruction("bf16", 16, 256, True),
+    "f16": WgmmaInstruction("f16", 16, 256, True),
+    "fp8_e4m3": WgmmaInstruction("e4m3", 32, 256, False),
+    "fp8_e5m2": WgmmaInstruction("e5m2", 32, 256, False),
+}
