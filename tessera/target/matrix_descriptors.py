@@ -1,7 +1,7 @@
 """Matrix descriptors: which shared-memory layouts wgmma can read an operand from, and the fields that say so.
 
-An operand is read in chunks of 16 bytes. Eight rows of a panel, 32, 64 or 128 bytes wide and swizzled, or one chunk wide
-and plain, form a core; two byte distances lead from one core to the next (PTX ISA, "Strides", "Canonical layouts"):
+An operand is read in chunks of 16 bytes. Eight rows of a panel, 32, 64 or 128 bytes wide and swizzled, or one chunk
+wide and plain, form a core; two byte distances lead from one core to the next (PTX ISA, "Canonical layouts"):
 
     runs along   panel           stride: from 8 rows to the next 8      leading: from one panel to the next
     k            2, 4, 8 chunks  8 rows of m or n                       not used, an instruction stays in a panel
@@ -10,8 +10,8 @@ and plain, form a core; two byte distances lead from one core to the next (PTX I
     m or n       1 chunk         the next columns of m or n             8 rows of k
 
 The hardware crosses (XOR) address bits 4 and on with bits 7 and on: one, two or three of them. Rows of 32, 64 and 128
-bytes make bit 7 the row's bit 2, 1 and 0, so chunk c of row r lies at c ^ r / (8 / chunks) % chunks, which is the swizzle
-of SharedLayout, where a panel begins at a multiple of 8 rows.
+bytes make bit 7 the row's bit 2, 1 and 0, so chunk c of row r lies at c ^ r / (8 / chunks) % chunks, which is the
+swizzle of SharedLayout, where a panel begins at a multiple of 8 rows.
 
 The swizzle of 128 bytes is verified on an H100 in all four orientations; the others follow from the address rule.
 """
@@ -51,8 +51,8 @@ class MatrixDescriptor:
         return SWIZZLE_ROWS * self.layout.pitch if self.swizzle else CHUNK_BYTES
 
     def offset(self, step: int, block: int) -> int:
-        """Bytes from the start of the buffer to where an instruction's operand begins: k-step `step`, and from column or
-        row `block * extent` of n or m on.
+        """Bytes from the start of the buffer to where an instruction's operand begins: at k-step `step`, and at
+        `block * extent` along m or n.
 
         The chunk at the start of a panel's eight rows is where it would be without a swizzle.
         """

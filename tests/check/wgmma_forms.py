@@ -56,8 +56,9 @@ def stored(matrix: np.ndarray, layout: SharedLayout) -> np.ndarray:
 
 
 def fragments(a: np.ndarray) -> np.ndarray:
-    """Words of A by step, thread and register: register i of a lane holds row lane / 4 + 8 (i % 2) of its warp's 16, and
-    four bytes of k from 4 (lane % 4) + 16 (i / 2) on."""
+    """Words of A by step, thread and register: register i of a lane holds row lane / 4 + 8 (i % 2) of its warp's 16,
+    and four bytes of k from 4 (lane % 4) + 16 (i / 2) on.
+    """
     step, thread, i = np.ogrid[: a.shape[1] * a.itemsize // 32, :128, :4]
     row = thread // 32 * 16 + thread % 32 // 4 + i % 2 * 8
     word = step * 8 + thread % 4 + i // 2 * 4

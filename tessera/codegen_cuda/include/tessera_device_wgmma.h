@@ -114,7 +114,7 @@ TS_DEVICE void ts_wgmma_wait(float* acc) {
 
 #define TS_WGMMA_CALL(macro, ...) macro(__VA_ARGS__)
 #define TS_WGMMA_TEXT(T, N, K, p) \
-    "{ .reg .pred p; setp.ne.b32 p, %" #p ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k" #K ".f32." #T "." #T " {" \
+    "{\n.reg .pred p;\nsetp.ne.b32 p, %" #p ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k" #K ".f32." #T "." #T " {" \
     TS_WGMMA_##N(TS_WGMMA_TEXT_FIRST, TS_WGMMA_TEXT_NEXT) "}, "
 
 // Both operands in shared memory.
@@ -122,7 +122,7 @@ TS_DEVICE void ts_wgmma_wait(float* acc) {
     template <int TRANS_A, int TRANS_B>                                                                              \
     TS_DEVICE void ts_wgmma_##T##_n##N##_ss(float* acc, ts_u64 a, ts_u64 b, bool accumulate) {                       \
         static_assert(0 <= TRANS_A && TRANS_A <= MOST && 0 <= TRANS_B && TRANS_B <= MOST, "no such transposition");  \
-        asm volatile(TS_WGMMA_TEXT(T, N, K, i2) "%" #i0 ", %" #i1 ", p, 1, 1" BITS(", %" #i3 ", %" #i4) "; }"        \
+        asm volatile(TS_WGMMA_TEXT(T, N, K, i2) "%" #i0 ", %" #i1 ", p, 1, 1" BITS(", %" #i3 ", %" #i4) ";\n}"        \
                      : TS_WGMMA_##N(TS_WGMMA_ACC_FIRST, TS_WGMMA_ACC_NEXT)                                           \
                      : "l"(a), "l"(b), "r"((int)accumulate), "n"(TRANS_A), "n"(TRANS_B)                              \
                      : "memory");                                                                                    \
@@ -133,7 +133,7 @@ TS_DEVICE void ts_wgmma_wait(float* acc) {
     TS_DEVICE void ts_wgmma_##T##_n##N##_rs(float* acc, const ts_u32* a, ts_u64 b, bool accumulate) {                \
         static_assert(0 <= TRANS_B && TRANS_B <= MOST, "no such transposition");                                     \
         asm volatile(TS_WGMMA_TEXT(T, N, K, i5) "{%" #i0 ", %" #i1 ", %" #i2 ", %" #i3 "}, %" #i4 ", p, 1, 1"        \
-                     BITS(", %" #i6) "; }"                                                                           \
+                     BITS(", %" #i6) ";\n}"                                                                           \
                      : TS_WGMMA_##N(TS_WGMMA_ACC_FIRST, TS_WGMMA_ACC_NEXT)                                           \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(TRANS_B)        \
                      : "memory");                                                                                    \
@@ -149,7 +149,8 @@ TS_DEVICE void ts_wgmma_wait(float* acc) {
 
 // ---- registers of a warpgroup ----------------------------------------------------------------------------------
 // Moves registers between warpgroups: those of one say how many each of their threads holds from here on. An increase
-// waits until others have given enough back. All four warps take part.
+// waits until others have given enough back. All four warps take part. A kernel that calls these is declared with
+// TS_KERNEL_OCC: else the assembler does not know how many each thread has at the start, and ignores them (C7508).
 
 template <int N>
 TS_DEVICE void ts_registers_increase() {

@@ -2,9 +2,9 @@
 // numbers, not a finding, as long as it stays inside the shared block.
 //
 // An operand is made of chunks of 16 bytes in rows. Rows follow one another along m or n where its panels run along k,
-// and along k where they run along m or n (the transposition bit; 16-bit types only). Eight rows of one panel lie `pitch`
-// bytes apart, the next eight `stride` behind them, the next panel `leading` behind. Without a swizzle a panel is one
-// chunk wide, and where it runs along m or n the two distances change places.
+// and along k where they run along m or n (the transposition bit; 16-bit types only). Eight rows of one panel lie
+// `pitch` bytes apart, the next eight `stride` behind them, the next panel `leading` behind. Without a swizzle a panel is
+// one chunk wide, and where it runs along m or n the two distances change places.
 #pragma once
 
 namespace ts_twin __attribute__((visibility("hidden"))) {

@@ -14,7 +14,8 @@
 // no TMA) orders anything behind them.
 //
 // The asynchronous units see shared memory through a proxy of their own. What ordinary stores wrote they see when its
-// writer has executed ts_fence_async since; mark_generic, mark_async, and check_fenced keep account of it.
+// writer has executed ts_fence_async since, before whoever starts them goes on; mark_generic, mark_async and check_fenced
+// keep account of it.
 #pragma once
 
 namespace ts_twin __attribute__((visibility("hidden"))) {
@@ -49,6 +50,7 @@ struct Reader {
 struct Readers {
     Reader* nodes;
     int count, capacity;
+    int free;  // a list as well
 };
 inline Readers readers;
 
@@ -135,12 +137,27 @@ inline void add_reader(Shadow& shadow, const Event& event) {
         readers.nodes[i - 1].event = event;
         return;
     }
+    if (const int reused = readers.free) {
+        readers.free = readers.nodes[reused - 1].next;
+        readers.nodes[reused - 1] = Reader{event, shadow.readers};
+        shadow.readers = reused;
+        return;
+    }
     if (readers.count == readers.capacity) {
         readers.capacity = readers.capacity ? 2 * readers.capacity : 4096;
         readers.nodes = (Reader*)__builtin_realloc(readers.nodes, readers.capacity * sizeof(Reader));
     }
     readers.nodes[readers.count++] = Reader{event, shadow.readers};
     shadow.readers = readers.count;
+}
+
+inline void forget_readers(Shadow& shadow) {
+    int last = shadow.readers;
+    if (!last) return;
+    while (readers.nodes[last - 1].next) last = readers.nodes[last - 1].next;
+    readers.nodes[last - 1].next = readers.free;
+    readers.free = shadow.readers;
+    shadow.readers = 0;
 }
 
 // Whether the granule holds something that this block, or any with `any_block`, wrote.
@@ -192,7 +209,7 @@ inline void watch_write(Shadow& shadow, int thread, Place place, const char* ver
                 if (!before(reader, thread) && !(atomic && reader.atomic))
                     fail_order(RACE, thread, verb, place, "read", reader);
             }
-            shadow.readers = 0;
+            forget_readers(shadow);
         } else if (read.epoch == state.epoch && read.thread != thread && !(atomic && read.atomic)) {
             const bool several = read.thread == MANY_WARPS;
             const int reader_warp = read.thread & MANY_LANES ? read.thread & ~MANY_LANES : read.thread / 32;
@@ -212,15 +229,27 @@ inline void watch_write(Shadow& shadow, int thread, Place place, const char* ver
 // An ordinary store, or a copy that goes the same way (cp.async), of `thread` or its agent.
 inline void mark_generic(Shadow& byte, int thread) { byte.fences = state.fences[thread_of(thread)] + 1; }
 inline void mark_async(Shadow& byte) { byte.fences = 0; }
-inline void fence_async() { ++state.fences[state.thread]; }
+
+// The latest fences of each thread; that an older one came before everything asked about is taken for granted.
+constexpr int FENCES_KEPT = 32;
+inline Event fence_events[MAX_THREADS][FENCES_KEPT];
+inline void fence_async() {
+    fence_events[state.thread][state.fences[state.thread] % FENCES_KEPT] = event_of(state.thread);
+    ++state.fences[state.thread];
+}
 
 // An asynchronous unit reads a byte on behalf of `thread`.
 inline void check_fenced(int thread, const Shadow& byte, ts_i64 offset, const char* verb) {
     if (!byte.fences || !is_written(byte, false)) return;
     const int writer = thread_of(byte.write.thread);
-    if (state.fences[writer] >= byte.fences) return;
-    fail(UNFENCED, thread_of(thread), "%s {shared %lld}, which thread %d wrote at {line %d} with no ts_fence_async of its own since",
-         verb, offset, writer, byte.write.line);
+    const ts_u32 first = byte.fences - 1, count = state.fences[writer];  // of its fences, the first since the write
+    if (count == first)
+        fail(UNFENCED, thread_of(thread), "%s {shared %lld}, which thread %d wrote at {line %d} with no ts_fence_async of its own since",
+             verb, offset, writer, byte.write.line);
+    const Event& fence = fence_events[writer][first % FENCES_KEPT];
+    if (count - first <= FENCES_KEPT && !before(fence, thread))
+        fail(UNFENCED, thread_of(thread), "%s {shared %lld}, which thread %d wrote at {line %d}; nothing orders its ts_fence_async at {line %d} before",
+             verb, offset, writer, byte.write.line, fence.line);
 }
 
 // ---- clocks ----------------------------------------------------------------------------------------------------
@@ -265,7 +294,7 @@ inline void start_clocks() {
 }
 
 inline void reset_clocks() {  // a new block
-    readers.count = 0;
+    readers.count = readers.free = 0;
     for (int i = 0; i < state.mbarrier_count; ++i) {
         __builtin_free(state.mbarriers[i].arrived);
         __builtin_free(state.mbarriers[i].released);

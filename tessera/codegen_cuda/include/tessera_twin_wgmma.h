@@ -1,9 +1,10 @@
 // Products of a warpgroup, and what else its four warps do together. Each warp multiplies its 16 rows on its own; that
 // all four take the same steps is checked.
 //
-// A product happens at some moment between its issue and the wait that covers it: with seed 0 at the wait. From the issue
-// on its accumulators are poison, until a wait names them; its operands in shared memory are read by the agent of its
-// warp, an event that the warp learns of in the wait; its words of A are compared there with what they were.
+// A product happens at some moment between its issue and the wait that covers it: with seed 0 at the wait. From the
+// issue on its accumulators are poison, until a wait names them; its operands in shared memory are read by the agent of
+// its warp, an event that the warp learns of in the wait; its words of A are compared there with what they were. So the
+// arrays of both must live until then.
 #pragma once
 
 namespace ts_twin __attribute__((visibility("hidden"))) {
