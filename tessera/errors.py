@@ -88,7 +88,10 @@ CODES: dict[str, Code] = {
     "TS512": Code(
         "schedule does not fit the kernel", "leave the named field out of the schedule, or choose another value"
     ),
-    "TS513": Code("roles of a kernel wait for each other", "release each slot of a ring as often as it is filled"),
+    "TS513": Code(
+        "roles of a kernel wait for each other",
+        "fill each slot with all that is announced, and release it, once in each round",
+    ),
     "TS514": Code(
         "slot of a ring is used out of turn",
         "in each round acquire, announce and copy, then wait and release, once each",

@@ -15,6 +15,7 @@ from tessera.ir.parser import parse_module
 from tessera.ir.printer import print_module
 from tessera.runtime import emulator
 from tessera.runtime.compare import check
+from tessera.runtime.execute import emulated_arguments
 from tessera.runtime.interpreter import interpret
 from tessera.runtime.interpreter_output import capture
 from tessera.runtime.nvrtc import compile_cubin
@@ -35,11 +36,8 @@ def copied(arguments):
 def emulate(compilation, arguments, dims, seed=0):
     """Runs the emitted CUDA in place."""
     kernel, text = compilation.target.kernel(), compilation.cuda[0]
-    values = [
-        *(arguments[name] for name in text.pointers),
-        *(dims[name] for name in text.sizes),
-        *(arguments[name] for name in text.scalars),
-    ]
+    (step,) = compilation.program.launches
+    values = emulated_arguments(compilation.program, step, arguments, dims)
     library = emulator.build(text.text, [text.name])
     library.launch(text.name, launch_grid(kernel, dims), text.threads, text.shared_bytes, values, seed=seed)
 

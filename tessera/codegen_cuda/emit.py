@@ -238,11 +238,13 @@ class Emitter:
     def fresh(self, hint: str) -> str:
         return self.names.fresh(hint)
 
-    def map_name(self, wanted: TensorMap, length: int) -> str:
-        """The parameter that a tensor map is passed as; of a list, one of the `length` in it, to be indexed."""
+    def map_name(self, wanted: TensorMap, length: int | None) -> str:
+        """The parameter that a tensor map is passed as, or the maps of all `length` tensors of a list."""
         if wanted not in self.maps:
-            name = self.fresh(f"{wanted.parameter}_map{'s' if length else ''}")
-            self.maps[wanted] = f"TS_MAPS({length}) {name}" if length else f"TS_MAP {name}", name
+            name = self.fresh(f"{wanted.parameter}_map{'s' if length is not None else ''}")
+            # An array has one element at least.
+            declared = "TS_MAP" if length is None else f"TS_MAPS({max(1, length)})"
+            self.maps[wanted] = f"{declared} {name}", name
         return self.maps[wanted][1]
 
     def size(self, size: Any) -> str:

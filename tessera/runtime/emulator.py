@@ -327,7 +327,11 @@ class Library:
         if letter[0] == "m":
             maps = [arg] if letter == "m" else arg
             room = int(letter[1:] or 1)
-            if not isinstance(maps, (list, tuple)) or len(maps) != room or not _all_maps(maps):
+            if (
+                not isinstance(maps, (list, tuple))
+                or len(maps) not in (room, room - (letter == "m1"))
+                or not _all_maps(maps)
+            ):
                 raise TypeError(f"argument {index} of {kernel} takes tensor maps: pass {letter[1:] or 'one'}")
             return (TensorMapFields * room)(*(map.fields(memory.address(map.array)) for map in maps))
         if isinstance(arg, (np.ndarray, list, tuple, TwinMap)):

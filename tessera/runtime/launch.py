@@ -24,7 +24,7 @@ from tessera.program import MAP_ALIGNMENT, MAP_BYTES, MAP_KINDS, Launch, Program
 from tessera.runtime import tensor_maps
 from tessera.runtime.arrays import Adapter
 from tessera.runtime.bind import Binding, element_name, stride_values
-from tessera.runtime.tensor_maps import Encoding, Maps, mapped_names
+from tessera.runtime.tensor_maps import Encoding, Maps, mapped_names, maps_of
 from tessera.runtime.workspace import allocate, offsets_of
 
 # A block gets more shared memory than this only through the opt-in attribute (CUfunction_attribute 8).
@@ -323,10 +323,11 @@ class Launcher:
                     codes.append("Q" if argument.kind == "pointer" else SCALAR_CODES[scalars[argument.name]])
                     picked.append(places[argument.name])
             function = self._function(program, step, device, stream)
-            maps = tensor_maps.maps_of(
-                program, step, binding.infos, binding.dims, {**places, **elements}, self.driver.encode,
-                partial(self._nothing_at, step.kernel, device, stream),
-            )  # fmt: skip
+            maps = None
+            if any(argument.kind in MAP_KINDS for argument in step.arguments):
+                tensors = {**places, **elements}
+                nothing = partial(self._nothing_at, step.kernel, device, stream)
+                maps = maps_of(program, step, binding, tensors, self.driver.encode, nothing)
             layout, starts = _layout(program, step, codes)
             shape = (function, grid, step.threads, step.shared_bytes, layout, starts)
             prepared.append(PreparedLaunch(*shape, _picker(picked), [], maps))

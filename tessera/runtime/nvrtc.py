@@ -20,11 +20,13 @@ from tessera.errors import EnvironmentProblem, InternalError
 # -no-cache: an NVRTC that answers from its own cache leaves out the resource report of ptxas.
 BASE_OPTIONS = ("-std=c++17", "-default-device", "--ptxas-options=-v", "-no-cache")
 
-# Counted by opcode prefix, in this order of presentation.
+# Counted by opcode prefix, in this order of presentation; one with two of them counts as the first. TMA's are the bulk
+# copies.
 COUNTED_OPCODES = (
     "mma.sync",
     "wgmma",
     "ldmatrix",
+    "cp.async.bulk",
     "cp.async",
     "bar.sync",
     "ld.global",
@@ -164,22 +166,25 @@ def entry_text(ptx: str, kernel: str) -> str:
     return next(ptx[place:end] for (place, name), end in zip(starts, ends, strict=True) if name == kernel)
 
 
+# What goes with copies and products, and is none.
+_BESIDE = re.compile(r"(cp\.async(\.bulk)?\.(commit|wait)|wgmma\.(fence|commit|wait))")
 _OPCODE = re.compile(r"^\s*(?:\{\s*)?(?:@!?%\w+\s+)?([a-z][\w.:]*)", re.MULTILINE)
 
 
 def count_instructions(ptx: str) -> dict[str, int]:
     """Static count of each of `COUNTED_OPCODES` in PTX text, with and without a predicate.
 
-    ``cp.async`` counts copies, not the commits and waits; ``wgmma`` counts products, not the fences and waits.
+    ``cp.async`` and ``cp.async.bulk`` count copies, not commits and waits; ``wgmma`` products, not fences and waits.
     """
     counts: dict[str, int] = {prefix: 0 for prefix in COUNTED_OPCODES}
     for match in _OPCODE.finditer(ptx):
         opcode = match[1]
-        if opcode.startswith(("cp.async.commit", "cp.async.wait", "wgmma.fence", "wgmma.commit", "wgmma.wait")):
+        if _BESIDE.match(opcode):
             continue
         # Later PTX versions print bar.sync as barrier.sync, and as barrier.cta.sync.
         opcode = re.sub(r"^barrier(\.cta)?\.", "bar.", opcode)
         for prefix in COUNTED_OPCODES:
             if opcode == prefix or opcode.startswith(prefix + "."):
                 counts[prefix] += 1
+                break
     return counts

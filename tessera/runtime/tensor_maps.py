@@ -19,7 +19,7 @@ from tessera.errors import ArgumentError, EnvironmentProblem, InternalError
 from tessera.ir.dims import evaluate
 from tessera.program import MAP_BYTES, Argument, Launch, Program
 from tessera.runtime.arrays import ArrayInfo, contiguous_strides
-from tessera.runtime.bind import element_name
+from tessera.runtime.bind import Binding, element_name
 
 STRIDE_MULTIPLE = 16  # bytes
 # What a map can hold; coordinates are 32-bit numbers with a sign.
@@ -123,18 +123,17 @@ class Known:
 def maps_of(
     program: Program,
     step: Launch,
-    infos: Mapping[str, ArrayInfo],
-    dims: Mapping[str, int],
+    binding: Binding,
     places: Mapping[str, int],
     encode: Encoder,
     nothing: Callable[[], int],
 ) -> Maps | None:
-    """The maps that a launch passes, those of a list one by one; None where there are none.
+    """The maps that a launch passes, those of a list one by one; None where there are none, as of an empty list.
 
     `places` has the tensors of a list under their own names. `nothing` gives the address of a zero, and 64 bytes on of
     memory that may be written, for tensors without elements. Raises ArgumentError TS611 for a tensor without a map.
     """
-    shapes = tensor_shapes(program, infos, dims)
+    shapes = tensor_shapes(program, binding.infos, binding.dims)
     tensors, chosen = [], []
     for argument in step.arguments:
         for name in mapped_names(program, argument):

@@ -58,14 +58,14 @@ class Transfer:
     """The boxes between a window and a buffer: one for each combination of the `steps`, the outermost first.
 
     `origin`: for each axis of the map the scalars that add up to the first element; `index`: which tensor of a list.
-    `length`: how many tensors that list has, 0 for a tensor.
+    `length`: how many tensors that list has, None for a tensor.
     """
 
     map: TensorMap
     origin: tuple[tuple[Value, ...], ...]
     steps: tuple[Step, ...]
     index: Value | None = None
-    length: int = 0
+    length: int | None = None
 
     @property
     def count(self) -> int:
@@ -90,7 +90,7 @@ def transfer_of(view: Value, buffer: BufferType, kernel: Kernel, rows: int | Non
         _origin(chain, len(window.shape)),
         steps,
         None if element is None else element.operand("index"),
-        list_type.length if isinstance(list_type, ListType) else 0,
+        list_type.length if isinstance(list_type, ListType) else None,
     )
 
 

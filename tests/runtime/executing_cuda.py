@@ -7,6 +7,7 @@ import numpy as np
 
 from tessera import dtypes
 from tessera.runtime import arrays, emulator, launch
+from tessera.runtime.emulator_maps import twin_map
 from tests.runtime import fake_cuda
 
 
@@ -77,6 +78,12 @@ class Driver(fake_cuda.Driver):
                 packed.append(struct.unpack("<q", slot)[0])
                 continue
             dtype = dtypes.parse(parameters[argument.name].dtype)
+            if argument.kind in ("map", "maps"):
+                count = parameters[argument.name].length if argument.kind == "maps" else 1
+                data = ctypes.string_at(arguments.addresses[number], 128 * count)
+                maps = [self.map(struct.unpack_from("<Q", data, 128 * n)[0], dtype) for n in range(count)]
+                packed.append(maps if argument.kind == "maps" else maps[0])
+                continue
             if argument.kind == "scalar":
                 packed.append(struct.unpack("<f4x" if dtype.is_float else "<q", slot)[0])
             elif argument.kind == "pointer":
@@ -88,6 +95,11 @@ class Driver(fake_cuda.Driver):
         self.launches.append((kernel, grid, stream, device))
         library = emulator.build(program.cuda, [step.kernel for step in program.launches])
         library.launch(kernel, grid, threads, shared_bytes, packed)
+
+    def map(self, number, dtype):
+        encoding, address = self.encoded[number]
+        shape = encoding.shape
+        return twin_map(self.behind(address, dtype), shape.sizes, shape.strides, encoding.box, encoding.swizzle)
 
     def behind(self, pointer, dtype):
         return arrays.as_numpy(pointer, (self.library.bytes_from(pointer) // dtype.bytes,), None, dtype)

@@ -130,6 +130,9 @@ def test_count_instructions_sees_predicates_and_skips_waits() -> None:
     cp.async.cg.shared.global [%r1], [%rd1], 16, %r2;
     cp.async.commit_group;
     cp.async.wait_group 0;
+    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2, %r3}], [%r4];
+    cp.async.bulk.commit_group;
+    cp.async.bulk.wait_group.read 0;
     wgmma.fence.sync.aligned;
     wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f1}, %rd1, %rd2, p, 1, 1;
     barrier.sync 0;
@@ -137,5 +140,5 @@ def test_count_instructions_sees_predicates_and_skips_waits() -> None:
     // mma.sync in a comment
 """
     expected = dict.fromkeys(nvrtc.COUNTED_OPCODES, 0)
-    expected.update({"ld.global": 1, "ldmatrix": 1, "cp.async": 1, "wgmma": 1, "bar.sync": 2})
+    expected.update({"ld.global": 1, "ldmatrix": 1, "cp.async": 1, "cp.async.bulk": 1, "wgmma": 1, "bar.sync": 2})
     assert count_instructions(ptx) == expected

@@ -216,6 +216,21 @@ class _NotInstalled:
 
 Example = Python | Document | Typed | Command | Text | Setting | Machine
 ADD = "examples/vector_add.py::vector_add"
+
+
+@dataclass(frozen=True)
+class Interpreted(Text):
+    """A file `example.tsir` whose kernel `k` the interpreter runs, in one program."""
+
+    def raised(self) -> TesseraError:
+        from tessera.ir.parser import parse_module
+        from tessera.runtime.interpreter import interpret
+
+        kernel = parse_module(self.shown, "example.tsir").kernel()
+        x = np.zeros(64, np.float32)
+        return caught(lambda: interpret(kernel, {"x": x, "out": x.copy()}, {}, (1,)))
+
+
 IR = """\
 tessera 1 tile
 
@@ -223,6 +238,23 @@ kernel @k(%x: view<[64], f32>, %out: view<[64], f32>) attributes {{parameters = 
 {body}
 }}
 """
+
+ROLES = """\
+  %zero: i64 = constant {{value = 0, dtype = i64}}
+  %a: buffer<[64], f32> = alloc_shared {{shape = (64,), dtype = f32}}
+  %ring: ring<1> = ring {{stages = 1, arrivals = 4}}
+  roles {{names = ("load", "compute"), warps = (1, 4), registers = (0, 0)}} {{
+    ring_acquire %ring, %zero, %zero
+    ring_expect %ring, %zero {{bytes = {bytes}}}
+    tma_load %a, %x, %ring, %zero
+    yield
+  }} else {{
+    ring_wait %ring, %zero, %zero
+    %t: tile<[64], f32> = read %a
+    ring_release %ring, %zero, %t
+    store %out, %t
+    yield
+  }}"""
 
 MESH = """\
 from tessera import dist
@@ -326,6 +358,8 @@ EXAMPLES: dict[str, Example] = {
         + "\n# compiled with Schedule(split_k=4)",
         schedule=(("split_k", 4),),
     ),
+    "TS513": Interpreted(IR.format(body=ROLES.format(bytes=512))),
+    "TS514": Interpreted(IR.format(body=ROLES.format(bytes=128))),
     "TS601": call("double()"),
     "TS602": call("x = np.zeros(512, np.float32)\ndouble(x[:300], x[100:400])"),
     "TS603": call('double(np.zeros(10, [("a", "f4"), ("b", "i1")])["a"])'),
@@ -351,6 +385,8 @@ EXAMPLES: dict[str, Example] = {
 # Codes without an example, each with the reason.
 WITHOUT = {
     "TS510": "it needs a GPU whose stream is being captured into a graph",
+    "TS515": "it needs a GPU, and an installation without one of the packages of its extra",
+    "TS611": "it needs a kernel that was compiled for another tensor than it gets",
     "TS802": "it needs a cache folder that cannot be written",
     "TS901": "it is raised only where Tessera itself is wrong",
 }

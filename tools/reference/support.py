@@ -66,6 +66,8 @@ RECIPES = {
 DTYPELESS = {
     "constant", "size", "program_id", "num_programs", "for", "while", "if", "yield", "window", "limit", "element",
     "wait", "async_commit", "no_copy", "alloc_shared", "stage", "barrier", "assert", "print",
+    "ring", "ring_acquire", "ring_expect", "ring_wait", "ring_release", "roles",
+    "tma_load", "tma_store", "tma_store_wait",
 }  # fmt: skip
 
 KERNEL = """

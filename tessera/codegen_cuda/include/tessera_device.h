@@ -198,6 +198,10 @@ template <class T, int N>
 TS_DEVICE auto ts_element(const ts_table<T, N>& table, ts_i64 index, int length) -> T* {
     return table.at[(int)index];
 }
+template <int N>
+TS_DEVICE const ts_tensor_map& ts_element(const ts_tensor_maps<N>& maps, ts_i64 index, int length) {
+    return maps.at[(int)index];
+}
 
 template <class T, int N>
 TS_DEVICE void ts_ld_global(T* dst, const T* p) {

@@ -295,13 +295,24 @@ TS_DEVICE void ts_st_shared(char* p, const T* src, TS_TWIN_LINE) {
     }
 }
 
+namespace ts_twin {
+inline void check_element(ts_i64 index, int length) {
+    if (index < 0 || index >= length)
+        fail(GLOBAL_BOUNDS, state.thread, "takes the tensor at index %lld from a list of %d tensors", index, length);
+}
+}  // namespace ts_twin
+
 template <class T, int N>
 TS_DEVICE auto ts_element(const ts_table<T, N>& table, ts_i64 index, int length, TS_TWIN_LINE) -> T* {
     ts_twin::at(line);
-    if (index < 0 || index >= length)
-        ts_twin::fail(ts_twin::GLOBAL_BOUNDS, ts_twin::state.thread,
-                      "takes the tensor at index %lld from a list of %d tensors", index, length);
+    ts_twin::check_element(index, length);
     return table.at[index];
+}
+template <int N>
+TS_DEVICE const ts_tensor_map& ts_element(const ts_tensor_maps<N>& maps, ts_i64 index, int length, TS_TWIN_LINE) {
+    ts_twin::at(line);
+    ts_twin::check_element(index, length);
+    return maps.at[index];
 }
 
 template <class T, int N>

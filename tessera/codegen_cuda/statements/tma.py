@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from tessera.codegen_cuda.statements.common import known_number
+from tessera.codegen_cuda.statements.common import index_text, known_number
 from tessera.codegen_cuda.statements.registry import statement
+from tessera.codegen_cuda.statements.roles import full_barrier
 from tessera.ir.core import Op, Value
 from tessera.ir.ops.tma import WARP_ROWS
 from tessera.ir.types import BufferType
@@ -24,9 +25,8 @@ Place = list[tuple[Step, int | str]]  # how many steps of each kind from the fir
 @statement("tma_load")
 def _load(emitter: Emitter, op: Op) -> dict[str, Any]:
     """The producer is one thread already."""
-    transfer, number = _transfer(emitter, op, None), known_number(op.operand("stage"))
-    slot = f"(int){emitter.name(op.operand('stage'))}" if number is None else number
-    return {**_boxes(emitter, op, transfer, []), "barrier": f"{emitter.name(op.operand('ring'))} + {slot} * 8"}
+    barrier = full_barrier(emitter, op.operand("ring"), op.operand("stage"))
+    return {**_boxes(emitter, op, _transfer(emitter, op, None), []), "barrier": barrier}
 
 
 @statement("tma_store")
@@ -89,11 +89,13 @@ def _boxes(emitter: Emitter, op: Op, transfer: Transfer, loops: list[dict[str, A
 
 
 def _map(emitter: Emitter, transfer: Transfer) -> str:
-    name = emitter.map_name(transfer.map, transfer.length)
-    if transfer.index is None:
+    name, length = emitter.map_name(transfer.map, transfer.length), transfer.length
+    if length is None or transfer.index is None:
         return name
     number = known_number(transfer.index)
-    return f"{name}.at[{f'(int){emitter.name(transfer.index)}' if number is None else number}]"
+    if number is not None and 0 <= number < length:
+        return f"{name}.at[{number}]"
+    return f"ts_element({name}, {index_text(emitter, transfer.index)}, {length})"
 
 
 def _box(emitter: Emitter, transfer: Transfer, buffer: str, place: Place) -> dict[str, str]:
