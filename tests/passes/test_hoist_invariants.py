@@ -1,4 +1,4 @@
-"""What programs of a persistent kernel load alike is loaded in front of their loop, once, and only where that is safe."""
+"""What programs of a persistent kernel load alike is loaded before their loop, once, and only where that is safe."""
 # ruff: noqa: F821  (the names of dims)
 
 import dataclasses
@@ -15,8 +15,8 @@ from tessera.passes.hoist_invariants import REGISTERS
 from tessera.runtime.interpreter import interpret
 from tessera.target.schedule import root
 from tests.check.test_document_kernels import names
-from tests.passes.test_pipeline import assert_same_bits, outputs_of
 from tests.passes.test_persist import compiled, stage
+from tests.passes.test_pipeline import assert_same_bits, outputs_of
 from tests.suite import load
 from tests.test_document_blocks import given_to, made_up
 
@@ -117,7 +117,9 @@ def added(columns, count):
     return adds
 
 
-@pytest.mark.parametrize(("columns", "count", "hoisted"), [(64, 3, 3), (32 * REGISTERS, 1, 1), (512, 4, 2), (2048, 1, 0)])
+@pytest.mark.parametrize(
+    ("columns", "count", "hoisted"), [(64, 3, 3), (32 * REGISTERS, 1, 1), (512, 4, 2), (2048, 1, 0)]
+)
 def test_tiles_stay_in_registers_as_far_as_there_are_some(columns, count, hoisted):
     dims = {"M": 9}
     compilation = compiled(added(columns, count), dims)
