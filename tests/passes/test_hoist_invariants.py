@@ -1,4 +1,4 @@
-"""What programs of a persistent kernel load alike is loaded in front of their loop, once, and only where that is safe."""
+"""What programs of a persistent kernel load alike is loaded before their loop, once, and only where that is safe."""
 # ruff: noqa: F821  (the names of dims)
 
 import dataclasses

@@ -158,6 +158,24 @@ def test_a_kernel_of_the_plan_that_takes_lists(gpu):
     assert twice([gpu.array(x) for x in xs], 0.5).memory.tobytes() == expected.tobytes()
 
 
+def test_a_kernel_of_the_plan_that_is_persistent(gpu):
+    @ts.kernel(schedule={"persistent": True})
+    def scaled(x: Tensor["B", "D", ts.f32], t: float, out: Tensor["B", "D", ts.f32]):
+        row = tile.program_id(0) * 16
+        tile.store(x[row : row + 16] * t, out[row : row + 16])
+
+    @ts.function
+    def twice(x: Tensor["B", "D", ts.f32], t: float) -> Tensor["B", "D", ts.f32]:
+        return scaled(scaled(x, t), 0.5)
+
+    for rows in (150, 150, 20):
+        x = values(rows, 24).astype(np.float32)
+        (expected,) = on_host(twice, x, 2.0)
+        assert (expected == x).all() and (twice(gpu.array(x), 2.0).memory == x).all()
+        assert [kernel.grid for kernel in functions.last_run(twice).kernels] == [(2,)] * 2
+    assert len(gpu.cold) == 2 and gpu.driver.counted == [0]
+
+
 def test_guards_of_warm_calls(gpu):
     @ts.function
     def divided(x: Tensor["N", ts.f32], t: float):

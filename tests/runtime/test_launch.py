@@ -2,13 +2,15 @@
 
 import ctypes
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tessera.dtypes import bf16
 from tessera.errors import ArgumentError, EnvironmentProblem
-from tessera.ir.dims import cdiv, symbol
+from tessera.ir.dims import cdiv, minimum, symbol
+from tessera.ir.programs import MULTIPROCESSORS
 from tessera.program import Argument, Launch, Parameter, Program
 from tessera.runtime import launch
 from tessera.runtime.bind import bind, unify
@@ -243,8 +245,6 @@ def program(**changes):
 
 def on_gpu(binding, device=0):
     """The binding as if its host arrays lived on a GPU."""
-    from dataclasses import replace
-
     binding.allocate()
     binding.infos = {name: replace(info, device=device) for name, info in binding.infos.items()}
     return binding
@@ -326,6 +326,32 @@ def test_a_grid_that_cuda_cannot_hold():
     binding.dims["S"] = 128 * 65536
     with pytest.raises(ArgumentError, match="gate_0 needs 65536 programs along grid axis 1, where CUDA allows 65535"):
         launch.Launcher(FakeDriver()).launch(program(), binding, 0)
+
+
+def test_a_persistent_grid_is_that_of_the_device():
+    class Counting(FakeDriver):
+        asked = 0
+
+        def multiprocessors(self, device):
+            self.asked += 1
+            return device + 2
+
+    driver = Counting()
+    launcher = launch.Launcher(driver)
+    (step,) = program().launches
+    grid = minimum(B * cdiv(S, 128), symbol(MULTIPROCESSORS) * 2)
+    persistent = program(launches=(replace(step, grid=(grid,)),))
+    for device, rows, expected in [(0, 300, 4), (0, 1, 2), (1, 300, 6), (1, 600, 6), (0, 0, None)]:
+        binding = on_gpu(gate(delta=tensor(2, rows, 8)), device)
+        before = len(driver.launches)
+        stream = CAPTURED if rows == 600 else 0  # asks the stream for nothing
+        launcher.launch(persistent, binding, stream)
+        assert [launched[1] for launched in driver.launches[before:]] == [(expected, 1, 1)] * (expected is not None)
+        found = launcher.grids(persistent, binding.dims, device)
+        assert found == [("gate_0", (expected,))] * (expected is not None)
+    assert driver.asked == 2
+    launcher.launch(program(), on_gpu(gate(), 5), 0)
+    assert driver.asked == 2, "another grid needs no such number"
 
 
 def test_arrays_on_the_host_are_not_launched_on():

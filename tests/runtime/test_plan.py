@@ -79,6 +79,17 @@ def test_a_warm_call_launches_what_a_cold_one_does(driver, cold, library):
     assert run is not None and run.lane == "cuda" and [(k.name, k.grid) for k in run.kernels] == [("scale", (3,))]
 
 
+def test_a_warm_call_of_a_persistent_kernel_asks_for_no_device(driver, cold, library):
+    scale = make_scale().scheduled({"persistent": True})
+    small, large = aligned((20, 64)), aligned((400, 64))
+    for x, programs in ((small, 2), (large, 2), (small, 2)):
+        for _ in range(2):
+            assert scale(x, x, aligned(x.shape), 3, 0.25) is None
+            assert driver.launches[-1][:2] == ("scale", (programs, 1, 1))
+            assert [(k.name, k.grid) for k in api.last_run(scale).kernels] == [("scale", (programs,))]
+    assert len(cold) == 2 and driver.counted == [0]
+
+
 def test_a_warm_call_passes_its_own_arrays_numbers_and_stream(driver, cold, library):
     scale, out = make_scale(), aligned((40, 64))
     calls = [(aligned((40, 64)), aligned((40, 64)), number) for number in (3, -4, np.int64(2**40), 2**63 - 1)]
