@@ -2,8 +2,9 @@
 
 A reduction combines coordinate bits 0 to 4 lowest first, each by an operation of two registers or by a butterfly
 shuffle; then the blocks of 32 are combined in ascending order, across registers and, by shuffles that every lane takes
-part in, across lanes. A scan takes the same bits: where bit k is set, the element takes in the last one below it whose
-bit k is clear, which lies in a place that is known from the layout.
+part in, across lanes. Maxima and minima have the same bits in any order: theirs is the one of fewest shuffles. A scan
+takes the same bits: where bit k is set, the element takes in the last one below it whose bit k is clear, which lies in
+a place that is known from the layout.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ class Arithmetic:
         if self.dtype.is_float:
             return f"ts_{self.kind}({a}, {b})"
         return f"({self.ctype})ts_i{self.kind}({a}, {b})"
+
+    @property
+    def any_order(self) -> bool:
+        """Whether the result has the same bits in whatever order elements are combined."""
+        return self.kind != "sum"
 
     @property
     def identity(self) -> str:
@@ -106,11 +112,16 @@ def reduction_lines(arithmetic: Arithmetic, line: Line, out: str, ctype: str) ->
     lines = []
     for result, members in sorted(groups.items()):
         body, values = line.load(arithmetic, dict(sorted(members.items())))
-        body += _pair(arithmetic, values, line.lane_bits)
-        body += _fold(arithmetic, values, line.lane_bits)
+        if arithmetic.any_order:
+            body += _combine(arithmetic, values, list(line.lane_bits.values()))
+            total = next(iter(values.values()))
+        else:
+            body += _pair(arithmetic, values, line.lane_bits)
+            body += _fold(arithmetic, values, line.lane_bits)
+            total = "total"
         if line.size < BLOCK:
-            body += _padded(arithmetic, "total")
-        lines += _scope([*body, f"{out}[{result}] = ts_cast<{ctype}>(total);"])
+            body += _padded(arithmetic, total)
+        lines += _scope([*body, f"{out}[{result}] = ts_cast<{ctype}>({total});"])
     return lines
 
 
@@ -119,7 +130,10 @@ def block_lines(arithmetic: Arithmetic, line: Line, out: str) -> list[str]:
     lines = []
     for result, (block, members) in enumerate(line.blocks()):
         body, values = line.load(arithmetic, members)
-        body += _pair(arithmetic, values, line.lane_bits)
+        if arithmetic.any_order:
+            body += _combine(arithmetic, values, [m for p, m in line.lane_bits.items() if p < PAIR_BITS])
+        else:
+            body += _pair(arithmetic, values, line.lane_bits)
         (total,) = values.values()
         if line.layout.shape[line.axis] < BLOCK * (block + 1):
             body += _padded(arithmetic, total)
@@ -183,6 +197,19 @@ def total_lines(line: Line, out: str) -> list[str]:
 
 def _scope(body: list[str]) -> list[str]:
     return ["{", *("    " + text for text in body), "}"]
+
+
+def _combine(arithmetic: Arithmetic, values: dict[int, str], masks: list[int]) -> list[str]:
+    """Combines all `values` and those of the lanes that `masks` lead to: registers first, which leaves one value to
+    shuffle. `values` keeps the lowest member.
+    """
+    lines = []
+    while len(values) > 1:
+        places = sorted(values)
+        for low, high in zip(places[::2], places[1::2], strict=False):
+            lines.append(f"{values[low]} = {arithmetic.combine(values[low], values.pop(high))};")
+    (x,) = values.values()
+    return [*lines, *(f"{x} = {arithmetic.combine(x, f'ts_shfl_xor({x}, {mask})')};" for mask in masks)]
 
 
 def _pair(arithmetic: Arithmetic, values: dict[int, str], lane_bits: dict[int, int]) -> list[str]:

@@ -14,6 +14,7 @@ from tessera.ir.core import Kernel
 from tessera.ir.opdef import GRAPH, TARGET, TILE
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.choose_schedule import choose_schedule
+from tessera.passes.defer_sums import defer_sums
 from tessera.passes.distribute import distribute
 from tessera.passes.graph_simplify import drop_placement, inline_scopes, simplify
 from tessera.passes.hoist_invariants import hoist_invariants
@@ -74,6 +75,8 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("canonicalise", lambda k, c: canonicalise(k)),
     # Buffers that become tiles ask for registers, or for slices, when the schedule is chosen.
     Pass("promote_buffers", lambda k, c: promote_buffers(k, buffers_to_promote(k, c.arch))),
+    # Before the schedule is chosen: the sums have more registers behind it. Schedules that slice columns see it done.
+    Pass("defer_sums", lambda k, c: defer_sums(k), exact=False),
     # The choice is written into the IR, where every later pass reads it and a reader sees it.
     Pass("choose_schedule", lambda k, c: choose_schedule(k, c.arch, c.schedule)),
     # Before operands are staged: a streamed operand becomes a load in a K loop, which staging turns into a copy.

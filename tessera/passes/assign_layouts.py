@@ -2,9 +2,9 @@
 
 Tiles that meet in an elementwise op, or are carried by a loop, form a group with one layout. Groups are anchored in
 this order: a product's accumulator fragments; the fragments of an operand that is computed in registers; a reduction,
-which wants its axis inside a warp; what a broadcast or a reduction ties to an anchored group (a slice of its layout);
-and else a row-major layout with wide vectors. Where two groups must meet and differ, the lowering converts through
-shared memory.
+which wants its axis inside a warp; and else a row-major layout with wide vectors. What a reshape, a broadcast or a
+reduction ties to a group follows it (a broadcast and a reduction: a slice of its layout) before the next one is
+anchored. Where two groups must meet and differ, the lowering converts through shared memory.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def assign_layouts(kernel: Kernel, schedule: Schedule) -> Layouts:
         known.setdefault(group, layouts.product[op.id][2])
     for op in computed:
         known.setdefault(groups.of(op.operands[0]), whole_operand(op, layouts.product[op.id][0]))
+    _spread(kernel, groups, known)
     for op in along:
         group = groups.of(op.operands[0])
         known.setdefault(group, layout_along(op, schedule, items[group]))
@@ -230,7 +231,11 @@ def columns_layout(extract: Op, layout: RegisterLayout) -> RegisterLayout | None
 
 
 def reshaped(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, ...]) -> RegisterLayout | None:
-    """The same registers under a shape that has axes of size 1 more or fewer; None for any other reshape."""
+    """The same registers under a shape that has axes of size 1 more or fewer, or two axes for one; None for any other
+    reshape.
+    """
+    if len(wanted) == len(shape) + 1 and 1 not in wanted:
+        return _split(layout, shape, wanted)
     if [size for size in shape if size != 1] != [size for size in wanted if size != 1]:
         return None
     source = iter([axis for axis, size in enumerate(shape) if size != 1])
@@ -242,6 +247,22 @@ def reshaped(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, 
     repeats = tuple(1 if axis is None else layout.repeats[axis] for axis in axes)
     if math.prod(repeats) != math.prod(layout.repeats):
         return None  # padding repeats along an axis of size 1
+    return RegisterLayout(LinearLayout.of(len(wanted), **bases), repeats)
+
+
+def _split(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, ...]) -> RegisterLayout | None:
+    """The same registers where one axis has become two, the inner one a power of two that divides the block."""
+    axis = next((a for a, size in enumerate(shape) if wanted[a] != size), len(shape))
+    inner = wanted[axis + 1] if axis < len(shape) else 0
+    same = axis < len(shape) and wanted[axis] * inner == shape[axis] and wanted[axis + 2 :] == shape[axis + 1 :]
+    if not same or inner & (inner - 1) or layout.block_shape[axis] % inner:
+        return None
+
+    def split(vector: tuple[int, ...]) -> tuple[int, ...]:
+        return (*vector[:axis], vector[axis] // inner, vector[axis] % inner, *vector[axis + 1 :])
+
+    bases = {name: [split(vector) for vector in group] for name, group in layout.block.bases}
+    repeats = (*layout.repeats[: axis + 1], 1, *layout.repeats[axis + 1 :])
     return RegisterLayout(LinearLayout.of(len(wanted), **bases), repeats)
 
 
@@ -273,7 +294,7 @@ def _spread(kernel: Kernel, groups: _Groups, known: dict[int, RegisterLayout]) -
 
 
 def _spread_reshape(op: Op, groups: _Groups, known: dict[int, RegisterLayout]) -> bool:
-    """A reshape that only adds or drops axes of size 1 keeps registers where they are, in both directions."""
+    """A reshape that `reshaped` has a layout for keeps registers where they are, in both directions."""
     for source, target in ((op.operands[0], op.result), (op.result, op.operands[0])):
         if groups.of(source) in known and groups.of(target) not in known:
             layout = reshaped(known[groups.of(source)], int_shape(source.type), int_shape(target.type))

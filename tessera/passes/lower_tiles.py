@@ -30,7 +30,7 @@ def spread(
 
 @rule("reshape")
 def lower_reshape(lowering: Lowering, op: Op, builder: Builder) -> None:
-    """The same registers where only axes of size 1 come and go, else one line of elements in shared memory."""
+    """The same registers where `reshaped` has a layout, else one line of elements in shared memory."""
     source = lowering.mapping[op.operands[0]]
     shapes = int_shape(op.operands[0].type), int_shape(op.result.type)
     layout = reshaped(tile_layout(source.type), *shapes)

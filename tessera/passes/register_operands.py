@@ -103,25 +103,40 @@ def product_behind(value: Value) -> Op | None:
     return op if op is not None and op.name == "mma" else None
 
 
+def from_product(value: Value) -> bool:
+    """Whether a tile is computed from accumulators, element by element."""
+    return any(product_behind(leaf) is not None for leaf in _leaves(value))
+
+
 def _weight(leaves: list[Value]) -> int:
     return 0 if any(product_behind(leaf) is not None for leaf in leaves) else len(leaves)
 
 
 def _tree(value: Value) -> dict[Value, bool]:
-    """The tiles that an operand is computed from, element by element, itself included; whether each is a leaf."""
+    """The tiles that an operand is computed from, element by element, itself included; whether each is a leaf.
+
+    What a branch gives is computed from what either side of it yields.
+    """
     found: dict[Value, bool] = {}
 
     def visit(value: Value) -> None:
         op = value.defining_op
         if value in found or not isinstance(value.type, TileType) or op is not None and op.name in SPREAD:
             return
-        found[value] = op is None or not (op.definition.has(ELEMENTWISE) or op.name == "reshape")
-        if op is not None and not found[value]:
-            for operand in op.operands:
-                visit(operand)
+        sources = None if op is None else _sources(op, value)
+        found[value] = sources is None
+        for source in sources or ():
+            visit(source)
 
     visit(value)
     return found
+
+
+def _sources(op: Op, result: Value) -> list[Value] | None:
+    """What a result is computed from in the same registers; None where it is not."""
+    if op.name == "if":
+        return [region.ops[-1].operands[op.results.index(result)] for region in op.regions]
+    return op.operands if op.definition.has(ELEMENTWISE) or op.name == "reshape" else None
 
 
 def _leaves(value: Value) -> list[Value]:

@@ -236,7 +236,7 @@ _declare(
 
 # The stated ulp are the maximum errors of CUDA's f32 functions (CUDA C++ Programming Guide, mathematical functions).
 _function("exp", "e to the a", np.exp, "ts_exp({0})", 2)
-_function("exp2", "2 to the a", np.exp2, "ts_exp2({0})", 2)
+_function("exp2", "2 to the a", np.exp2, "ts_exp2({0})", 2, bounds.monotone(np.exp2, flushes=True))
 _function("log", "natural logarithm", np.log, "ts_log({0})", 1)
 _function("log2", "logarithm to base 2", np.log2, "ts_log2({0})", 1)
 _function("sqrt", "square root", np.sqrt, "ts_sqrt({0})", 0.5)
