@@ -54,20 +54,27 @@ class State:
 
 def insert_barriers(kernel: Kernel) -> Kernel:
     needed: set[int] = set()
-    _Flow(kernel).block(kernel.body, State(), needed)
+    flow = _Flow(kernel)
+    flow.block(kernel.body, State(), needed)
     if not needed and not any(op.name == "roles" for op in kernel.body.ops):
         return kernel
     new, builder, mapping = new_kernel_like(kernel)
-    _copy(kernel.body, builder, mapping, needed, 0)
+    _copy(kernel.body, builder, mapping, needed, flow.fenced, 0)
     return new
 
 
 class _Flow:
-    """`tracked`: tensors whose accesses must be ordered too; `landing`: the buffers of the copies behind a token."""
+    """`tracked`: tensors whose accesses must be ordered too; `landing`: the buffers of the copies behind a token.
+
+    `multiplied`: buffers that wgmma reads, through the asynchronous proxy; `fenced`: the ops in front of whose barriers
+    each thread makes what it has written visible to that.
+    """
 
     def __init__(self, kernel: Kernel):
         self.tracked = _tracked(kernel)
         self.landing: dict[Value, set[Value]] = {}
+        self.multiplied = {b for op in kernel.body.walk() if op.name == "wgmma" for b in _buffers(op, "reads")}
+        self.fenced: set[int] = set()
         self.alone: dict[int, set[int]] = {}  # what the regions of an op need whatever comes before it
         for op in kernel.body.walk():
             if op.results and isinstance(op.results[0].type, BufferType) and allocation(op.results[0]) is op.results[0]:
@@ -81,7 +88,7 @@ class _Flow:
             if op.get("scope") == "warp":  # each warp for itself: nobody else meets the rows that it stores
                 state.dirty -= _buffers(op, "reads")
             elif op.definition.has(COLLECTIVE):
-                state.clear()
+                self._meet_all(op, state)
             elif op.name == "roles":
                 self._roles(op, state, needed)
             elif op.regions:
@@ -95,13 +102,19 @@ class _Flow:
         writes = buffers | _tensors(op, self.tracked, "writes", "accumulates")
         if op.id in needed or _meet(reads, state.dirty) or _meet(writes, state.dirty | state.busy):
             needed.add(op.id)
-            state.clear()
+            self._meet_all(op, state)
         state.busy |= reads
         if not op.definition.has(ASYNC):
             state.dirty |= writes
         if op.name == "async_wait":
             for token in op.operands:
                 state.dirty |= self.landing.get(token, set())
+
+    def _meet_all(self, op: Op, state: State) -> None:
+        """All threads meet in front of `op`, or at it."""
+        if _meet(self.multiplied, state.dirty):
+            self.fenced.add(op.id)
+        state.clear()
 
     def _roles(self, op: Op, state: State, needed: set[int]) -> None:
         state.clear()
@@ -114,11 +127,12 @@ class _Flow:
             self._regions(op, State(), self.alone[op.id])
         needed |= self.alone[op.id]
         if op.id in needed:
-            state.clear()
-        seen = set(needed)
+            self._meet_all(op, state)
+        seen, before = set(needed), state.copy()
         self._regions(op, state, seen)
         if seen != needed:  # what came before meets what is inside
             needed.add(op.id)
+            self._meet_all(op, before)
             state.clear()
             self._regions(op, state, needed)
 
@@ -179,15 +193,19 @@ def _tensors(op: Op, tracked: frozenset[Value], *effects: str) -> set[Value]:
     }
 
 
-def _copy(block: Block, builder: Builder, mapping: Mapping, needed: set[int], threads: int) -> None:
+def _copy(
+    block: Block, builder: Builder, mapping: Mapping, needed: set[int], fenced: set[int], threads: int
+) -> None:
     """`threads`: of the role that the block belongs to, whose barriers are its own; 0 for all of the block's."""
     for op in block.ops:
         builder.at(op)
+        if op.id in fenced:
+            builder.op("fence_async")
         if op.id in needed:
             builder.op("barrier", id=CONSUMERS if threads else 0, threads=threads)
         if op.regions:
             inside = 32 * op.attributes["warps"][-1] if op.name == "roles" else threads
-            clone_with_regions(builder, op, mapping, partial(_copy_inside, mapping, needed, inside))
+            clone_with_regions(builder, op, mapping, partial(_copy_inside, mapping, needed, fenced, inside))
         elif threads and op.name == "barrier":
             clone_op(builder, op, mapping, id=CONSUMERS, threads=threads)
         elif threads and "threads" in op.definition.attributes:
@@ -196,5 +214,7 @@ def _copy(block: Block, builder: Builder, mapping: Mapping, needed: set[int], th
             clone_op(builder, op, mapping)
 
 
-def _copy_inside(mapping: Mapping, needed: set[int], threads: int, block: Block, builder: Builder) -> None:
-    _copy(block, builder, mapping, needed, threads)
+def _copy_inside(
+    mapping: Mapping, needed: set[int], fenced: set[int], threads: int, block: Block, builder: Builder
+) -> None:
+    _copy(block, builder, mapping, needed, fenced, threads)

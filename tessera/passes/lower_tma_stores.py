@@ -21,15 +21,10 @@ BUFFERS = 2
 
 def store_by_warps(lowering: Lowering, op: Op, builder: Builder) -> bool:
     """Lowers a store so, and tells whether it could."""
-    view, value, *masks = op.operands
-    layout = lowering.layouts.tile[value]
-    if masks or lowering.schedule.epilogue == "direct" or not lowering.kernel.attributes.get("producer_warps"):
+    type_ = _staged_type(lowering, op)
+    if type_ is None:
         return False
-    type_ = _buffer_type(view, int_shape(value.type))
-    if not _holds_rows(layout, int_shape(value.type), lowering.schedule.warps) or type_.dtype.bits != 16:
-        return False
-    if why_not(view, type_, lowering.kernel, rows=WARP_ROWS):
-        return False
+    view, value = op.operands
     new = lowering.mapping[value]
     if dtype_of(new.type) != type_.dtype:
         new = builder.value("cast", new, dtype=type_.dtype, hint=new.name)  # the rounding of the store, done earlier
@@ -40,6 +35,18 @@ def store_by_warps(lowering: Lowering, op: Op, builder: Builder) -> bool:
     return True
 
 
+def _staged_type(lowering: Lowering, store: Op) -> BufferType | None:
+    """The buffer through which warps can store their rows of a tile; None where they cannot."""
+    view, value, *masks = store.operands
+    if masks or lowering.schedule.epilogue == "direct" or not lowering.kernel.attributes.get("producer_warps"):
+        return None
+    shape, dtype = int_shape(value.type), dtype_of(view.type)
+    if dtype.bits != 16 or not _holds_rows(lowering.layouts.tile[value], shape, lowering.schedule.warps):
+        return None
+    type_ = BufferType(shape, dtype, shared_layout(prod(shape[:-1]), shape[-1], dtype.bytes))
+    return None if why_not(view, type_, lowering.kernel, rows=WARP_ROWS) else type_
+
+
 def wait_for_stores(kernel: Kernel) -> None:
     """Shared memory must be there until all stores have read it: at the end of a role that starts any."""
     for op in kernel.body.walk():
@@ -48,11 +55,6 @@ def wait_for_stores(kernel: Kernel) -> None:
                 last = Block()
                 Builder(last, region.ops[-1].origin).op("tma_store_wait", scope="warp")
                 region.ops[-1:-1] = last.ops
-
-
-def _buffer_type(view: Value, shape: tuple[int, ...]) -> BufferType:
-    dtype = dtype_of(view.type)
-    return BufferType(shape, dtype, shared_layout(prod(shape[:-1]), shape[-1], dtype.bytes))
 
 
 def _holds_rows(layout: RegisterLayout, shape: tuple[int, ...], warps: int) -> bool:
@@ -67,10 +69,9 @@ def _holds_rows(layout: RegisterLayout, shape: tuple[int, ...], warps: int) -> b
 
 def _turn(lowering: Lowering, store: Op, type_: BufferType) -> tuple[Value, int]:
     """The buffer of a store, and how many stores may be in flight when it is written."""
-    block = _block_of(lowering.kernel.body, store)
-    stores = [op for op in block.ops if op.name == "store"]
-    alone = all(op.name != "store" or op in stores for op in lowering.kernel.body.walk())
-    index = stores.index(store)
+    everywhere = [op for op in lowering.kernel.body.walk() if op.name == "store" and _staged_type(lowering, op)]
+    stores = [op for op in _block_of(lowering.kernel.body, store).ops if op in everywhere]
+    alone, index = stores == everywhere, stores.index(store)
     previous = (index - 1) % len(stores) % BUFFERS
     key = (type_, index % BUFFERS)
     if key not in lowering.turns:

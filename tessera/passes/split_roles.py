@@ -26,6 +26,7 @@ from tessera.target.schedule import Schedule
 from tessera.target.tensor_maps import why_not
 from tessera.target.wgmma import WGMMA_WARPS
 
+LEAST_STAGES = 2  # of a ring that is filled again and again: one slot is filled while one is read
 PRODUCER_REGISTERS = 24  # of a thread: it computes a few coordinates
 # Registers of a consumer's thread by the number of their warpgroups: with the producer's, what a multiprocessor has.
 CONSUMER_REGISTERS = {2: 240, 3: 152}
@@ -79,15 +80,13 @@ def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
         return f"{schedule.warps} warps are no whole warpgroups"
     if _needed(kernel, groups) is None:
         return "what is copied depends on what was computed"
-    if _most_held(kernel.body, {group.wait.id: group for group in groups}) >= max(2, schedule.stages):
-        return f"more slots are read at one time than {schedule.stages} stages have to spare"
     layouts = assign_layouts(kernel, schedule)
     for group in groups:
         for copy in group.copies:
             buffer, view = allocation(copy.operands[0]), copy.operands[1]
             assert isinstance(buffer.type, BufferType)
             type_ = BufferType(buffer.type.shape, buffer.type.dtype, layouts.buffer[buffer])
-            stages = group.kept or (schedule.stages if group.in_loop else 1)
+            stages = group.kept or (max(LEAST_STAGES, schedule.stages) if group.in_loop else 1)
             reason = why_not(view, type_, kernel, stages=stages, load=True)
             if reason:
                 return f"'{buffer.name}': {reason}"
@@ -117,20 +116,14 @@ def _release_behind_products(group: CopyGroup, schedule: Schedule) -> None:
         group.last, group.read = last, []
 
 
-def _most_held(block: Block, groups: dict[int, CopyGroup], outside: int = 0) -> int:
-    """The most slots of one ring that the consumers hold when they wait for another one of it, all rings alike."""
-    held: dict[int, CopyGroup] = {}
-    most = 0
-    for op in block.ops:
-        group = groups.get(op.id)
-        if group is not None and group.in_turn:
-            alike = [other for other in held.values() if other.signature == group.signature]
-            most = max(most, outside + len(alike))
-            held[op.id] = group
-        for region in op.regions:
-            most = max(most, _most_held(region, groups, outside + len(held)))
-        held = {key: other for key, other in held.items() if other.last is not op}
-    return most
+def _held_long(group: CopyGroup, groups: dict[int, CopyGroup], stages: int) -> bool:
+    """Whether its slot is held while all others of a ring would be taken: slots are taken in turn."""
+    ops = group.block.ops
+    between = ops[ops.index(group.wait) + 1 : ops.index(group.last) + 1]
+    alike = {wait for wait, other in groups.items() if other.signature == group.signature and other.in_turn}
+    if any(inner.id in alike for op in between for region in op.regions for inner in region.walk()):
+        return True
+    return sum(op.id in alike for op in between) >= stages
 
 
 class _Splitter:
@@ -338,18 +331,28 @@ def _next(ring: _Ring, slot: _Slot, builder: Builder) -> _Slot:
 
 
 def _rings(groups: list[CopyGroup], stages: int) -> list[_Ring]:
-    """A ring for each signature of groups in loops, and one for each group that runs once."""
+    """A ring for each signature of groups in loops, and one for each group that runs once, or that keeps its slot while
+    others of its kind come and go.
+    """
     rings: list[_Ring] = []
     shared: dict[tuple[object, ...], _Ring] = {}
+    by_wait = {group.wait.id: group for group in groups}
     for group in groups:
-        ring = shared.get(group.signature) if group.in_turn else None
+        own = not group.in_turn or _held_long(group, by_wait, max(LEAST_STAGES, stages))
+        ring = None if own else shared.get(group.signature)
         if ring is None:
-            ring = _Ring(len(rings), [], group.kept or (max(2, stages) if group.in_loop else 1))
+            ring = _Ring(len(rings), [], _stages(group, own, stages))
             rings.append(ring)
-            if group.in_turn:
+            if not own:
                 shared[group.signature] = ring
         ring.groups.append(group)
     return rings
+
+
+def _stages(group: CopyGroup, own: bool, stages: int) -> int:
+    if group.kept or not group.in_loop:
+        return group.kept or 1
+    return LEAST_STAGES if own else max(LEAST_STAGES, stages)
 
 
 def _needed(kernel: Kernel, groups: list[CopyGroup]) -> set[Value] | None:

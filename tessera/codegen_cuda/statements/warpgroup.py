@@ -100,3 +100,8 @@ def _wgmma_wait(emitter: Emitter, op: Op) -> dict[str, Any]:
     name = emitter.name(op.operands[0])
     emitter.names.of_value[op.result] = name
     return {"acc": name, "pending": op.attributes["pending"], "count": register_count(op.result)}
+
+
+@statement("fence_async")
+def _fence_async(emitter: Emitter, op: Op) -> dict[str, Any]:
+    return {}

@@ -113,6 +113,19 @@ define(
 )
 
 
+define(
+    "fence_async",
+    "",
+    lambda op: (),
+    "makes what this thread has written to shared memory visible to wgmma and to copies by TMA; a barrier behind it makes "
+    "it so for all threads",
+    STRUCTURAL,
+    levels=TARGET_ONLY,
+    evaluate=lambda op: None,
+    lower=Lowering(template="fence_async"),
+)
+
+
 def in_flight(value: Value) -> bool:
     """Whether a tile is the sums of products that nobody has waited for."""
     return value.defining_op is not None and value.defining_op.name == "wgmma"
