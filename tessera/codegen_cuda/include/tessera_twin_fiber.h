@@ -194,6 +194,14 @@ struct Mbarrier {
     ts_u32 *arrived, *released;  // clocks of the arrivals in this phase, and in all completed ones
     Event* uses;                 // by thread: its last arrival or wait
 };
+// What tessera_twin_wgmma.h does for the others, through pointers: a text without warpgroups need not compile it.
+struct WarpgroupHooks {
+    void (*begin_block)();
+    void (*end_block)();
+    void (*end_launch)();
+    void (*pass_time)();     // a random moment
+    void (*pass_barrier)();  // of the block: a new epoch
+};
 constexpr int MAX_MBARRIERS = 256;
 constexpr ts_i64 MAX_STEPS = 1 << 26;  // device functions that one block may call: a few seconds
 
@@ -220,6 +228,7 @@ struct State {
     // the block ends without that, it is what it seems.
     int unwritten_thread, unwritten_line;  // thread -1: none
     char unwritten_message[160];
+    const WarpgroupHooks* warpgroups;  // null until the launch meets one
     int pending_arrivals;
     int idle_spins;
     ts_i64 steps;  // device functions called in this block
