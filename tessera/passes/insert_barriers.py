@@ -193,9 +193,7 @@ def _tensors(op: Op, tracked: frozenset[Value], *effects: str) -> set[Value]:
     }
 
 
-def _copy(
-    block: Block, builder: Builder, mapping: Mapping, needed: set[int], fenced: set[int], threads: int
-) -> None:
+def _copy(block: Block, builder: Builder, mapping: Mapping, needed: set[int], fenced: set[int], threads: int) -> None:
     """`threads`: of the role that the block belongs to, whose barriers are its own; 0 for all of the block's."""
     for op in block.ops:
         builder.at(op)

@@ -78,7 +78,9 @@ class _Persistence:
         self.new.attributes["grid"] = (dims.minimum(total, at_once),)
         first, step = (self.builder.value(name, axis=0) for name in ("program_id", "num_programs"))
         bounds = [first, self._size(self.builder, total), step]
-        self.remainder = self.builder.value("mod", first, self._size(self.builder, self.fixed)) if self.fixed > 1 else None
+        self.remainder = (
+            self.builder.value("mod", first, self._size(self.builder, self.fixed)) if self.fixed > 1 else None
+        )
         body = Block()
         self.number = body.add_argument(first.type, "program")
         inner = self.builder.inner(body)

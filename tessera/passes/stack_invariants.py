@@ -67,7 +67,9 @@ def _stacks(kernel: Kernel, persistent: Op) -> list[_Stack]:
                 continue
             made = _behind(op.operand("view"), inside, body.arguments[0])
             buffer = op.operands[0].defining_op
-            alone = buffer is not None and buffer.name == "alloc_shared" and _is_read_here(op.operands[0], op, body, used)
+            alone = (
+                buffer is not None and buffer.name == "alloc_shared" and _is_read_here(op.operands[0], op, body, used)
+            )
             if made is not None and alone and all(user.name == "wait" for user in used.get(op.result, ())):
                 copies.append(op)
                 behind |= dict.fromkeys(made)

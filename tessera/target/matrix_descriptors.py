@@ -92,7 +92,7 @@ def descriptor_mismatch(
     if not along_k and extent % layout.panel_columns and layout.panel_columns % extent:
         return f"blocks of {extent} columns straddle panels of {layout.panel_columns}"
     if max(_distances(layout, along_k)) >= _FIELD_BYTES:
-        return f"panels {layout.panel_stride} bytes apart are further than a descriptor reaches"
+        return f"a distance of {layout.panel_stride} bytes does not fit a descriptor"
     return None
 
 

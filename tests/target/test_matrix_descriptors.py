@@ -102,7 +102,7 @@ def test_verified_fields() -> None:
         (SharedLayout(64, 128, 2, 8, True), "b", False, 20, "there is no bf16 instruction of 20 columns"),
         (SharedLayout(64, 128, 2, 8, True), "b", False, 96, "128 columns are not a multiple of 96"),
         (SharedLayout(64, 192, 2, 8, True), "b", False, 96, "blocks of 96 columns straddle panels of 64"),
-        (SharedLayout(16384, 16, 2, 1, True), "b", False, 16, "panels 262144 bytes apart are further than a descriptor"),
+        (SharedLayout(16384, 16, 2, 1, True), "b", False, 16, "a distance of 262144 bytes does not fit a descriptor"),
     ],
 )  # fmt: skip
 def test_why_a_layout_has_no_descriptor(layout, role, transposed, n, message) -> None:

@@ -3,15 +3,12 @@
 
 namespace ts_twin __attribute__((visibility("hidden"))) {
 
-inline void multiply_early();  // some products of wgmma, at a random moment
-inline void renew_reads();     // of products in flight, which a block barrier does not end
-
 inline void pass_block_barrier() {
     state.at_barrier = 0;
     state.idle_spins = 0;
     join_block();
     ++state.epoch;
-    renew_reads();
+    if (state.warpgroups) state.warpgroups->pass_barrier();
     for (int w = 0; w < state.warps; ++w) finish_requests(state.warp[w]);
     for (int thread = 0; thread < state.threads; ++thread) wake(thread);
     if (ts_twin_counter* totals = counter(fiber().line)) ++totals->barriers;
@@ -307,8 +304,12 @@ inline bool fire_oldest_arrival() {
 
 inline void let_data_arrive() {
     move_early();
+<<<<<<< HEAD
     if (state.tma.go_on) state.tma.go_on();
     multiply_early();
+=======
+    if (state.warpgroups) state.warpgroups->pass_time();
+>>>>>>> wgmma
     if (!state.pending_arrivals || !one_in(2)) return;
     const int first = (int)((next_random() >> 20) % state.threads);
     for (int i = 0; i < state.threads; ++i) {

@@ -203,6 +203,14 @@ struct Mbarrier {
     bool fenced;                 // exists for TMA
     int load_line, load_thread;  // its last load
 };
+// What tessera_twin_wgmma.h does for the others, through pointers: a text without warpgroups need not compile it.
+struct WarpgroupHooks {
+    void (*begin_block)();
+    void (*end_block)();
+    void (*end_launch)();
+    void (*pass_time)();     // a random moment
+    void (*pass_barrier)();  // of the block: a new epoch
+};
 constexpr int MAX_MBARRIERS = 256;
 // What tessera_twin_tma.h does at the right moments, from the first copy of a launch on. (A kernel without TMA compiles
 // faster for not holding it.)
@@ -237,6 +245,7 @@ struct State {
     // the block ends without that, it is what it seems.
     int unwritten_thread, unwritten_line;  // thread -1: none
     char unwritten_message[160];
+    const WarpgroupHooks* warpgroups;  // null until the launch meets one
     int pending_arrivals;
     TmaSteps tma;
     TmaLoad* loads;  // on their way, in the order of issue

@@ -64,8 +64,20 @@ inline int products_in_flight;
 
 inline int warp_index(const Warp& warp) { return (int)(&warp - state.warp); }
 
+inline void reset_warpgroups();
+inline void check_warpgroups();
+inline void free_warpgroups();
+inline void multiply_early();
+inline void renew_reads();
+inline constexpr WarpgroupHooks warpgroup_hooks{reset_warpgroups, check_warpgroups, free_warpgroups, multiply_early,
+                                                renew_reads};
+
 // The next step of a warp, whose thread runs.
 inline void take_step(int warp, const char* what, ts_u64 arguments) {
+    if (!state.warpgroups) {
+        state.warpgroups = &warpgroup_hooks;
+        reset_warpgroups();
+    }
     if (warp / 4 * 4 + 4 > state.threads / 32)
         fail(DIVERGENT, warp * 32, "executes %s in a warpgroup of %d threads; it takes four warps", what,
              state.threads - warp / 4 * 128);
