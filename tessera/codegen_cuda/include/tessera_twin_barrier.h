@@ -304,12 +304,8 @@ inline bool fire_oldest_arrival() {
 
 inline void let_data_arrive() {
     move_early();
-<<<<<<< HEAD
     if (state.tma.go_on) state.tma.go_on();
-    multiply_early();
-=======
     if (state.warpgroups) state.warpgroups->pass_time();
->>>>>>> wgmma
     if (!state.pending_arrivals || !one_in(2)) return;
     const int first = (int)((next_random() >> 20) % state.threads);
     for (int i = 0; i < state.threads; ++i) {

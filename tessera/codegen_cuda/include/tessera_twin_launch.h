@@ -106,12 +106,8 @@ inline void run_block() {
     for (int w = 0; w < state.warps; ++w) finish_requests(state.warp[w]);
     if (!state.aborted && state.unwritten_thread >= 0)
         record(UNINITIALISED, state.unwritten_thread, state.unwritten_line, state.unwritten_message);
-<<<<<<< HEAD
     if (!state.aborted && (!state.tma.finish_loads || state.tma.finish_loads())) check_bytes();
-    if (!state.aborted) check_warpgroups();
-=======
     if (!state.aborted && state.warpgroups) state.warpgroups->end_block();
->>>>>>> wgmma
     check_guards(state.shared - GUARD_BYTES, "before");
     check_guards(state.shared + state.shared_bytes, "past the end of");
 }
@@ -200,13 +196,9 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
             __builtin_free(warp.request_index);
         }
         reset_clocks();
-<<<<<<< HEAD
         __builtin_free(state.loads);
         __builtin_free(state.stores);
-        free_warpgroups();
-=======
         if (state.warpgroups) state.warpgroups->end_launch();
->>>>>>> wgmma
         __builtin_free(state.clocks);
         __builtin_free(state.own_clock);
         report->output = output.text;
