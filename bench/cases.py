@@ -261,6 +261,56 @@ def gemm(dims):
     return Problem(entrants, lambda: left.double() @ right.double(), moved, 2 * m * n * k)
 
 
+# ---- attention ------------------------------------------------------------------------------------------------------
+
+TOKENS, MODEL = 16384, 2048  # B x T and H x D of every row
+
+
+def attended(q, k, v, causal):
+    """In the dtype of the inputs, head by head: the scores of all heads would not fit."""
+    import torch
+
+    out = torch.empty_like(q)
+    for each in range(q.shape[0] * q.shape[1]):
+        at = divmod(each, q.shape[1])
+        scores = q[at] @ k[at].T / math.sqrt(q.shape[-1])
+        if causal:
+            scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).triu_(1), -math.inf)
+        out[at] = torch.softmax(scores, -1) @ v[at]
+    return out
+
+
+def attention(dims):
+    t, d, causal = dims["T"], dims["D"], dims["mask"] == "causal"
+    torch = start(t + d)
+    b, h = TOKENS // t, MODEL // d
+    q, k, v = (normal(b, h, t, d) for _ in range(3))
+    out, lse = torch.empty_like(q), torch.empty(b, h, t, device="cuda")
+    kernel = load("attention.py", "causal_attention" if causal else "attention")
+    arguments = [q, k, v, 1 / math.sqrt(d), out, lse]
+
+    def by(backend):
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        chosen, function = getattr(SDPBackend, backend), torch.nn.functional.scaled_dot_product_attention
+
+        def call():
+            with sdpa_kernel(chosen):
+                return function(q, k, v, is_causal=causal)
+
+        return Prepared(call)
+
+    entrants = (
+        ours("attention", kernel, arguments, out),
+        without_tuning("attention", kernel, arguments, out),
+        Entrant("flash", RIVAL, lambda: by("FLASH_ATTENTION")),
+        Entrant("cudnn", RIVAL, lambda: by("CUDNN_ATTENTION")),
+    )
+    moved = 4 * q.numel() * BF16 + 4 * lse.numel()
+    flops = 4 * b * h * t * t * d // (2 if causal else 1)
+    return Problem(entrants, lambda: attended(q.double(), k.double(), v.double(), causal), moved, flops)
+
+
 # ---- kernels at the speed of memory ---------------------------------------------------------------------------------
 
 COUNT = 1 << 27  # elements: 256 MB of bf16
@@ -354,6 +404,13 @@ CASES = [
         tuple({"M": n, "N": n, "K": n, "stored": s} for n in (4096, 8192) for s in ("nn", "nt", "tn", "tt")),
         gemm,
         ("cublas",),
+    ),
+    Case(
+        "attention",
+        f"attention of {TOKENS} tokens in sequences of T, heads of D, {MODEL} together",
+        tuple({"T": t, "D": d, "mask": m} for m in ("causal", "full") for d in (64, 128) for t in (1024, 4096, 16384)),
+        attention,
+        ("flash", "cudnn"),
     ),
     Case("chain", "silu(x) * y + x of 256 MB", ({"N": COUNT},), chain, (*ALTERNATIVES, "copy")),
     Case("softmax", "softmax of rows, 256 MB", LINES, softmax, (*ALTERNATIVES, "copy")),

@@ -37,9 +37,9 @@ def make_attention(dtype, causal=False):
         for n in tile.range(0, min(m + M, ctx.T) if causal else ctx.T, N):
             scores = tile.mma(queries, k[b, h, n : n + N], transpose_b=True)
             if n >= whole:
-                keys, rows = tile.iota([M, N], axis=1), tile.iota([M, N], axis=0)
-                seen = keys - rows <= m - n if causal else keys < ctx.T - n
-                scores = tile.where(seen, scores, -math.inf)
+                key, row = tile.iota([M, N], axis=1), tile.iota([M, N], axis=0)
+                last = row + tile.cast(m - n, ts.i32) if causal else tile.cast(ctx.T - n - 1, ts.i32)
+                scores = tile.where(key <= last, scores, -math.inf)
             before = largest
             largest = tile.maximum(before, tile.max(scores, axis=1, keepdims=True) * bits)
             chances = tile.exp2(scores * bits - largest)

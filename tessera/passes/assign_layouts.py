@@ -63,7 +63,7 @@ def assign_layouts(kernel: Kernel, schedule: Schedule) -> Layouts:
     layouts = Layouts()
     groups = _Groups(kernel)
     along = [op for op in kernel.body.walk() if _has_axis(op)]
-    rows_reduced = {groups.of(op.operands[0]) for op in along if op.attributes["axis"] in _last_axis(op)}
+    rows_reduced = {groups.of(value) for op in along if (value := _reduced_rows(op)) is not None}
     items = _narrowest(kernel, groups)
     known: dict[int, RegisterLayout] = {}
     products = [op for op in kernel.body.walk() if op.name == "mma"]
@@ -182,9 +182,16 @@ def _has_axis(op: Op) -> bool:
     return op.definition.has(REDUCTION) or op.definition.has(SCAN)
 
 
-def _last_axis(op: Op) -> tuple[int, int]:
-    """Both spellings of the last axis."""
-    return -1, len(int_shape(op.operands[0].type)) - 1
+def _reduced_rows(op: Op) -> Value | None:
+    """The tile whose rows a reduction goes along: along its last axis, or along one of the two that this has become."""
+    (value,) = op.operands
+    shape = int_shape(value.type)
+    axis, view = op.attributes["axis"] % len(shape), value.defining_op
+    if view is not None and view.name == "reshape":
+        before = int_shape(view.operands[0].type)
+        if len(shape) == len(before) + 1 and shape[:-2] == before[:-1] and axis >= len(before) - 1:
+            return view.operands[0]
+    return value if axis == len(shape) - 1 else None
 
 
 def layout_along(op: Op, schedule: Schedule, item: int | None = None) -> RegisterLayout:

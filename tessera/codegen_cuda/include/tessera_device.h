@@ -385,12 +385,8 @@ TS_DEVICE void ts_sub_pair(ts_f16* out, const ts_f16* a, const ts_f16* b) {
 // (full range, no fast maths, no flush to zero). tessera.codegen_cuda.include.CUDA_ULP holds the same numbers.
 
 TS_DEVICE float ts_exp(float x) { return expf(x); }      // 2
-// 2 (PTX ISA, ex2.approx.ftz.f32), one instruction where exp2f takes four. A result below 2^-126 is zero.
-TS_DEVICE float ts_exp2(float x) {
-    float power;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
-    return power;
-}
+// One instruction where exp2f takes four, with the same error (PTX ISA); a result below 2^-126 is zero.
+TS_DEVICE float ts_exp2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }  // 2
 TS_DEVICE float ts_log(float x) { return logf(x); }      // 1
 TS_DEVICE float ts_log2(float x) { return log2f(x); }    // 1
 TS_DEVICE float ts_tanh(float x) { return tanhf(x); }    // 2
