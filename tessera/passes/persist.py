@@ -91,7 +91,7 @@ class _Persistence:
         return self.new
 
     def _fixed(self, blocks: int) -> int:
-        """The number f of parts of a row that programs take in turn, where each should keep to one: 1 where none should.
+        """The number f of parts of a row that programs take in turn, where each should keep to one; else 1.
 
         Program p works on part p % f. Where f divides the programs that run at one time, a program of the launch meets
         the same part again and again, and what belongs to it can stay. Of each, f must leave no multiprocessor idle.
