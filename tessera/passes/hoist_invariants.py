@@ -59,7 +59,7 @@ def fits(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
     Those blocks are all there are: one that had to wait for another would double the time.
     """
     try:
-        placed = place_shared(lower_to_target(canonicalise(split_roles(kernel, schedule)), schedule), arch)
+        placed = place_shared(lower_to_target(canonicalise(split_roles(kernel, schedule, arch)), schedule), arch)
     except SourceError as error:
         if error.code != "TS501":
             raise

@@ -22,14 +22,13 @@ from tessera.ir.types import BufferType, TileType
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.copy_groups import CopyGroup, copy_groups
 from tessera.passes.warpgroup import by_warpgroups
+from tessera.target.arch import Arch
+from tessera.target.role_registers import role_registers
 from tessera.target.schedule import Schedule
 from tessera.target.tensor_maps import why_not
 from tessera.target.wgmma import WGMMA_WARPS
 
 LEAST_STAGES = 2  # of a ring that is filled again and again: one slot is filled while one is read
-PRODUCER_REGISTERS = 24  # of a thread: it computes a few coordinates
-# Registers of a consumer's thread by the number of their warpgroups: with the producer's, what a multiprocessor has.
-CONSUMER_REGISTERS = {2: 240, 3: 152}
 
 
 @dataclass(eq=False)
@@ -54,7 +53,7 @@ class _Slot:
 _State = dict[int, _Slot]  # by the order of the ring
 
 
-def split_roles(kernel: Kernel, schedule: Schedule) -> Kernel:
+def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
     """The kernel in roles; itself, with a note of the reason, where that cannot be."""
     if schedule.copies != "tma":
         return kernel
@@ -69,7 +68,7 @@ def split_roles(kernel: Kernel, schedule: Schedule) -> Kernel:
         _release_behind_products(group, schedule)
     needed = _needed(kernel, groups)
     assert needed is not None
-    return _Splitter(kernel, schedule, groups, needed).run()
+    return _Splitter(kernel, schedule, arch, groups, needed).run()
 
 
 def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
@@ -127,8 +126,10 @@ def _held_long(group: CopyGroup, groups: dict[int, CopyGroup], stages: int) -> b
 
 
 class _Splitter:
-    def __init__(self, kernel: Kernel, schedule: Schedule, groups: list[CopyGroup], needed: set[Value]):
-        self.kernel, self.schedule, self.needed = kernel, schedule, needed
+    def __init__(
+        self, kernel: Kernel, schedule: Schedule, arch: Arch, groups: list[CopyGroup], needed: set[Value]
+    ):
+        self.kernel, self.schedule, self.arch, self.needed = kernel, schedule, arch, needed
         self.rings = _rings(groups, schedule.stages)
         self.ring_of = {group.wait.id: ring for ring in self.rings for group in ring.groups}
         self.group_of_copy = {copy.id: group for group in groups for copy in group.copies}
@@ -149,8 +150,7 @@ class _Splitter:
                 clone_op(builder, op, mapping)
         for ring in self.rings:
             self._allocate(ring, builder)
-        registers = (PRODUCER_REGISTERS, CONSUMER_REGISTERS.get(warps // 4, 0)) if self.schedule.blocks == 1 else (0, 0)
-        registers = registers if registers[1] else (0, 0)
+        registers = role_registers(self.arch, warps, WGMMA_WARPS, self.schedule.blocks)
         regions = []
         for role in (self._produce, self._consume):
             body = Block()
@@ -162,7 +162,7 @@ class _Splitter:
             regions.append(body)
         builder.origin = self.kernel.origin or builder.origin
         builder.op("roles", [], regions, names=("load", "compute"), warps=(1, warps), registers=registers)
-        new.attributes["producer_warps"] = 4
+        new.attributes["producer_warps"] = WGMMA_WARPS  # a warpgroup shares its registers
         return new
 
     def _allocate(self, ring: _Ring, builder: Builder) -> None:
