@@ -103,7 +103,7 @@ PIPELINE: tuple[Pass, ...] = (
     # After staging, which makes copies of other loads; before pipelining, which makes the loops inside harder to see.
     Pass("prefetch_loads", lambda k, c: prefetch_loads(k, schedule_of(k))),
     # Once it is known what is copied and what waits for it. Where roles do the copying there is nothing to pipeline.
-    Pass("split_roles", lambda k, c: split_roles(k, schedule_of(k))),
+    Pass("split_roles", lambda k, c: split_roles(k, schedule_of(k), c.arch)),
     # After staging, which makes the copies of operands; what windows ahead need is folded by the next pass.
     Pass("pipeline", lambda k, c: pipeline(k, schedule_of(k), c.arch)),
     # Offsets that slicing made fold to constants, which widens accesses.

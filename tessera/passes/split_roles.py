@@ -11,18 +11,24 @@ Exact: values only move. A kernel in which copies do anything else stays as it i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tessera.dtypes import i32
+from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_kernel, clone_op, new_kernel_like
 from tessera.ir.opdef import COUNTED, ELEMENTWISE, LOOP
 from tessera.ir.ops.control import carried_values
 from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, TileType
 from tessera.passes.assign_layouts import assign_layouts
+from tessera.passes.canonicalise import canonicalise
 from tessera.passes.copy_groups import CopyGroup, copy_groups
+from tessera.passes.lower_to_target import lower_to_target
+from tessera.passes.place_shared import place_shared
 from tessera.passes.warpgroup import by_warpgroups
+from tessera.target.arch import Arch
 from tessera.target.schedule import Schedule
+from tessera.target.schedules import pins_of
 from tessera.target.tensor_maps import why_not
 from tessera.target.wgmma import WGMMA_WARPS
 
@@ -54,22 +60,58 @@ class _Slot:
 _State = dict[int, _Slot]  # by the order of the ring
 
 
-def split_roles(kernel: Kernel, schedule: Schedule) -> Kernel:
-    """The kernel in roles; itself, with a note of the reason, where that cannot be."""
+def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch | None = None) -> Kernel:
+    """The kernel in roles; itself, with a note of the reason, where that cannot be.
+
+    Rings have at most `schedule.stages` slots, and at least two: as many as the shared memory of `arch` holds, and all
+    where it is not said. Raises SourceError TS501 where that does not hold the stages that are pinned.
+    """
     if schedule.copies != "tma":
         return kernel
     groups = copy_groups(kernel)
     reason = groups if isinstance(groups, str) else _reason(kernel, schedule, groups)
     if isinstance(groups, str) or reason:
-        new, _ = clone_kernel(kernel)
-        note = f"copies = 'tma' has no effect: {reason}"
-        new.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
-        return new
+        return _noted(kernel, reason)
     for group in groups:
         _release_behind_products(group, schedule)
     needed = _needed(kernel, groups)
     assert needed is not None
-    return _Splitter(kernel, schedule, groups, needed).run()
+    wanted = max(LEAST_STAGES, schedule.stages)
+    for stages in range(wanted, LEAST_STAGES - 1, -1):
+        new = _Splitter(kernel, replace(schedule, stages=stages), groups, needed).run()
+        if arch is None or holds(new, schedule, arch):
+            return new
+        if "stages" in pins_of(kernel):
+            raise SourceError(
+                "TS501",
+                f"the schedule is pinned to {wanted} stages, and the shared memory of {arch.name} does not hold so many "
+                f"slots of {', '.join(repr(buffer.name) for group in groups for buffer in group.buffers)}",
+                kernel.loc,
+            )
+    blocks = f" of {schedule.blocks} blocks" if schedule.blocks > 1 else ""
+    return _noted(kernel, f"shared memory does not hold {LEAST_STAGES} slots{blocks} of what is copied")
+
+
+def _noted(kernel: Kernel, reason: str) -> Kernel:
+    new, _ = clone_kernel(kernel)
+    note = f"copies = 'tma' has no effect: {reason}"
+    new.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
+    return new
+
+
+def holds(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
+    """Whether a multiprocessor holds as many blocks as it is to run, found by placing their buffers: some share bytes.
+
+    Those blocks are all there are: one that had to wait for another would double the time.
+    """
+    try:
+        placed = place_shared(lower_to_target(canonicalise(kernel), schedule), arch)
+    except SourceError as error:
+        if error.code != "TS501":
+            raise
+        return False
+    bytes_of_block = placed.attributes["shared_bytes"] + arch.reserved_shared_bytes
+    return bytes_of_block * schedule.blocks <= arch.shared_bytes_per_sm
 
 
 def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
@@ -391,4 +433,4 @@ def _needed(kernel: Kernel, groups: list[CopyGroup]) -> set[Value] | None:
     return needed
 
 
-__all__ = ["split_roles"]
+__all__ = ["LEAST_STAGES", "holds", "split_roles"]
