@@ -71,7 +71,7 @@ class _Invariants:
         self._behind: dict[Value, list[Op] | None] = {value: None for value in body.arguments}
         for op in self.ops:  # operands come first
             for result in op.results:
-                self._behind[result] = self._computed(op) if op in always or _cannot_fail(op) else None
+                self._behind[result] = self._computed(op) if op in always or cannot_fail(op) else None
 
     def behind(self, value: Value) -> list[Op] | None:
         """The ops of the body that an invariant value is computed by; None for a value that may change."""
@@ -181,7 +181,7 @@ def _unguarded(block: Block) -> Iterator[Op]:
             yield from _unguarded(op.regions[0])
 
 
-def _cannot_fail(op: Op) -> bool:
+def cannot_fail(op: Op) -> bool:
     """Whether an op is right for any operands: no division by zero, no tensor that a list does not have."""
     if op.name == "element":
         return constant_value(op.operand("index")) is not None

@@ -19,7 +19,8 @@ from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_ke
 from tessera.ir.opdef import COUNTED, ELEMENTWISE, LOOP
 from tessera.ir.ops.control import carried_values
 from tessera.ir.stages import allocation
-from tessera.ir.types import BufferType, TileType
+from tessera.ir.types import BufferType, ListType, TileType, ViewType
+from tessera.passes.ahead import written_tensors
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.copy_groups import CopyGroup, copy_groups
@@ -27,15 +28,15 @@ from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.place_shared import place_shared
 from tessera.passes.warpgroup import by_warpgroups
 from tessera.target.arch import Arch
-from tessera.target.schedule import Schedule
-from tessera.target.schedules import pins_of
+from tessera.target.schedule import Schedule, root
+from tessera.target.schedules import MOST_WARPS, pins_of
 from tessera.target.tensor_maps import why_not
 from tessera.target.wgmma import WGMMA_WARPS
 
 LEAST_STAGES = 2  # of a ring that is filled again and again: one slot is filled while one is read
 PRODUCER_REGISTERS = 24  # of a thread: it computes a few coordinates
 # Registers of a consumer's thread by the number of their warpgroups: with the producer's, what a multiprocessor has.
-CONSUMER_REGISTERS = {2: 240, 3: 152}
+CONSUMER_REGISTERS = {2: 240}
 
 
 @dataclass(eq=False)
@@ -84,8 +85,8 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch | None = None) ->
         if "stages" in pins_of(kernel):
             raise SourceError(
                 "TS501",
-                f"the schedule is pinned to {wanted} stages, and the shared memory of {arch.name} does not hold so many "
-                f"slots of {', '.join(repr(buffer.name) for group in groups for buffer in group.buffers)}",
+                f"the schedule is pinned to {wanted} stages, and the shared memory of {arch.name} does not hold so "
+                f"many slots of {', '.join(repr(buffer.name) for group in groups for buffer in group.buffers)}",
                 kernel.loc,
             )
     blocks = f" of {schedule.blocks} blocks" if schedule.blocks > 1 else ""
@@ -120,6 +121,8 @@ def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
         return "nothing is copied into shared memory"
     if schedule.warps % WGMMA_WARPS:
         return f"{schedule.warps} warps are no whole warpgroups"
+    if schedule.warps + WGMMA_WARPS > MOST_WARPS:
+        return f"a block has no warpgroup beside {schedule.warps} warps"
     if _needed(kernel, groups) is None:
         return "what is copied depends on what was computed"
     layouts = assign_layouts(kernel, schedule)
@@ -204,7 +207,7 @@ class _Splitter:
             regions.append(body)
         builder.origin = self.kernel.origin or builder.origin
         builder.op("roles", [], regions, names=("load", "compute"), warps=(1, warps), registers=registers)
-        new.attributes["producer_warps"] = 4
+        new.attributes["producer_warps"] = WGMMA_WARPS
         return new
 
     def _allocate(self, ring: _Ring, builder: Builder) -> None:
@@ -399,8 +402,9 @@ def _stages(group: CopyGroup, own: bool, stages: int) -> int:
 
 def _needed(kernel: Kernel, groups: list[CopyGroup]) -> set[Value] | None:
     """The values that the producer computes: windows, bounds and conditions, and what these are made of; None where a
-    tile is among them.
+    tile is among them, or what the kernel itself has written, which the producer may come too early for.
     """
+    written = written_tensors(kernel)
     inside = {group.wait.id for group in groups}
     pending = [copy.operands[1] for group in groups for copy in group.copies]
     arguments: dict[Value, list[Value]] = {}
@@ -425,12 +429,20 @@ def _needed(kernel: Kernel, groups: list[CopyGroup]) -> set[Value] | None:
         needed.add(value)
         pending += arguments.get(value, ())
         op = value.defining_op
+        if op is not None and any(v in written or not isinstance(v.type, (ViewType, ListType)) for v in _accessed(op)):
+            return None
         if op is not None and not op.regions:
             pending += op.operands
         elif op is not None:
             pending += [v for region in op.regions for inner in region.walk() for v in inner.operands
                         if not isinstance(v.type, TileType) and v.defining_op is not None]  # fmt: skip
     return needed
+
+
+def _accessed(op: Op) -> list[Value]:
+    """The tensors and buffers that an op reads or changes, in its regions too."""
+    ops = [op, *(inner for region in op.regions for inner in region.walk())]
+    return [root(value) for inner in ops for _, value in inner.definition.effects_of(inner)]
 
 
 __all__ = ["LEAST_STAGES", "holds", "split_roles"]

@@ -117,8 +117,8 @@ define(
     "fence_async",
     "",
     lambda op: (),
-    "makes what this thread has written to shared memory visible to wgmma and to copies by TMA; a barrier behind it makes "
-    "it so for all threads",
+    "makes what this thread has written to shared memory visible to wgmma and to copies by TMA; a barrier behind it "
+    "makes it so for all threads",
     STRUCTURAL,
     levels=TARGET_ONLY,
     evaluate=lambda op: None,
