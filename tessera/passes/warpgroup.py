@@ -5,6 +5,8 @@ A product for which the schedule asks for wgmma and whose operands it cannot tak
 
 from __future__ import annotations
 
+from math import prod
+
 from tessera.ir.core import Op, Value
 from tessera.ir.layout import shared_layout
 from tessera.ir.ops.control import constant_value
@@ -44,10 +46,14 @@ def why_not(product: Op, warps: int) -> str | None:
 
 
 def _no_descriptor(product: Op, role: Role, columns: int) -> str | None:
-    """Why wgmma cannot read an operand from a buffer of its own, as `why_not`; `columns` of one instruction for b."""
+    """Why wgmma cannot read an operand from the buffer that it is read from, or from one of its own, as `why_not`;
+    `columns` of one instruction for b.
+    """
     value, flipped = product.operands["ab".index(role)], product.attributes[f"transpose_{role}"]
-    dtype, (rows, width) = dtype_of(value.type), int_shape(value.type)
-    layout = shared_layout(rows, width, dtype.bytes)
+    read = value.defining_op
+    lies_in = read.operands[0] if read is not None and read.name == "read" else value
+    dtype, (*leading, width) = dtype_of(value.type), int_shape(lies_in.type)
+    layout = shared_layout(prod(leading), width, dtype.bytes)
     return descriptor_mismatch(layout, role, flipped, WGMMA_INSTRUCTIONS[dtype.name], columns)
 
 

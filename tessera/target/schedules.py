@@ -258,7 +258,8 @@ def schedules(kernel: Kernel, arch: Arch) -> Iterator[Schedule]:
 
 def own_point(kernel: Kernel, arch: Arch) -> Schedule:
     """The default schedule with what the author has fixed: that of the lane of warpgroups where an instruction or a
-    copy of it is asked for. Raises SourceError as it and `check_streamed` do."""
+    copy of it is asked for. Raises SourceError as it and `check_streamed` do.
+    """
     pins = pins_of(kernel)
     check_streamed(kernel, pins)
     asked = pins.get("family") == "wgmma" or pins.get("copies") == "tma"

@@ -1,4 +1,4 @@
-"""The default schedule of products where there are wgmma and TMA: a producer, warpgroups along rows, persistence.
+"""The default schedule of products where there are wgmma and TMA: a producer, warpgroups, persistent programs.
 
 Rows are taken 128 at a time where two warpgroups of the consumers have 64 each. A right operand of which all of K fits
 stays in shared memory; what streams through a ring has what is left, in as many slots as fit.
@@ -11,7 +11,7 @@ from typing import Any
 
 from tessera.ir.core import Kernel, Op
 from tessera.ir.opdef import LOOP
-from tessera.ir.types import TileType, dtype_of, int_shape
+from tessera.ir.types import TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
 from tessera.target.row_slices import Rows
 from tessera.target.tensor_maps import tensor_reason
@@ -69,8 +69,9 @@ def _tiles(
     inside = {inner.id for loop in loops for region in loop.regions for inner in region.walk()}
     slot = kept = stored = 0
     for op in kernel.body.walk():
-        if op.name == "load" and isinstance(op.result.type, TileType):
-            size = _bytes(op.result.type)
+        copied = op.operand("view").type if op.name in ("load", "copy_async") else None
+        if isinstance(copied, ViewType) and copied.shape:
+            size = prod(int_shape(copied)) * copied.dtype.bytes
             slot, kept = (slot + size, kept) if op.id in inside else (slot, kept + size)
         if op.name == "store":
             stored = max(stored, _panel_bytes(int_shape(op.operand("value").type)))
@@ -127,10 +128,6 @@ def _slots(arch: Arch, kept: int, slot: int) -> int:
     """How many slots of a ring fit beside what is kept, in bytes."""
     room = arch.shared_bytes_per_block - PANEL_BYTES * 8 - kept
     return max(LEAST_SLOTS, min(MOST_SLOTS, room // slot if slot else MOST_SLOTS))
-
-
-def _bytes(type_: TileType) -> int:
-    return prod(int_shape(type_)) * type_.dtype.bytes
 
 
 def _panel_bytes(shape: tuple[int, ...]) -> int:
