@@ -217,7 +217,8 @@ def matmul_fp8(a: Bar, b: Bar, acc: Bar | None, k_block: int, in_place: bool) ->
     """A product of fp8 operands, of which any lane may run: that of `matmul`, and 2^-13 sum|a||b| for each part of k.
 
     `in_place`: an instruction adds to all sums so far, so each one drops 2^-13 of these, too; else only to those of its
-    part.
+    part. A rule of the first order: what is dropped of terms of either sign cancels. Where nearly all have one sign, an
+    instruction may drop half a unit of each of its 32 terms.
     """
     for start in range(0, a.r.shape[-1], FP8_PART):
         part = slice(start, start + FP8_PART)

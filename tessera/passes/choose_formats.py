@@ -1,7 +1,7 @@
 """Multiply fp8 operands as fp8 where warpgroups compute the product: twice the rate of f16, and half the registers.
 
 Not exact: the instruction sums k-blocks of another depth, and each 128 of k, or with the author's leave all of it, in
-the matrix unit. Products that warpgroups cannot take, such as those whose operands do not run along k, stay as they are.
+the matrix unit. Products that warpgroups cannot take, such as those whose operands do not run along k, stay exact.
 """
 
 from __future__ import annotations

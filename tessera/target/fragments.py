@@ -1,8 +1,8 @@
 """Tensor-core instructions as data: their shapes, and which lane holds which element in which register.
 
 The layouts are those of the figures "Matrix Fragments for mma.m16n8k16 / mma.m16n8k8" of the PTX ISA, and of 8-bit
-operands, which only wgmma takes here, of "mma.m16n8k32".  An operand's coordinates are as in mathematics: A is (m, k), B
-is (k, n), C is (m, n).  A register of a layout is one element; where elements are 16 bits wide, two of them share a
+operands, which only wgmma takes here, of "mma.m16n8k32".  An operand's coordinates are as in mathematics: A is (m, k),
+B is (k, n), C is (m, n).  A register of a layout is one element; where elements are 16 bits wide, two of them share a
 32-bit register: element register = 2 * (32-bit register) + half.
 
 A block-level layout places these atoms over a CTA of wm * wn warps, warp = warp_row + warp_column * wm.  Atoms are
@@ -154,7 +154,7 @@ MMA_ATOMS: dict[str, MmaAtom] = {atom.operand: atom for atom in (M16N8K16_BF16, 
 
 @dataclass(frozen=True)
 class ProductInstruction:
-    """How products of one format run by mma.sync or multiply-adds. Formats and k-blocks are those of `tessera.ir.products`.
+    """How a warp runs products of one format. Formats and k-blocks are those of `tessera.ir.products`.
 
     `multiply` is the Target op of one k-block and `operand` the dtype of its fragments; `atom` is its instruction, None
     where there is none; `function` the device function of one atom; `rounding` the Target op that brings operands into
@@ -174,6 +174,7 @@ PRODUCT_INSTRUCTIONS: dict[str, ProductInstruction] = {
     "tf32": ProductInstruction("mma_sync", "f32", M16N8K8_TF32, "ts_mma_m16n8k8_tf32", "round_tf32"),
     "f32": ProductInstruction("fma_block", "f32", None, "ts_fma_block8"),
 }
+
 
 def product_atom(format_: str) -> MmaAtom | None:
     """The atom of a format, of warps or of a warp in a warpgroup; None where there is none."""

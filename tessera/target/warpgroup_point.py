@@ -57,7 +57,7 @@ def _item(products: list[Op]) -> int:
 
 
 def _registers(product: Op) -> int:
-    """Elements of the tiles of sums that a product needs at a time: those of a part of k beside all, where it has any."""
+    """Elements of the sums that a product needs at a time: those of a part of k, where it has parts, beside all."""
     in_parts = is_fp8(*(dtype_of(v.type) for v in product.operands[:2])) and product.attributes["precision"] is None
     return prod(int_shape(product.result.type)) * (2 if in_parts else 1)
 

@@ -340,4 +340,13 @@ define(
 )
 
 
-__all__ = ["TARGET", "format_of", "k_block", "mma_bound", "mma_evaluate", "negative_axis", "product_bound", "round_tf32"]
+__all__ = [
+    "TARGET",
+    "format_of",
+    "k_block",
+    "mma_bound",
+    "mma_evaluate",
+    "negative_axis",
+    "product_bound",
+    "round_tf32",
+]
