@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from tessera.ir.core import Kernel
 from tessera.ir.opdef import GRAPH, TARGET, TILE
 from tessera.passes.canonicalise import canonicalise
+from tessera.passes.choose_formats import choose_formats
 from tessera.passes.choose_schedule import choose_schedule
 from tessera.passes.defer_sums import defer_sums
 from tessera.passes.distribute import distribute
@@ -95,6 +96,8 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("persist", lambda k, c: persist(k, schedule_of(k), c.arch)),
     # Before staging and pipelining, which look for loops by what these carry.
     Pass("place_sums", lambda k, c: place_sums(k, schedule_of(k))),
+    # After the last pass that cuts products, whose shape decides; before staging, which asks who computes them.
+    Pass("choose_formats", lambda k, c: choose_formats(k, schedule_of(k)), exact=False),
     Pass("stage_operands", lambda k, c: stage_operands(k)),
     # After staging, when operands that do not change from program to program are copies; before stages are shared out.
     Pass("hoist_invariants", lambda k, c: hoist_invariants(k, schedule_of(k), c.arch)),

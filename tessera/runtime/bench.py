@@ -153,6 +153,7 @@ class Bench:
 
     def _fill(self, row: Row, problem: Problem) -> None:
         row.bytes, row.flops = problem.bytes, problem.flops
+        row.peaks = row.peaks.times(problem.rate)
         judge = judge_against(problem.reference())
         running = []
         for entrant in problem.entrants:

@@ -79,13 +79,15 @@ class Entrant:
 @dataclass(frozen=True)
 class Problem:
     """One row of a case with its inputs. `reference` computes the answer in float64, or gives None where entrants are
-    checked elsewhere; `bytes` and `flops` are the least that any entrant moves and does.
+    checked elsewhere; `bytes` and `flops` are the least that any entrant moves and does, the operations at `rate` times
+    the rate of bf16 products.
     """
 
     entrants: tuple[Entrant, ...]
     reference: Callable[[], Any]
     bytes: int
     flops: int
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,8 @@ def searched(d=4):
     )
 
 
-def problem(*entrants, flops=2_000_000_000):
-    return Problem(entrants, lambda: np.arange(1.0, 5.0), 10_000_000, flops)
+def problem(*entrants, flops=2_000_000_000, rate=1.0):
+    return Problem(entrants, lambda: np.arange(1.0, 5.0), 10_000_000, flops, rate)
 
 
 def ordinary(device, dims):

@@ -345,6 +345,17 @@ def test_the_roofline_is_the_slower_of_memory_and_products(device, winners):
     assert row.roofline(row.ours[0]) == pytest.approx(0.5)
 
 
+def test_products_at_another_rate_have_another_roofline(device, winners):
+    bench = Bench(device, device.peaks(), winners, fake_bench.Compilers(), Options())
+
+    def make(device, dims):
+        return problem(entrant(device, "own", OURS, 40.0), flops=6_000_000_000, rate=2)
+
+    found = as_json(bench.measure(case := fake_bench.case(device, make=make), case.rows[0]))
+    assert (found["roofline_us"], found["product_flops_per_s"]) == (pytest.approx(30.0), 200e12)
+    assert found["product_rate_of"] == "2 x a pretended product"
+
+
 def test_a_row_as_json(device, winners):
     case = fake_bench.case(device)
     bench = Bench(device, device.peaks(), winners, fake_bench.Compilers(), Options())
