@@ -27,7 +27,7 @@ class Cost:
     """The prediction for one launch. `seconds` is what schedules are ranked by.
 
     `bytes_dram` and `bytes_l2` are those of the whole launch, as are `flops` (of matrix products, padding included);
-    `shared_bytes` are a block's, `registers` an estimate for a thread. `waves`: blocks over those that run at once.
+    `shared_bytes` are a block's, `registers` an estimate for a thread, which can have `registers_left`. `waves`: blocks over those that run at once.
     `limit`: the name of the largest of `terms`, which are seconds.
     """
 
@@ -37,6 +37,7 @@ class Cost:
     flops: int
     shared_bytes: int
     registers: int
+    registers_left: int
     blocks_per_sm: int
     waves: float
     limit: str
@@ -73,16 +74,17 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
     wanted = live_registers(kernel)
     limit, moved = register_limit(arch, threads, _promised_blocks(kernel)), consumer_registers(kernel)
     registers = limit if moved else min(wanted, limit)  # all that there are, where roles move them
+    left = moved or limit
     resident = occupancy(arch, threads, shared, registers)
     if not resident or not programs:
         terms = {"launch": constants.launch}
         seconds = math.inf if programs else constants.launch
-        return Cost(seconds, 0, 0, 0, shared, wanted, 0, 0.0, "launch", terms)
+        return Cost(seconds, 0, 0, 0, shared, wanted, left, 0, 0.0, "launch", terms)
     at_once = arch.typical_sm_count * resident
     counter = Counter(Scalars(values, grid, min(programs, at_once)), computing, values)
     turns = _turns(kernel, counter, programs)
     counter.block(kernel.body, 1.0)
-    _add_spills(counter.work, wanted - (moved or registers), computing)
+    _add_spills(counter.work, wanted - left, computing)
     launch = _launch(counter, arch, constants, programs, resident, turns)
     traffic = counter.traffic.values()
     share = programs / counter.scalars.count
@@ -96,6 +98,7 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
         int(counter.work.operations * programs),
         shared,
         wanted,
+        left,
         resident,
         programs / at_once,
         max(terms, key=lambda name: terms[name]),

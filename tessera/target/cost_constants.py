@@ -22,8 +22,8 @@ class Constants:
     warps_to_fill: float = 8.0  # warps of a multiprocessor that keep its pipelines busy
     memory_latency: float = 800e-9  # seconds from a copy's start to its wait: DRAM's 600 ns, issue and barrier
     # Seconds from the release of a slot until it is full again. A ring of 5 slots of 16 KiB brought 43-45 KiB/us to
-    # each multiprocessor, so that a slot came round in 1.8 us, of which it was held for one interval of 0.36 us.
-    round_trip: float = 1.4e-6
+    # each multiprocessor: a slot came round every 1.8 us, for a part of which it was held.
+    round_trip: float = 1.1e-6
     barrier: float = 30e-9  # seconds until the last warp has come
     reduction: float = 80e-9  # seconds of the shuffles of a warp
     overlap: float = 0.25  # of the lesser of two kinds of work, what does not hide behind the greater

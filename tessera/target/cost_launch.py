@@ -83,14 +83,21 @@ class Launch:
 
     def _wave(self, blocks: int, waiting: float) -> float:
         """Seconds until `blocks` blocks of one multiprocessor are done, each waiting `waiting` seconds in all."""
-        work = self._alone(self._parts(self.work))
-        together = blocks * work / self._filled(blocks)
-        return max(together, waiting + work / self._filled(1))
+        parts = self._parts(self.work)
+        together = blocks * self._alone(parts, blocks) / self._filled(blocks)
+        return max(together, waiting + self._alone(parts, 1) / self._filled(1))
 
-    def _alone(self, parts: dict[str, float]) -> float:
-        """Seconds of all kinds of work of one program, where there are warps enough for each."""
+    def _alone(self, parts: dict[str, float], blocks: int) -> float:
+        """Seconds of all kinds of work of one of so many blocks, where there are warps enough for each."""
         kinds = sorted(parts.values())
-        return kinds[-1] + self.constants.overlap * sum(kinds[:-1])
+        return kinds[-1] + self._not_hidden(blocks) * sum(kinds[:-1])
+
+    def _not_hidden(self, blocks: int) -> float:
+        """The share of a lesser kind of work that does not hide behind a greater one. A warpgroup waits for its
+        products before it works on their sums: what hides one kind of work is another warpgroup at another kind.
+        """
+        share = WGMMA_WARPS / (blocks * self.warps) if self.work.wgmma or self.work.narrow else 0.0
+        return min(1.0, max(self.constants.overlap, share))
 
     def _filled(self, blocks: int) -> float:
         """The share of its rates that a multiprocessor reaches with the warps of so many blocks."""
@@ -102,7 +109,7 @@ class Launch:
         seconds = stall.memory * c.memory_latency + stall.barriers * c.barrier + stall.reductions * c.reduction
         for times, ahead, work in stall.ahead:
             # A copy has `ahead` iterations to arrive; what it needs longer, each iteration waits its part of.
-            iteration = self._alone(self._parts(work)) / self._filled(1)
+            iteration = self._alone(self._parts(work), 1) / self._filled(1)
             seconds += times * max(0.0, c.memory_latency / ahead - iteration)
         return seconds
 
@@ -128,14 +135,12 @@ class RolesLaunch(Launch):
         return max(all_, waiting + one, blocks * parts["shared"], self._filling(blocks), self._rings(one))
 
     def _consumers(self, blocks: int, parts: dict[str, float]) -> float:
-        """Seconds of the work of so many blocks. A warpgroup waits for its products before it works on their sums: what
-        hides one kind of work is another warpgroup at another kind.
+        """Seconds of the work of so many blocks. Products keep the tensor cores busy whatever the number of warps, and
+        what TMA moves no thread waits for.
         """
-        c = self.constants
-        own = self.work.shared / (c.shared_bytes * c.clock)
-        kinds = sorted((parts["mma"], parts["alu"] / self._filled(blocks), own))
-        alone = max(c.overlap, WGMMA_WARPS / (blocks * self.warps))
-        return blocks * (kinds[-1] + alone * sum(kinds[:-1]))
+        own = self.work.shared / (self.constants.shared_bytes * self.constants.clock)
+        kinds = {"mma": parts["mma"], "alu": parts["alu"] / self._filled(blocks), "shared": own}
+        return blocks * self._alone(kinds, blocks)
 
     def _filling(self, blocks: int) -> float:
         """Seconds of the copies of so many blocks where nothing holds them back."""

@@ -26,9 +26,15 @@ def _warps(kernel: Structure, default: Schedule) -> tuple[int, ...]:
 
 
 def _rows(kernel: Structure, default: Schedule) -> tuple[int, ...]:
-    """Of a store of many rows: 64 of each warpgroup, once or twice."""
+    """Of a store of many rows: 64 of each warpgroup, once or twice, as far as the sums of all columns fit."""
     step = WGMMA_ROWS // WGMMA_WARPS * default.warps
-    return tuple(turns * step for turns in range(1, TURNS + 1) if default.rows and kernel.rows % (turns * step) == 0)
+    sizes = range(step, min(TURNS * step, _sums(kernel, default) // max(1, default.subtile)) + 1, step)
+    return tuple(size for size in sizes if default.rows and kernel.rows % size == 0)
+
+
+def _sums(kernel: Structure, default: Schedule) -> int:
+    """Elements of a product whose sums the registers of the consumers hold; a sum that a loop carries takes as many."""
+    return ACCUMULATORS * 32 * default.warps // (2 if kernel.loops else 1)
 
 
 def _shares(rows: int, warps: int) -> bool:
@@ -36,10 +42,10 @@ def _shares(rows: int, warps: int) -> bool:
 
 
 def _subtile(kernel: Structure, default: Schedule) -> tuple[int, ...]:
-    """Columns whose sums the registers of the consumers hold."""
-    if not default.subtile:
+    """As many columns as the registers of the consumers hold, and less."""
+    if not default.subtile or not default.rows:
         return ()
-    most = ACCUMULATORS * 32 * default.warps // default.rows
+    most = _sums(kernel, default) // default.rows
     sizes = (PANEL, 2 * PANEL, 4 * PANEL)
     return tuple(size for size in sizes if size <= min(most, kernel.columns) and kernel.columns % size == 0)
 
@@ -63,7 +69,6 @@ VALUES: dict[str, Callable[[Structure, Schedule], tuple[Any, ...]]] = {
     "stages": _stages,
     "blocks": lambda kernel, default: (1, 2),
     "group": lambda kernel, default: (0, 4, 8, 16) if default.group else (),
-    "copies": lambda kernel, default: ("tma", ""),
     "panels": lambda kernel, default: (0, PANEL),
     "persistent": lambda kernel, default: (True, False),
     "split_k": lambda kernel, default: (1, 2, 4) if kernel.loops and not default.rows else (),
