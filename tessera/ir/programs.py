@@ -39,6 +39,14 @@ def persistent_loop(kernel: Kernel) -> Op | None:
     return next((op for op in kernel.body.ops if op.definition.has(COUNTED) and _strides_programs(op)), None)
 
 
+def persistent_loops(kernel: Kernel) -> list[Op]:
+    """The persistent loop of each role, or of a kernel without roles; none of a kernel that is not persistent."""
+    if not counts_multiprocessors(kernel.attributes.get("grid", ())):
+        return []
+    blocks = [kernel.body, *(region for op in kernel.body.ops if op.name == "roles" for region in op.regions)]
+    return [op for block in blocks for op in block.ops if op.definition.has(COUNTED) and _strides_programs(op)]
+
+
 def _strides_programs(loop: Op) -> bool:
     ends = (loop.operand("lower"), loop.operand("step"))
     made = [(op.name, op.attributes["axis"]) for value in ends if (op := value.defining_op) and "axis" in op.attributes]

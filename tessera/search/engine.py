@@ -17,13 +17,12 @@ from tessera.search.lowering import Lowered, Lowering, Request, Setting
 from tessera.search.points import Points
 from tessera.search.workers import Workers
 from tessera.target.arch import Arch
-from tessera.target.cost import register_limit
-from tessera.target.schedule import Schedule
 
 BASES = 2  # points at which fields of the schedule are changed
 VARIATIONS = 32  # of them that are lowered, at most
 BETTER = 0.99  # of a prediction: what makes another step worth it
 SPILLING = 1.5  # times the registers that a thread can have
+SPILLING_SUMS = 1.2  # the same of wgmma: the assembler does one product after the other where their sums spill
 
 
 @dataclass
@@ -213,12 +212,11 @@ class Engine:
                 kept.append(entry)
         return kept
 
-    def _left(self, schedule: Schedule) -> int:
-        return register_limit(self.arch, schedule.warps * self.arch.warp_size, schedule.blocks)
-
     def _spills(self, entry: Entry) -> bool:
         found, schedule = entry.lowered.cost, entry.lowered.schedule
-        return found is not None and schedule is not None and found.registers > SPILLING * self._left(schedule)
+        assert found is not None and schedule is not None
+        most = SPILLING_SUMS if schedule.family == "wgmma" else SPILLING
+        return found.registers > most * found.registers_left
 
     def _spilling(self, entry: Entry) -> str:
         found, schedule = entry.lowered.cost, entry.lowered.schedule
@@ -226,7 +224,7 @@ class Engine:
         blocks = f"{schedule.blocks} blocks of {schedule.warps} warps" if schedule.blocks > 1 else (
             f"a block of {schedule.warps} warps"
         )  # fmt: skip
-        return f"needs about {found.registers} registers a thread, and {blocks} leave {self._left(schedule)}"
+        return f"needs about {found.registers} registers a thread, and {blocks} leave {found.registers_left}"
 
 
 __all__ = ["Engine", "Entry"]

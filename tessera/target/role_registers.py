@@ -5,7 +5,7 @@ from __future__ import annotations
 from tessera.target.arch import Arch
 
 # Of a thread that starts copies, the fewest that can be asked for. No producer that `split_roles` makes of the kernels
-# of the document spills with them, and a consumer that carries the sums of four layers does with the 8 less that 40 leave.
+# of the document spills with them, and a consumer that carries sums of four layers does with the 8 less that 40 leave.
 PRODUCER_REGISTERS = 24
 STEP = 8  # registers are allocated, and move, in eights
 

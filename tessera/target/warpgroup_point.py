@@ -1,4 +1,4 @@
-"""The default schedule of products where there are wgmma and TMA: a producer, warpgroups, persistent programs.
+"""The default schedule of products where there are wgmma and TMA: persistent programs of a producer and warpgroups.
 
 Rows are taken 128 at a time where two warpgroups of the consumers have 64 each. A right operand of which all of K fits
 stays in shared memory; what streams through a ring has what is left, in as many slots as fit.
