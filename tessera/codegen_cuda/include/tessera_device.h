@@ -297,6 +297,7 @@ TS_MMA(ts_mma_m16n8k8_tf32, "m16n8k8", "tf32")  // operands rounded to tf32 befo
 #undef TS_MMA
 
 #include "tessera_device_wgmma.h"
+#include "tessera_device_cluster.h"
 
 // f32 to tf32, to nearest, ties away from zero.
 TS_DEVICE ts_u32 ts_round_tf32(float x) {

@@ -16,6 +16,7 @@
 //   tessera_twin_wgmma.h    products of a warpgroup
 //   tessera_twin_effects.h  atomic updates, prints, assertions
 //   tessera_twin_launch.h   TS_TWIN_ENTRY: runs a grid
+//   tessera_twin_cluster.h  blocks that run at the same time
 #pragma once
 
 typedef long long ts_i64;
@@ -60,11 +61,12 @@ struct ts_tensor_maps {
 #define TS_TABLE(T, N) const ts_table<T, N>&
 #define TS_MAP const ts_tensor_map&
 #define TS_MAPS(N) const ts_tensor_maps<N>&
-// The launch bound becomes a constant beside the kernel, which the entry checks as a driver would.
-#define TS_KERNEL(name, threads)                              \
-    static constexpr int ts_twin_max_threads_##name = threads; \
-    static void name
+// The launch bound and the size of a cluster become constants beside the kernel, which the entry checks as a driver would.
+#define TS_KERNEL(name, threads) TS_KERNEL_CLUSTER(name, threads, 1, 1)
 #define TS_KERNEL_OCC(name, threads, min_blocks) TS_KERNEL(name, threads)
+#define TS_KERNEL_CLUSTER(name, threads, min_blocks, cluster)                                            \
+    static constexpr int ts_twin_max_threads_##name = threads, ts_twin_cluster_##name = cluster; \
+    static void name
 #define TS_UNROLL
 #define TS_ROLLED
 #define TS_UNROLL_N(n)
@@ -84,3 +86,4 @@ struct ts_tensor_maps {
 #include "tessera_twin_wgmma.h"
 #include "tessera_twin_effects.h"
 #include "tessera_twin_launch.h"
+#include "tessera_twin_cluster.h"

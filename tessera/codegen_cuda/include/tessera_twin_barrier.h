@@ -7,7 +7,7 @@ inline void pass_block_barrier() {
     state.at_barrier = 0;
     state.idle_spins = 0;
     join_block();
-    ++state.epoch;
+    if (!is_own(++state.epoch)) out_of_steps();
     if (state.warpgroups) state.warpgroups->pass_barrier();
     for (int w = 0; w < state.warps; ++w) finish_requests(state.warp[w]);
     for (int thread = 0; thread < state.threads; ++thread) wake(thread);
@@ -31,11 +31,11 @@ inline void block_barrier() {
 // ---- named barriers --------------------------------------------------------------------------------------------
 // They order by clocks: no epoch ends, since only some threads take part.
 
-inline ts_u32 named_clocks[NAMED_BARRIERS][AGENTS];  // of those who wait
+inline ts_u32* named_clocks(int id) { return state.named_clocks + (ts_i64)id * state.agents; }
 
 inline void reset_named_barriers() {
     for (int id = 0; id < NAMED_BARRIERS; ++id) {
-        if (state.named[id].arrived) __builtin_memset(named_clocks[id], 0, sizeof named_clocks[id]);
+        if (state.named[id].arrived) clear_clocks(named_clocks(id));
         state.named[id] = NamedBarrier{};
     }
 }
@@ -46,11 +46,11 @@ inline void pass_named_barrier(int id) {
     for (int thread = 0; thread < state.threads; ++thread) {
         const Fiber& waiter = state.fibers[thread];
         if (waiter.waiting != NAMED_BARRIER || waiter.mbarrier != id) continue;
-        join(&known(thread, 0), named_clocks[id]);
+        join(&known(thread, 0), named_clocks(id));
         finish_requests(state.warp[thread / 32]);
         wake(thread);
     }
-    __builtin_memset(named_clocks[id], 0, sizeof named_clocks[id]);
+    clear_clocks(named_clocks(id));
     if (ts_twin_counter* totals = counter(fiber().line)) ++totals->barriers;
 }
 
@@ -65,7 +65,7 @@ inline void named_barrier(int id, int threads) {
         fail(DIVERGENT, state.thread, "enters barrier %d of %d threads, at which others wait for %d", id, threads,
              barrier.threads);
     if (!state.clocks) start_clocks();
-    release(state.thread, named_clocks[id]);
+    release(state.thread, named_clocks(id));
     barrier.threads = threads;
     fiber().mbarrier = id;
     wait_for(NAMED_BARRIER);
@@ -137,8 +137,7 @@ inline void init_mbarrier(char* p, int count) {
     const Event now = event_of(state.thread);
     Mbarrier& barrier = state.mbarriers[state.mbarrier_count++];
     barrier = Mbarrier{offset, count, count, 0, state.thread, now.line, now.epoch, now.warp_epoch, now.clock,
-                       (ts_u32*)__builtin_calloc(AGENTS, sizeof(ts_u32)), (ts_u32*)__builtin_calloc(AGENTS, sizeof(ts_u32)),
-                       (Event*)__builtin_calloc(MAX_THREADS, sizeof(Event))};
+                       new_clocks(1), new_clocks(1), (Event*)__builtin_calloc(MAX_THREADS, sizeof(Event))};
 }
 
 // The open phase completes when all arrivals and all bytes have come.
@@ -148,7 +147,7 @@ inline void complete_phase(int index) {
     if (barrier.missing || barrier.expected != barrier.landed) return;
     barrier.expected = barrier.landed = 0;
     join(barrier.released, barrier.arrived);
-    __builtin_memset(barrier.arrived, 0, AGENTS * sizeof(ts_u32));
+    clear_clocks(barrier.arrived);
     ++barrier.completed;
     barrier.missing = barrier.count;
     for (int thread = 0; thread < state.threads; ++thread) {
@@ -213,7 +212,7 @@ inline void arrive_for_warp(Warp& warp) {
             fail(MBARRIER, first_thread + lane, "arrives at another mbarrier than lane 0 of its warp");
     const int index = find_mbarrier((const char*)warp.deposits[0].first, "arrives at");
     note_use(index);
-    for (int lane = 0; lane < 32; ++lane) release(first_thread + lane, state.mbarriers[index].arrived);
+    join(state.mbarriers[index].arrived, released_by(first_thread));
     arrive_at(index);
 }
 
@@ -251,7 +250,8 @@ inline bool test_mbarrier(char* p, int parity) {
     }
     if (++state.idle_spins > 64 * state.threads) {
         state.idle_spins = 0;
-        if (!fire_oldest_arrival()) {
+        if (state.cluster && state.cluster->go_elsewhere()) return false;
+        if (!fire_oldest_arrival() && !(state.cluster && state.cluster->await_data())) {
             Fiber& self = fiber();
             self.mbarrier = index;
             self.parity = parity;

@@ -1,6 +1,6 @@
-// Fibers, scheduling and reports. One block runs at a time, on one OS thread: a fiber runs until it must wait for
-// others, then the next runnable lane of its warp goes on, then the next warp. A fault records a report and abandons
-// the block (kernels own nothing that would need a destructor).
+// Fibers, scheduling and reports. One block runs at a time (or one cluster, tessera_twin_cluster.h), on one OS thread: a
+// fiber runs until it must wait for others, then the next runnable lane of its warp goes on, then the next warp. A fault
+// records a report and abandons the block (kernels own nothing that would need a destructor).
 //
 // Two notions of time: with seed 0 warps and lanes go in order and asynchronous data comes at the last legal moment;
 // with another seed everything that may happen in any order does.
@@ -114,13 +114,14 @@ enum Waiting {
     VOTE,
     WARPGROUP,
     NAMED_BARRIER,
+    CLUSTER_BARRIER,
 };
 inline const char* const waiting_names[] = {"nothing",    "ts_warp_barrier",
                                             "a shuffle",  "ldmatrix",
                                             "mma",        "ts_barrier",
                                             "ts_mbarrier_wait", "stmatrix",
                                             "ts_mbarrier_arrive_after", "a warpgroup instruction",
-                                            "ts_barrier_of"};
+                                            "ts_barrier_of", "ts_cluster_barrier"};
 
 // What a lane brings to a collective: where its result goes and where its operands are. They lie on the lane's own
 // stack, which stays alive while the lane waits.
@@ -183,6 +184,7 @@ struct Fiber {
     int waiting;         // a Waiting
     int mbarrier;        // when waiting == PHASE; the number of the barrier when waiting == NAMED_BARRIER
     int parity;
+    int remote_line;     // of its last arrival at another block since the last barrier of the cluster; 0: none
     ts_u64 loops;        // names the current iteration of every loop round this place
 };
 
@@ -200,7 +202,7 @@ struct Mbarrier {
     ts_u32 *arrived, *released;  // clocks of the arrivals in this phase, and in all completed ones
     Event* uses;                 // by thread: its last arrival or wait
     ts_i64 expected, landed;     // bytes of copies in this phase: those announced, those that are there
-    bool fenced;                 // exists for TMA
+    bool fenced, shared;         // exists for TMA, and for the other blocks of the cluster
     int load_line, load_thread;  // its last load
 };
 // What tessera_twin_wgmma.h does for the others, through pointers: a text without warpgroups need not compile it.
@@ -220,24 +222,34 @@ struct TmaSteps {
     void (*finish_stores)();     // of a thread that returns
     bool (*finish_loads)();      // of a block at its end; false when there is a finding
 };
-constexpr ts_i64 MAX_STEPS = 1 << 26;  // device functions that one block may call: a few seconds
+// What tessera_twin_cluster.h does for the others, in a launch of clusters.
+struct ClusterSteps {
+    bool (*go_elsewhere)();   // lets another block run that can, and comes back; false when there is none
+    bool (*await_data)();     // the same at the last moment for asynchronous data, which lands where somebody waits
+    void (*leave)();          // the block that runs has returned
+    void (*finish_thread)();  // of a thread that returns
+    void (*find_stuck)();     // brings the block that shows best why nothing can go on
+};
+constexpr ts_i64 MAX_STEPS = 1 << 26;  // device functions that one block, or cluster, may call: a few seconds
 
-struct State {
+// What belongs to a block. Of the blocks of a cluster it is that of the running one.
+struct BlockState {
     int thread;  // running fiber
-    int threads, warps;
-    ts_i64 block[3], grid[3];
+    ts_i64 block[3];
     int exited, at_barrier;
     int barrier_line, barrier_thread;
     ts_u32 epoch;        // grows with each block barrier and each block
     ts_u32 first_epoch;  // of this block
-    bool aborted;
     char* shared;
-    ts_i64 shared_bytes;
-    Shadow* shadow;    // of shared memory; null when races are not checked
-    Shadow** regions;  // of each region of global memory
-    ts_u32* clocks;    // vector clocks: a row per thread; null until the launch meets an mbarrier
+    Shadow* shadow;  // of shared memory; null when races are not checked
+    // Vector clocks, a row per thread; null until the block meets an mbarrier. A row has the clocks of the agents of all
+    // blocks of the cluster, and a pointer into it leads to those of this block: `agents_before` belong to earlier ones.
+    ts_u32* clocks;
     ts_u32* own_clock;
+    ts_u32* named_clocks;  // of those who wait at a named barrier, a row each
+    int agents_before;
     ts_u32 fences[MAX_THREADS];  // ts_fence_async executed by each thread
+    Event* fence_events;         // the latest of each
     Mbarrier mbarriers[MAX_MBARRIERS];
     int mbarrier_count;
     NamedBarrier named[NAMED_BARRIERS];
@@ -245,24 +257,34 @@ struct State {
     // the block ends without that, it is what it seems.
     int unwritten_thread, unwritten_line;  // thread -1: none
     char unwritten_message[160];
-    const WarpgroupHooks* warpgroups;  // null until the launch meets one
+    const WarpgroupHooks* warpgroups;  // null until the block meets one
     int pending_arrivals;
-    TmaSteps tma;
     TmaLoad* loads;  // on their way, in the order of issue
     int load_count, load_capacity;
     TmaStore* stores;  // of which the data has not moved
     int store_count, store_capacity;
     int idle_spins;
-    ts_i64 steps;  // device functions called in this block
+    char* stacks;
+    Fiber* fibers;
+    Warp warp[MAX_WARPS];
+};
+struct State : BlockState {
+    int threads, warps;
+    ts_i64 grid[3];
+    ts_i64 shared_bytes;
+    ts_u32 epochs;     // that a block may have: another one's lie beyond
+    int agents;        // in a row of clocks
+    Shadow** regions;  // of each region of global memory
+    bool aborted;
+    ts_i64 steps;  // device functions called
+    TmaSteps tma;
+    const ClusterSteps* cluster;  // null in a launch without clusters
     const ts_twin_options* options;
     ts_twin_report* report;
     int last_allocation;
     ts_u64 random;
     void (*body)();
-    char* stacks;
     Fiber main;
-    Fiber* fibers;
-    Warp warp[MAX_WARPS];
 };
 inline State state;
 
@@ -393,8 +415,10 @@ inline void yield() {
         return;
     }
     int warp = pick_warp(current);
+    if (state.cluster && (warp < 0 || one_in(4)) && state.cluster->go_elsewhere()) return;
     // The last legal moment for asynchronous data: everybody waits for it.
     while (warp < 0 && fire_oldest_arrival()) warp = pick_warp(current);
+    if (state.cluster && warp < 0 && state.cluster->await_data()) return;
     if (warp < 0) fail_stuck();
     switch_to_thread(warp * 32 + pick_lane(state.warp[warp], 31));
 }
@@ -412,12 +436,16 @@ inline void wake(int thread) {
 inline void fiber_main() {
     state.body();
     if (state.tma.finish_stores) state.tma.finish_stores();
+    if (state.cluster) state.cluster->finish_thread();
     Warp& warp = state.warp[state.thread / 32];
     const ts_u32 bit = 1u << (state.thread % 32);
     warp.live &= ~bit;
     warp.runnable &= ~bit;
     if (!warp.live) finish_requests(warp);
-    if (++state.exited == state.threads) switch_to_main();
+    if (++state.exited == state.threads) {
+        if (state.cluster) state.cluster->leave();
+        switch_to_main();
+    }
     yield();
     __builtin_unreachable();
 }
@@ -444,7 +472,7 @@ inline void prepare_fiber(int thread) {
     fiber.first_arrival = fiber.arrival_count = 0;
     fiber.group_count = fiber.groups_read = 0;
     fiber.waiting = NOTHING;
-    fiber.line = 0;
+    fiber.line = fiber.remote_line = 0;
     fiber.loops = 0;
 }
 
@@ -503,6 +531,7 @@ inline void add_waiters(Text& text, const Fiber& model) {
 // Everybody waits and nobody can run. It is a matter of divergence when a collective lacks threads, a deadlock when
 // somebody waits for a phase.
 [[noreturn]] __attribute__((noinline, cold)) inline void fail_stuck() {
+    if (state.cluster) state.cluster->find_stuck();
     Text text{};
     int culprit = -1, rank = 0;
     for (int thread = 0; thread < state.threads; ++thread) {

@@ -79,7 +79,7 @@ inline void report_written() {
     }
 }
 
-inline void run_block() {
+inline void begin_block() {
     __builtin_memset(state.shared - GUARD_BYTES, GUARD_BYTE, GUARD_BYTES);
     __builtin_memset(state.shared, POISON_BYTE, state.shared_bytes);
     __builtin_memset(state.shared + state.shared_bytes, GUARD_BYTE, GUARD_BYTES);
@@ -100,9 +100,16 @@ inline void run_block() {
     state.exited = state.at_barrier = state.idle_spins = 0;
     state.steps = 0;
     state.unwritten_thread = -1;
+}
+
+// Until its threads have returned, or one has failed.
+inline void run_threads() {
     state.aborted = false;
     state.thread = pick_warp(0) * 32;
     switch_fibers(state.main, state.fibers[state.thread]);
+}
+
+inline void end_block() {
     for (int w = 0; w < state.warps; ++w) finish_requests(state.warp[w]);
     if (!state.aborted && state.unwritten_thread >= 0)
         record(UNINITIALISED, state.unwritten_thread, state.unwritten_line, state.unwritten_message);
@@ -112,13 +119,71 @@ inline void run_block() {
     check_guards(state.shared + state.shared_bytes, "past the end of");
 }
 
+inline void place_block(ts_i64 number) {
+    state.block[0] = number % state.grid[0];
+    state.block[1] = number / state.grid[0] % state.grid[1];
+    state.block[2] = number / state.grid[0] / state.grid[1];
+}
+
+inline void run_block(ts_i64 number) {
+    place_block(number);
+    begin_block();
+    run_threads();
+    end_block();
+}
+
+// Memory of the blocks that run at the same time: one, or those of a cluster.
+struct Memory {
+    char *stacks, *arena, *shadow;
+    Fiber* fibers;
+    ts_i64 stack_bytes, arena_bytes, shadow_bytes;  // of a block
+};
+
+inline void open_block(const Memory& memory, int rank) {
+    state.shared = memory.arena + rank * memory.arena_bytes + GUARD_BYTES;
+    state.shadow = memory.shadow ? (Shadow*)(memory.shadow + rank * memory.shadow_bytes) : nullptr;
+    state.stacks = memory.stacks + rank * memory.stack_bytes;
+    state.fibers = memory.fibers + rank * state.threads;
+    state.agents_before = rank * AGENTS;
+}
+
+inline void close_block() {
+    for (int thread = 0; thread < state.threads; ++thread) {
+        __builtin_free(state.fibers[thread].copies);
+        __builtin_free(state.fibers[thread].arrivals);
+        __builtin_free(state.fibers[thread].groups);
+    }
+    for (Warp& warp : state.warp) {
+        __builtin_free(warp.requests);
+        __builtin_free(warp.request_index);
+    }
+    reset_clocks();
+    __builtin_free(state.loads);
+    __builtin_free(state.stores);
+    if (state.warpgroups) state.warpgroups->end_launch();
+    free_clocks(state.clocks);
+    free_clocks(state.named_clocks);
+    __builtin_free(state.own_clock);
+    __builtin_free(state.fence_events);
+}
+
+// What tessera_twin_cluster.h does for a launch of clusters.
+struct ClusterLaunch {
+    int blocks;  // of a cluster
+    void (*open)(const Memory& memory);
+    void (*run)(ts_i64 number);  // the cluster that has the block of this number
+    void (*close)();
+};
+
 inline char* map(ts_i64 bytes) {
     void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return p == MAP_FAILED ? nullptr : (char*)p;
 }
 
 inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int threads, int max_threads,
-                    long shared_bytes, const ts_twin_options* options, ts_twin_report* report) {
+                    long shared_bytes, const ClusterLaunch* clusters, const ts_twin_options* options,
+                    ts_twin_report* report) {
+    const int cluster = clusters ? clusters->blocks : 1;
     report->count = 0;
     report->output_bytes = output.length = 0;
     state = State{};
@@ -139,17 +204,25 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
         record(BAD_LAUNCH, -1, 0, message);
         return report->count;
     }
-    const ts_i64 grid_blocks = (ts_i64)gx * gy * gz;
+    if (gx % cluster) {
+        __builtin_snprintf(message, sizeof message, "a grid of %ld blocks along axis 0 in clusters of %d", gx, cluster);
+        record(BAD_LAUNCH, -1, 0, message);
+        return report->count;
+    }
+    const ts_i64 grid_blocks = (ts_i64)gx * gy * gz / cluster;
     const ts_i64 blocks = options->blocks ? options->block_count : grid_blocks;
     // Page-aligned, so that the dynamic block has its alignment of 1024 behind a guard of one page.
-    const ts_i64 stack_bytes = threads * STACK_BYTES, arena_bytes = shared_bytes + 2 * GUARD_BYTES;
-    const ts_i64 shadow_bytes = options->check_races && shared_bytes ? shared_bytes * (ts_i64)sizeof(Shadow) : 0;
-    char* stacks = map(stack_bytes);
-    char* arena = map(arena_bytes);
-    char* shadow = shadow_bytes ? map(shadow_bytes) : nullptr;
-    Fiber* fibers = (Fiber*)__builtin_calloc(threads, sizeof(Fiber));
+    Memory memory{};
+    memory.stack_bytes = threads * STACK_BYTES;
+    memory.arena_bytes = (shared_bytes + 1023) / 1024 * 1024 + 2 * GUARD_BYTES;
+    memory.shadow_bytes = options->check_races && shared_bytes ? shared_bytes * (ts_i64)sizeof(Shadow) : 0;
+    memory.stacks = map(cluster * memory.stack_bytes);
+    memory.arena = map(cluster * memory.arena_bytes);
+    memory.shadow = memory.shadow_bytes ? map(cluster * memory.shadow_bytes) : nullptr;
+    memory.fibers = (Fiber*)__builtin_calloc(cluster * threads, sizeof(Fiber));
     ts_i64* order = options->seed ? (ts_i64*)__builtin_malloc(blocks * sizeof(ts_i64) + 8) : nullptr;
-    bool enough = stacks && arena && fibers && (shadow || !shadow_bytes) && (order || !options->seed);
+    bool enough = memory.stacks && memory.arena && memory.fibers && (memory.shadow || !memory.shadow_bytes) &&
+                  (order || !options->seed);
     Shadow** regions = (Shadow**)__builtin_calloc(options->region_count + 1, sizeof(Shadow*));
     for (int i = 0; i < options->region_count && options->check_races; ++i) {
         const ts_twin_region& region = options->regions[i];
@@ -165,42 +238,24 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
         state.threads = threads;
         state.warps = (threads + 31) / 32;
         state.grid[0] = gx, state.grid[1] = gy, state.grid[2] = gz;
-        state.shared = arena + GUARD_BYTES;
         state.shared_bytes = shared_bytes;
-        state.shadow = (Shadow*)shadow;
         state.regions = options->check_races ? regions : nullptr;
-        state.stacks = stacks;
-        state.fibers = fibers;
+        state.agents = cluster * AGENTS;
+        state.epochs = (ts_u32)((1u << 31) / (clusters ? grid_blocks * cluster : 1));
         state.random = options->seed * 0x9E3779B97F4A7C15ull | 1;
         for (ts_i64 i = 0; order && i < blocks; ++i) {
             const ts_i64 j = (ts_i64)((next_random() >> 20) % (ts_u64)(i + 1));
             order[i] = order[j];
             order[j] = i;
         }
+        clusters ? clusters->open(memory) : open_block(memory, 0);
         for (ts_i64 i = 0; i < blocks; ++i) {
             const ts_i64 chosen = order ? order[i] : i;
-            const ts_i64 block = options->blocks ? options->blocks[chosen] : chosen;
-            state.block[0] = block % gx;
-            state.block[1] = block / gx % gy;
-            state.block[2] = block / gx / gy;
-            run_block();
+            const ts_i64 block = options->blocks ? options->blocks[chosen] : chosen * cluster;
+            clusters ? clusters->run(block) : run_block(block);
         }
         if (state.regions) report_written();
-        for (int thread = 0; thread < threads; ++thread) {
-            __builtin_free(fibers[thread].copies);
-            __builtin_free(fibers[thread].arrivals);
-            __builtin_free(fibers[thread].groups);
-        }
-        for (Warp& warp : state.warp) {
-            __builtin_free(warp.requests);
-            __builtin_free(warp.request_index);
-        }
-        reset_clocks();
-        __builtin_free(state.loads);
-        __builtin_free(state.stores);
-        if (state.warpgroups) state.warpgroups->end_launch();
-        __builtin_free(state.clocks);
-        __builtin_free(state.own_clock);
+        clusters ? clusters->close() : close_block();
         report->output = output.text;
         report->output_bytes = output.length;
     }
@@ -208,11 +263,11 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
         const ts_twin_region& region = options->regions[i];
         if (regions[i]) munmap(regions[i], (region.bytes + region.granule - 1) / region.granule * (ts_i64)sizeof(Shadow));
     }
-    if (stacks) munmap(stacks, stack_bytes);
-    if (arena) munmap(arena, arena_bytes);
-    if (shadow) munmap(shadow, shadow_bytes);
+    if (memory.stacks) munmap(memory.stacks, cluster * memory.stack_bytes);
+    if (memory.arena) munmap(memory.arena, cluster * memory.arena_bytes);
+    if (memory.shadow) munmap(memory.shadow, cluster * memory.shadow_bytes);
     __builtin_free(regions);
-    __builtin_free(fibers);
+    __builtin_free(memory.fibers);
     __builtin_free(order);
     return report->count;
 }
@@ -227,5 +282,5 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
         void** args, long gx, long gy, long gz, int threads, long shared_bytes, const ts_twin_options* options,    \
         ts_twin_report* report) {                                                                                  \
         return ts_twin::run_grid(ts_twin::Call<name>::body, args, gx, gy, gz, threads, ts_twin_max_threads_##name, \
-                                 shared_bytes, options, report);                                                   \
+                                 shared_bytes, ts_twin::cluster_launch<ts_twin_cluster_##name>(), options, report); \
     }

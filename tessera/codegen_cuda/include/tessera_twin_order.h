@@ -54,7 +54,10 @@ struct Readers {
 };
 inline Readers readers;
 
-inline ts_u32& known(int thread, int other) { return state.clocks[(ts_i64)thread * AGENTS + other]; }
+inline ts_u32& known(int thread, int other) { return state.clocks[(ts_i64)thread * state.agents + other]; }
+
+// Whether an epoch is of the running block. (Blocks of a cluster have theirs at the same time.)
+inline bool is_own(ts_u32 epoch) { return epoch - state.first_epoch < state.epochs; }
 
 // The thread that an agent acts for; a thread acts for itself. TMA's agents act when a copy is issued, by the running thread.
 inline int thread_of(int agent) {
@@ -71,7 +74,7 @@ inline Event event_of(int thread, bool atomic = false) {
 // Whether an event of this block happened before what `thread` does now.
 inline bool before(const Event& event, int thread) {
     thread = thread_of(thread);
-    if (event.thread >= LOAD_AGENTS && event.epoch >= state.first_epoch)
+    if (event.thread >= LOAD_AGENTS && is_own(event.epoch))
         return known(thread, event.thread) >= event.clock;
     if (event.epoch != state.epoch || event.thread == thread) return true;
     if (event.thread / 32 == thread / 32 && event.warp_epoch < state.warp[thread / 32].epoch) return true;
@@ -111,7 +114,7 @@ struct PlaceText {
                                                                     const char* other_verb, const Event& other) {
     const PlaceText where(place);
     const int self = thread_of(thread);
-    if (other.epoch < state.first_epoch)
+    if (!is_own(other.epoch))
         fail(kind, self, "%s %s, which another block %s at {line %d}: blocks run in any order", verb, where.data,
              other_verb, other.line);
     if (other.thread == MANY_WARPS)
@@ -162,19 +165,19 @@ inline void forget_readers(Shadow& shadow) {
 
 // Whether the granule holds something that this block, or any with `any_block`, wrote.
 inline bool is_written(const Shadow& shadow, bool any_block) {
-    return any_block ? shadow.write.epoch != 0 : shadow.write.epoch >= state.first_epoch;
+    return any_block ? shadow.write.epoch != 0 : is_own(shadow.write.epoch);
 }
 
 inline void watch_read(Shadow& shadow, int thread, Place place, const char* verb, bool blocks, bool atomic = false) {
     const Event event = event_of(thread, atomic);
     const Event& write = shadow.write;
-    if (write.epoch >= state.first_epoch ? !before(write, thread) && !(atomic && write.atomic)
-                                         : blocks && write.epoch && !(atomic && write.atomic))
+    if (is_own(write.epoch) ? !before(write, thread) && !(atomic && write.atomic)
+                            : blocks && write.epoch && !(atomic && write.atomic))
         fail_order(RACE, thread, verb, place, "wrote", write);
     Event& read = shadow.read;
-    if (blocks && read.epoch && read.epoch < state.first_epoch) shadow.many_blocks = true;
+    if (blocks && read.epoch && !is_own(read.epoch)) shadow.many_blocks = true;
     if (state.clocks) {
-        if (shadow.readers && read.epoch < state.first_epoch) shadow.readers = 0;
+        if (shadow.readers && !is_own(read.epoch)) shadow.readers = 0;
         add_reader(shadow, event);
         read = event;
         return;
@@ -200,9 +203,9 @@ inline void watch_write(Shadow& shadow, int thread, Place place, const char* ver
     const Event &write = shadow.write, &read = shadow.read;
     const int conflict = blocks && !atomic && !write.atomic ? CONFLICTING_WRITES : RACE;
     if (!same && !(atomic && write.atomic) &&
-        (write.epoch >= state.first_epoch ? !before(write, thread) : blocks && write.epoch))
+        (is_own(write.epoch) ? !before(write, thread) : blocks && write.epoch))
         fail_order(conflict, thread, verb, place, "wrote", write);
-    if (read.epoch >= state.first_epoch) {
+    if (is_own(read.epoch)) {
         if (state.clocks) {
             for (int i = shadow.readers; i; i = readers.nodes[i - 1].next) {
                 const Event& reader = readers.nodes[i - 1].event;
@@ -232,10 +235,12 @@ inline void mark_async(Shadow& byte) { byte.fences = 0; }
 
 // The latest fences of each thread; that an older one came before everything asked about is taken for granted.
 constexpr int FENCES_KEPT = 32;
-inline Event fence_events[MAX_THREADS][FENCES_KEPT];
+inline Event& fence_event(int thread, ts_u32 number) {
+    return state.fence_events[thread * FENCES_KEPT + number % FENCES_KEPT];
+}
 inline void fence_async() {
-    fence_events[state.thread][state.fences[state.thread] % FENCES_KEPT] = event_of(state.thread);
-    ++state.fences[state.thread];
+    if (!state.fence_events) state.fence_events = (Event*)__builtin_malloc(state.threads * FENCES_KEPT * sizeof(Event));
+    fence_event(state.thread, state.fences[state.thread]++) = event_of(state.thread);
 }
 
 // An asynchronous unit reads a byte on behalf of `thread`.
@@ -246,7 +251,7 @@ inline void check_fenced(int thread, const Shadow& byte, ts_i64 offset, const ch
     if (count == first)
         fail(UNFENCED, thread_of(thread), "%s {shared %lld}, which thread %d wrote at {line %d} with no ts_fence_async of its own since",
              verb, offset, writer, byte.write.line);
-    const Event& fence = fence_events[writer][first % FENCES_KEPT];
+    const Event& fence = fence_event(writer, first);
     if (count - first <= FENCES_KEPT && !before(fence, thread))
         fail(UNFENCED, thread_of(thread), "%s {shared %lld}, which thread %d wrote at {line %d}; nothing orders its ts_fence_async at {line %d} before",
              verb, offset, writer, byte.write.line, fence.line);
@@ -254,8 +259,25 @@ inline void check_fenced(int thread, const Shadow& byte, ts_i64 offset, const ch
 
 // ---- clocks ----------------------------------------------------------------------------------------------------
 
+constexpr int MAX_CLUSTER = 8;  // blocks
+
+// Rows of clocks, all zero.
+inline ts_u32* new_clocks(int rows) {
+    return (ts_u32*)__builtin_calloc((ts_i64)rows * state.agents, sizeof(ts_u32)) + state.agents_before;
+}
+inline void clear_clocks(ts_u32* clocks, int rows = 1) {
+    __builtin_memset(clocks - state.agents_before, 0, (ts_i64)rows * state.agents * sizeof(ts_u32));
+}
+inline void free_clocks(ts_u32* clocks) {
+    if (clocks) __builtin_free(clocks - state.agents_before);
+}
+inline void copy_clocks(ts_u32* into, const ts_u32* from) {
+    __builtin_memcpy(into - state.agents_before, from - state.agents_before, state.agents * sizeof(ts_u32));
+}
+
 inline void join(ts_u32* into, const ts_u32* from) {
-    for (int i = 0; i < AGENTS; ++i) into[i] = into[i] > from[i] ? into[i] : from[i];
+    const int end = state.agents - state.agents_before;
+    for (int i = -state.agents_before; i < end; ++i) into[i] = into[i] > from[i] ? into[i] : from[i];
 }
 
 // Everything that the thread did and knows goes into `into`.
@@ -264,13 +286,20 @@ inline void release(int thread, ts_u32* into) {
     into[thread] = state.own_clock[thread]++;
 }
 
+// What some threads (the lanes of a warp) did and know, until the next call.
+inline ts_u32* released_by(int first_thread, int threads = 32) {
+    static ts_u32 row[MAX_CLUSTER * AGENTS];
+    ts_u32* all = row + state.agents_before;
+    clear_clocks(all);
+    for (int i = 0; i < threads; ++i) release(first_thread + i, all);
+    return all;
+}
+
 // A warp barrier: each lane knows what all lanes know.
 inline void join_warp(int first_thread) {
     if (!state.clocks) return;
-    static ts_u32 all[AGENTS];
-    __builtin_memset(all, 0, sizeof all);
-    for (int lane = 0; lane < 32; ++lane) release(first_thread + lane, all);
-    for (int lane = 0; lane < 32; ++lane) __builtin_memcpy(&known(first_thread + lane, 0), all, sizeof all);
+    const ts_u32* all = released_by(first_thread);
+    for (int lane = 0; lane < 32; ++lane) copy_clocks(&known(first_thread + lane, 0), all);
 }
 
 // A block barrier: everybody knows everything. Epochs say so of accesses; arrivals pass it on by clocks.
@@ -280,14 +309,14 @@ inline void join_block() {
         for (int other = 0; other < state.threads; ++other) known(thread, other) = state.own_clock[other];
         if (thread) join(&known(0, 0), &known(thread, 0));
     }
-    for (int thread = 1; thread < state.threads; ++thread)
-        __builtin_memcpy(&known(thread, 0), &known(0, 0), AGENTS * sizeof(ts_u32));
+    for (int thread = 1; thread < state.threads; ++thread) copy_clocks(&known(thread, 0), &known(0, 0));
     for (int thread = 0; thread < state.threads; ++thread) ++state.own_clock[thread];
 }
 
 inline void start_clocks() {
     if (!state.clocks) {
-        state.clocks = (ts_u32*)__builtin_calloc((ts_i64)state.threads * AGENTS, sizeof(ts_u32));
+        state.clocks = new_clocks(state.threads);
+        state.named_clocks = new_clocks(NAMED_BARRIERS);
         state.own_clock = (ts_u32*)__builtin_malloc(AGENTS * sizeof(ts_u32));
     }
     for (int i = 0; i < AGENTS; ++i) state.own_clock[i] = 1;
@@ -296,13 +325,13 @@ inline void start_clocks() {
 inline void reset_clocks() {  // a new block
     readers.count = readers.free = 0;
     for (int i = 0; i < state.mbarrier_count; ++i) {
-        __builtin_free(state.mbarriers[i].arrived);
-        __builtin_free(state.mbarriers[i].released);
+        free_clocks(state.mbarriers[i].arrived);
+        free_clocks(state.mbarriers[i].released);
         __builtin_free(state.mbarriers[i].uses);
     }
     state.mbarrier_count = state.pending_arrivals = state.load_count = state.store_count = 0;
     if (!state.clocks) return;
-    __builtin_memset(state.clocks, 0, (ts_i64)state.threads * AGENTS * sizeof(ts_u32));
+    clear_clocks(state.clocks, state.threads);
     start_clocks();
 }
 

@@ -155,7 +155,30 @@ struct Sectors {
 
 inline void start_tma();
 
-inline void issue_load(char* dst, const Box& box, const char* p) {
+// The reads of a load, once for all blocks that it goes to; `agent` makes them.
+inline void read_box(int agent, const Box& box) {
+    Sectors sectors{};
+    each_row(box, [&](const Row& row) {
+        if (row.inside) read_global(agent, row.global, row.inside, 1, "copies from");
+        sectors.add(row);
+    });
+    sectors.report(&ts_twin_counter::global_read);
+}
+
+// What a load leaves in the block where it arrives, from its issue on.
+inline void start_load(int index, ts_i64 offset, const Box& box, int line) {
+    Mbarrier& barrier = state.mbarriers[index];
+    char* dst = state.shared + offset;
+    for (int i = 0; state.shadow && i < box.bytes; ++i) mark_async(state.shadow[offset + i]);
+    if (!one_in(2)) __builtin_memset(dst, POISON_BYTE, box.bytes);
+    barrier.load_line = line;
+    barrier.load_thread = state.thread;
+    append(state.loads, state.load_count, state.load_capacity) =
+        TmaLoad{box, offset, state.thread, line, index, barrier.completed, state.own_clock[LOAD_AGENTS + index]++};
+}
+
+// `reads`: a load to several blocks has read what it copies already.
+inline void issue_load(char* dst, const Box& box, const char* p, bool reads = true) {
     const int index = find_mbarrier(p, "copies with"), agent = LOAD_AGENTS + index;
     Mbarrier& barrier = state.mbarriers[index];
     if (!barrier.fenced)
@@ -164,23 +187,13 @@ inline void issue_load(char* dst, const Box& box, const char* p) {
     const ts_i64 offset = check_place(dst, box, "copies to");
     start_tma();
     note_use(index);
-    Sectors sectors{};
-    each_row(box, [&](const Row& row) {
-        if (row.inside) read_global(agent, row.global, row.inside, 1, "copies from");
-        sectors.add(row);
-    });
-    sectors.report(&ts_twin_counter::global_read);
+    if (reads) read_box(agent, box);
     // (A swizzle moves chunks within the box.)
     if (state.shadow) {
         check_proxy(offset, box.bytes, "copies to");
         shadow_write(agent, offset, box.bytes, nullptr, "copies to");
-        for (int i = 0; i < box.bytes; ++i) mark_async(state.shadow[offset + i]);
     }
-    if (!one_in(2)) __builtin_memset(dst, POISON_BYTE, box.bytes);
-    barrier.load_line = fiber().line;
-    barrier.load_thread = state.thread;
-    append(state.loads, state.load_count, state.load_capacity) =
-        TmaLoad{box, offset, state.thread, fiber().line, index, barrier.completed, state.own_clock[agent]++};
+    start_load(index, offset, box, fiber().line);
 }
 
 inline void move(const TmaLoad& load) {

@@ -25,7 +25,6 @@ struct Warpgroup {
     ts_i64 step_base;  // steps before steps[0]
     int registers, registers_line;
 };
-inline Warpgroup warpgroups[MAX_WARPGROUPS];
 
 // Registers of a thread at the launch: an equal share of a multiprocessor's, in steps of 8.
 inline int launch_registers() {
@@ -59,8 +58,16 @@ struct ProductQueue {
     int committed;
     bool fenced;  // ts_wgmma_fence since the last wait
 };
-inline ProductQueue queues[MAX_WARPS];
-inline int products_in_flight;
+// Of one block: of a cluster, of the running one.
+struct BlockProducts {
+    Warpgroup warpgroups[MAX_WARPGROUPS];
+    ProductQueue queues[MAX_WARPS];
+    int in_flight;
+};
+inline BlockProducts products;
+inline auto& warpgroups = products.warpgroups;
+inline auto& queues = products.queues;
+inline int& products_in_flight = products.in_flight;
 
 inline int warp_index(const Warp& warp) { return (int)(&warp - state.warp); }
 
