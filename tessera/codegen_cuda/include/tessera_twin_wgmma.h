@@ -26,9 +26,10 @@ struct Warpgroup {
     int registers, registers_line;
 };
 
-// Registers of a thread at the launch: an equal share of a multiprocessor's, in steps of 8.
+// Registers of a thread at the launch: an equal share of a multiprocessor's among the blocks that it must hold, in steps
+// of 8.
 inline int launch_registers() {
-    const int share = 65536 / ((state.threads + 127) / 128 * 128) / 8 * 8;
+    const int share = 65536 / ((state.threads + 127) / 128 * 128 * state.min_blocks) / 8 * 8;
     return share < 256 ? share : 256;
 }
 
