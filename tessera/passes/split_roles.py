@@ -170,9 +170,7 @@ def _held_long(group: CopyGroup, groups: dict[int, CopyGroup], stages: int) -> b
 
 
 class _Splitter:
-    def __init__(
-        self, kernel: Kernel, schedule: Schedule, arch: Arch, groups: list[CopyGroup], needed: set[Value]
-    ):
+    def __init__(self, kernel: Kernel, schedule: Schedule, arch: Arch, groups: list[CopyGroup], needed: set[Value]):
         self.kernel, self.schedule, self.arch, self.needed = kernel, schedule, arch, needed
         self.rings = _rings(groups, schedule.stages)
         self.ring_of = {group.wait.id: ring for ring in self.rings for group in ring.groups}

@@ -22,7 +22,9 @@ def tiles(m: int, n: int, warps: int, stages: int) -> list[str]:
     return [f"BLOCK_M={m}", f"BLOCK_N={n}", f"num_warps={warps}", f"num_stages={stages}"]
 
 
-def product(kind: str, dims: str, m: int = 128, n: int = 128, warps: int = 8, stages: int = 3) -> tuple[str, str, list[str]]:
+def product(
+    kind: str, dims: str, m: int = 128, n: int = 128, warps: int = 8, stages: int = 3
+) -> tuple[str, str, list[str]]:
     return f"examples/gemm.py::gemm_{kind}", dims, ["BLOCK_K=64", *tiles(m, n, warps, stages)]
 
 
