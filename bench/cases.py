@@ -19,6 +19,7 @@ import tessera as ts  # noqa: E402
 from bench.rivals import schedules  # noqa: E402
 from tessera import Tensor, tile  # noqa: E402
 from tessera.frontend.document import load_document  # noqa: E402
+from tessera.runtime.autotune_report import settings_text  # noqa: E402
 from tessera.runtime.bench_case import (  # noqa: E402
     FLOOR,
     OURS,
@@ -53,7 +54,12 @@ def ours(name, kernel, arguments, out):
         made, said = tuned(kernel, arguments)
         return Prepared(lambda: called(made, arguments, out), lambda: poison(out), lambda: said or choice_of(made))
 
-    return Entrant(name, OURS, prepare)
+    return Entrant(name, OURS, prepare, pinned=lambda pins: ours(*pinned(name, kernel, pins), arguments, out))
+
+
+def pinned(name, kernel, pins):
+    """A kernel with fields of its schedule fixed, and what it is called then."""
+    return f"{name} {settings_text(pins)}", kernel.scheduled(pins)
 
 
 def without_tuning(name, kernel, arguments, out):
@@ -64,6 +70,16 @@ def without_tuning(name, kernel, arguments, out):
 def as_it_is(kernel, arguments, out):
     made, said = untuned(kernel, arguments)
     return Prepared(lambda: called(made, arguments, out), lambda: poison(out), lambda: said)
+
+
+def plain(name, kernel, arguments, out):
+    """A kernel of ours that is not tuned at all."""
+    return Entrant(
+        name,
+        OURS,
+        lambda: as_it_is(kernel, arguments, out),
+        pinned=lambda pins: plain(*pinned(name, kernel, pins), arguments, out),
+    )
 
 
 def called(kernel, arguments, out):
@@ -379,7 +395,7 @@ def memory_problem(name, kernel, function, inputs, operations):
     out, copied = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     moved = sum(x.numel() for x in (*inputs, out)) * BF16
     entrants = (
-        Entrant(name, OURS, lambda: as_it_is(kernel, [*inputs, out], out)),
+        plain(name, kernel, [*inputs, out], out),
         eager(lambda: function(*inputs)),
         compiled(function, *inputs),
         floor("copy", lambda: copied.copy_(inputs[0]), moved / (2 * BF16 * out.numel())),

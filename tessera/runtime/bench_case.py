@@ -65,7 +65,7 @@ class Entrant:
     """Somebody who is timed. `prepare` may take long: it compiles, and allocates.
 
     Times are multiplied by `scale`, for floors that do a part of the work. `of` names the entrant of ours whose untuned
-    variant this is.
+    variant this is. `pinned` gives the entrant of ours whose kernel has fields of its schedule fixed.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Entrant:
     scale: float = 1.0
     searched: Searched | None = None
     of: str = ""
+    pinned: Callable[[Mapping[str, Any]], Entrant] | None = None
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ class Engine:
         self.entries: list[Entry] = []
         self.pruned: list[Entry] = []
         self.tried = 0
+        self.order: list[Entry] = []  # all that were lowered
         self._seen: dict[Request, None] = {}
         self._by_key: dict[str, Entry] = {}
         self._error: TesseraError | None = None
@@ -143,6 +144,7 @@ class Engine:
         self._seen.update(dict.fromkeys(requests))
         results = self.pool.map("lower", requests) if self.pool else [self.here.lower(r) for r in requests]
         entries = [Entry(dict(result.request.constants), result) for result in results]
+        self.order += entries
         return [entry for entry in entries if self._keep(entry)]
 
     def programs(self, entries: Sequence[Entry]) -> list[Program]:
@@ -192,6 +194,13 @@ class Engine:
     def best(self) -> Entry:
         self.first()
         return min(self.entries, key=lambda entry: entry.seconds)
+
+    def roomiest(self, entry: Entry) -> Point:
+        """The constants of the last point that was tried and is predicted as this one is, kept or as the same code: of
+        points in the order of their tile sizes, the one whose tiles more warps can share.
+        """
+        alike = [other for other in self.order if other.lowered.cost and other.seconds == entry.seconds]
+        return (alike or [entry])[-1].constants
 
     def ranked(self, slowest: float, limit: int | None) -> list[Entry]:
         """The entries that are kept, best predicted first; the others go to `pruned`.

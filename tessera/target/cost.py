@@ -27,8 +27,8 @@ class Cost:
     """The prediction for one launch. `seconds` is what schedules are ranked by.
 
     `bytes_dram` and `bytes_l2` are those of the whole launch, as are `flops` (of matrix products, padding included);
-    `shared_bytes` are a block's, `registers` an estimate for a thread, which can have `registers_left`. `waves`: blocks over those that run at once.
-    `limit`: the name of the largest of `terms`, which are seconds.
+    `shared_bytes` are a block's, `registers` an estimate for a thread, which can have `registers_left`. `waves`:
+    blocks over those that run at once. `limit`: the name of the largest of `terms`, which are seconds.
     """
 
     seconds: float
