@@ -17,6 +17,7 @@ from tessera.passes.choose_formats import choose_formats
 from tessera.passes.choose_schedule import choose_schedule
 from tessera.passes.defer_sums import defer_sums
 from tessera.passes.distribute import distribute
+from tessera.passes.form_clusters import form_clusters
 from tessera.passes.graph_simplify import drop_placement, inline_scopes, simplify
 from tessera.passes.hoist_invariants import hoist_invariants
 from tessera.passes.hoist_loads import hoist_loads
@@ -86,7 +87,9 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("distribute", lambda k, c: distribute(k)),
     # After the loop over K is there (`subtile` may make it) and the grid counts all programs that share its products.
     Pass("split_k", lambda k, c: split_k(k, schedule_of(k), c.sizes), exact=False),
-    # After the grid has its last shape.
+    # After the grid has its last shape; before programs are put in order, which then are whole clusters.
+    Pass("form_clusters", lambda k, c: form_clusters(k, schedule_of(k))),
+    # The same.
     Pass("order_programs", lambda k, c: order_programs(k, schedule_of(k))),
     # Before tiles are cut, while a load is one.
     Pass("hoist_tiles", lambda k, c: hoist_tiles(k, schedule_of(k))),

@@ -21,13 +21,14 @@ from __future__ import annotations
 from tessera.dtypes import i64
 from tessera.errors import SourceError
 from tessera.ir import dims
+from tessera.ir.clusters import cluster_of
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.dims import Size
 from tessera.ir.opdef import UNORDERED
 from tessera.ir.programs import names_program
 from tessera.target.schedule import Schedule
 
-ORDERED_AXES = 2  # grid axes 0 and 1
+ORDERED_AXES = 2  # grid axes 0 and 1; of clusters where programs form some
 
 
 def order_programs(kernel: Kernel, schedule: Schedule) -> Kernel:
@@ -38,13 +39,14 @@ def order_programs(kernel: Kernel, schedule: Schedule) -> Kernel:
     if schedule.group < 0:
         raise SourceError("TS512", f"group is {schedule.group}, and a group has one block or more", kernel.loc)
     grid = kernel.attributes.get("grid", ())
+    group = max(1, schedule.group // cluster_of(kernel)) if schedule.group else 0
     ids = [op for op in kernel.body.walk() if op.name == "program_id" and op.attributes["axis"] < ORDERED_AXES]
-    if not schedule.group or not ids or not _has_groups(grid, schedule.group):
+    if not group or not ids or not _has_groups(grid, group):
         return kernel
     if any(names_program(op) or op.definition.has(UNORDERED) for op in kernel.body.walk()):
         return kernel  # sums of floats by atomics depend on the order of programs
     new, builder, mapping = new_kernel_like(kernel)
-    taken = _ids(builder.at(*ids), grid[0], grid[1], schedule.group)
+    taken = _ids(builder.at(*ids), grid[0], grid[1], group)
     _copy(kernel.body, builder, mapping, taken)
     return new
 

@@ -7,6 +7,9 @@ With `Schedule.persistent` a kernel of grid (g0, g1, ...) becomes one of a singl
                                                 a, b = p % g0, p // g0
                                                 ...
 
+With a last axis of clusters of c (`form_clusters`) the loop is over clusters, and the grid is min(g0 * g1,
+multiprocessors * blocks // c) * c: program p of the launch is in cluster p // c, at place p % c.
+
 Where programs side by side work on parts of a row in turn, as many are launched as keep each one to its part.
 
 Programs of the launch take those of the kernel in turns, in the order in which the grid would have started them, so
@@ -20,6 +23,7 @@ import math
 
 from tessera.dtypes import i64
 from tessera.ir import dims
+from tessera.ir.clusters import PLACE_AXIS, cluster_of
 from tessera.ir.core import (
     Block,
     Builder,
@@ -47,7 +51,7 @@ def persist(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
     grid = kernel.attributes.get("grid", (1,))
     if not schedule.persistent or counts_multiprocessors(grid) or math.prod(grid) == 1:
         return kernel
-    reason = _reason(kernel)
+    reason = why_in_order(kernel)
     if reason:
         new, _ = clone_kernel(kernel)
         note = f"persistent = true has no effect: {reason}"
@@ -56,8 +60,8 @@ def persist(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
     return _Persistence(kernel, grid, arch).kernel(schedule.blocks)
 
 
-def _reason(kernel: Kernel) -> str:
-    """What keeps the programs of a kernel in the order of its grid; empty where nothing does."""
+def why_in_order(kernel: Kernel) -> str:
+    """What keeps the programs of a kernel in the order of its grid, as a clause; empty where nothing does."""
     if any(names_program(op) for op in kernel.body.walk()):
         return "prints and assertions name the program that they are of"
     names = sorted(order_dependent(kernel))
@@ -66,17 +70,25 @@ def _reason(kernel: Kernel) -> str:
 
 class _Persistence:
     def __init__(self, kernel: Kernel, grid: tuple[Size, ...], arch: Arch):
-        self.old, self.grid, self.arch = kernel, grid, arch
+        self.cluster = cluster_of(kernel)
+        self.old, self.grid, self.arch = kernel, grid if self.cluster == 1 else grid[:PLACE_AXIS], arch
         self.new, self.builder, self.mapping = new_kernel_like(kernel)
 
     def kernel(self, blocks: int) -> Kernel:
         total: Size = math.prod(self.grid)  # type: ignore[assignment, arg-type]
         at_once: Size = dims.symbol(MULTIPROCESSORS) * blocks
+        if self.cluster > 1:
+            at_once = dims.maximum(dims.floordiv(at_once, self.cluster), 1)
         self.fixed = self._fixed(blocks)
         if self.fixed > 1:
             at_once = dims.maximum(dims.floordiv(at_once, self.fixed), 1) * self.fixed
-        self.new.attributes["grid"] = (dims.minimum(total, at_once),)
+        self.new.attributes["grid"] = (dims.minimum(total, at_once) * self.cluster,)
         first, step = (self.builder.value(name, axis=0) for name in ("program_id", "num_programs"))
+        self.place = first
+        if self.cluster > 1:
+            size = self._size(self.builder, self.cluster)
+            self.place = self.builder.value("mod", first, size, hint="place")
+            first, step = (self.builder.value("floordiv", value, size) for value in (first, step))
         bounds = [first, self._size(self.builder, total), step]
         self.remainder = (
             self.builder.value("mod", first, self._size(self.builder, self.fixed)) if self.fixed > 1 else None
@@ -104,7 +116,7 @@ class _Persistence:
         part = parts.pop() if len(parts) == 1 else None
         if not isinstance(part, int) or part < 1 or dims.divisor(self.grid[0]) % part:
             return 1
-        return part if self.arch.typical_sm_count * blocks % part == 0 else 1
+        return part if self.arch.typical_sm_count * blocks // self.cluster % part == 0 else 1
 
     def _is_part(self, op: Op) -> bool:
         return op.name == "mod" and _axis(op.operands[0]) == 0 and constant_value(op.operands[1]) == self.fixed
@@ -151,6 +163,8 @@ class _Persistence:
 
     def _id(self, op: Op, builder: Builder) -> Value:
         axis, scale = op.attributes["axis"], op.attributes["scale"]
+        if self.cluster > 1 and axis == PLACE_AXIS:
+            return self.place
         index = self.ids[axis] if axis < len(self.ids) else self._size(builder, 0)
         return index if scale == 1 else builder.value("mul", index, self._size(builder, scale))
 

@@ -33,7 +33,7 @@ from tessera.target.warpgroup_values import VALUES
 MOST_WARPS, MOST_BLOCKS, MOST_STAGES = 32, 32, 16
 RESIDENT, WALKS = ("", "left", "both"), ("", "columns", "rows")
 SUMS, EPILOGUES = ("", "shared"), ("", "direct")
-FAMILIES, COPIES = ("", "wgmma"), ("", "tma")
+FAMILIES, COPIES, CLUSTERS = ("", "wgmma"), ("", "tma"), (1, 2, 4, 8)
 K_STEP = 16  # of a bf16 product: no operand tile is a part of it
 
 
@@ -156,6 +156,11 @@ def _none(kernel: Structure, default: Schedule) -> tuple[Any, ...]:
     return ()
 
 
+def _cluster(kernel: Structure, default: Schedule) -> tuple[int, ...]:
+    """Only where an author asks: it saves reading from the second-level cache, which few kernels wait for."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Field:
     """`values`: worth trying, given the structure and the default point; `accepts`: whether a value can be fixed by an
@@ -212,6 +217,7 @@ FIELDS: dict[str, Field] = {
     "copies": Field(_none, COPIES.__contains__, "one of " + ", ".join(map(repr, COPIES)), str),
     "panels": Field(_none, _whole(0), "an integer that is not negative"),
     "persistent": Field(_none, _is_bool, "true or false", _bool),
+    "cluster": Field(_none, CLUSTERS.__contains__, "1, 2, 4 or 8"),
 }
 
 
