@@ -156,11 +156,6 @@ def _none(kernel: Structure, default: Schedule) -> tuple[Any, ...]:
     return ()
 
 
-def _cluster(kernel: Structure, default: Schedule) -> tuple[int, ...]:
-    """Only where an author asks: it saves reading from the second-level cache, which few kernels wait for."""
-    return ()
-
-
 @dataclass(frozen=True)
 class Field:
     """`values`: worth trying, given the structure and the default point; `accepts`: whether a value can be fixed by an
