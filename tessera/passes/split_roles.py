@@ -76,11 +76,12 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
     needed = _needed(kernel, groups)
     assert needed is not None
     wanted = max(LEAST_STAGES, schedule.stages)
+    pinned = "stages" in pins_of(kernel)
     for stages in range(wanted, LEAST_STAGES - 1, -1):
         new = _Splitter(kernel, replace(schedule, stages=stages), arch, groups, needed).run()
-        if not limited or holds(new, schedule, arch):
+        if not limited or holds(new, replace(schedule, blocks=1) if pinned else schedule, arch):
             return new
-        if "stages" in pins_of(kernel):
+        if pinned:
             raise SourceError(
                 "TS501",
                 f"the schedule is pinned to {wanted} stages, and the shared memory of {arch.name} does not hold so "
