@@ -10,9 +10,7 @@ LOAD = "ts_tma_load_multicast(part, y, full + stage * 8, (1 << BLOCKS) - 1, 0, r
 MASK = "(1 << BLOCKS) - 1"
 PART = "*part = slot + HALF + rank * PART(BLOCKS) * 128;"
 DATA = "ts_mbarrier_wait(full + stage * 8, phase);"
-ARRIVE = (
-    "ts_mbarrier_arrive_cluster_after(empty + stage * 8, ts_register_word(a[7]) ^ ts_register_word(b[7]), BLOCKS);"
-)
+ARRIVE = "ts_mbarrier_arrive_cluster_after(empty + stage * 8, ts_register_word(a[7]) ^ ts_register_word(b[7]), BLOCKS);"
 EMPTY = "ts_mbarrier_init(full + 64 + i * 8, 2 * BLOCKS);"
 FENCE = "ts_mbarrier_fence();"
 STARTED = "ts_cluster_barrier();  // order: every block has its barriers"
