@@ -14,6 +14,7 @@ from tessera.codegen_cuda.layouts import LayoutNames
 from tessera.codegen_cuda.names import Names, dim_name, function_name, size_text
 from tessera.codegen_cuda.views import ViewNames, parameter_view
 from tessera.errors import InternalError
+from tessera.ir.clusters import cluster_of
 from tessera.ir.core import Block, Kernel, Op, Value, uses
 from tessera.ir.ranges import Ranges
 from tessera.ir.strides import parameter_strides
@@ -93,13 +94,15 @@ def emit(kernels: Sequence[Kernel]) -> list[CudaKernel]:
 
 
 def _bounds(name: str, threads: int, kernel: Kernel) -> str:
-    """The head of the kernel: threads of a block and, where the schedule asks, blocks that must fit.
+    """The head of the kernel: threads of a block and, where the schedule asks, blocks that must fit, or form a cluster.
 
     Where roles move registers, the assembler must know how many a thread starts with, which follows from both: without
     the blocks it ignores the moves (C7508).
     """
     blocks = (kernel.attributes.get("schedule") or {}).get("blocks", 1)
     moves = any(op.name == "roles" and any(op.attributes["registers"]) for op in kernel.body.ops)
+    if cluster_of(kernel) > 1:
+        return f"TS_KERNEL_CLUSTER({name}, {threads}, {blocks}, {cluster_of(kernel)})"
     said = blocks > 1 or moves
     return f"TS_KERNEL_OCC({name}, {threads}, {blocks})" if said else f"TS_KERNEL({name}, {threads})"
 

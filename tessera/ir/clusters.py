@@ -24,7 +24,8 @@ def cluster_of(kernel: Kernel) -> int:
 
 def differing(kernel: Kernel) -> set[Value]:
     """The values that may differ between the programs of a cluster."""
-    return derived(kernel, lambda op: op.name == "program_id", lambda op: _is_number_of_cluster(op, cluster_of(kernel)))
+    cluster = cluster_of(kernel)
+    return derived(kernel, lambda op: op.name == "program_id", lambda op: _is_number_of_cluster(op, cluster))
 
 
 def _is_number_of_cluster(op: Op, cluster: int) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from tessera.dtypes import i32
 from tessera.errors import SourceError
+from tessera.ir.clusters import cluster_of, differing, differing_blocks
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_kernel, clone_op, new_kernel_like
 from tessera.ir.opdef import COUNTED, ELEMENTWISE, LOOP
 from tessera.ir.ops.control import carried_values
@@ -31,7 +32,7 @@ from tessera.target.arch import Arch
 from tessera.target.role_registers import role_registers
 from tessera.target.schedule import Schedule, root
 from tessera.target.schedules import MOST_WARPS, pins_of
-from tessera.target.tensor_maps import why_not
+from tessera.target.tensor_maps import rows_of_part, why_not
 from tessera.target.wgmma import WGMMA_WARPS
 
 LEAST_STAGES = 2  # of a ring that is filled again and again: one slot is filled while one is read
@@ -44,6 +45,7 @@ class _Ring:
     order: int
     groups: list[CopyGroup]
     stages: int
+    cluster: int = 1  # programs whose producers fill one another's slots
     value: Value | None = None
     buffers: list[Value] = field(default_factory=list)
 
@@ -160,6 +162,26 @@ def _release_behind_products(group: CopyGroup, schedule: Schedule) -> None:
         group.last, group.read = last, []
 
 
+def _loaded_alike(kernel: Kernel, schedule: Schedule, rings: list[_Ring]) -> set[int]:
+    """The copies of windows that are the same in all programs of a cluster, which come to each slot of a ring in turn."""
+    cluster = cluster_of(kernel)
+    if cluster == 1:
+        return set()
+    values, layouts, found = differing(kernel), assign_layouts(kernel, schedule), set[int]()
+    apart = differing_blocks(kernel, values)
+    for ring in rings:
+        if any(id(group.block) in apart for group in ring.groups):
+            continue
+        for copy in (copy for group in ring.groups for copy in group.copies):
+            buffer, view = allocation(copy.operands[0]), copy.operands[1]
+            assert isinstance(buffer.type, BufferType)
+            type_ = BufferType(buffer.type.shape, buffer.type.dtype, layouts.buffer[buffer])
+            rows = rows_of_part(type_, cluster)
+            if view not in values and rows and why_not(view, type_, kernel, stages=ring.stages, rows=rows) is None:
+                found.add(copy.id)
+    return found
+
+
 def _held_long(group: CopyGroup, groups: dict[int, CopyGroup], stages: int) -> bool:
     """Whether its slot is held while all others of a ring would be taken: slots are taken in turn."""
     ops = group.block.ops
@@ -177,6 +199,10 @@ class _Splitter:
         self.ring_of = {group.wait.id: ring for ring in self.rings for group in ring.groups}
         self.group_of_copy = {copy.id: group for group in groups for copy in group.copies}
         self.group_of_wait = {group.wait.id: group for group in groups}
+        self.alike = _loaded_alike(kernel, schedule, self.rings)
+        for ring in self.rings:
+            if any(copy.id in self.alike for group in ring.groups for copy in group.copies):
+                ring.cluster = cluster_of(kernel)
         self.released: dict[int, list[CopyGroup]] = {}  # by the op after which they are
         for group in groups:
             if group.in_turn:
@@ -204,14 +230,23 @@ class _Splitter:
             inner.op("yield", [])
             regions.append(body)
         builder.origin = self.kernel.origin or builder.origin
-        builder.op("roles", [], regions, names=("load", "compute"), warps=(1, warps), registers=registers)
+        cluster = cluster_of(self.kernel) if self.alike else 1
+        builder.op(
+            "roles", [], regions, names=("load", "compute"), warps=(1, warps), registers=registers, cluster=cluster
+        )
         new.attributes["producer_warps"] = WGMMA_WARPS  # a warpgroup shares its registers
+        if cluster < cluster_of(self.kernel):
+            del new.attributes["cluster"]
+            note = f"cluster = {self.schedule.cluster} has no effect: its programs load nothing alike"
+            new.attributes["notes"] = (*self.kernel.attributes.get("notes", ()), note)
         return new
 
     def _allocate(self, ring: _Ring, builder: Builder) -> None:
         first = ring.groups[0]
         builder.at(first.wait)
-        ring.value = builder.value("ring", stages=ring.stages, arrivals=self.schedule.warps, hint=f"ring_{ring.order}")
+        ring.value = builder.value(
+            "ring", stages=ring.stages, arrivals=self.schedule.warps, cluster=ring.cluster, hint=f"ring_{ring.order}"
+        )
         for buffer in first.buffers:
             op = buffer.defining_op
             assert op is not None
@@ -250,7 +285,9 @@ class _Splitter:
         builder.op("ring_expect", [ring.value, slot.stage], bytes=group.bytes)
         for index, copy in enumerate(group.copies):
             buffer = _staged(ring, index, slot, builder)
-            builder.at(copy).op("tma_load", [buffer, mapping[copy.operands[1]], ring.value, slot.stage])
+            operands = [buffer, mapping[copy.operands[1]], ring.value, slot.stage]
+            programs = ring.cluster if copy.id in self.alike else 1
+            builder.at(copy).op("tma_load", operands, multicast=programs)
         state[ring.order] = _next(ring, slot, builder)
 
     def _consume(self, block: Block, builder: Builder, mapping: Mapping, state: _State) -> None:

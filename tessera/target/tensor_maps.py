@@ -109,6 +109,16 @@ def why_not(
     return reason
 
 
+def rows_of_part(buffer: BufferType, parts: int) -> int | None:
+    """How many rows a box takes where each of so many programs loads a part of a buffer for all of them, so that the
+    boxes of a part follow one another down the buffer; None where rows do not divide.
+    """
+    extent = next((size for size in reversed(int_shape(buffer)[:-1]) if size > 1), 1)
+    if extent % parts:
+        return None
+    return next(rows for rows in range(min(extent // parts, MAX_BOX), 0, -1) if extent // parts % rows == 0)
+
+
 def mapped_views(body: Block) -> set[Value]:
     """The windows that only tensor maps look at: nobody needs their address."""
     users = uses(body)

@@ -24,7 +24,7 @@ def _ring(emitter: Emitter, op: Op) -> dict[str, Any]:
         "stages": type_.stages,
         "barrier": BARRIER_BYTES,
         "empty": type_.stages * BARRIER_BYTES,
-        "arrivals": op.attributes["arrivals"],
+        "arrivals": op.attributes["arrivals"] * op.attributes["cluster"],
     }
 
 
@@ -48,6 +48,9 @@ def _slot(emitter: Emitter, op: Op) -> dict[str, Any]:
         texts["bytes"] = op.attributes["bytes"]
     if op.name == "ring_release":
         texts["tiles"] = [_words(emitter, tile) for tile in op.operands[2:]]
+        made = ring.defining_op
+        assert made is not None
+        texts["cluster"] = made.attributes["cluster"]
     return texts
 
 
@@ -63,4 +66,5 @@ def _roles(emitter: Emitter, op: Op) -> dict[str, Any]:
         "names": op.attributes["names"],
         "consumers": op.attributes["warps"][1],
         "registers": op.attributes["registers"],
+        "cluster": op.attributes["cluster"],
     }

@@ -11,7 +11,7 @@ from tessera.codegen_cuda.statements.roles import full_barrier
 from tessera.ir.core import Op, Value
 from tessera.ir.ops.tma import WARP_ROWS
 from tessera.ir.types import BufferType
-from tessera.target.tensor_maps import Step, Transfer, transfer_of
+from tessera.target.tensor_maps import Step, Transfer, rows_of_part, transfer_of
 
 if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
@@ -25,8 +25,19 @@ Place = list[tuple[Step, int | str]]  # how many steps of each kind from the fir
 @statement("tma_load")
 def _load(emitter: Emitter, op: Op) -> dict[str, Any]:
     """The producer is one thread already."""
-    barrier = full_barrier(emitter, op.operand("ring"), op.operand("stage"))
-    return {**_boxes(emitter, op, _transfer(emitter, op, None), []), "barrier": barrier}
+    barrier, programs = full_barrier(emitter, op.operand("ring"), op.operand("stage")), op.attributes["multicast"]
+    if programs == 1:
+        return {**_boxes(emitter, op, _transfer(emitter, op, None), []), "barrier": barrier, "mask": 0}
+    buffer = op.operand("buffer").type
+    assert isinstance(buffer, BufferType)
+    transfer = _transfer(emitter, op, rows_of_part(buffer, programs))
+    loops = [_part(emitter, next(step for step in transfer.steps if step.axis), programs)]
+    return {**_boxes(emitter, op, transfer, loops), "barrier": barrier, "mask": (1 << programs) - 1}
+
+
+def _part(emitter: Emitter, step: Step, programs: int) -> dict[str, Any]:
+    """The boxes of a program's part of a buffer: every so many-th one, as its number in the cluster says."""
+    return {**_loop(emitter, step), "first": "ts_cluster_rank()", "by": programs}
 
 
 @statement("tma_store")
@@ -84,6 +95,7 @@ def _boxes(emitter: Emitter, op: Op, transfer: Transfer, loops: list[dict[str, A
         "map": _map(emitter, transfer),
         "loops": loops,
         "barrier": "",
+        "mask": 0,
         "boxes": [_box(emitter, transfer, buffer, [*outer, *zip(steps, place, strict=True)]) for place in places],
     }
 

@@ -55,9 +55,9 @@ define(
     "",
     lambda op: (RingType(op.attributes["stages"]),),
     "barriers for a ring of `stages` slots, all of them empty: a slot is full when its copies have landed, and empty "
-    "again when `arrivals` consumers, a warp each, have released it; `offset` is where they lie in shared memory (-1 "
-    "until placed)",
-    attributes={"stages": REQUIRED, "arrivals": REQUIRED, "offset": -1},
+    "again when `arrivals` consumers, a warp each, have released it in each of the `cluster` programs whose producers "
+    "fill one another's slots; `offset` is where they lie in shared memory (-1 until placed)",
+    attributes={"stages": REQUIRED, "arrivals": REQUIRED, "cluster": 1, "offset": -1},
     evaluate=lambda op: Ring.new(op.result.name or "ring", op.attributes["stages"]),
     lower=Lowering(template="ring"),
 )
@@ -151,10 +151,11 @@ define(
     "",
     _roles_type,
     "runs its regions at once, each by `warps` warps of its own with `registers` registers a thread (0: as compiled): "
-    "first the producer, one thread of which works, then the consumers, the first warps of the block",
+    "first the producer, one thread of which works, then the consumers, the first warps of the block; the programs of a "
+    "`cluster` begin and end together",
     BRANCH,
     regions=2,
-    attributes={"names": REQUIRED, "warps": REQUIRED, "registers": REQUIRED},
+    attributes={"names": REQUIRED, "warps": REQUIRED, "registers": REQUIRED, "cluster": 1},
     lower=Lowering(template="roles"),
 )
 

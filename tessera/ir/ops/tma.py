@@ -63,9 +63,11 @@ define(
     "buffer view ring stage",
     _load_type,
     "the producer starts copying a window into a buffer, zeros outside the tensor; it has landed when slot `stage` of "
-    "the ring, which counts its bytes, is full",
+    "the ring, which counts its bytes, is full; of a window that is alike in `multicast` programs of a cluster each "
+    "loads a part of the rows for all of them",
     ASYNC,
     effects={"buffer": "writes", "view": "reads", "ring": "accumulates"},
+    attributes={"multicast": 1},
     evaluate=_load,
     lower=Lowering(template="tma_load"),
 )
