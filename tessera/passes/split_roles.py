@@ -163,7 +163,7 @@ def _release_behind_products(group: CopyGroup, schedule: Schedule) -> None:
 
 
 def _loaded_alike(kernel: Kernel, schedule: Schedule, rings: list[_Ring]) -> set[int]:
-    """The copies of windows that are the same in all programs of a cluster, which come to each slot of a ring in turn."""
+    """The copies of windows that all programs of a cluster have alike, which come to each slot of a ring in turn."""
     cluster = cluster_of(kernel)
     if cluster == 1:
         return set()
@@ -219,7 +219,7 @@ class _Splitter:
                 clone_op(builder, op, mapping)
         for ring in self.rings:
             self._allocate(ring, builder)
-        registers = role_registers(self.arch, warps, WGMMA_WARPS, self.schedule.blocks)
+        registers = role_registers(self.arch, warps, WGMMA_WARPS, self.schedule.blocks, cluster_of(self.kernel) > 1)
         regions = []
         for role in (self._produce, self._consume):
             body = Block()
