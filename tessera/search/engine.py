@@ -22,7 +22,7 @@ BASES = 2  # points at which fields of the schedule are changed
 VARIATIONS = 32  # of them that are lowered, at most
 BETTER = 0.99  # of a prediction: what makes another step worth it
 SPILLING = 1.5  # times the registers that a thread can have
-SPILLING_SUMS = 1.2  # the same of wgmma: the assembler does one product after the other where their sums spill
+SPILLING_SUMS = 1.1  # the same of wgmma: the assembler does one product after the other where their sums spill
 
 
 @dataclass
@@ -192,8 +192,9 @@ class Engine:
         return self.entries[0]
 
     def best(self) -> Entry:
+        """The fastest predicted one of those that would not spill, if there are any."""
         self.first()
-        return min(self.entries, key=lambda entry: entry.seconds)
+        return min(self.entries, key=lambda entry: (self._spills(entry), entry.seconds))
 
     def roomiest(self, entry: Entry) -> Point:
         """The constants of the last point that was tried and is predicted as this one is, kept or as the same code: of

@@ -72,9 +72,8 @@ class Launch:
         rate, shared = arch.typical_bf16_rate / arch.typical_sm_count, c.shared_bytes * c.clock
         reached = c.mma_sync if arch.wgmma else c.mma_base
         single = arch.typical_f32_rate / arch.typical_sm_count
-        warpgroups = max(
-            work.wgmma / (rate * c.wgmma), work.operands / shared
-        )  # operands are read while others are used
+        # Operands are read while earlier ones are multiplied.
+        warpgroups = max((work.wgmma + work.narrow / 2) / (rate * c.wgmma), work.operands / shared)
         return {
             "mma": (work.matrix + 2 * work.tf32) / (rate * reached) + work.fma / single + warpgroups,
             "shared": (work.shared + work.operands + work.bulk) / shared,
