@@ -12,6 +12,7 @@ from collections.abc import Callable
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.opdef import COUNTED, LOOP
 from tessera.ir.ops.control import carried_values, constant_value
+from tessera.ir.ranges import Ranges
 from tessera.ir.types import ViewType
 
 PLACE_AXIS = 2  # of a grid of clusters: the place of a program in its cluster
@@ -37,6 +38,7 @@ def _is_number_of_cluster(op: Op, cluster: int) -> bool:
 def differing_blocks(kernel: Kernel, values: set[Value]) -> set[int]:
     """By identity, the blocks that programs of a cluster may run through differently: not in turn, or not as often."""
     found: set[int] = set()
+    ranges = Ranges(kernel)
 
     def visit(block: Block, inside: bool) -> None:
         if inside:
@@ -45,11 +47,21 @@ def differing_blocks(kernel: Kernel, values: set[Value]) -> set[int]:
             counted = op.definition.has(COUNTED)
             ends = op.operands[:3] if counted else op.operands
             unclear = op.definition.has(LOOP) and not counted  # what ends it is computed inside
+            differs = any(value in values and not _holds(value, ranges) for value in ends)
             for region in op.regions:
-                visit(region, inside or unclear or any(value in values for value in ends))
+                visit(region, inside or unclear or differs)
 
     visit(kernel.body, False)
     return found
+
+
+def _holds(condition: Value, ranges: Ranges) -> bool:
+    """Whether a condition is known to hold: that a slice is not behind the last one."""
+    op = condition.defining_op
+    if op is None or op.name != "lt":
+        return False
+    (_, most), (least, _) = (ranges.interval(value) for value in op.operands)
+    return most is not None and least is not None and most < least
 
 
 def derived(kernel: Kernel, source: Callable[[Op], bool], cut: Callable[[Op], bool] = lambda op: False) -> set[Value]:

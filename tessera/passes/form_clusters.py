@@ -29,6 +29,7 @@ from tessera.ir.core import (
     new_kernel_like,
 )
 from tessera.ir.opdef import UNORDERED
+from tessera.ir.ops.control import constant_value
 from tessera.ir.programs import counts_multiprocessors
 from tessera.ir.types import ViewType
 from tessera.passes.persist import why_in_order
@@ -96,6 +97,8 @@ def _copy(block: Block, builder: Builder, mapping: Mapping, cluster: int) -> Non
         builder.at(op)
         if op.name == "program_id" and op.attributes["axis"] == 0:
             mapping[op.result] = _id(op, builder, cluster)
+        elif (divisor := _divided_by(op)) and divisor % cluster == 0:
+            mapping[op.result] = _part(op, builder, divisor, cluster)
         elif op.regions:
             clone_with_regions(builder, op, mapping, lambda old, inner: _copy(old, inner, mapping, cluster))
         else:
@@ -104,6 +107,31 @@ def _copy(block: Block, builder: Builder, mapping: Mapping, cluster: int) -> Non
 
 def _id(op: Op, builder: Builder, cluster: int) -> Value:
     row, place = (builder.value("program_id", axis=axis) for axis in (0, PLACE_AXIS))
-    first = builder.value("mul", row, builder.value("constant", value=cluster, dtype=i64))
+    first = builder.value("mul", row, _constant(builder, cluster))
     number, scale = builder.value("add", first, place), op.attributes["scale"]
-    return number if scale == 1 else builder.value("mul", number, builder.value("constant", value=scale, dtype=i64))
+    return number if scale == 1 else builder.value("mul", number, _constant(builder, scale))
+
+
+def _divided_by(op: Op) -> int:
+    """The constant by which an op divides the index along axis 0, as where that counts column tiles fastest; else 0."""
+    made = op.operands[0].defining_op if op.name in ("floordiv", "mod") else None
+    if made is None or made.name != "program_id" or made.attributes != {"axis": 0, "scale": 1}:
+        return 0
+    divisor = constant_value(op.operands[1])
+    return divisor if isinstance(divisor, int) and divisor > 0 else 0
+
+
+def _part(op: Op, builder: Builder, divisor: int, cluster: int) -> Value:
+    """Quotient or remainder of row * cluster + place by a multiple of the cluster: the place is in the remainder only."""
+    row = builder.value("program_id", axis=0)
+    if op.name == "floordiv":
+        return builder.value("floordiv", row, _constant(builder, divisor // cluster))
+    place = builder.value("program_id", axis=PLACE_AXIS)
+    if divisor == cluster:
+        return place
+    first = builder.value("mod", row, _constant(builder, divisor // cluster))
+    return builder.value("add", builder.value("mul", first, _constant(builder, cluster)), place)
+
+
+def _constant(builder: Builder, value: int) -> Value:
+    return builder.value("constant", value=value, dtype=i64)
