@@ -287,7 +287,8 @@ class Counter:
         self.work.narrow += 0.0 if dtype.bytes > 1 else operations
         right = rows // WGMMA_ROWS * columns * depth
         in_shared = isinstance(op.operands[0].type, BufferType)
-        widest = WGMMA_INSTRUCTIONS[dtype.name].columns(columns)
+        names = dtype_of(op.operands[0].type).name, dtype.name
+        widest = WGMMA_INSTRUCTIONS[names].columns(columns)
         left = rows * depth * (columns // widest) if in_shared else 0
         self.work.operands += (left + right) * dtype.bytes * times
 
