@@ -64,6 +64,11 @@ def test_a_floor_is_scaled_and_not_compared(device, winners):
     assert row.best_rival() is None
 
 
+def test_pins_of_a_case_that_has_none_to_fix(device, winners):
+    row = measured(device, winners, entrant(device, "own", OURS, 50.0), pins={"family": "wgmma"})
+    assert not row.ok and row.results == [] and "this case has none to fix" in row.message
+
+
 @pytest.mark.parametrize("factor", [1.02, 0.98, math.nan, math.inf])
 def test_a_wrong_rival_has_no_time_and_is_not_the_best(device, winners, factor):
     rivals = [entrant(device, "cheat", RIVAL, 1.0, factor), entrant(device, "eager", RIVAL, 80.0)]
