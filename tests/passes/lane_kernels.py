@@ -38,13 +38,18 @@ def make_gemm(stored="nn", dtype=ts.bf16, out=None, tiles=(64, 64, 64), epilogue
     return gemm
 
 
-gemm_nn, gemm_nt, gemm_tn, gemm_tt = (make_gemm(stored) for stored in ("nn", "nt", "tn", "tt"))
-gemm_f16 = make_gemm("nt", ts.f16)
-gemm_f32_out = make_gemm("nn", out=ts.f32)
-gemm_bias = make_gemm(epilogue="bias", tiles=(64, 128, 64))
-gemm_rows = make_gemm(epilogue="rows", tiles=(64, 128, 32))
-gemm_tall = make_gemm(tiles=(128, 32, 64))
-gemm_narrow = make_gemm(tiles=(64, 24, 48))
+gemm_nn = make_gemm("nn", name="gemm_nn")
+gemm_nt = make_gemm("nt", name="gemm_nt")
+gemm_tn = make_gemm("tn", name="gemm_tn")
+gemm_tt = make_gemm("tt", name="gemm_tt")
+gemm_f16 = make_gemm("nt", ts.f16, name="gemm_f16")
+gemm_f32 = make_gemm("nn", ts.f32, name="gemm_f32")
+gemm_f32_out = make_gemm("nn", out=ts.f32, name="gemm_f32_out")
+gemm_bias = make_gemm(epilogue="bias", tiles=(64, 128, 64), name="gemm_bias")
+gemm_rows = make_gemm(epilogue="rows", tiles=(64, 128, 32), name="gemm_rows")
+gemm_tall = make_gemm(tiles=(128, 32, 64), name="gemm_tall")
+gemm_short = make_gemm(tiles=(32, 64, 64), name="gemm_short")
+gemm_narrow = make_gemm(tiles=(64, 24, 16), name="gemm_narrow")
 
 
 @ts.kernel
@@ -143,6 +148,18 @@ def layers(xs: list[Tensor["M", 64, ts.bf16]], ws: list[Tensor[64, 64, ts.bf16]]
 
 
 @ts.kernel
+def deltas(target: Tensor["M", 64, ts.bf16], xs: list[Tensor["M", 64, ts.bf16]], ws: list[Tensor[64, 64, ts.bf16]],
+           output: Tensor["M", 64, ts.bf16]):  # fmt: skip
+    """As `layers`, of differences from a tile that every iteration loads again."""
+    m = tile.program_id(0) * 64
+    acc = tile.zeros([64, 64], ts.f32)
+    for layer in tile.range(1, len(xs), 2):
+        delta = target[m : m + 64] - xs[layer][m : m + 64]
+        acc += delta * tile.sigmoid(tile.mma(delta, ws[layer]))
+    tile.store(acc, output[m : m + 64])
+
+
+@ts.kernel
 def scaled_sum(x: Tensor["M", 64, ts.bf16], y: Tensor["M", 64, ts.bf16], output: Tensor["M", 64, ts.bf16]):
     """No product, and tiles that are worth a copy."""
     m = tile.program_id(0) * 64
@@ -154,3 +171,51 @@ def in_place(x: Tensor["M", 64, ts.bf16], w: Tensor[64, 64, ts.bf16]):
     """A tensor that is read and written: no tensor map may read it."""
     m = tile.program_id(0) * 64
     tile.store(tile.mma(x[m : m + 64], w), x[m : m + 64])
+
+
+@ts.kernel
+def counted(x: Tensor["M", 64, ts.bf16], w: Tensor[64, 64, ts.bf16], counts: Tensor["M", ts.i32],
+            output: Tensor["M", 64, ts.bf16]):  # fmt: skip
+    """A number that the kernel itself has written says how often tiles are copied."""
+    m = tile.program_id(0) * 64
+    tile.store(tile.full([64], 2, ts.i32), counts[m : m + 64])
+    acc = tile.zeros([64, 64], ts.f32)
+    for _ in tile.range(0, tile.load_scalar(counts[m]), 1):
+        acc = tile.mma(x[m : m + 64], w, acc) * 0.5
+    tile.store(acc, output[m : m + 64])
+
+
+@ts.kernel(grid=lambda d: (6 * tile.cdiv(d.M, 64),))
+def parted(a: Tensor["M", 64, ts.bf16], b: Tensor[64, 384, ts.bf16], output: Tensor["M", 384, ts.bf16]):
+    """Programs side by side take the six parts of a row in turn."""
+    part, m = tile.program_id(0) % 6 * 64, tile.program_id(0) // 6 * 64
+    tile.store(tile.mma(a[m : m + 64], b[0:64, part : part + 64]), output[m : m + 64, part : part + 64])
+
+
+LISTS = {"len(xs)": 4, "len(ws)": 4}
+CASES = {  # sizes at which rows, columns and the sum end within a tile
+    "gemm_nn": {"M": 136, "N": 72, "K": 136},
+    "gemm_nt": {"M": 70, "N": 72, "K": 72},
+    "gemm_tn": {"M": 72, "N": 64, "K": 72},
+    "gemm_tt": {"M": 72, "N": 72, "K": 72},
+    "gemm_f16": {"M": 70, "N": 64, "K": 136},
+    "gemm_f32": {"M": 64, "N": 64, "K": 72},
+    "gemm_f32_out": {"M": 136, "N": 64, "K": 64},
+    "gemm_bias": {"M": 72, "N": 256, "K": 72},
+    "gemm_rows": {"M": 136, "N": 128, "K": 72},
+    "gemm_tall": {"M": 200, "N": 40, "K": 136},
+    "gemm_short": {"M": 72, "N": 64, "K": 72},
+    "gemm_narrow": {"M": 136, "N": 40, "K": 72},
+    "two_products": {"M": 136, "N": 136, "K": 136},
+    "two_stores": {"M": 136, "K": 136},
+    "in_branches": {"M": 136, "K": 200},
+    "own_buffers": {"M": 200, "K": 136},
+    "own_scratch": {"M": 136},
+    "differences": {"M": 330},
+    "layers": {"M": 330, **LISTS},
+    "deltas": {"M": 330, **LISTS},
+    "scaled_sum": {"M": 330},
+    "in_place": {"M": 136},
+    "counted": {"M": 128},
+    "parted": {"M": 200},
+}

@@ -1,4 +1,4 @@
-"""What must hold for a kernel of the lane of producers and warpgroups, and how several share a build of the emulator."""
+"""What must hold for a kernel of the lane of producers and warpgroups, and how several share one emulator build."""
 
 from __future__ import annotations
 
