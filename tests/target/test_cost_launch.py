@@ -69,13 +69,12 @@ def test_bytes_of_copies_by_tma_are_exact():
 
 
 def test_what_stays_is_loaded_once():
-    """The weights of a layer stay in shared memory: each of the programs loads them, not each of their turns."""
-    kept, streamed = (cost(*aggregation(256, 1, stages=stages)) for stages in (2, 3))
+    """The weights of a layer stay in shared memory: each program of the launch loads them, not each of their turns."""
+    kept, streamed = (cost(*aggregation(256, 1, stages=2, persistent=persistent)) for persistent in (True, False))
     rows, weights = 3 * 32768 * 256 * 2, 256 * 256 * 2
     scalar = SM * 2
     assert kept.bytes_l2 - rows - SM * weights == pytest.approx(scalar, abs=2 * scalar)
     assert streamed.bytes_l2 - rows - 256 * weights == pytest.approx(scalar, abs=2 * scalar)
-    assert kept.terms["latency"] > streamed.terms["latency"]  # nobody computes before they are there
 
 
 def test_more_slots_hide_more():
