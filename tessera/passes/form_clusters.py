@@ -122,7 +122,7 @@ def _divided_by(op: Op) -> int:
 
 
 def _part(op: Op, builder: Builder, divisor: int, cluster: int) -> Value:
-    """Quotient or remainder of row * cluster + place by a multiple of the cluster: the place is in the remainder only."""
+    """Quotient or remainder of row * cluster + place by a multiple of the cluster: the place is in the remainder."""
     row = builder.value("program_id", axis=0)
     if op.name == "floordiv":
         return builder.value("floordiv", row, _constant(builder, divisor // cluster))

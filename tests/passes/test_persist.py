@@ -175,7 +175,7 @@ def count(block, *names):
     ],
 )
 def test_few_divisions_an_iteration(definition, dims, grid, group, divisions):
-    compilation = compile_kernel(definition, dims, grid=grid, schedule=Schedule(group=group, persistent=True), arch_named("sm_80"))
+    compilation = compile_kernel(definition, dims, grid=grid, schedule=Schedule(group=group, persistent=True))
     body = program_body(stage(compilation, "canonicalise_slices"))
     assert count(body, "mod", "floordiv") == divisions
 
