@@ -152,7 +152,7 @@ def choose_cases(names: Iterable[str], known: dict[str, Case]) -> list[Case]:
 
 
 def read_fields(texts: Sequence[str]) -> dict[str, Any]:
-    """The options `--pin`. Raises ArgumentError TS605 for a field that no schedule has, or a value that none can have."""
+    """The options `--pin`. Raises ArgumentError TS605 for a field that no schedule has, or a value that is none."""
     try:
         return {name: parse_pin(name, text) for name, text in read_pins(texts).items()}
     except SourceError as error:

@@ -2,8 +2,8 @@
 
 The model ranks schedules of one kernel; it is no promise of a time. A launch takes as long as the slowest of three
 things: DRAM moving each tensor's bytes, the level-2 cache moving all traffic, and the multiprocessors working off their
-waves of blocks. A wave lasts as long as the work of its blocks together or, where they are too few to hide it, one
-block's work with all it waits for.
+waves of blocks (`cost_launch`). What a program does is counted in `cost_counts`; what is assumed of a GPU is the table
+`cost_constants`.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ def test_one_program_and_a_kernel_that_is_not_asked_stay():
     kernel = specialised(places, {"M": 1, "N": 1}, (1, 1))
     assert persist(kernel, Schedule(persistent=True), arch_named("sm_80")) is kernel
     kernel = specialised(places, {"M": 5, "N": 3})
-    assert persist(kernel, Schedule()) is kernel
+    assert persist(kernel, Schedule(), arch_named("sm_80")) is kernel
     done = persist(kernel, Schedule(persistent=True), arch_named("sm_80"))
     assert persist(done, Schedule(persistent=True), arch_named("sm_80")) is done
 
