@@ -81,7 +81,7 @@ def _why_not_beyond(kernel: Kernel) -> str:
         views = any(isinstance(value.type, ViewType) for value in op.operands)
         fits = not views or op.name in CLIPPED or op.name in WINDOWS and not any(v in rows for v in _indices(op))
         if not fits or op.definition.has(UNORDERED):
-            return "programs along axis 0 are not known to be a multiple, and choose more by their place than tiles"
+            return "programs along axis 0 are not known to be a multiple, and what they choose by it is more than tiles"
     return ""
 
 
@@ -122,7 +122,7 @@ def _divided_by(op: Op) -> int:
 
 
 def _part(op: Op, builder: Builder, divisor: int, cluster: int) -> Value:
-    """Quotient or remainder of row * cluster + place by a multiple of the cluster: the place is in the remainder only."""
+    """Quotient or remainder of row * cluster + place by a multiple of the cluster: the place is in the remainder."""
     row = builder.value("program_id", axis=0)
     if op.name == "floordiv":
         return builder.value("floordiv", row, _constant(builder, divisor // cluster))

@@ -28,9 +28,10 @@ from tessera.target.tensor_maps import rows_of_part, why_not
 from tessera.target.wgmma import WGMMA_WARPS
 
 LEAST_STAGES = 2  # of a ring that is filled again and again: one slot is filled while one is read
-PRODUCER_REGISTERS = 24  # of a thread: it computes a few coordinates
-# Registers of a consumer's thread by the number of their warpgroups: with the producer's, what a multiprocessor has.
-CONSUMER_REGISTERS = {2: 240, 3: 152}
+# Registers of a thread of the producer, which computes a few coordinates, and of the consumers by the number of their
+# warpgroups: together what a multiprocessor has. In clusters there are more coordinates, of parts of a buffer.
+REGISTERS = {2: (24, 240), 3: (24, 152)}
+CLUSTER_REGISTERS = {2: (40, 232), 3: (40, 152)}
 
 
 @dataclass(eq=False)
@@ -66,12 +67,21 @@ def split_roles(kernel: Kernel, schedule: Schedule) -> Kernel:
         new, _ = clone_kernel(kernel)
         note = f"copies = 'tma' has no effect: {reason}"
         new.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
+        _dissolve_clusters(new)
         return new
     for group in groups:
         _release_behind_products(group, schedule)
     needed = _needed(kernel, groups)
     assert needed is not None
     return _Splitter(kernel, schedule, groups, needed).run()
+
+
+def _dissolve_clusters(kernel: Kernel) -> None:
+    """Lets a kernel of which no program loads for another start its programs one by one."""
+    cluster = kernel.attributes.pop("cluster", 1)
+    if cluster > 1:
+        note = f"cluster = {cluster} has no effect: its programs load nothing alike"
+        kernel.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
 
 
 def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
@@ -119,7 +129,7 @@ def _release_behind_products(group: CopyGroup, schedule: Schedule) -> None:
 
 
 def _loaded_alike(kernel: Kernel, schedule: Schedule, rings: list[_Ring]) -> set[int]:
-    """The copies of windows that are the same in all programs of a cluster, which come to each slot of a ring in turn."""
+    """The copies of windows that are alike in all programs of a cluster, which come to each slot of a ring in turn."""
     cluster = cluster_of(kernel)
     if cluster == 1:
         return set()
@@ -175,8 +185,8 @@ class _Splitter:
                 clone_op(builder, op, mapping)
         for ring in self.rings:
             self._allocate(ring, builder)
-        registers = (PRODUCER_REGISTERS, CONSUMER_REGISTERS.get(warps // 4, 0)) if self.schedule.blocks == 1 else (0, 0)
-        registers = registers if registers[1] else (0, 0)
+        counts = CLUSTER_REGISTERS if self.alike else REGISTERS
+        registers = counts.get(warps // WGMMA_WARPS, (0, 0)) if self.schedule.blocks == 1 else (0, 0)
         regions = []
         for role in (self._produce, self._consume):
             body = Block()
@@ -192,10 +202,8 @@ class _Splitter:
             "roles", [], regions, names=("load", "compute"), warps=(1, warps), registers=registers, cluster=cluster
         )
         new.attributes["producer_warps"] = 4
-        if cluster < cluster_of(self.kernel):
-            del new.attributes["cluster"]
-            note = f"cluster = {self.schedule.cluster} has no effect: its programs load nothing alike"
-            new.attributes["notes"] = (*self.kernel.attributes.get("notes", ()), note)
+        if cluster == 1:
+            _dissolve_clusters(new)
         return new
 
     def _allocate(self, ring: _Ring, builder: Builder) -> None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tessera.ir.clusters import cluster_of
 from tessera.ir.core import Kernel
 from tessera.ir.programs import grid_extents, persistent_loop
 from tessera.target.arch import Arch
@@ -134,8 +135,9 @@ def _turns(kernel: Kernel, counter: Counter, programs: int) -> float:
     total = None if loop is None else counter.scalars.value(loop.operand("upper"))
     if loop is None or not isinstance(total, int):
         return 1.0
-    counter.iterations[loop] = total / programs
-    return total / programs
+    turns = total * cluster_of(kernel) / programs  # the loop is over clusters
+    counter.iterations[loop] = turns
+    return turns
 
 
 def _promised_blocks(kernel: Kernel) -> int:
