@@ -19,6 +19,7 @@ import tessera as ts  # noqa: E402
 from bench.rivals import schedules  # noqa: E402
 from tessera import Tensor, tile  # noqa: E402
 from tessera.frontend.document import load_document  # noqa: E402
+from tessera.runtime.autotune_report import settings_text  # noqa: E402
 from tessera.runtime.bench_case import (  # noqa: E402
     FLOOR,
     OURS,
@@ -53,7 +54,12 @@ def ours(name, kernel, arguments, out):
         made, said = tuned(kernel, arguments)
         return Prepared(lambda: called(made, arguments, out), lambda: poison(out), lambda: said or choice_of(made))
 
-    return Entrant(name, OURS, prepare)
+    return Entrant(name, OURS, prepare, pinned=lambda pins: ours(*pinned(name, kernel, pins), arguments, out))
+
+
+def pinned(name, kernel, pins):
+    """A kernel with fields of its schedule fixed, and what it is called then."""
+    return f"{name} {settings_text(pins)}", kernel.scheduled(pins)
 
 
 def without_tuning(name, kernel, arguments, out):
@@ -64,6 +70,16 @@ def without_tuning(name, kernel, arguments, out):
 def as_it_is(kernel, arguments, out):
     made, said = untuned(kernel, arguments)
     return Prepared(lambda: called(made, arguments, out), lambda: poison(out), lambda: said)
+
+
+def plain(name, kernel, arguments, out):
+    """A kernel of ours that is not tuned at all."""
+    return Entrant(
+        name,
+        OURS,
+        lambda: as_it_is(kernel, arguments, out),
+        pinned=lambda pins: plain(*pinned(name, kernel, pins), arguments, out),
+    )
 
 
 def called(kernel, arguments, out):
@@ -261,6 +277,35 @@ def gemm(dims):
     return Problem(entrants, lambda: left.double() @ right.double(), moved, 2 * m * n * k)
 
 
+FP8_RATE = 2  # of products of fp8, where there are instructions for them, by that of bf16
+
+
+def gemm_fp8(dims):
+    """`sums`: in f32 after every 128 of K, or in the matrix unit ("fast"). The rival is asked for the same."""
+    m, n, k, fast = dims["M"], dims["N"], dims["K"], dims["sums"] == "fast"
+    torch = start(m + n + k)
+    a, b = (normal(rows, k).to(torch.float8_e4m3fn) for rows in (m, n))
+    scales = 0.5, 0.25
+    out = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
+    kernel = load("gemm_fp8.py", "gemm_fp8_fast" if fast else "gemm_fp8")
+    arguments = [a, b, *scales, out]
+
+    def cublas():
+        of_a, of_b = (torch.tensor(scale, device="cuda") for scale in scales)
+        options = dict(scale_a=of_a, scale_b=of_b, out_dtype=torch.bfloat16, use_fast_accum=fast)
+        return Prepared(lambda: torch._scaled_mm(a, b.T, **options))
+
+    def reference():
+        return a.double() @ b.double().T * math.prod(scales)
+
+    entrants = (
+        ours("gemm", kernel, arguments, out),
+        without_tuning("gemm", kernel, arguments, out),
+        Entrant("cublas", RIVAL, cublas),
+    )
+    return Problem(entrants, reference, m * k + k * n + m * n * BF16, 2 * m * n * k, FP8_RATE)
+
+
 # ---- attention ------------------------------------------------------------------------------------------------------
 
 TOKENS, MODEL = 16384, 2048  # B x T and H x D of every row
@@ -350,7 +395,7 @@ def memory_problem(name, kernel, function, inputs, operations):
     out, copied = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     moved = sum(x.numel() for x in (*inputs, out)) * BF16
     entrants = (
-        Entrant(name, OURS, lambda: as_it_is(kernel, [*inputs, out], out)),
+        plain(name, kernel, [*inputs, out], out),
         eager(lambda: function(*inputs)),
         compiled(function, *inputs),
         floor("copy", lambda: copied.copy_(inputs[0]), moved / (2 * BF16 * out.numel())),
@@ -403,6 +448,13 @@ CASES = [
         "a matrix product in bf16, operands stored as they are (n) or transposed (t)",
         tuple({"M": n, "N": n, "K": n, "stored": s} for n in (4096, 8192) for s in ("nn", "nt", "tn", "tt")),
         gemm,
+        ("cublas",),
+    ),
+    Case(
+        "gemm_fp8",
+        "a matrix product in fp8 (e4m3), sums in f32 or left in the matrix unit (fast)",
+        tuple({"M": 8192, "N": 8192, "K": 8192, "sums": s} for s in ("f32", "fast")),
+        gemm_fp8,
         ("cublas",),
     ),
     Case(

@@ -12,7 +12,7 @@ import math
 import tessera as ts
 from tessera import Tensor, tile
 
-SPACE = dict(BLOCK_M=[64, 128], BLOCK_N=[64, 32, 128], num_warps=[4, 8], num_stages=[2, 3])
+SPACE = dict(BLOCK_M=[64, 128], BLOCK_N=[64, 32, 128], num_warps=[4, 8], num_stages=[2, 4])
 
 
 def make_attention(dtype, causal=False):

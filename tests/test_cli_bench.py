@@ -101,6 +101,16 @@ def test_save_takes_the_results_elsewhere(tessera, cases, tmp_path):
     assert (tmp_path / "other" / "pretended.json").exists() and not (tmp_path / "results").exists()
 
 
+def test_kernels_of_ours_are_timed_with_pins_too(tessera, cases):
+    options = ["--cases", cases, "--rows", "D=8", "--rivals", "eager"]
+    _, out, _ = tessera("bench", *options, "--pin", "family=wgmma,stages=3", "--json")
+    found = {item["name"]: item for item in strict_json(out)["rows"][0]["entrants"]}
+    assert list(found) == ["own", "own family=wgmma stages=3", "own untuned", "eager"]
+    assert found["own family=wgmma stages=3"]["ratio"] == pytest.approx(0.8)
+    _, out, _ = tessera("bench", *options, "--pin", "persistent=true")
+    assert "own persistent=True" in out.splitlines()[-2]  # a line of the summary of its own
+
+
 def test_rows_that_are_done_survive_what_comes_after(tessera, cases, monkeypatch):
     """The machine goes away while the second row is measured."""
     real = Bench.measure
@@ -209,6 +219,32 @@ def test_a_product_and_its_constants(tessera, on_a_gpu):
     assert on_a_gpu["dims"] == {"M": 256, "N": 256, "K": 344}
 
 
+def test_a_kernel_with_pins(tessera, on_a_gpu, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "tessera.frontend.definition.launcher", lambda definition, *call: (seen.append(definition), DEVICE.spend(8.0))
+    )
+    target = f"{ROOT / 'examples' / 'gemm.py'}::gemm_nn"
+    _, out, _ = tessera("bench", target, "--dims", "M=256,N=128,K=64", "--pin", "family=wgmma", "--json")
+    entrants = strict_json(out)["rows"][0]["entrants"]
+    assert [item["name"] for item in entrants] == ["gemm_nn", "gemm_nn family=wgmma", "copy"]
+    assert all(item["status"] == "ok" for item in entrants)
+    assert {tuple(definition.schedule.items()) for definition in seen} == {(), (("family", "wgmma"),)}
+
+
+def test_textual_ir_with_pins(tessera, on_a_gpu, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(bench_target.api, "device_arch", lambda ordinal: "sm_90a")
+    monkeypatch.setattr(bench_target.api, "with_cubin", lambda program: program)
+    monkeypatch.setattr(
+        gpu, "prepare", lambda program, *rest: (seen.append(program.launches[0].threads) or (lambda: None), None)
+    )
+    _, text, _ = tessera("ir", f"{ROOT / 'examples' / 'vector_add.py'}::vector_add", "--stage", "tile")
+    (tmp_path / "add.tsir").write_text(text)
+    tessera("bench", tmp_path / "add.tsir", "--dims", "N=4096", "--pin", "warps=2")
+    assert seen[-1] == 64 and len(seen) == 2 and seen[0] > 64
+
+
 def test_a_function(tessera, on_a_gpu):
     target = f"{ROOT / 'examples' / 'gdn' / 'delta_layer.py'}::gated_delta"
     code, out, _ = tessera("bench", target, "--dims", "B=2,S=70,D=64", "--json")
@@ -246,6 +282,8 @@ def test_dims_that_are_compiled_in_stay(on_a_gpu):
         (["--rows", "stored=tt"], "--rows gives stored of pretended as 'tt', not nn, nt"),
         (["--rows", "D"], "--rows takes NAME=VALUE pairs"),
         (["--dims", "N=4"], "--dims and --arg are for FILE::NAME"),
+        (["--pin", "famly=wgmma"], "--pin: a schedule has no field 'famly'"),
+        (["--pin", "family=wmma"], "--pin: the field family of a schedule is one of '', 'wgmma', not 'wmma'"),
         (["--repeats", "2"], "2 is not in the range x>=3"),
         (["no/such.py::kernel"], "no/such.py"),
     ],
@@ -298,10 +336,20 @@ def checkout():
 
 def test_the_cases_of_this_checkout(checkout):
     """They load without torch, their kernels exist, and the rows are those that the project is judged by."""
-    assert list(checkout) == ["aggregation", "gating", "gemm", "attention", "chain", "softmax", "layer_norm"]
+    assert list(checkout) == [
+        "aggregation",
+        "gating",
+        "gemm",
+        "gemm_fp8",
+        "attention",
+        "chain",
+        "softmax",
+        "layer_norm",
+    ]
     rows = {name: [tuple(row.values()) for row in case.rows] for name, case in checkout.items()}
     assert set(rows["aggregation"]) == {(32768, d, n) for d in (128, 256, 512, 1024, 2048) for n in (1, 4)}
     assert set(rows["gemm"]) == {(n, n, n, s) for n in (4096, 8192) for s in ("nn", "nt", "tn", "tt")}
+    assert rows["gemm_fp8"] == [(8192, 8192, 8192, sums) for sums in ("f32", "fast")]
     assert rows["softmax"] == [(131072, 1024), (32768, 4096)]
     for case in checkout.values():
         for row in case.rows:

@@ -183,6 +183,13 @@ def opt(**options: Any) -> int:
 @click.option("--plot", metavar="FILE.svg", help="Draw the roofline.")
 @_dims
 @click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help=_ARGUMENT)
+@click.option(
+    "--pin",
+    "pins",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Time our kernels once more with fields of their schedules fixed, as in family=wgmma.",
+)
 @_json
 def bench(**options: Any) -> int:
     """Time kernels on a GPU against their rivals, in one process.

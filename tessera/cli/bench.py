@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tessera.cli import bench_report, report
+from tessera.cli.constants import read_pins
 from tessera.cli.subject import read_given
 from tessera.errors import ArgumentError, SourceError, TesseraError, did_you_mean
 from tessera.runtime import bench_device, inputs
@@ -17,6 +19,7 @@ from tessera.runtime.bench_case import Case, Dims
 from tessera.runtime.bench_plot import write_plot
 from tessera.runtime.bench_search import Compilers, load_file
 from tessera.runtime.bench_store import Results, Winners, finite
+from tessera.target.schedules import parse_pin
 
 CASES = Path("bench") / "cases.py"
 WINNERS, RESULTS = "competitors.json", "results"  # beside the file of cases
@@ -49,6 +52,7 @@ def bench(
     plot: str | None,
     dims: str | None,
     args: tuple[str, ...],
+    pins: tuple[str, ...],
     as_json: bool,
 ) -> int:
     kernels = [target for target in targets if is_kernel(target)]
@@ -59,7 +63,9 @@ def bench(
     if listed:
         return bench_report.show_list(list(known.values()), as_json)
     chosen = choose_cases([t for t in targets if not is_kernel(t)] if targets else list(known), known)
-    options = Options(repeats, read_rivals(rivals, chosen), frozenset([COMPILED] if no_compile else ()), retune)
+    options = Options(
+        repeats, read_rivals(rivals, chosen), frozenset([COMPILED] if no_compile else ()), retune, read_fields(pins)
+    )
     jobs = choose_rows(chosen, rows, path.parent / RESULTS if path else None)
     if kernels:
         from tessera.cli.bench_target import case_of
@@ -143,6 +149,14 @@ def choose_cases(names: Iterable[str], known: dict[str, Case]) -> list[Case]:
             hint = did_you_mean(name, known)
             raise ArgumentError("TS605", f"there is no case '{name}' (there are {', '.join(known) or 'none'}){hint}")
     return [known[name] for name in names]
+
+
+def read_fields(texts: Sequence[str]) -> dict[str, Any]:
+    """The options `--pin`. Raises ArgumentError TS605 for a field that no schedule has, or a value that none can have."""
+    try:
+        return {name: parse_pin(name, text) for name, text in read_pins(texts).items()}
+    except SourceError as error:
+        raise ArgumentError("TS605", f"--pin: {error.message}") from None
 
 
 def read_rivals(text: str | None, cases: Sequence[Case]) -> frozenset[str] | None:

@@ -6,7 +6,7 @@ float64 on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -18,11 +18,14 @@ from tessera.cli.run import Options, run_subject
 from tessera.cli.subject import Given, Setup, Subject, load, set_up
 from tessera.cli.target import Target, Targets, resolve_one
 from tessera.frontend.grid import launch_grid
+from tessera.ir.core import Module
 from tessera.ir.dims import evaluate
 from tessera.ir.opdef import TILE
 from tessera.ir.types import TileType
 from tessera.runtime import api, gpu, inputs, roofline
+from tessera.runtime.autotune_report import settings_text
 from tessera.runtime.bench_case import FLOOR, OURS, Case, Dims, Entrant, Prepared, Problem, WrongAnswer
+from tessera.search.points import pinned as search_pinned
 
 COPY = "copy"
 LARGEST_CHECKED = 512  # of a dim; a larger one keeps its remainder by 256, and with it divisors and the last tile
@@ -50,13 +53,34 @@ def case_of(text: str, given: Given) -> Case:
 
 
 def _problem(target: Target, subject: Subject | FunctionSubject, given: Given) -> Problem:
-    if isinstance(subject, FunctionSubject):
-        work = _function_work(subject, given)
-    else:
-        work = _kernel_work(target, subject, given)
-    own = Entrant(subject.name, OURS, lambda: _checked(subject, given, work))
+    work = _work(target, subject, given)
+
+    def pinned(pins: Mapping[str, Any]) -> Entrant:
+        other = _scheduled(target, pins)
+        made = load(other)
+        name = f"{subject.name} {settings_text(pins)}"
+        return Entrant(name, OURS, lambda: _checked(made, given, _work(other, made, given)))
+
+    can_pin = isinstance(subject, Subject) and subject.level == TILE
+    own = Entrant(subject.name, OURS, lambda: _checked(subject, given, work), pinned=pinned if can_pin else None)
     copy = Entrant(COPY, FLOOR, lambda: Prepared(gpu.copy(work.bytes // 2)))
     return Problem((own, copy), lambda: None, work.bytes, work.flops)
+
+
+def _scheduled(target: Target, pins: Mapping[str, Any]) -> Target:
+    """A kernel with fields of its schedule fixed."""
+    if target.definition is not None:
+        return replace(target, definition=target.definition.scheduled(pins))
+    assert target.module is not None
+    made = search_pinned(target.module, pins)
+    assert isinstance(made, Module)
+    return replace(target, module=made)
+
+
+def _work(target: Target, subject: Subject | FunctionSubject, given: Given) -> Work:
+    if isinstance(subject, FunctionSubject):
+        return _function_work(subject, given)
+    return _kernel_work(target, subject, given)
 
 
 def _checked(subject: Subject | FunctionSubject, given: Given, work: Work) -> Prepared:

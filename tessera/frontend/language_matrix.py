@@ -9,7 +9,7 @@ from tessera.frontend.evaluator_emit import Emitter
 from tessera.frontend.evaluator_values import Handle, describe
 from tessera.frontend.language import intrinsic
 from tessera.ir.dims import Size
-from tessera.ir.products import PRECISIONS, TF32, operand_dtypes, product_format
+from tessera.ir.products import FAST_ACCUM, PRECISIONS, TF32, operand_dtypes, product_format
 from tessera.ir.types import shape_text
 
 
@@ -28,8 +28,10 @@ def mma(
     """acc + a @ b on the matrix unit, an f32 tile: a is [M, K] (or [K, M] with `transpose_a`), b is [K, N] (or [N, K]).
 
     Operands are both bf16, f16 or f32, or fp8 of either kind. f32 operands are multiplied in true f32 unless
-    `precision="tf32"` has them rounded to tf32. `precision_policy` is None, "tf32", or "mixed_<input>_<accumulator>",
-    which must agree with the operands' dtypes; <input> may be "tf32", and "fp8" for fp8 of either kind.
+    `precision="tf32"` has them rounded to tf32. Where a matrix unit keeps fewer bits of sums of fp8 operands than f32
+    has, these are added in f32 after every 128 of K; `precision="fast_accum"` leaves them there to the end.
+    `precision_policy` is None, "tf32", or "mixed_<input>_<accumulator>", which must agree with the operands' dtypes;
+    <input> may be "tf32", and "fp8" for fp8 of either kind.
     """
     left, right = emit.tile(a, "a"), emit.tile(b, "b")
     for tile, argument in ((left, "a"), (right, "b")):
@@ -79,7 +81,9 @@ def _accumulator(emit: Emitter, acc: Any, shape: tuple[Size, Size]) -> Handle:
 def _precision(
     emit: Emitter, left: Handle, right: Handle, accumulator_type: Any, policy: Any, precision: Any
 ) -> str | None:
-    """The `precision` of the op: "tf32" where the author asks for it, else None. Raises TS402 for a conflict."""
+    """The `precision` of the op: "tf32" or "fast_accum" where the author asks for it, else None. Raises TS402 for a
+    conflict.
+    """
     accumulator = emit.dtype(accumulator_type, "accumulator_type")
     if accumulator != f32:
         emit.fail(
@@ -90,7 +94,8 @@ def _precision(
     if precision not in PRECISIONS:
         known = " or ".join(repr(name) for name in PRECISIONS)
         emit.fail("TS402", f"precision= is {known}, not {precision!r}", "precision")
-    asked = {"precision": precision, "precision_policy": _input_of(emit, policy, accumulator.name)}
+    fast = precision == FAST_ACCUM  # says how to add, and the policy may say more about the operands
+    asked = {"precision": "fp8" if fast else precision, "precision_policy": _input_of(emit, policy, accumulator.name)}
     for argument, wanted in asked.items():
         for name, operand in (("a", left), ("b", right)):
             if wanted is not None and not _serves(wanted, operand.dtype.name):
@@ -101,6 +106,8 @@ def _precision(
                     f"{operand.dtype.name}",
                     argument,
                 )
+    if fast:
+        return FAST_ACCUM
     formats = {wanted for wanted in asked.values() if wanted is not None}
     if len(formats) > 1:
         emit.fail(

@@ -292,9 +292,13 @@ class tile:
 
         Operands are both bf16, f16 or f32, or fp8 of either kind. f32 operands are multiplied in true f32
         unless
-        `precision="tf32"` has them rounded to tf32. `precision_policy` is None, "tf32", or
-        "mixed_<input>_<accumulator>",
-        which must agree with the operands' dtypes; <input> may be "tf32", and "fp8" for fp8 of either kind.
+        `precision="tf32"` has them rounded to tf32. Where a matrix unit keeps fewer bits of sums of fp8
+        operands than f32
+        has, these are added in f32 after every 128 of K; `precision="fast_accum"` leaves them there to the
+        end.
+        `precision_policy` is None, "tf32", or "mixed_<input>_<accumulator>", which must agree with the
+        operands' dtypes;
+        <input> may be "tf32", and "fp8" for fp8 of either kind.
         """
     @staticmethod
     def multiply(a: Any, b: Any, dst: Any = None) -> Any:

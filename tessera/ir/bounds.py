@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from tessera.dtypes import DType, round_to, ulp
+from tessera.ir.products import FP8, FP8_PART, K_BLOCKS
 
 Array = np.ndarray
 HALF_ULP_F32 = 2.0**-24
+FP8_SUM = 2.0**-13  # of what an fp8 instruction adds up, which of 14 bits drops the rest
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,26 @@ def reduce_extremum(function: Callable[..., Array]) -> Callable[..., Bar]:
         return Bar(r, _hull(r, high, low))
 
     return bound
+
+
+def matmul_fp8(a: Bar, b: Bar, acc: Bar | None, k_block: int, in_place: bool) -> Bar:
+    """A product of fp8 operands, of which any lane may run: that of `matmul`, and 2^-13 sum|a||b| for each part of k.
+
+    `in_place`: an instruction adds to all sums so far, so each one drops 2^-13 of these, too; else only to those of its
+    part. A rule of the first order: what is dropped of terms of either sign cancels. Where nearly all have one sign, an
+    instruction may drop half a unit of each of its 32 terms.
+    """
+    for start in range(0, a.r.shape[-1], FP8_PART):
+        part = slice(start, start + FP8_PART)
+        left, right = Bar(a.r[..., part], a.e[..., part]), Bar(b.r[..., part, :], b.e[..., part, :])
+        found = matmul(left, right, acc, k_block)
+        with np.errstate(all="ignore"):
+            dropped = np.abs(left.r) @ np.abs(right.r)
+            if in_place and acc is not None:
+                dropped = dropped + -(-left.r.shape[-1] // K_BLOCKS[FP8]) * np.abs(acc.r)
+            acc = widen(found.r, found.e, FP8_SUM * dropped)
+    assert acc is not None, "a product has a depth"
+    return acc
 
 
 def matmul(a: Bar, b: Bar, acc: Bar | None, k_block: int) -> Bar:

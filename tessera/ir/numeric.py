@@ -7,7 +7,8 @@ The interpreter at every level and the CPU twin of the device header compute by 
 - a matrix product adds one k-block after the other, acc = f32(acc + s), where s is the f64 sum of the block in
   ascending k. The k-block is the depth of the instruction that runs: 16 for 16-bit operands and for fp8, which the
   f16 instruction multiplies, 8 for tf32 and f32 (`tessera.ir.products`). Operands of a tf32 product are rounded to
-  tf32 first (`round_tf32`);
+  tf32 first (`round_tf32`). In the fp8 format k-blocks are 32 deep, and those of each 128 of k have sums of their own,
+  which are added in f32 (`matmul_in_parts`);
 - a sum takes ascending blocks of 32 (the last one padded with zeros), pairs neighbours inside a block, and adds the
   blocks in order, every addition rounded to f32;
 - a scan works in the same blocks of 32: `scan_blocks`, then each block takes in the ascending fold of those before;
@@ -203,6 +204,16 @@ def matmul(a: Array, b: Array, acc: Array, k_block: int) -> Array:
         b64[..., : b.shape[-2], :] = b
         for start in range(0, depth, k_block):
             acc = _add_block(a64[..., start : start + k_block], b64[..., start : start + k_block, :], acc)
+    return acc
+
+
+def matmul_in_parts(a: Array, b: Array, acc: Array, k_block: int, part: int) -> Array:
+    """f32(acc + s) for one part of k after the other, s the sums of the part, which begin at zero; as `matmul`."""
+    zeros = np.zeros((1, a.shape[-2], b.shape[-1]), np.float32)
+    for start in range(0, a.shape[-1], part):
+        sums = matmul(a[..., start : start + part], b[..., start : start + part, :], zeros, k_block)
+        with np.errstate(all="ignore"):
+            acc = acc + sums
     return acc
 
 

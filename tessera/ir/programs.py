@@ -39,6 +39,14 @@ def persistent_loop(kernel: Kernel) -> Op | None:
     return next((op for op in kernel.body.ops if op.definition.has(COUNTED) and _strides_programs(op)), None)
 
 
+def persistent_loops(kernel: Kernel) -> list[Op]:
+    """The persistent loop of each role, or of a kernel without roles; none of a kernel that is not persistent."""
+    if not counts_multiprocessors(kernel.attributes.get("grid", ())):
+        return []
+    blocks = [kernel.body, *(region for op in kernel.body.ops if op.name == "roles" for region in op.regions)]
+    return [op for block in blocks for op in block.ops if op.definition.has(COUNTED) and _strides_programs(op)]
+
+
 def _strides_programs(loop: Op) -> bool:
     ends = [_in_clusters(loop.operand(name).defining_op) for name in ("lower", "step")]
     made = [(op.name, op.attributes["axis"]) for op in ends if op is not None and "axis" in op.attributes]

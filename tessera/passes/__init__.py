@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from tessera.ir.core import Kernel
 from tessera.ir.opdef import GRAPH, TARGET, TILE
 from tessera.passes.canonicalise import canonicalise
+from tessera.passes.choose_formats import choose_formats
 from tessera.passes.choose_schedule import choose_schedule
 from tessera.passes.defer_sums import defer_sums
 from tessera.passes.distribute import distribute
@@ -98,6 +99,8 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("persist", lambda k, c: persist(k, schedule_of(k), c.arch)),
     # Before staging and pipelining, which look for loops by what these carry.
     Pass("place_sums", lambda k, c: place_sums(k, schedule_of(k))),
+    # After the last pass that cuts products, whose shape decides; before staging, which asks who computes them.
+    Pass("choose_formats", lambda k, c: choose_formats(k, schedule_of(k)), exact=False),
     Pass("stage_operands", lambda k, c: stage_operands(k)),
     # After staging, when operands that do not change from program to program are copies; before stages are shared out.
     Pass("hoist_invariants", lambda k, c: hoist_invariants(k, schedule_of(k), c.arch)),
@@ -106,7 +109,7 @@ PIPELINE: tuple[Pass, ...] = (
     # After staging, which makes copies of other loads; before pipelining, which makes the loops inside harder to see.
     Pass("prefetch_loads", lambda k, c: prefetch_loads(k, schedule_of(k))),
     # Once it is known what is copied and what waits for it. Where roles do the copying there is nothing to pipeline.
-    Pass("split_roles", lambda k, c: split_roles(k, schedule_of(k))),
+    Pass("split_roles", lambda k, c: split_roles(k, schedule_of(k), c.arch)),
     # After staging, which makes the copies of operands; what windows ahead need is folded by the next pass.
     Pass("pipeline", lambda k, c: pipeline(k, schedule_of(k), c.arch)),
     # Offsets that slicing made fold to constants, which widens accesses.

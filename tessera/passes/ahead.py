@@ -35,8 +35,8 @@ class Ahead:
         """Whether nothing but its iteration's number decides what a copy reads, and its buffer serves nothing else."""
         buffer, view = copy.operands
         allocated = buffer.defining_op
-        if copy.attributes["stages"] == 1 or allocated is None or allocated.attributes["stages"] != 1:
-            return False
+        if copy.attributes["stages"] == 1 or allocated is None or allocated.get("stages") != 1:
+            return False  # what fills a stage is ahead already
         waits = self.used.get(copy.result, [])
         if len(waits) != 1 or waits[0].name != "wait" or waits[0] not in self.body.ops:
             return False

@@ -123,7 +123,7 @@ def _group(wait: Op, copies: list[Op], block: Block, used: dict[Value, list[Op]]
 
 
 def _kept(copy: Op, block: Block, used: dict[Value, list[Op]]) -> int:
-    """How many stages the buffer of a copy has, each of which one iteration fills and nothing else; 0 of no such one."""
+    """How many stages the buffer of a copy has, each of which one iteration alone fills; 0 of another one."""
     stage, buffer = copy.operands[0].defining_op, allocation(copy.operands[0])
     if stage is None or stage.name != "stage" or stage not in block.ops:
         return 0

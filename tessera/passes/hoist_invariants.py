@@ -19,8 +19,8 @@ end of a tensor. Of the latter nothing moves that could fail where it did not ru
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.core import uses as uses_of
 from tessera.ir.opdef import ASYNC, PURE
@@ -28,12 +28,10 @@ from tessera.ir.ops.control import constant_value
 from tessera.ir.programs import persistent_loop
 from tessera.ir.types import ScalarType, TileType, ViewType, dtype_of
 from tessera.passes.ahead import written_tensors
-from tessera.passes.canonicalise import canonicalise
-from tessera.passes.lower_to_target import lower_to_target
-from tessera.passes.place_shared import place_shared
-from tessera.passes.split_roles import split_roles
+from tessera.passes.split_roles import LEAST_STAGES, holds, split_roles
 from tessera.target.arch import Arch
 from tessera.target.schedule import Schedule, buffer_bytes, elements, root
+from tessera.target.schedules import pins_of
 
 REGISTERS = 32  # 32-bit registers of hoisted tiles: an eighth of what a thread can have
 WORDS_OF_A_WARP = 32  # that one register of each lane holds
@@ -54,18 +52,12 @@ def hoist_invariants(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
 
 
 def fits(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
-    """Whether a multiprocessor holds as many blocks as it is to run, found by placing their buffers: some share bytes.
+    """Whether a multiprocessor holds as many blocks of the kernel as it is to run.
 
-    Those blocks are all there are: one that had to wait for another would double the time.
+    What stays is loaded once, so rings make do with the fewest slots, unless those are pinned.
     """
-    try:
-        placed = place_shared(lower_to_target(canonicalise(split_roles(kernel, schedule)), schedule), arch)
-    except SourceError as error:
-        if error.code != "TS501":
-            raise
-        return False
-    bytes_of_block = placed.attributes["shared_bytes"] + arch.reserved_shared_bytes
-    return bytes_of_block * schedule.blocks <= arch.shared_bytes_per_sm
+    stages = schedule.stages if "stages" in pins_of(kernel) else min(schedule.stages, LEAST_STAGES)
+    return holds(split_roles(kernel, replace(schedule, stages=stages), arch, limited=False), schedule, arch)
 
 
 class _Invariants:
@@ -79,7 +71,7 @@ class _Invariants:
         self._behind: dict[Value, list[Op] | None] = {value: None for value in body.arguments}
         for op in self.ops:  # operands come first
             for result in op.results:
-                self._behind[result] = self._computed(op) if op in always or _cannot_fail(op) else None
+                self._behind[result] = self._computed(op) if op in always or cannot_fail(op) else None
 
     def behind(self, value: Value) -> list[Op] | None:
         """The ops of the body that an invariant value is computed by; None for a value that may change."""
@@ -189,7 +181,7 @@ def _unguarded(block: Block) -> Iterator[Op]:
             yield from _unguarded(op.regions[0])
 
 
-def _cannot_fail(op: Op) -> bool:
+def cannot_fail(op: Op) -> bool:
     """Whether an op is right for any operands: no division by zero, no tensor that a list does not have."""
     if op.name == "element":
         return constant_value(op.operand("index")) is not None

@@ -11,16 +11,18 @@ from dataclasses import dataclass
 
 from tessera import dtypes
 from tessera.dtypes import i64
+from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Op, Value
 from tessera.ir.layout import RegisterLayout
 from tessera.ir.ops.tiles import format_of, k_block
+from tessera.ir.products import FP8
 from tessera.ir.types import dtype_of, int_shape
 from tessera.passes.access import divisor_of
 from tessera.passes.assign_layouts import whole_operand
 from tessera.passes.lower_warpgroups import lower_to_wgmma
 from tessera.passes.lowering import Lowering, rule
 from tessera.passes.register_operands import MMA_LIMIT, in_registers
-from tessera.passes.warpgroup import by_warpgroups
+from tessera.passes.warpgroup import by_warpgroups, why_not
 from tessera.target.fragments import (
     LDMATRIX_ROW_BYTES,
     OPERAND_LOADS,
@@ -82,6 +84,9 @@ def lower_mma(lowering: Lowering, op: Op, builder: Builder) -> None:
     """A rolled loop over k-blocks: load the fragments of a and b, multiply, accumulate."""
     if by_warpgroups(op, lowering.schedule):
         return lower_to_wgmma(lowering, op, builder)
+    if format_of(op) == FP8:
+        reason = why_not(op, lowering.schedule.warps) or "the schedule does not ask for them"
+        raise SourceError("TS703", f"only warpgroups multiply in the format of this product: {reason}", op.loc)
     if in_registers(op):
         return _from_registers(lowering, op, builder)
     instruction, depth = PRODUCT_INSTRUCTIONS[format_of(op)], k_block(op)

@@ -19,6 +19,7 @@ from tessera.passes import (  # noqa: F401  register their rules
 )
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.lowering import Lowering
+from tessera.passes.warpgroup import why_not
 from tessera.target.schedule import Schedule
 
 
@@ -27,9 +28,19 @@ def lower_to_target(kernel: Kernel, schedule: Schedule) -> Kernel:
     layouts = assign_layouts(kernel, schedule)
     new, builder, mapping = new_kernel_like(kernel)
     new.attributes["warps"] = schedule.warps
+    reasons = _left_to_mma_sync(kernel, schedule)
+    if reasons:
+        notes = (f"family = 'wgmma' has no effect on a product: {reason}" for reason in reasons)
+        new.attributes["notes"] = (*kernel.attributes.get("notes", ()), *notes)
     lowering = Lowering(kernel, layouts, schedule, mapping)
     lowering.block(kernel.body, builder)
     new.body.ops[:0] = lowering.allocations
     lower_tma_stores.wait_for_stores(new)
     lower_copies.count_groups(new)
     return new
+
+
+def _left_to_mma_sync(kernel: Kernel, schedule: Schedule) -> list[str]:
+    """Why warpgroups do not compute products that they are asked for, each reason once."""
+    products = [op for op in kernel.body.walk() if op.name == "mma"] if schedule.family == "wgmma" else []
+    return list(dict.fromkeys(reason for op in products if (reason := why_not(op, schedule.warps)) is not None))

@@ -12,6 +12,7 @@ from tessera.dtypes import DType, i64
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, uses
 from tessera.ir.layout import RegisterLayout, shared_layout
 from tessera.ir.opdef import TERMINATOR
+from tessera.ir.products import FP8
 from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, tile_layout
 from tessera.passes.access import access_bytes, divisor_of, loops_of
@@ -95,7 +96,9 @@ class Lowering:
         """Whether an op must not run beside products in flight: it uses their sums, unless it adds to them; it may
         change what they read; or it begins or ends a region.
         """
-        adds = op.operands[2:] if op.name == "mma" and by_warpgroups(op, self.schedule) else []
+        # Sums of parts are added to others by ordinary additions.
+        adds_in_place = op.name == "mma" and op.attributes["precision"] != FP8 and by_warpgroups(op, self.schedule)
+        adds = op.operands[2:] if adds_in_place else []
         if any(value in self.flying and value not in adds for value in op.operands):
             return True
         if op.name == "ring_release":

@@ -81,7 +81,7 @@ class _Persistence:
             at_once = dims.maximum(dims.floordiv(at_once, self.cluster), 1)
         self.fixed = self._fixed(blocks)
         if self.fixed > 1:
-            at_once = dims.floordiv(at_once, self.fixed) * self.fixed
+            at_once = dims.maximum(dims.floordiv(at_once, self.fixed), 1) * self.fixed
         self.new.attributes["grid"] = (dims.minimum(total, at_once) * self.cluster,)
         first, step = (self.builder.value(name, axis=0) for name in ("program_id", "num_programs"))
         self.place = first
@@ -103,7 +103,7 @@ class _Persistence:
         return self.new
 
     def _fixed(self, blocks: int) -> int:
-        """The number f of parts of a row that programs take in turn, where each should keep to one: 1 where none should.
+        """The number f of parts of a row that programs take in turn, if each should keep to one; 1 where none should.
 
         Program p works on part p % f. Where f divides the programs that run at one time, a program of the launch meets
         the same part again and again, and what belongs to it can stay. Of each, f must leave no multiprocessor idle.

@@ -15,7 +15,7 @@ from tessera.ir.opdef import ELEMENTWISE
 from tessera.ir.ops.tiles import format_of
 from tessera.ir.types import TileType, dtype_of, int_shape
 from tessera.passes.warpgroup import by_warpgroups
-from tessera.target.fragments import PRODUCT_INSTRUCTIONS
+from tessera.target.fragments import product_atom
 from tessera.target.schedule import Schedule
 
 MMA_LIMIT = 128  # mma.sync in one straight-line region: ptxas time explodes beyond
@@ -42,7 +42,7 @@ def may_stay_in_registers(
     `used`: users of every value.
     """
     value = product.operands[0]
-    warps, atom = schedule.warps, PRODUCT_INSTRUCTIONS[format_of(product)].atom
+    warps, atom = schedule.warps, product_atom(format_of(product))
     dtype = dtype_of(value.type)
     if atom is None or product.attributes["transpose_a"] or dtype.bits != 16 or dtype.name != atom.operand:
         return False

@@ -13,7 +13,7 @@ from tessera.ir.opdef import ELEMENTWISE
 from tessera.ir.ops.tiles import format_of, k_block
 from tessera.ir.types import TileType, int_shape
 from tessera.passes.register_operands import MMA_LIMIT, SPREAD, computed_grid
-from tessera.target.fragments import PRODUCT_INSTRUCTIONS
+from tessera.target.fragments import product_atom
 
 
 def may_be_sliced(product: Op, mapping: Mapping) -> bool:
@@ -22,7 +22,7 @@ def may_be_sliced(product: Op, mapping: Mapping) -> bool:
     `mapping`: what the new kernel has for old values. The k-blocks of the operand are whole.
     """
     value = product.operands[0]
-    atom = PRODUCT_INSTRUCTIONS[format_of(product)].atom
+    atom = product_atom(format_of(product))
     if atom is None or product.attributes["transpose_a"] or int_shape(value.type)[1] % k_block(product):
         return False
     return _readable(value, mapping)
@@ -75,7 +75,7 @@ def sliced_product(op: Op, right: Value, builder: Builder, mapping: Mapping, war
 
 def _unroll(op: Op, blocks: int, warps: int) -> int:
     """How many k-blocks are one straight line."""
-    atom = PRODUCT_INSTRUCTIONS[format_of(op)].atom
+    atom = product_atom(format_of(op))
     assert atom is not None
     (m, n), (rows, columns) = int_shape(op.result.type), computed_grid(op, warps)
     cost = -(-m // (atom.m * rows)) * -(-n // (atom.n * columns))

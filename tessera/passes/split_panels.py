@@ -290,7 +290,7 @@ class _Panels:
 
 
 def _whole(kernel: Kernel) -> set[Value]:
-    """Right operands of products, and their sums through loops and reshapes of these alone."""
+    """Right operands of products, and their sums through loops, branches and reshapes of these alone."""
     found: set[Value] = set()
     for op in kernel.body.walk():
         if op.name == "mma":
@@ -301,6 +301,10 @@ def _whole(kernel: Kernel) -> set[Value]:
         for op in kernel.body.walk():
             if op.definition.has(LOOP):
                 for group in carried_values(op):
+                    if any(value in found for value in group):
+                        found |= set(group)
+            elif op.regions:
+                for group in zip(op.results, *(region.ops[-1].operands for region in op.regions), strict=True):
                     if any(value in found for value in group):
                         found |= set(group)
             elif op.name == "reshape" and op.operands[0] in found:

@@ -11,27 +11,31 @@ Exact: values only move. A kernel in which copies do anything else stays as it i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tessera.dtypes import i32
+from tessera.errors import SourceError
 from tessera.ir.clusters import cluster_of, differing, differing_blocks
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_kernel, clone_op, new_kernel_like
 from tessera.ir.opdef import COUNTED, ELEMENTWISE, LOOP
 from tessera.ir.ops.control import carried_values
 from tessera.ir.stages import allocation
-from tessera.ir.types import BufferType, TileType
+from tessera.ir.types import BufferType, ListType, TileType, ViewType
+from tessera.passes.ahead import written_tensors
 from tessera.passes.assign_layouts import assign_layouts
+from tessera.passes.canonicalise import canonicalise
 from tessera.passes.copy_groups import CopyGroup, copy_groups
+from tessera.passes.lower_to_target import lower_to_target
+from tessera.passes.place_shared import place_shared
 from tessera.passes.warpgroup import by_warpgroups
-from tessera.target.schedule import Schedule
+from tessera.target.arch import Arch
+from tessera.target.role_registers import role_registers
+from tessera.target.schedule import Schedule, root
+from tessera.target.schedules import MOST_WARPS, pins_of
 from tessera.target.tensor_maps import rows_of_part, why_not
 from tessera.target.wgmma import WGMMA_WARPS
 
 LEAST_STAGES = 2  # of a ring that is filled again and again: one slot is filled while one is read
-# Registers of a thread of the producer, which computes a few coordinates, and of the consumers by the number of their
-# warpgroups: together what a multiprocessor has. In clusters there are more coordinates, of parts of a buffer.
-REGISTERS = {2: (24, 240), 3: (24, 152)}
-CLUSTER_REGISTERS = {2: (40, 232), 3: (40, 152)}
 
 
 @dataclass(eq=False)
@@ -57,23 +61,60 @@ class _Slot:
 _State = dict[int, _Slot]  # by the order of the ring
 
 
-def split_roles(kernel: Kernel, schedule: Schedule) -> Kernel:
-    """The kernel in roles; itself, with a note of the reason, where that cannot be."""
+def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = True) -> Kernel:
+    """The kernel in roles; itself, with a note of the reason, where that cannot be.
+
+    Rings have at most `schedule.stages` slots, and at least two: as many as the shared memory of `arch` holds, and all
+    where they are not `limited` so. Raises SourceError TS501 where that does not hold the stages that are pinned.
+    """
     if schedule.copies != "tma":
         return kernel
     groups = copy_groups(kernel)
     reason = groups if isinstance(groups, str) else _reason(kernel, schedule, groups)
     if isinstance(groups, str) or reason:
-        new, _ = clone_kernel(kernel)
-        note = f"copies = 'tma' has no effect: {reason}"
-        new.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
-        _dissolve_clusters(new)
-        return new
+        return _noted(kernel, reason)
     for group in groups:
         _release_behind_products(group, schedule)
     needed = _needed(kernel, groups)
     assert needed is not None
-    return _Splitter(kernel, schedule, groups, needed).run()
+    wanted = max(LEAST_STAGES, schedule.stages)
+    pinned = "stages" in pins_of(kernel)
+    for stages in range(wanted, LEAST_STAGES - 1, -1):
+        new = _Splitter(kernel, replace(schedule, stages=stages), arch, groups, needed).run()
+        if not limited or holds(new, replace(schedule, blocks=1) if pinned else schedule, arch):
+            return new
+        if pinned:
+            raise SourceError(
+                "TS501",
+                f"the schedule is pinned to {wanted} stages, and the shared memory of {arch.name} does not hold so "
+                f"many slots of {', '.join(repr(buffer.name) for group in groups for buffer in group.buffers)}",
+                kernel.loc,
+            )
+    blocks = f" of {schedule.blocks} blocks" if schedule.blocks > 1 else ""
+    return _noted(kernel, f"shared memory does not hold {LEAST_STAGES} slots{blocks} of what is copied")
+
+
+def _noted(kernel: Kernel, reason: str) -> Kernel:
+    new, _ = clone_kernel(kernel)
+    note = f"copies = 'tma' has no effect: {reason}"
+    new.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
+    _dissolve_clusters(new)
+    return new
+
+
+def holds(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
+    """Whether a multiprocessor holds as many blocks as it is to run, found by placing their buffers: some share bytes.
+
+    Those blocks are all there are: one that had to wait for another would double the time.
+    """
+    try:
+        placed = place_shared(lower_to_target(canonicalise(kernel), schedule), arch)
+    except SourceError as error:
+        if error.code != "TS501":
+            raise
+        return False
+    bytes_of_block = placed.attributes["shared_bytes"] + arch.reserved_shared_bytes
+    return bytes_of_block * schedule.blocks <= arch.shared_bytes_per_sm
 
 
 def _dissolve_clusters(kernel: Kernel) -> None:
@@ -90,6 +131,8 @@ def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
         return "nothing is copied into shared memory"
     if schedule.warps % WGMMA_WARPS:
         return f"{schedule.warps} warps are no whole warpgroups"
+    if schedule.warps + WGMMA_WARPS > MOST_WARPS:
+        return f"a block has no warpgroup beside {schedule.warps} warps"
     if _needed(kernel, groups) is None:
         return "what is copied depends on what was computed"
     layouts = assign_layouts(kernel, schedule)
@@ -129,7 +172,7 @@ def _release_behind_products(group: CopyGroup, schedule: Schedule) -> None:
 
 
 def _loaded_alike(kernel: Kernel, schedule: Schedule, rings: list[_Ring]) -> set[int]:
-    """The copies of windows that are alike in all programs of a cluster, which come to each slot of a ring in turn."""
+    """The copies of windows that all programs of a cluster have alike, which come to each slot of a ring in turn."""
     cluster = cluster_of(kernel)
     if cluster == 1:
         return set()
@@ -159,8 +202,8 @@ def _held_long(group: CopyGroup, groups: dict[int, CopyGroup], stages: int) -> b
 
 
 class _Splitter:
-    def __init__(self, kernel: Kernel, schedule: Schedule, groups: list[CopyGroup], needed: set[Value]):
-        self.kernel, self.schedule, self.needed = kernel, schedule, needed
+    def __init__(self, kernel: Kernel, schedule: Schedule, arch: Arch, groups: list[CopyGroup], needed: set[Value]):
+        self.kernel, self.schedule, self.arch, self.needed = kernel, schedule, arch, needed
         self.rings = _rings(groups, schedule.stages)
         self.ring_of = {group.wait.id: ring for ring in self.rings for group in ring.groups}
         self.group_of_copy = {copy.id: group for group in groups for copy in group.copies}
@@ -185,8 +228,7 @@ class _Splitter:
                 clone_op(builder, op, mapping)
         for ring in self.rings:
             self._allocate(ring, builder)
-        counts = CLUSTER_REGISTERS if self.alike else REGISTERS
-        registers = counts.get(warps // WGMMA_WARPS, (0, 0)) if self.schedule.blocks == 1 else (0, 0)
+        registers = role_registers(self.arch, warps, WGMMA_WARPS, self.schedule.blocks, bool(self.alike))
         regions = []
         for role in (self._produce, self._consume):
             body = Block()
@@ -201,7 +243,7 @@ class _Splitter:
         builder.op(
             "roles", [], regions, names=("load", "compute"), warps=(1, warps), registers=registers, cluster=cluster
         )
-        new.attributes["producer_warps"] = 4
+        new.attributes["producer_warps"] = WGMMA_WARPS  # a warpgroup shares its registers
         if cluster == 1:
             _dissolve_clusters(new)
         return new
@@ -402,8 +444,9 @@ def _stages(group: CopyGroup, own: bool, stages: int) -> int:
 
 def _needed(kernel: Kernel, groups: list[CopyGroup]) -> set[Value] | None:
     """The values that the producer computes: windows, bounds and conditions, and what these are made of; None where a
-    tile is among them.
+    tile is among them, or what the kernel itself has written, which the producer may come too early for.
     """
+    written = written_tensors(kernel)
     inside = {group.wait.id for group in groups}
     pending = [copy.operands[1] for group in groups for copy in group.copies]
     arguments: dict[Value, list[Value]] = {}
@@ -428,6 +471,8 @@ def _needed(kernel: Kernel, groups: list[CopyGroup]) -> set[Value] | None:
         needed.add(value)
         pending += arguments.get(value, ())
         op = value.defining_op
+        if op is not None and any(v in written or not isinstance(v.type, (ViewType, ListType)) for v in _accessed(op)):
+            return None
         if op is not None and not op.regions:
             pending += op.operands
         elif op is not None:
@@ -436,4 +481,10 @@ def _needed(kernel: Kernel, groups: list[CopyGroup]) -> set[Value] | None:
     return needed
 
 
-__all__ = ["split_roles"]
+def _accessed(op: Op) -> list[Value]:
+    """The tensors and buffers that an op reads or changes, in its regions too."""
+    ops = [op, *(inner for region in op.regions for inner in region.walk())]
+    return [root(value) for inner in ops for _, value in inner.definition.effects_of(inner)]
+
+
+__all__ = ["LEAST_STAGES", "holds", "split_roles"]

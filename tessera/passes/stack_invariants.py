@@ -21,7 +21,7 @@ from tessera.ir.opdef import COUNTED, PURE
 from tessera.ir.ops.control import loop_range
 from tessera.ir.programs import persistent_loop
 from tessera.passes.ahead import written_tensors
-from tessera.passes.hoist_invariants import fits
+from tessera.passes.hoist_invariants import cannot_fail, fits
 from tessera.target.arch import Arch
 from tessera.target.schedule import Schedule, root
 
@@ -56,7 +56,7 @@ def _stacks(kernel: Kernel, persistent: Op) -> list[_Stack]:
     """The loops with such copies, each with all of them."""
     used, written = uses_of(kernel.body), written_tensors(kernel)
     ops = [inner for region in persistent.regions for inner in region.walk()]
-    inside, found = set(ops), []
+    inside, always, found = set(ops), persistent.regions[0].ops, []
     for loop in ops:
         if not loop.definition.has(COUNTED) or not loop_range(loop.operands[:3]):
             continue
@@ -66,6 +66,8 @@ def _stacks(kernel: Kernel, persistent: Op) -> list[_Stack]:
             if op.name != "copy_async" or root(op.operand("view")) in written:
                 continue
             made = _behind(op.operand("view"), inside, body.arguments[0])
+            if made is not None and loop not in always and not all(map(cannot_fail, made)):
+                continue  # in front of a branch it would run where it did not
             buffer = op.operands[0].defining_op
             alone = (
                 buffer is not None and buffer.name == "alloc_shared" and _is_read_here(op.operands[0], op, body, used)

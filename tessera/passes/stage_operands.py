@@ -12,26 +12,28 @@ from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op
 from tessera.ir.opdef import ELEMENTWISE, LOOP
 from tessera.ir.ops.tiles import k_block
 from tessera.ir.programs import persistent_loop, program_body
-from tessera.ir.types import TileType, dtype_of, int_shape, shape_of
+from tessera.ir.types import BufferType, TileType, int_shape, shape_of
 from tessera.passes.register_operands import may_stay_in_registers
 from tessera.passes.slice_operands import may_be_sliced, sliced_product
 from tessera.passes.warpgroup import by_warpgroups
 from tessera.target.schedule import Schedule, elements, schedule_of
+from tessera.target.tensor_maps import why_not
 
 LEAST_COPY = 2048  # bytes of a tile from which a copy by tensor map pays
 
 
 def stage_operands(kernel: Kernel) -> Kernel:
     new, builder, mapping = new_kernel_like(kernel)
-    stager = _Stager(uses(kernel.body), schedule_of(kernel), persistent_loop(kernel))
+    stager = _Stager(kernel, schedule_of(kernel))
     stager.block(kernel.body, builder, mapping)
     program_body(new).ops[:0] = stager.allocations
     return new
 
 
 class _Stager:
-    def __init__(self, used: dict[Value, list[Op]], schedule: Schedule, persistent: Op | None):
-        self.used, self.schedule, self.persistent = used, schedule, persistent
+    def __init__(self, kernel: Kernel, schedule: Schedule):
+        self.kernel, self.schedule = kernel, schedule
+        self.used, self.persistent = uses(kernel.body), persistent_loop(kernel)
         self.copied: set[int] = set()  # loads that became copies
         self.allocations: list[Op] = []
 
@@ -55,7 +57,7 @@ class _Stager:
                 or in_loop
                 and self._leads_to_product(op.results[0], block)
                 or self.schedule.copies == "tma"
-                and _is_large(op.results[0])
+                and self._is_worth_a_map(op)
             ):
                 self.copied.add(op.id)
                 buffer = self._allocate(builder, op, op.result)
@@ -91,6 +93,13 @@ class _Stager:
 
     def _feeds_product(self, value: Value) -> bool:
         return any(op.name == "mma" and value in op.operands[:2] for op in self.used.get(value, ()))
+
+    def _is_worth_a_map(self, load: Op) -> bool:
+        """Whether a large tile is loaded that a tensor map can bring."""
+        type_ = load.results[0].type
+        if not isinstance(type_, TileType) or elements(load.result) * type_.dtype.bytes < LEAST_COPY:
+            return False
+        return why_not(load.operands[0], BufferType(type_.shape, type_.dtype), self.kernel, load=True) is None
 
     def _leads_to_product(self, value: Value, block: Block) -> bool:
         """Whether an operand of a product is computed from a loaded tile, in this block and element by element.
@@ -168,11 +177,6 @@ class _Stager:
         if start is None or start.name != "constant":
             return False
         return start.attributes["value"] + extents[k_axis] == int_shape(buffer.type)[k_axis]
-
-
-def _is_large(value: Value) -> bool:
-    """Whether a tile is worth a copy by tensor map."""
-    return isinstance(value.type, TileType) and elements(value) * dtype_of(value.type).bytes >= LEAST_COPY
 
 
 def _writes_part(op: Op, buffer: Value) -> bool:

@@ -225,7 +225,8 @@ class _Session:
         for trial in self.trials[: self.ahead]:
             if len(found) < VOTERS and trial.future is not None:
                 try:
-                    found.append(trial.future.result().program)
+                    built = trial.future.result()
+                    found.append(built.limited or built.program)
                 except RuntimeError:  # told when it is its turn
                     continue
         if found:
@@ -255,7 +256,7 @@ class _Session:
         except RuntimeError as error:
             trial.verdict, trial.reason = FAILED, f"it does not compile: {error}"
             return
-        verdict, trial.queue = self.judge.judge(trial.built.program)
+        verdict, trial.queue = self.judge.judge(trial.built.program, trial.built.limited)
         trial.reason = verdict.reason
         if not verdict.ok:
             trial.verdict = WRONG

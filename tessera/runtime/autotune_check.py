@@ -159,11 +159,22 @@ class Judge:
             shown = ",".join(f"{name}={size}" for name, size in dims.items())
             self.checked = f"error bars at {shown}, and bits"
 
-    def judge(self, program: Program) -> tuple[Verdict, Queue]:
-        """Runs a program; also returns what queues it on the full problem, for timing."""
+    def judge(self, program: Program, limited: Program | None = None) -> tuple[Verdict, Queue]:
+        """Runs a program; also returns what queues it on the full problem, for timing.
+
+        `limited`: one that does the same and ends even if it waits for something that never comes. It runs first, and
+        unless it is right the other one, which would hang, never does.
+        """
         queue = self.full.prepare(self.launcher, program)
+        if limited is not None:
+            verdict = self._check(limited, self.full.prepare(self.launcher, limited))
+            if not verdict.ok:
+                return replace(verdict, reason=f"where waits have a limit, {verdict.reason}"), queue
+        return self._check(program, queue), queue
+
+    def _check(self, program: Program, queue: Queue) -> Verdict:
         verdict = self._small(program)
-        return (self._full(queue) if verdict.ok else verdict), queue
+        return self._full(queue) if verdict.ok else verdict
 
     def elect(self, programs: Sequence[Program]) -> None:
         """Makes the answer that most of these programs give the reference: for problems that have no bars, where the

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tessera.errors import ArgumentError
 from tessera.runtime.bench_case import (
     FLOOR,
     NORM_LIMIT,
@@ -112,12 +113,15 @@ def ratio(slower: Result | None, faster: Result | None) -> float | None:
 
 @dataclass(frozen=True)
 class Options:
-    """`rivals`: those to time, None for all; `without`: those to leave out; `retune`: search schedules again."""
+    """`rivals`: those to time, None for all; `without`: those to leave out; `retune`: search schedules again; `pins`:
+    fields of a schedule, with which kernels of ours are timed once more.
+    """
 
     repeats: int = 30
     rivals: frozenset[str] | None = None
     without: frozenset[str] = frozenset()
     retune: bool = False
+    pins: Mapping[str, Any] = field(default_factory=dict)
 
     def wants(self, name: str) -> bool:
         return name not in self.without and (self.rivals is None or name in self.rivals)
@@ -153,9 +157,10 @@ class Bench:
 
     def _fill(self, row: Row, problem: Problem) -> None:
         row.bytes, row.flops = problem.bytes, problem.flops
+        row.peaks = row.peaks.times(problem.rate)
         judge = judge_against(problem.reference())
         running = []
-        for entrant in problem.entrants:
+        for entrant in self._entrants(problem):
             if entrant.kind in (RIVAL, FLOOR) and not self.options.wants(entrant.name):
                 continue
             result = Result(entrant.name, entrant.kind, entrant.of)
@@ -174,6 +179,17 @@ class Bench:
             for item in running:
                 if item.check(self.device, judge):
                     item.result.message = item.note()
+
+    def _entrants(self, problem: Problem) -> list[Entrant]:
+        """All of a problem; beside those of ours whose kernels can be pinned, these as the options ask."""
+        found = []
+        for entrant in problem.entrants:
+            found.append(entrant)
+            if self.options.pins and entrant.pinned is not None:
+                found.append(entrant.pinned(self.options.pins))
+        if self.options.pins and len(found) == len(problem.entrants):
+            raise ArgumentError("TS605", "--pin fixes the schedules of kernels, and this case has none to fix")
+        return found
 
     def _start(self, entrant: Entrant, result: Result, judge: Judge) -> _Running:
         prepared = entrant.prepare()

@@ -65,7 +65,7 @@ class Entrant:
     """Somebody who is timed. `prepare` may take long: it compiles, and allocates.
 
     Times are multiplied by `scale`, for floors that do a part of the work. `of` names the entrant of ours whose untuned
-    variant this is.
+    variant this is. `pinned` gives the entrant of ours whose kernel has fields of its schedule fixed.
     """
 
     name: str
@@ -74,18 +74,21 @@ class Entrant:
     scale: float = 1.0
     searched: Searched | None = None
     of: str = ""
+    pinned: Callable[[Mapping[str, Any]], Entrant] | None = None
 
 
 @dataclass(frozen=True)
 class Problem:
     """One row of a case with its inputs. `reference` computes the answer in float64, or gives None where entrants are
-    checked elsewhere; `bytes` and `flops` are the least that any entrant moves and does.
+    checked elsewhere; `bytes` and `flops` are the least that any entrant moves and does, the operations at `rate` times
+    the rate of bf16 products.
     """
 
     entrants: tuple[Entrant, ...]
     reference: Callable[[], Any]
     bytes: int
     flops: int
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,12 @@ class Peaks:
     product: float
     product_by: str
 
+    def times(self, rate: float) -> Peaks:
+        """Those of products at `rate` times the rate of bf16."""
+        if rate == 1.0:
+            return self
+        return Peaks(self.copy, rate * self.product, f"{rate:g} x {self.product_by}")
+
     def least_us(self, moved: int, flops: int) -> float:
         """The roofline: no run takes less than moving its bytes, or doing its operations, at these rates."""
         return max(moved / self.copy, flops / self.product) * 1e6

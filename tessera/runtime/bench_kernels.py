@@ -9,6 +9,7 @@ from tessera.frontend.definition import KernelDefinition
 from tessera.runtime import api
 from tessera.runtime.autotune_calls import Bench, Chooser, Compiled, note_of
 from tessera.runtime.autotune_report import Choice, settings_text
+from tessera.target.schedule import BASE_LANE, WARPGROUP_LANE
 
 
 def tuned(definition: KernelDefinition, arguments: Sequence[Any]) -> tuple[KernelDefinition, str]:
@@ -36,9 +37,19 @@ def untuned(definition: KernelDefinition, arguments: Sequence[Any]) -> tuple[Ker
 
 
 def choice_of(definition: KernelDefinition) -> str:
-    """What the last call of a kernel with a tuning space ran with; empty where there was none."""
+    """What the last call of a kernel with a tuning space ran with, and the lane of its schedule; empty where there was
+    none.
+    """
     choice = getattr(api.last_run(definition), "choice", None)
-    return _text(definition, choice) if choice is not None else ""
+    if choice is None:
+        return ""
+    return _text(definition, choice) + (f"; lane {lane_of(choice.schedule)}" if choice.schedule else "")
+
+
+def lane_of(schedule: Mapping[str, Any]) -> str:
+    """The lane that a schedule is a point of."""
+    on_lane = schedule.get("family") == "wgmma" and schedule.get("copies") == "tma"
+    return WARPGROUP_LANE if on_lane else BASE_LANE
 
 
 def _text(definition: KernelDefinition, choice: Choice) -> str:
@@ -60,4 +71,4 @@ def _call(
     return Chooser(state.definition, state.kernel), compiled, binding.scalars, bench
 
 
-__all__ = ["choice_of", "tuned", "untuned"]
+__all__ = ["choice_of", "lane_of", "tuned", "untuned"]

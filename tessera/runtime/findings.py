@@ -14,7 +14,7 @@ from tessera.codegen_cuda.emit import CudaKernel
 from tessera.ir.core import Kernel, Op
 from tessera.ir.layout_shared import SharedLayout
 from tessera.ir.stages import allocated_bytes, allocation, stage_count
-from tessera.ir.types import ViewType
+from tessera.ir.types import BARRIER_BYTES, ViewType
 from tessera.runtime.emulator import Fault
 from tessera.target.schedule import root
 
@@ -63,6 +63,7 @@ class Places:
     def __init__(self, cuda: CudaKernel, kernel: Kernel):
         self.cuda, self.kernel = cuda, kernel
         self.ops = {op.id: op for op in kernel.body.walk()}
+        self.rings = [op for op in kernel.body.walk() if op.name == "ring"]
         self.buffers = [
             op for op in kernel.body.walk() if op.name == "shared" and op.attributes.get("offset") is not None
         ]
@@ -106,7 +107,7 @@ class Places:
         touched = {allocation(value) for value in op.operands} if op is not None else set()
         used = [buffer for buffer in holding if buffer.result in touched]
         if not holding:
-            return f"shared byte {byte}"
+            return self._barrier_name(byte) or f"shared byte {byte}"
         buffer = (used or holding)[0]
         layout, offset = buffer.attributes["layout"], byte - buffer.attributes["offset"]
         name = f"'{buffer.result.name}'" if buffer.result.name else "a shared buffer"
@@ -114,6 +115,15 @@ class Places:
             name, offset = f"stage {offset // layout.bytes} of {name}", offset % layout.bytes
         element = _element(layout, offset)
         return f"{name}[{element[0]}, {element[1]}]" if element else f"byte {offset} of {name}"
+
+    def _barrier_name(self, byte: int) -> str | None:
+        """The barrier of a ring that begins at a byte of the shared block."""
+        for ring in self.rings:
+            number, rest = divmod(byte - ring.attributes["offset"], BARRIER_BYTES)
+            stages = ring.attributes["stages"]
+            if not rest and 0 <= number < 2 * stages:
+                return f"'{ring.result.name}' ({'full' if number < stages else 'empty'}, slot {number % stages})"
+        return None
 
 
 def last_store(kernel: Kernel, name: str) -> Op | None:

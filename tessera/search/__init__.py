@@ -122,9 +122,12 @@ def _look(engine: Engine, points: Points) -> Entry:
     engine.try_points(points.short_list(launch))
     first, best = engine.first(), engine.best()
     for name in launch:
+        schedule = best.lowered.schedule
+        # Warpgroups share out whole tiles of 64 rows each, and more of them need more rows.
+        base = engine.roomiest(best) if schedule and schedule.family == "wgmma" else best.constants
         for value in points.candidates[name][1:]:
             if engine.tried < SHORT:
-                engine.try_points([{**best.constants, name: value}])
+                engine.try_points([{**base, name: value}])
         best = engine.best()
     return best if best.seconds < CLEARLY * first.seconds else first
 

@@ -17,13 +17,12 @@ from tessera.search.lowering import Lowered, Lowering, Request, Setting
 from tessera.search.points import Points
 from tessera.search.workers import Workers
 from tessera.target.arch import Arch
-from tessera.target.cost import register_limit
-from tessera.target.schedule import Schedule
 
 BASES = 2  # points at which fields of the schedule are changed
 VARIATIONS = 32  # of them that are lowered, at most
 BETTER = 0.99  # of a prediction: what makes another step worth it
 SPILLING = 1.5  # times the registers that a thread can have
+SPILLING_SUMS = 1.1  # the same of wgmma: the assembler does one product after the other where their sums spill
 
 
 @dataclass
@@ -78,6 +77,7 @@ class Engine:
         self.entries: list[Entry] = []
         self.pruned: list[Entry] = []
         self.tried = 0
+        self.order: list[Entry] = []  # all that were lowered
         self._seen: dict[Request, None] = {}
         self._by_key: dict[str, Entry] = {}
         self._error: TesseraError | None = None
@@ -144,6 +144,7 @@ class Engine:
         self._seen.update(dict.fromkeys(requests))
         results = self.pool.map("lower", requests) if self.pool else [self.here.lower(r) for r in requests]
         entries = [Entry(dict(result.request.constants), result) for result in results]
+        self.order += entries
         return [entry for entry in entries if self._keep(entry)]
 
     def programs(self, entries: Sequence[Entry]) -> list[Program]:
@@ -191,8 +192,16 @@ class Engine:
         return self.entries[0]
 
     def best(self) -> Entry:
+        """The fastest predicted one of those that would not spill, if there are any."""
         self.first()
-        return min(self.entries, key=lambda entry: entry.seconds)
+        return min(self.entries, key=lambda entry: (self._spills(entry), entry.seconds))
+
+    def roomiest(self, entry: Entry) -> Point:
+        """The constants of the last point that was tried and is predicted as this one is, kept or as the same code: of
+        points in the order of their tile sizes, the one whose tiles more warps can share.
+        """
+        alike = [other for other in self.order if other.lowered.cost and other.seconds == entry.seconds]
+        return (alike or [entry])[-1].constants
 
     def ranked(self, slowest: float, limit: int | None) -> list[Entry]:
         """The entries that are kept, best predicted first; the others go to `pruned`.
@@ -213,12 +222,11 @@ class Engine:
                 kept.append(entry)
         return kept
 
-    def _left(self, schedule: Schedule) -> int:
-        return register_limit(self.arch, schedule.warps * self.arch.warp_size, schedule.blocks)
-
     def _spills(self, entry: Entry) -> bool:
         found, schedule = entry.lowered.cost, entry.lowered.schedule
-        return found is not None and schedule is not None and found.registers > SPILLING * self._left(schedule)
+        assert found is not None and schedule is not None
+        most = SPILLING_SUMS if schedule.family == "wgmma" else SPILLING
+        return found.registers > most * found.registers_left
 
     def _spilling(self, entry: Entry) -> str:
         found, schedule = entry.lowered.cost, entry.lowered.schedule
@@ -226,7 +234,7 @@ class Engine:
         blocks = f"{schedule.blocks} blocks of {schedule.warps} warps" if schedule.blocks > 1 else (
             f"a block of {schedule.warps} warps"
         )  # fmt: skip
-        return f"needs about {found.registers} registers a thread, and {blocks} leave {self._left(schedule)}"
+        return f"needs about {found.registers} registers a thread, and {blocks} leave {found.registers_left}"
 
 
 __all__ = ["Engine", "Entry"]

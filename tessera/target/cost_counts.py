@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -20,6 +20,7 @@ from tessera.ir.opdef import ELEMENTWISE, LOOP, REDUCTION, SCAN
 from tessera.ir.types import (
     BufferType,
     ListType,
+    RingType,
     TileType,
     TokenType,
     ViewType,
@@ -30,6 +31,7 @@ from tessera.ir.types import (
 )
 from tessera.ir.types import tile_layout as layout_of
 from tessera.target.cost_scalars import Scalars, trips
+from tessera.target.wgmma import WGMMA_INSTRUCTIONS, WGMMA_ROWS
 
 SECTOR = 32  # bytes that a global access moves at least
 WHILE_TRIPS = 8  # iterations of a loop that only the run ends
@@ -66,15 +68,33 @@ class Stall:
 
 
 @dataclass
+class RingUse:
+    """What one program brings into a ring of `stages` slots: so many rounds of slots, of `bytes` together. `kept`:
+    nobody releases a slot, each of which is filled once.
+    """
+
+    stages: int
+    rounds: float = 0.0
+    bytes: float = 0.0
+    kept: bool = True
+
+
+@dataclass
 class Work:
-    """What keeps a multiprocessor busy: operations of matrix instructions and of f32 units, bytes through shared
-    memory, thread instructions."""
+    """What keeps a multiprocessor busy: operations of mma.sync and of f32 units, bytes that threads move through shared
+    memory, thread instructions; then operations of wgmma, `narrow` ones of 8-bit operands, bytes of operands that it
+    reads from shared memory, and bytes that TMA writes and reads there.
+    """
 
     matrix: float = 0.0
     tf32: float = 0.0
     fma: float = 0.0
     shared: float = 0.0
     instructions: float = 0.0
+    wgmma: float = 0.0
+    narrow: float = 0.0
+    operands: float = 0.0
+    bulk: float = 0.0
 
     def __sub__(self, other: Work) -> Work:
         return Work(*(mine - theirs for mine, theirs in zip(self.fields, other.fields, strict=True)))
@@ -83,8 +103,13 @@ class Work:
         return Work(*(value * factor for value in self.fields))
 
     @property
+    def operations(self) -> float:
+        """Of all products."""
+        return self.matrix + self.tf32 + self.fma + self.wgmma + self.narrow
+
+    @property
     def fields(self) -> tuple[float, ...]:
-        return (self.matrix, self.tf32, self.fma, self.shared, self.instructions)
+        return astuple(self)
 
 
 class Counter:
@@ -96,6 +121,8 @@ class Counter:
         self.traffic: dict[Value, Traffic] = {}
         self.loops: list[tuple[frozenset[Value], float]] = []  # arguments and iterations of those around
         self.iterations: dict[Op, float] = {}  # of loops for which the caller knows them
+        self.rings: dict[Value, RingUse] = {}
+        self.in_roles = False
         self.flown = 0.0  # bytes of copies that arrive while earlier ones are worked on, of all programs of the wave
 
     # ---- structure ----
@@ -118,7 +145,7 @@ class Counter:
                 if any(group in committed for group in op.operands):
                     self.stall.memory += times
             elif op.name == "ld_global" or op.name == "cp_async" and op.attributes["vector"] < 4:
-                self.stall.memory += 0.0 if fetched else times
+                self.stall.memory += 0.0 if fetched or self._is_near(op) else times
                 fetched = True
             self._op(op, times)
 
@@ -130,8 +157,10 @@ class Counter:
                 self.stall.memory += times * (op.attributes["parts"] - 1)
             return
         if op.name == "roles":
+            self.in_roles = True
             for region in op.regions:
                 self.block(region, times)
+            self.in_roles = False
             return
         if not op.definition.has(LOOP):
             share = self.scalars.share(op.operands[0])
@@ -151,6 +180,12 @@ class Counter:
             done = (self.work - before).scaled(1.0 / (times * count))
             self.stall.ahead.append((times * count, flying, done))
             self.stall.memory += times  # the first iteration waits for its copies
+
+    def _is_near(self, op: Op) -> bool:
+        """Whether a load is one of a number that all programs load: the level-1 cache has it from the first turn on."""
+        if not self.in_roles or op.name != "ld_global" or isinstance(op.result.type, TileType):
+            return False
+        return self._distinct(behind_view(op.operand("view"))[1]) == 1
 
     # ---- ops ----
 
@@ -217,7 +252,7 @@ class Counter:
         vector = op.attributes.get("vector") or 16
         accesses = layout.registers_per_thread * item / vector
         self.work.shared += accesses * max(vector, 4) * self.threads * lanes_apart(layout) * times
-        matrices = op.name in ("ldmatrix", "ld_matrices")
+        matrices = op.name in ("ldmatrix", "ld_matrices", "st_matrices")
         self._run((PER_MATRIX_LOAD if matrices else CHEAP + 1) * accesses, times)
 
     def _atomic(self, op: Op, times: float) -> None:
@@ -240,6 +275,46 @@ class Counter:
         self.work.tf32 += operations if wide else 0.0
         self.work.matrix += 0.0 if wide else operations
         self._run(CHEAP * registers / 4 * depth / (8 if wide else 16), times)
+
+    def _wgmma(self, op: Op, times: float) -> None:
+        """A product of all warpgroups. Each reads the right operand for itself, and the left one for each instruction
+        along the columns, unless that is in its registers.
+        """
+        (rows, columns), depth = op.attributes["shape"], op.attributes["depth"]
+        dtype = dtype_of(op.operands[1].type)
+        operations = 2.0 * rows * columns * depth * times
+        self.work.wgmma += operations if dtype.bytes > 1 else 0.0
+        self.work.narrow += 0.0 if dtype.bytes > 1 else operations
+        right = rows // WGMMA_ROWS * columns * depth
+        in_shared = isinstance(op.operands[0].type, BufferType)
+        names = dtype_of(op.operands[0].type).name, dtype.name
+        widest = WGMMA_INSTRUCTIONS[names].columns(columns)
+        left = rows * depth * (columns // widest) if in_shared else 0
+        self.work.operands += (left + right) * dtype.bytes * times
+
+    def _bulk(self, op: Op, times: float) -> None:
+        """A copy by TMA, which no thread waits for where it starts it."""
+        view, buffer = op.operand("view"), op.operand("buffer")
+        item, sizes = dtype_of(view.type).bytes, int_shape(buffer.type)
+        run, size = sizes[-1] * item, math.prod(sizes) * item
+        self._move(op, times, item, run / (-(-run // SECTOR) * SECTOR), written=op.name == "tma_store")
+        self.flown += size * times * self.scalars.count
+        self.work.bulk += size * times
+        self._meet(op, times)
+
+    def _meet(self, op: Op, times: float) -> None:
+        """The threads that a store of all of them waits for."""
+        self.stall.barriers += times if op.get("scope") == "role" else 0.0
+
+    def _ring(self, op: Op, times: float) -> None:
+        value = op.operand("ring")
+        assert isinstance(value.type, RingType)
+        ring = self.rings.setdefault(value, RingUse(value.type.stages))
+        if op.name == "ring_release":
+            ring.kept = False
+        else:
+            ring.rounds += times
+            ring.bytes += op.attributes["bytes"] * times
 
     def _move(self, op: Op, times: float, item: int, efficiency: float, written: bool) -> None:
         view = next(value for value in op.operands if isinstance(value.type, ViewType))
@@ -291,11 +366,17 @@ def behind_view(view: Value) -> tuple[Value, list[Value]]:
 _ALONG = ("reduce_blocks", "fold_blocks", "scan_blocks", "block_totals", "carry_blocks")
 _COUNTED = {
     **dict.fromkeys(("ld_global", "st_global"), Counter._global),
-    **dict.fromkeys(("ld_shared", "st_shared", "ldmatrix", "ld_matrices", "ld_operand"), Counter._shared),
+    **dict.fromkeys(
+        ("ld_shared", "st_shared", "ldmatrix", "ld_matrices", "st_matrices", "ld_operand"), Counter._shared
+    ),
     **dict.fromkeys(("ld_flat", "st_flat"), Counter._shared),
     **dict.fromkeys(("atomic", "atomic_scatter"), Counter._atomic),
     **dict.fromkeys(("mma_sync", "fma_block"), Counter._product),
     "cp_async": Counter._copy,
+    "wgmma": Counter._wgmma,
+    **dict.fromkeys(("tma_load", "tma_store"), Counter._bulk),
+    "tma_store_wait": Counter._meet,
+    **dict.fromkeys(("ring_expect", "ring_release"), Counter._ring),
 }
 
 
@@ -326,4 +407,4 @@ def sector_share(layout: RegisterLayout, item: int, vector: int) -> float:
     return min(1.0, len(used) * vector / (len(sectors) * SECTOR))
 
 
-__all__ = ["Counter", "Stall", "Traffic", "Work", "sector_share"]
+__all__ = ["Counter", "RingUse", "Stall", "Traffic", "Work", "sector_share"]

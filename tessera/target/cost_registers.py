@@ -15,6 +15,8 @@ from tessera.ir.types import TileType, TokenType, ViewType, dtype_of
 # Addresses, indices, predicates and what the assembler keeps in flight; from what NVRTC reports for the test suite.
 BASE = 30
 PER_VIEW = 1
+# Ops besides elementwise ones that take a tile register by register, or some of its registers.
+_BY_ELEMENTS = ("reshape", "broadcast", "columns", "st_shared", "st_matrices", "st_global")
 PER_COPY = 8  # of a copy in a loop: both addresses, and what says whether it is inside
 
 
@@ -101,7 +103,7 @@ def _last_uses(block: Block) -> tuple[dict[Value, int], set[Value]]:
 
 def _by_elements(op: Op) -> bool:
     """Whether an op takes its operands element by element."""
-    return op.definition.has(ELEMENTWISE) or op.name in ("reshape", "broadcast", "st_shared", "st_global")
+    return op.definition.has(ELEMENTWISE) or op.name in _BY_ELEMENTS
 
 
 __all__ = ["live_registers", "registers_of"]

@@ -1,8 +1,9 @@
 """Tensor-core instructions as data: their shapes, and which lane holds which element in which register.
 
-The layouts are those of the figures "Matrix Fragments for mma.m16n8k16 / mma.m16n8k8" of the PTX ISA.  An operand's
-coordinates are as in mathematics: A is (m, k), B is (k, n), C is (m, n).  A register of a layout is one element; where
-elements are 16 bits wide, two of them share a 32-bit register: element register = 2 * (32-bit register) + half.
+The layouts are those of the figures "Matrix Fragments for mma.m16n8k16 / mma.m16n8k8" of the PTX ISA, and of 8-bit
+operands, which only wgmma takes here, of "mma.m16n8k32".  An operand's coordinates are as in mathematics: A is (m, k),
+B is (k, n), C is (m, n).  A register of a layout is one element; where elements are 16 bits wide, two of them share a
+32-bit register: element register = 2 * (32-bit register) + half.
 
 A block-level layout places these atoms over a CTA of wm * wn warps, warp = warp_row + warp_column * wm.  Atoms are
 interleaved over the warps, so that the padding of a ragged extent is at most one atom for each warp.  Registers are
@@ -20,12 +21,14 @@ from typing import NamedTuple
 from tessera.dtypes import DType
 from tessera.ir.layout import LANES, LinearLayout, RegisterLayout
 from tessera.ir.layout_linear import bit_count, power_of_two_above
+from tessera.ir.products import FP8
 
 __all__ = [
     "LDMATRIX_ROW_BYTES",
     "M16N8K8_TF32",
     "M16N8K16_BF16",
     "M16N8K16_F16",
+    "M16N8K32_FP8",
     "MMA_ATOMS",
     "OPERAND_LOADS",
     "PRODUCT_INSTRUCTIONS",
@@ -42,6 +45,7 @@ __all__ = [
     "operand_a_layout",
     "operand_b_layout",
     "pairs_columns",
+    "product_atom",
     "product_layouts",
     "vector_registers",
 ]
@@ -127,6 +131,21 @@ M16N8K8_TF32 = MmaAtom(
     c=_C_M16N8,
 )
 
+# What each warp of a warpgroup has of products of 8-bit operands.
+M16N8K32_FP8 = MmaAtom(
+    name="m16n8k32",
+    operand="fp8",
+    operand_bits=8,
+    m=16,
+    n=8,
+    k=32,
+    # a0 to a3: row lane/4, k (lane%4)*4 + {0, 1, 2, 3}; a4 to a7: row + 8; a8 to a11: k + 16; a12 to a15: both.
+    a=_fragment(registers=[(0, 1), (0, 2), (8, 0), (0, 16)], four_axis=1, four_step=4),
+    # b0 to b3: k (lane%4)*4 + {0, 1, 2, 3}, column lane/4; b4 to b7: k + 16.
+    b=_fragment(registers=[(1, 0), (2, 0), (16, 0)], four_axis=0, four_step=4),
+    c=_C_M16N8,
+)
+
 MMA_ATOMS: dict[str, MmaAtom] = {atom.operand: atom for atom in (M16N8K16_BF16, M16N8K16_F16, M16N8K8_TF32)}
 
 
@@ -135,7 +154,7 @@ MMA_ATOMS: dict[str, MmaAtom] = {atom.operand: atom for atom in (M16N8K16_BF16, 
 
 @dataclass(frozen=True)
 class ProductInstruction:
-    """How products of one format run. Formats and k-blocks are those of `tessera.ir.products`.
+    """How a warp runs products of one format. Formats and k-blocks are those of `tessera.ir.products`.
 
     `multiply` is the Target op of one k-block and `operand` the dtype of its fragments; `atom` is its instruction, None
     where there is none; `function` the device function of one atom; `rounding` the Target op that brings operands into
@@ -155,6 +174,12 @@ PRODUCT_INSTRUCTIONS: dict[str, ProductInstruction] = {
     "tf32": ProductInstruction("mma_sync", "f32", M16N8K8_TF32, "ts_mma_m16n8k8_tf32", "round_tf32"),
     "f32": ProductInstruction("fma_block", "f32", None, "ts_fma_block8"),
 }
+
+
+def product_atom(format_: str) -> MmaAtom | None:
+    """The atom of a format, of warps or of a warp in a warpgroup; None where there is none."""
+    return M16N8K32_FP8 if format_ == FP8 else PRODUCT_INSTRUCTIONS[format_].atom
+
 
 LDMATRIX_ROW_BYTES = 16  # of a matrix, what its row addresses must be multiples of
 
@@ -335,7 +360,7 @@ def product_layouts(
 
     `transposed`: which operands (a, b) shared memory holds as their transpose.
     """
-    (m, n), atom = shape, PRODUCT_INSTRUCTIONS[format_].atom
+    (m, n), atom = shape, product_atom(format_)
     if atom is not None:
         return (
             operand_a_layout((m, k_block), warps, atom),

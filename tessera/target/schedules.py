@@ -1,7 +1,8 @@
 """Which schedules are worth trying for a kernel, and which values its author may fix: one table, a row per field.
 
 A row gives the values of a field that can make a difference to a kernel of this structure, the default point's among
-them, and says what a value has to be. Whether a schedule is legal, lowering it tells.
+them, and says what a value has to be. Where that point is one of warpgroups other values do (`warpgroup_values`).
+Whether a schedule is legal, lowering it tells.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tessera.ir.opdef import LOOP
 from tessera.ir.types import TileType, int_shape
 from tessera.target.arch import Arch
 from tessera.target.schedule import (
+    BASE_LANE,
     FIXED_BY_CONSTANTS,
     REGISTER_TILE_LIMIT,
     WARPGROUP_LANE,
@@ -26,6 +28,7 @@ from tessera.target.schedule import (
     elements,
     plain_copies,
 )
+from tessera.target.warpgroup_values import VALUES
 
 MOST_WARPS, MOST_BLOCKS, MOST_STAGES = 32, 32, 16
 RESIDENT, WALKS = ("", "left", "both"), ("", "columns", "rows")
@@ -148,25 +151,8 @@ def _prefetch(kernel: Structure, default: Schedule) -> tuple[bool, ...]:
     return (False, True) if kernel.loops and _resident(kernel, default) else ()
 
 
-def _family(kernel: Structure, default: Schedule) -> tuple[str, ...]:
-    return (default.family,)
-
-
-def _copies(kernel: Structure, default: Schedule) -> tuple[str, ...]:
-    return (default.copies,)
-
-
-def _panels(kernel: Structure, default: Schedule) -> tuple[int, ...]:
-    return (default.panels,)
-
-
-def _persistent(kernel: Structure, default: Schedule) -> tuple[bool, ...]:
-    """Only where an author asks: without copies that fly from one program to the next it saves a launch no time."""
-    return ()
-
-
-def _cluster(kernel: Structure, default: Schedule) -> tuple[int, ...]:
-    """Only where an author asks: it saves reading from the second-level cache, which few kernels wait for."""
+def _none(kernel: Structure, default: Schedule) -> tuple[Any, ...]:
+    """Only where an author asks: without copies that fly from one program to the next they save a launch no time."""
     return ()
 
 
@@ -222,11 +208,11 @@ FIELDS: dict[str, Field] = {
     "walk": Field(_walk, WALKS.__contains__, "one of " + ", ".join(map(repr, WALKS)), str),
     "group": Field(_group, _whole(0), "an integer that is not negative"),
     "split_k": Field(_split_k, _whole(1, 64), "an integer from 1 to 64"),
-    "family": Field(_family, FAMILIES.__contains__, "one of " + ", ".join(map(repr, FAMILIES)), str),
-    "copies": Field(_copies, COPIES.__contains__, "one of " + ", ".join(map(repr, COPIES)), str),
-    "panels": Field(_panels, _whole(0), "an integer that is not negative"),
-    "persistent": Field(_persistent, _is_bool, "true or false", _bool),
-    "cluster": Field(_cluster, CLUSTERS.__contains__, "1, 2, 4 or 8"),
+    "family": Field(_none, FAMILIES.__contains__, "one of " + ", ".join(map(repr, FAMILIES)), str),
+    "copies": Field(_none, COPIES.__contains__, "one of " + ", ".join(map(repr, COPIES)), str),
+    "panels": Field(_none, _whole(0), "an integer that is not negative"),
+    "persistent": Field(_none, _is_bool, "true or false", _bool),
+    "cluster": Field(_none, CLUSTERS.__contains__, "1, 2, 4 or 8"),
 }
 
 
@@ -236,12 +222,14 @@ def candidates(kernel: Kernel, arch: Arch) -> dict[str, tuple[Any, ...]]:
     Raises SourceError TS501 as `default_schedule` does. What the author has fixed has one value.
     """
     structure, point = structure_of(kernel), own_point(kernel, arch)
+    on_lane = _default(kernel, arch, pins_of(kernel)).family == "wgmma"
+    rows = VALUES if on_lane else {name: row.values for name, row in FIELDS.items()}
     constants = kernel.attributes.get("constants") or {}
     fixed = {field for name, field in FIXED_BY_CONSTANTS.items() if name in constants} | set(pins_of(kernel))
     found = {}
     for name in (field.name for field in fields(Schedule)):
         own = getattr(point, name)
-        others = FIELDS[name].values(structure, point) if name in FIELDS and name not in fixed else ()
+        others = rows[name](structure, point) if name in rows and name not in fixed else ()
         found[name] = tuple(dict.fromkeys((own, *others)))
     return found
 
@@ -263,12 +251,20 @@ def schedules(kernel: Kernel, arch: Arch) -> Iterator[Schedule]:
 
 
 def own_point(kernel: Kernel, arch: Arch) -> Schedule:
-    """The default schedule with what the author has fixed: that of the lane of warpgroups where an instruction or a copy
-    of it is asked for. Raises SourceError as it and `check_streamed` do."""
+    """The default schedule with what the author has fixed. Raises SourceError as it and `check_streamed` do."""
     pins = pins_of(kernel)
     check_streamed(kernel, pins)
+    return replace(_default(kernel, arch, pins), **pins)
+
+
+def _default(kernel: Kernel, arch: Arch, pins: Mapping[str, Any]) -> Schedule:
+    """The default schedule of the lane of warpgroups where an instruction or a copy of it is asked for, of the base
+    lane where mma.sync is, and of the architecture where nobody asks.
+    """
     asked = pins.get("family") == "wgmma" or pins.get("copies") == "tma"
-    return replace(default_schedule(kernel, arch, WARPGROUP_LANE if asked and arch.wgmma else ""), **pins)
+    if asked and arch.wgmma:
+        return default_schedule(kernel, arch, WARPGROUP_LANE)
+    return default_schedule(kernel, arch, BASE_LANE if pins.get("family") == "" else "")
 
 
 def pins_of(kernel: Kernel) -> dict[str, Any]:

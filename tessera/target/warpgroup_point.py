@@ -1,4 +1,4 @@
-"""The default schedule of products where there are wgmma and TMA: a producer, warpgroups along rows, persistent programs.
+"""The default schedule of products where there are wgmma and TMA: persistent programs of a producer and warpgroups.
 
 Rows are taken 128 at a time where two warpgroups of the consumers have 64 each. A right operand of which all of K fits
 stays in shared memory; what streams through a ring has what is left, in as many slots as fit.
@@ -11,7 +11,8 @@ from typing import Any
 
 from tessera.ir.core import Kernel, Op
 from tessera.ir.opdef import LOOP
-from tessera.ir.types import TileType, dtype_of, int_shape
+from tessera.ir.products import is_fp8
+from tessera.ir.types import TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
 from tessera.target.row_slices import Rows
 from tessera.target.tensor_maps import tensor_reason
@@ -35,15 +36,30 @@ def warpgroup_point(
     products = [op for op in kernel.body.walk() if op.name == "mma"]
     if not products or not all(map(_has_instruction, products)) or not _has_maps(kernel):
         return None
-    fields = _tiles(kernel, products, warps, stages, arch) if store is None else _rows(store, warps, stages, arch)
+    if store is None:
+        fields = _tiles(kernel, products, warps, stages, arch)
+    else:
+        fields = _rows(store, warps, stages, arch) if _item(products) == 2 else None
     if fields is None:
         return None
     return {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": True, **fields}
 
 
 def _has_instruction(product: Op) -> bool:
-    names = {dtype_of(value.type).name for value in product.operands[:2]}
-    return len(names) == 1 and (found := WGMMA_INSTRUCTIONS.get(names.pop())) is not None and found.transposes
+    a, b = (dtype_of(value.type).name for value in product.operands[:2])
+    along_k = product.attributes["transpose_b"] and not product.attributes["transpose_a"]
+    return (found := WGMMA_INSTRUCTIONS.get((a, b))) is not None and (found.transposes or along_k)
+
+
+def _item(products: list[Op]) -> int:
+    """Bytes of the narrowest operand of any product."""
+    return min(dtype_of(value.type).bytes for op in products for value in op.operands[:2])
+
+
+def _registers(product: Op) -> int:
+    """Elements of the sums that a product needs at a time: those of a part of k, where it has parts, beside all."""
+    in_parts = is_fp8(*(dtype_of(v.type) for v in product.operands[:2])) and product.attributes["precision"] is None
+    return prod(int_shape(product.result.type)) * (2 if in_parts else 1)
 
 
 def _has_maps(kernel: Kernel) -> bool:
@@ -63,26 +79,28 @@ def _tiles(
     warps = warps or (2 * WGMMA_WARPS if rows >= 2 * WGMMA_ROWS else WGMMA_WARPS)
     if warps % WGMMA_WARPS or any(shape[0] % (WGMMA_ROWS // WGMMA_WARPS * warps) for shape in shapes):
         return None
-    if max(map(prod, shapes)) > ACCUMULATORS * 32 * warps:
+    if max(map(_registers, products)) > ACCUMULATORS * 32 * warps:
         return None
+    panel = PANEL_BYTES // _item(products)
     loops = [op for op in kernel.body.walk() if op.definition.has(LOOP)]
     inside = {inner.id for loop in loops for region in loop.regions for inner in region.walk()}
     slot = kept = stored = 0
     for op in kernel.body.walk():
-        if op.name == "load" and isinstance(op.result.type, TileType):
-            size = _bytes(op.result.type)
+        copied = op.operand("view").type if op.name in ("load", "copy_async") else None
+        if isinstance(copied, ViewType) and copied.shape:
+            size = prod(int_shape(copied)) * copied.dtype.bytes
             slot, kept = (slot + size, kept) if op.id in inside else (slot, kept + size)
         if op.name == "store":
-            stored = max(stored, _panel_bytes(int_shape(op.operand("value").type)))
+            stored = max(stored, _stored_bytes(int_shape(op.operand("value").type), panel))
     return {
         "warps": warps,
-        "panels": PANEL_BYTES // 2,
-        "stages": stages or _slots(arch, kept + 2 * stored, slot),
+        "panels": panel,
+        "stages": stages or _slots(arch, kept + stored, slot),
     }
 
 
 def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dict[str, Any] | None:
-    """Rows of a large store, with as many columns as registers and shared memory hold."""
+    """Rows of a large store, with as many columns as registers and shared memory hold; of 16-bit operands."""
     warps = warps or 2 * WGMMA_WARPS
     rows = WGMMA_ROWS // WGMMA_WARPS * warps
     panel = PANEL_BYTES // 2
@@ -129,10 +147,6 @@ def _slots(arch: Arch, kept: int, slot: int) -> int:
     return max(LEAST_SLOTS, min(MOST_SLOTS, room // slot if slot else MOST_SLOTS))
 
 
-def _bytes(type_: TileType) -> int:
-    return prod(int_shape(type_)) * type_.dtype.bytes
-
-
-def _panel_bytes(shape: tuple[int, ...]) -> int:
-    """Bytes of one panel of a stored tile of 16-bit elements."""
-    return prod(shape[:-1]) * min(shape[-1] * 2, PANEL_BYTES)
+def _stored_bytes(shape: tuple[int, ...], panel: int) -> int:
+    """Bytes of the buffers in which panels of a stored tile of 16-bit elements take turns."""
+    return prod(shape[:-1]) * 2 * min(shape[-1], 2 * panel)

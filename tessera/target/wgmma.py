@@ -26,7 +26,7 @@ _N_STEP = 8
 
 @dataclass(frozen=True)
 class WgmmaInstruction:
-    """`name` stands for the operands' type in device functions; `k` is the depth of one instruction and `most_n` the
+    """`name` stands for the operands' types in device functions; `k` is the depth of one instruction and `most_n` the
     largest N; `transposes` says whether shared operands may run along m or n (16-bit types), not only along k.
     """
 
@@ -61,10 +61,12 @@ class WgmmaInstruction:
         return f"ts_wgmma_{self.name}_n{n}_{'rs' if registers else 'ss'}"
 
 
-# By the dtype of both operands.
-WGMMA_INSTRUCTIONS: dict[str, WgmmaInstruction] = {
-    "bf16": WgmmaInstruction("bf16", 16, 256, True),
-    "f16": WgmmaInstruction("f16", 16, 256, True),
-    "fp8_e4m3": WgmmaInstruction("e4m3", 32, 256, False),
-    "fp8_e5m2": WgmmaInstruction("e5m2", 32, 256, False),
+# By the dtypes of the left and of the right operand.
+WGMMA_INSTRUCTIONS: dict[tuple[str, str], WgmmaInstruction] = {
+    ("bf16", "bf16"): WgmmaInstruction("bf16", 16, 256, True),
+    ("f16", "f16"): WgmmaInstruction("f16", 16, 256, True),
+    ("fp8_e4m3", "fp8_e4m3"): WgmmaInstruction("e4m3", 32, 256, False),
+    ("fp8_e5m2", "fp8_e5m2"): WgmmaInstruction("e5m2", 32, 256, False),
+    ("fp8_e4m3", "fp8_e5m2"): WgmmaInstruction("e4m3_e5m2", 32, 256, False),
+    ("fp8_e5m2", "fp8_e4m3"): WgmmaInstruction("e5m2_e4m3", 32, 256, False),
 }

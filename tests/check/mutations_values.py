@@ -228,10 +228,10 @@ COLLECTIVES = [
     mutation(
         "a shuffle for half of the lanes",
         *SOFTMAX,
-        Edit("reduce_max", r"x0 = (ts_max\(x0, ts_shfl_xor)", r"if (ts_lane() < 16) x0 = \1", count=1),
+        Edit("reduce_sum", r"x0 = (x0 \+ ts_shfl_xor)", r"if (ts_lane() < 16) x0 = \1", count=1),
         "divergent",
-        "reduce_max",
-        MAX,
+        "reduce_sum",
+        "scale = 1.0 / tile.sum(",
     ),
     mutation(
         "a shuffle that a lane left before",

@@ -23,6 +23,8 @@ FORMS = [
     *(Form("f16", 128, r, t, (8, 8)) for r, t in ((False, ALONG_K), (False, ALONG_MN), (True, (False, False)))),
     *(Form("fp8_e4m3", 32, False, ALONG_K, w) for w in WIDTHS),
     *(Form("fp8_e5m2", 256, r, ALONG_K, (8, 8)) for r in (False, True)),
+    *(Form("fp8_e4m3", 32, r, ALONG_K, (8, 8), "fp8_e5m2") for r in (False, True)),
+    *(Form("fp8_e5m2", 64, r, ALONG_K, (8, 4), "fp8_e4m3") for r in (False, True)),
 ]
 
 

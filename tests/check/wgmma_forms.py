@@ -67,30 +67,38 @@ def fragments(a: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Form:
-    """A product of STEPS steps of k. `chunks` are those of a panel of a and of b."""
+    """A product of STEPS steps of k. `chunks` are those of a panel of a and of b; `right` is the dtype of b where it is
+    another one.
+    """
 
     dtype: str
     n: int
     registers: bool
     transposed: tuple[bool, bool]
     chunks: tuple[int, int]
+    right: str = ""
+
+    @property
+    def dtypes(self) -> tuple[str, str]:
+        return self.dtype, self.right or self.dtype
 
     @property
     def kernel(self) -> str:
         bits = f"{int(self.transposed[0])}{int(not self.transposed[1])}"
-        name = WGMMA_INSTRUCTIONS[self.dtype].name
+        name = WGMMA_INSTRUCTIONS[self.dtypes].name
         return f"{name}_{self.n}_{'rs' if self.registers else 'ss'}_{bits}"
 
     def operands(self) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(self.n)
-        k = STEPS * WGMMA_INSTRUCTIONS[self.dtype].k
+        k = STEPS * WGMMA_INSTRUCTIONS[self.dtypes].k
         a, b = rng.standard_normal((ROWS, k)), rng.standard_normal((k, self.n))
-        return a.astype(DTYPES[self.dtype]), b.astype(DTYPES[self.dtype])
+        left, right = (DTYPES[name] for name in self.dtypes)
+        return a.astype(left), b.astype(right)
 
     def descriptor(self, role: Role, matrix: np.ndarray) -> MatrixDescriptor:
         index = 0 if role == "a" else 1
         layout = SharedLayout(*matrix.shape, matrix.itemsize, self.chunks[index], True)
-        return matrix_descriptor(layout, role, self.transposed[index], WGMMA_INSTRUCTIONS[self.dtype], self.n)
+        return matrix_descriptor(layout, role, self.transposed[index], WGMMA_INSTRUCTIONS[self.dtypes], self.n)
 
     def run(self, seed: int, damage: dict[str, int] | None = None) -> tuple[list[Fault], np.ndarray, np.ndarray]:
         """What was found, the product, and what it should be. `damage` adds to the fields of b's descriptor."""
@@ -110,4 +118,4 @@ class Form:
         out = np.full((ROWS, self.n), np.nan, np.float32)
         arguments = [image.view(np.uint32), image.size // 4, np.array(starts, np.int32), fields, fragments(a), out]
         found = library().examine(self.kernel, (1,), 128, image.size, arguments, seed, outputs=(5,))
-        return found.faults, out, product(a, b, WGMMA_INSTRUCTIONS[self.dtype].k)
+        return found.faults, out, product(a, b, WGMMA_INSTRUCTIONS[self.dtypes].k)

@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tessera.codegen_cuda.emit import emit
 from tessera.codegen_cuda.layouts import LayoutNames
 from tessera.errors import InternalError
 from tessera.ir.layout import blocked
 from tessera.program import Program
 from tessera.runtime.execute import emulate
+from tessera.runtime.findings import Places
 from tests import role_texts as texts
 from tests.runtime.test_programs import needs_nvrtc
 
@@ -100,3 +102,12 @@ def test_owners_of_warps_that_are_no_power_of_two() -> None:
     names = LayoutNames()
     names.tile(blocked((16, 32), 4, 4))
     assert any("_owner = (ts_warp() & 12) == 0;" in line for line in names.variables(12))
+
+
+def test_findings_name_the_barriers_of_rings() -> None:
+    kernel = texts.target(2)["interleave"].kernel()
+    (ring,) = [op for op in kernel.body.ops if op.name == "ring"]
+    places = Places(emit([kernel])[0], kernel)
+    names = [places.shared_name(ring.attributes["offset"] + 8 * number, None) for number in range(4)]
+    assert names == [f"'ring' ({side}, slot {slot})" for side in ("full", "empty") for slot in range(2)]
+    assert places.shared_name(ring.attributes["offset"] + 32, None).startswith("shared byte")

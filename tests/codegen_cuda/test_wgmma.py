@@ -32,12 +32,13 @@ def test_each_form_compiles() -> None:
     assert result.ptx is not None
     assert set(result.resources) == set(kernels())
     for kernel in kernels():
-        operand, n, form, bits = kernel.split("_")
+        operands, n, form, bits = kernel.rsplit("_", 3)
         lines = re.findall(r"wgmma\.mma_async[^;]*;", entry_text(result.ptx, kernel))
         assert len(lines) == STEPS
-        k = next(x.k for x in WGMMA_INSTRUCTIONS.values() if x.name == operand)
+        k = next(x.k for x in WGMMA_INSTRUCTIONS.values() if x.name == operands)
+        left, right = operands.split("_") if "_" in operands else (operands, operands)
         for line in lines:
-            assert line.startswith(f"wgmma.mma_async.sync.aligned.m64n{n}k{k}.f32.{operand}.{operand} {{")
+            assert line.startswith(f"wgmma.mma_async.sync.aligned.m64n{n}k{k}.f32.{left}.{right} {{")
             accumulators, rest = line.split("{", 1)[1].split("}", 1)
             assert accumulators.count(",") == int(n) // 2 - 1
             assert ("{" in rest) == (form == "rs")

@@ -32,6 +32,8 @@ def precision_of(a, b, options=""):
         ("fp8_e4m3", "fp8_e4m3", ", precision_policy='mixed_fp8_e4m3_f32'", None),
         ("fp8_e4m3", "fp8_e5m2", ", precision_policy='mixed_fp8_f32'", None),
         ("fp8_e5m2", "fp8_e4m3", "", None),
+        ("fp8_e5m2", "fp8_e4m3", ", precision='fast_accum'", "fast_accum"),
+        ("fp8_e4m3", "fp8_e4m3", ", precision='fast_accum', precision_policy='mixed_fp8_e4m3_f32'", "fast_accum"),
         ("f32", "f32", "", None),
         ("f32", "f32", ", precision='f32'", None),
         ("f32", "f32", ", precision_policy='mixed_f32_f32'", None),
@@ -40,7 +42,7 @@ def precision_of(a, b, options=""):
         ("f32", "f32", ", precision_policy='mixed_tf32_f32', precision='tf32'", "tf32"),
     ],
 )
-def test_tf32_runs_by_request_only(a, b, options, precision):
+def test_tf32_and_narrow_sums_by_request_only(a, b, options, precision):
     assert precision_of(a, b, options) == precision
 
 
@@ -50,11 +52,13 @@ def test_tf32_runs_by_request_only(a, b, options, precision):
         ("bf16", "f16", "", "TS204", "but 'bf16[0:16]' is bf16 and 'f16' is f16"),
         ("fp8_e4m3", "bf16", "", "TS204", "one of fp8_e4m3 and one of fp8_e5m2, but 'fp8_e4m3[0:16]' is fp8_e4m3"),
         ("i8", "i8", "", "TS204", "but 'i8[0:16]' is i8 and 'i8' is i8"),
-        ("f32", "f32", ", precision=«'high'»", "TS402", "precision= is None or 'f32' or 'tf32', not 'high'"),
+        ("f32", "f32", ", precision=«'high'»", "TS402", "is None or 'f32' or 'tf32' or 'fast_accum', not 'high'"),
         ("f32", "f32", ", precision=«3»", "TS402", "not 3"),
         ("bf16", "bf16", ", precision=«'tf32'»", "TS402", "'tf32' asks for f32 operands, but 'bf16[0:16]' is bf16"),
         ("f16", "f16", ", precision=«'f32'»", "TS402", "'f32' asks for f32 operands, but 'f16[0:16]' is f16"),
         ("f16", "f16", ", precision_policy=«'tf32'»", "TS402", "'tf32' asks for f32 operands"),
+        ("f16", "f16", ", precision=«'fast_accum'»", "TS402", "'fast_accum' asks for fp8 operands, but 'f16[0:16]'"),
+        ("fp8_e4m3", "fp8_e4m3", ", precision=«'fp8'»", "TS402", "not 'fp8'"),
         ("f16", "f16", ", precision_policy=«'mixed_bf16_f32'»", "TS402", "asks for bf16 operands, but 'f16[0:16]'"),
         (
             "fp8_e4m3", "fp8_e5m2", ", precision_policy=«'mixed_fp8_e4m3_f32'»", "TS402",

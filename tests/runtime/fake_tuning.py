@@ -17,6 +17,7 @@ from tessera.target.schedule import Schedule
 from tests.runtime import fake_cuda
 
 BLOCKS = (32, 64, 128)
+LIMITED = b" limited"
 
 
 def make_double(blocks=BLOCKS, **options):
@@ -119,10 +120,13 @@ class Memory:
 
 
 class Compiler:
-    """Gives each program a cubin, or the error that `failing` has for it; `submitted` are those that were asked for."""
+    """Gives each program a cubin, or the error that `failing` has for it; `submitted` are those that were asked for.
 
-    def __init__(self, driver, failing=()):
-        self.driver, self.failing = driver, dict(failing)
+    Those in `limited` have another one besides, whose waits have a limit: the cubin with LIMITED behind it.
+    """
+
+    def __init__(self, driver, failing=(), limited=()):
+        self.driver, self.failing, self.limited = driver, dict(failing), set(limited)
         self.submitted, self.closed = [], False
 
     def submit(self, program):
@@ -134,7 +138,11 @@ class Compiler:
             return future
         made = replace(program, cubin=cubin)
         self.driver.programs[cubin] = made
-        future.set_result(Built(made, {program.name: Resources(40, 0, 8, 4, 0)}))
+        limited = None
+        if cubin in self.limited:
+            limited = replace(program, cubin=cubin + LIMITED)
+            self.driver.programs[limited.cubin] = limited
+        future.set_result(Built(made, {program.name: Resources(40, 0, 8, 4, 0)}, limited))
         return future
 
     def close(self):

@@ -6,7 +6,18 @@ import pytest
 from tessera.errors import InternalError
 from tessera.runtime import autotune, autotune_check
 from tessera.runtime.autotune_report import CUT, FAILED, MEASURED, OK, PRUNED, UNTRIED, WRONG, Report
-from tests.runtime.fake_tuning import Behaviour, Device, Pruned, Setup, added, cubin_of, make_add, make_double, right
+from tests.runtime.fake_tuning import (
+    LIMITED,
+    Behaviour,
+    Device,
+    Pruned,
+    Setup,
+    added,
+    cubin_of,
+    make_add,
+    make_double,
+    right,
+)
 
 
 def verdicts(report):
@@ -144,6 +155,55 @@ def test_what_does_not_compile():
     assert verdicts(report) == [OK, FAILED, OK]
     assert report.rows[1].reason == "it does not compile: its process ended with signal 11"
     assert report.rows[1].registers is None
+
+
+def limited(setup, *numbers):
+    """The behaviours of candidates where their waits have a limit: by default they are right."""
+    found = []
+    for number in numbers:
+        cubin = cubin_of(setup.candidates[number].program)
+        setup.compiler.limited.add(cubin)
+        found.append(setup.device.driver.behaviours.setdefault(cubin + LIMITED, Behaviour(right)))
+    return found
+
+
+def never(memory):
+    raise AssertionError("this launch never returns")
+
+
+def test_a_candidate_that_never_ends_is_never_started():
+    """Its waits are given up in a program of its own, which leaves out what they were for."""
+    setup = Setup(make_double())
+    setup.behave(Behaviour(right, 3e-3), Behaviour(never, 1e-6), Behaviour(right, 2e-3))
+    first, second = limited(setup, 1, 2)
+    first.compute = lambda memory: None
+    report = setup.tune()
+    assert verdicts(report) == [OK, WRONG, OK] and report.choice.constants == {"BLOCK": 128}
+    assert report.rows[1].reason.startswith("where waits have a limit, 'out' at [0] is inf off")
+    assert (first.runs, second.runs) == (1, 2)  # the small problem, and the full one too where that was right
+    assert setup.device.driver.behaviours[cubin_of(setup.candidates[2].program)].runs == 2 + 10 + 15 + 1
+
+
+def test_what_hangs_on_the_full_problem_alone(monkeypatch):
+    monkeypatch.setattr(autotune_check, "MOST_ELEMENTS", 1000)
+    setup = Setup(make_double())
+    setup.behave(Behaviour(right), Behaviour(never), Behaviour(right))
+    (found,) = limited(setup, 1)
+    found.compute = lambda memory: right(memory) if memory["out"].size < 500 else None
+    report = setup.tune()
+    assert verdicts(report) == [OK, WRONG, OK] and "'out' differs from the right answer" in report.rows[1].reason
+    assert found.runs == 3  # twice the full problem: whether it gives the same again
+
+
+def test_nobody_votes_without_a_limit(monkeypatch):
+    """Where no small problem can be made, the first few candidates run before any of them was checked."""
+    monkeypatch.setattr(autotune_check, "small_dims", lambda *given: None)
+    setup = Setup(make_double())
+    setup.behave(Behaviour(never), Behaviour(right), Behaviour(right))
+    (found,) = limited(setup, 0)
+    found.compute = lambda memory: None
+    report = setup.tune()
+    assert verdicts(report) == [WRONG, OK, OK] and found.runs == 3
 
 
 def test_nothing_right_is_an_error():

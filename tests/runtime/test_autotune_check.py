@@ -11,9 +11,12 @@ from tessera.dtypes import parse
 from tessera.runtime import api, arrays, autotune_check
 from tessera.runtime.autotune_check import Judge, Problem, largest_distance, small_dims
 from tessera.runtime.bind import bind
+from tessera.runtime.execute import emulate
 from tessera.runtime.launch import Launcher
+from tessera.search import search
 from tests.runtime import fake_cuda
 from tests.runtime.fake_tuning import Behaviour, Device, Setup, cubin_of, make_double, right
+from tests.suite import load
 
 
 @ts.kernel
@@ -183,3 +186,30 @@ def test_largest_distance(name):
 def test_candidates_have_texts_of_their_own():
     setup = Setup(make_double())
     assert len({cubin_of(candidate.program) for candidate in setup.candidates}) == 3
+
+
+def test_candidates_of_warpgroups_are_checked_as_others_are(library, monkeypatch):
+    """Their emitted CUDA on this CPU, against the bars and the bits of a candidate of the base lane."""
+
+    def prepare(problem, launcher, program):
+        infos = problem.binding.infos.items()
+        given = {name: arrays.as_numpy(info.pointer, info.shape, None, info.dtype) for name, info in infos}
+        return lambda: emulate(program, given, {**program.static, **problem.binding.dims}) and None
+
+    monkeypatch.setattr(Problem, "prepare", prepare)
+    kernel = load("gemm_nt").pinned({"BLOCK_N": 64, "BLOCK_K": 64})
+    shapes, random = {"a": (144, 64), "b": (72, 64), "output": (144, 72)}, np.random.default_rng(0)
+    given = {name: fake_cuda.aligned(shape, ml_dtypes.bfloat16) for name, shape in shapes.items()}
+    for array in given.values():
+        array.memory[...] = random.standard_normal(array.shape)
+    traced = api.KernelState(kernel).kernel({"M": 144, "N": 72, "K": 64})
+    binding = bind(kernel.name, api.KernelState(kernel).parameters_of(traced), (), given)
+    found = [search(kernel, binding.dims, "sm_90a", pins={"family": family}, wide=False) for family in ("", "wgmma")]
+    base, lane = (each.candidates[0] for each in found)
+    assert (base.schedule.family, lane.schedule.copies) == ("", "tma")
+    device = Device()
+    judge = Judge(Problem(device, binding), traced, [base.program, lane.program], Launcher(device.driver))
+    for candidate in (base, lane):
+        verdict, _ = judge.judge(candidate.program)
+        assert (verdict.ok, verdict.reason, verdict.exact) == (True, "", True)
+    assert judge.checked == "error bars at M=144,K=64,N=72, and bits"

@@ -6,11 +6,12 @@ import pytest
 
 from tessera.compiler import compile_kernel
 from tessera.runtime import autotune_compile, programs
-from tessera.runtime.autotune_compile import Built, ParallelCompiler
+from tessera.runtime.autotune_compile import LIMITED, Built, ParallelCompiler
 from tessera.runtime.cache import Cache
-from tessera.runtime.nvrtc import Resources
+from tessera.runtime.nvrtc import Resources, compile_cubin
 from tests.runtime.fake_tuning import make_double
 from tests.runtime.test_programs import needs_nvrtc
+from tests.suite import load
 
 
 @pytest.fixture
@@ -45,6 +46,24 @@ def test_compiled_once_and_found_again(cache, monkeypatch):
     found = ParallelCompiler(1)
     monkeypatch.setattr(found, "_workers", Nothing())
     assert found.submit(program).result() == built
+
+
+@needs_nvrtc
+def test_waits_for_copies_have_a_limit_in_a_program_of_their_own(cache):
+    sizes = {"M": 256, "N": 128, "K": 128}
+    point = {"BLOCK_N": 64, "BLOCK_K": 64}
+    program = compile_kernel(load("gemm_nt").pinned(point).scheduled({"family": "wgmma"}), sizes, "sm_90a").program
+    compiler = ParallelCompiler(1)
+    try:
+        built = compiler.submit(program).result()
+    finally:
+        compiler.close()
+    assert built.limited is not None and built.limited.cubin != built.program.cubin
+    assert replace(built.limited, cubin=b"") == program and built.spill_bytes == 0
+    assert programs.with_cubin(program) == built.program  # what calls find has no limits
+    assert ParallelCompiler(1).submit(program).result() == built  # found again
+    texts = [compile_cubin(program.cuda, "sm_90a", "gemm", given, want_ptx=True).ptx for given in ((), LIMITED)]
+    assert ["ts_given_up" in text for text in texts] == ["exit;" in text for text in texts] == [False, True]
 
 
 def test_what_is_said_of_several_kernels():

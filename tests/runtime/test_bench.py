@@ -64,6 +64,11 @@ def test_a_floor_is_scaled_and_not_compared(device, winners):
     assert row.best_rival() is None
 
 
+def test_pins_of_a_case_that_has_none_to_fix(device, winners):
+    row = measured(device, winners, entrant(device, "own", OURS, 50.0), pins={"family": "wgmma"})
+    assert not row.ok and row.results == [] and "this case has none to fix" in row.message
+
+
 @pytest.mark.parametrize("factor", [1.02, 0.98, math.nan, math.inf])
 def test_a_wrong_rival_has_no_time_and_is_not_the_best(device, winners, factor):
     rivals = [entrant(device, "cheat", RIVAL, 1.0, factor), entrant(device, "eager", RIVAL, 80.0)]
@@ -343,6 +348,17 @@ def test_the_roofline_is_the_slower_of_memory_and_products(device, winners):
     assert peaks.least_us(10_000_000, 2_000_000_000) == pytest.approx(20.0)
     row = measured(device, winners, entrant(device, "own", OURS, 40.0))
     assert row.roofline(row.ours[0]) == pytest.approx(0.5)
+
+
+def test_products_at_another_rate_have_another_roofline(device, winners):
+    bench = Bench(device, device.peaks(), winners, fake_bench.Compilers(), Options())
+
+    def make(device, dims):
+        return problem(entrant(device, "own", OURS, 40.0), flops=6_000_000_000, rate=2)
+
+    found = as_json(bench.measure(case := fake_bench.case(device, make=make), case.rows[0]))
+    assert (found["roofline_us"], found["product_flops_per_s"]) == (pytest.approx(30.0), 200e12)
+    assert found["product_rate_of"] == "2 x a pretended product"
 
 
 def test_a_row_as_json(device, winners):

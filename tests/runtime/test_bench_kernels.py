@@ -10,7 +10,7 @@ from tessera import Tensor, tile
 from tessera.config import Config
 from tessera.runtime import api, arrays, autotune, autotune_calls, autotune_store, launch, plan
 from tessera.runtime.autotune_report import MEASURED, UNMEASURED, Choice
-from tessera.runtime.bench_kernels import choice_of, tuned, untuned
+from tessera.runtime.bench_kernels import choice_of, lane_of, tuned, untuned
 from tessera.runtime.cache import Cache
 from tests.runtime import fake_cuda
 
@@ -95,3 +95,11 @@ def test_a_kernel_with_a_space_tells_what_its_call_took(kept):
     assert choice_of(blocked).startswith("BLOCK=32 num_warps=1, default")
     double(x, output)
     assert choice_of(double) == ""
+
+
+def test_the_lane_of_a_schedule(kept, monkeypatch):
+    assert lane_of({"family": "wgmma", "copies": "tma"}) == "sm_90a"
+    assert lane_of({"family": "wgmma", "copies": ""}) == lane_of({"warps": 4}) == "sm_80"
+    choice = Choice({"BLOCK": 64, "num_warps": 1}, {"warps": 1}, MEASURED, "so it is said")
+    monkeypatch.setattr(api, "last_run", lambda definition: SimpleNamespace(choice=choice))
+    assert choice_of(blocked) == "BLOCK=64 num_warps=1, measured: so it is said; lane sm_80"

@@ -196,6 +196,22 @@ def test_a_point_that_is_clearly_better_is_chosen():
     assert few.constants == own.constants  # nothing to gain: the author's first point
 
 
+def test_the_choice_among_warpgroups_gives_each_its_rows():
+    """Two warpgroups take 128 rows, which not every block of the author's has; sums of the choice do not spill."""
+    dims = {"B": 16, "S": 2048, "D": 128, "L": 1, "len(source_layers)": 1, "len(gate_params)": 1}
+    chosen = choose(load("fused_delta_gating_kernel"), dims, "sm_90a", pins={"family": "wgmma"})
+    assert (chosen.schedule.family, chosen.schedule.warps, chosen.schedule.rows) == ("wgmma", 8, 128)
+    assert chosen.constants["BLOCK_S"] >= 128 and chosen.cost.registers <= 1.1 * chosen.cost.registers_left
+
+
+def test_sums_of_warpgroups_that_would_spill_are_left_out():
+    pins = {"family": "wgmma", "BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2}
+    found = search(load("gemm_nn"), {"M": 4096, "N": 4096, "K": 512}, "sm_90a", pins=pins)
+    assert all(one.cost.registers <= 1.1 * one.cost.registers_left for one in found.candidates)
+    lost = [item.reason for item in found.pruned if item.schedule["blocks"] == 2]
+    assert lost == ["needs about 194 registers a thread, and 2 blocks of 8 warps leave 128"]
+
+
 def test_pinned_subjects():
     assert pinned(scale, {}) is scale
     assert pinned(scale, {"BLOCK": 64, "stages": 2}).schedule == {"stages": 2}

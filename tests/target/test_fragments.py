@@ -10,11 +10,12 @@ import pytest
 from tessera.codegen_cuda.include import device_header
 from tessera.dtypes import parse
 from tessera.ir.layout import LANES, RegisterLayout, conversion, ldmatrix_wavefronts, shared_layout
-from tessera.ir.products import FORMATS, K_BLOCKS
+from tessera.ir.products import FORMATS, FP8, K_BLOCKS
 from tessera.target.fragments import (
     M16N8K8_TF32,
     M16N8K16_BF16,
     M16N8K16_F16,
+    M16N8K32_FP8,
     MMA_ATOMS,
     OPERAND_LOADS,
     PRODUCT_INSTRUCTIONS,
@@ -28,9 +29,11 @@ from tessera.target.fragments import (
     operand_a_layout,
     operand_b_layout,
     pairs_columns,
+    product_atom,
     product_layouts,
     vector_registers,
 )
+from tessera.target.wgmma import WGMMA_INSTRUCTIONS
 
 ATOMS = [M16N8K16_BF16, M16N8K8_TF32]
 BLOCKS = [((128, 128), (2, 4)), ((128, 100), (4, 1)), ((64, 48), (2, 2)), ((16, 8), (1, 1)), ((40, 24), (2, 1))]
@@ -65,6 +68,16 @@ A_M16N8K8 = {
     31: [(7, 3), (15, 3), (7, 7), (15, 7)],
 }
 B_M16N8K8 = {0: [(0, 0), (4, 0)], 1: [(1, 0), (5, 0)], 4: [(0, 1), (4, 1)], 6: [(2, 1), (6, 1)], 31: [(3, 7), (7, 7)]}
+A_M16N8K32 = {
+    0: [(row, k + i) for k in (0, 16) for row in (0, 8) for i in range(4)],
+    6: [(row, k + i) for k in (8, 24) for row in (1, 9) for i in range(4)],
+    31: [(row, k + i) for k in (12, 28) for row in (7, 15) for i in range(4)],
+}
+B_M16N8K32 = {
+    0: [(0, 0), (1, 0), (2, 0), (3, 0), (16, 0), (17, 0), (18, 0), (19, 0)],
+    6: [(8, 1), (9, 1), (10, 1), (11, 1), (24, 1), (25, 1), (26, 1), (27, 1)],
+    31: [(12, 7), (13, 7), (14, 7), (15, 7), (28, 7), (29, 7), (30, 7), (31, 7)],
+}
 
 
 @pytest.mark.parametrize(
@@ -78,6 +91,9 @@ B_M16N8K8 = {0: [(0, 0), (4, 0)], 1: [(1, 0), (5, 0)], 4: [(0, 1), (4, 1)], 6: [
         (M16N8K8_TF32.a, A_M16N8K8),
         (M16N8K8_TF32.b, B_M16N8K8),
         (M16N8K8_TF32.c, C_M16N8),
+        (M16N8K32_FP8.a, A_M16N8K32),
+        (M16N8K32_FP8.b, B_M16N8K32),
+        (M16N8K32_FP8.c, C_M16N8),
     ],
 )
 def test_fragments_are_those_of_the_ptx_isa(fragment, table) -> None:
@@ -85,7 +101,7 @@ def test_fragments_are_those_of_the_ptx_isa(fragment, table) -> None:
         assert [fragment.apply(register=r, lane=lane) for r in range(fragment.size("register"))] == expected
 
 
-@pytest.mark.parametrize("atom", MMA_ATOMS.values(), ids=lambda atom: atom.operand)
+@pytest.mark.parametrize("atom", [*MMA_ATOMS.values(), M16N8K32_FP8], ids=lambda atom: atom.operand)
 def test_atoms_hold_each_element_once(atom: MmaAtom) -> None:
     for fragment, shape in ((atom.a, (atom.m, atom.k)), (atom.b, (atom.k, atom.n)), (atom.c, (atom.m, atom.n))):
         assert fragment.is_injective and fragment.is_surjective and fragment.shape == shape
@@ -274,21 +290,22 @@ def test_fma_layout_of_a_large_tile() -> None:
 
 
 def test_every_format_has_an_instruction_of_its_depth_and_loads() -> None:
-    assert set(FORMATS.values()) == set(PRODUCT_INSTRUCTIONS) == set(K_BLOCKS)
+    assert set(FORMATS.values()) == set(PRODUCT_INSTRUCTIONS) | {FP8} == set(K_BLOCKS)  # wgmma alone multiplies fp8
+    assert M16N8K32_FP8.k == K_BLOCKS[FP8] == WGMMA_INSTRUCTIONS["fp8_e4m3", "fp8_e4m3"].k
     for format_, instruction in PRODUCT_INSTRUCTIONS.items():
         assert instruction.atom is None or instruction.atom.k == K_BLOCKS[format_]
         assert instruction.function in device_header()
         assert multiplying_instruction(instruction.multiply, parse(instruction.operand)) is instruction
-    sources = {(dtype, format_) for (*operands, _), format_ in FORMATS.items() for dtype in operands}
+    sources = {(dtype, f) for (*operands, _), f in FORMATS.items() for dtype in operands if f != FP8}
     assert sources == set(OPERAND_LOADS)
     for (source, format_), loads in OPERAND_LOADS.items():
         assert loads[1] == "ld_operand" or parse(source).bits == 16, "ldmatrix transposes 16-bit elements only"
         assert "ldmatrix" not in loads or source == PRODUCT_INSTRUCTIONS[format_].operand
 
 
-@pytest.mark.parametrize("format_", PRODUCT_INSTRUCTIONS)
+@pytest.mark.parametrize("format_", K_BLOCKS)
 def test_layouts_of_a_k_block_fit_their_instruction(format_: str) -> None:
-    depth, atom = K_BLOCKS[format_], PRODUCT_INSTRUCTIONS[format_].atom
+    depth, atom = K_BLOCKS[format_], product_atom(format_)
     a, b, c = product_layouts(format_, (64, 100), depth, (2, 2))
     assert (a.shape[1], b.shape[0], a.shape[0], b.shape[1]) == (depth, depth, *c.shape)
     if atom is not None:

@@ -9,7 +9,7 @@ from tessera.ir.layout_shared import SharedLayout, shared_layout
 from tessera.target.matrix_descriptors import MatrixDescriptor, descriptor_mismatch, matrix_descriptor
 from tessera.target.wgmma import WGMMA_INSTRUCTIONS
 
-BF16, E4M3 = WGMMA_INSTRUCTIONS["bf16"], WGMMA_INSTRUCTIONS["fp8_e4m3"]
+BF16, E4M3 = (WGMMA_INSTRUCTIONS[dtype, dtype] for dtype in ("bf16", "fp8_e4m3"))
 
 
 def hardware_address(

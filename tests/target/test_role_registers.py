@@ -8,7 +8,7 @@ from tessera.target.arch import arch
 from tessera.target.role_registers import role_registers
 
 
-@pytest.mark.parametrize(("consumers", "split"), [(4, (0, 0)), (8, (40, 232)), (12, (40, 152))])
+@pytest.mark.parametrize(("consumers", "split"), [(4, (0, 0)), (8, (24, 240)), (12, (24, 160))])
 def test_one_block(consumers: int, split: tuple[int, int]) -> None:
     assert role_registers(arch("sm_90a"), consumers, 4) == split
 

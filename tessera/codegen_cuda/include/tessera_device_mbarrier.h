@@ -53,10 +53,31 @@ TS_DEVICE bool ts_mbarrier_test(char* barrier, int parity) {
     return done != 0;
 }
 
+// A text that is compiled with TS_SPIN_LIMIT comes to an end although copies never land: a thread that has waited for so
+// many turns, of a microsecond at most, ends, and from then on so does every thread that has to wait. What they would
+// have written is missing. Without it none of this is there.
+#ifdef TS_SPIN_LIMIT
+__device__ int ts_given_up;
+#endif
+
 // Returns when the phase of this parity has completed. From sm_90 on the hardware suspends the thread for a while in
 // each turn; before, the turns are a plain poll.
 TS_DEVICE void ts_mbarrier_wait(char* barrier, int parity) {
-#if __CUDA_ARCH__ >= 900
+#if defined(TS_SPIN_LIMIT) && __CUDA_ARCH__ >= 900
+    for (int turn = 0;; ++turn) {
+        ts_u32 done;
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2, 1000; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done)
+                     : "r"(ts_shared_address(barrier)), "r"(parity)
+                     : "memory");
+        if (done) return;
+        volatile int* given_up = &ts_given_up;
+        if (turn >= TS_SPIN_LIMIT || *given_up) {
+            *given_up = 1;
+            asm volatile("exit;");
+        }
+    }
+#elif __CUDA_ARCH__ >= 900
     ts_u32 done;
     do {
         asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"

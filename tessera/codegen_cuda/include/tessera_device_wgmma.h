@@ -104,43 +104,46 @@ TS_DEVICE void ts_wgmma_wait(float* acc) {
 #define TS_WGMMA_ACC_FIRST(a, b, c, d) "+f"(acc[a]), "+f"(acc[b]), "+f"(acc[c]), "+f"(acc[d])
 #define TS_WGMMA_ACC_NEXT(a, b, c, d) , "+f"(acc[a]), "+f"(acc[b]), "+f"(acc[c]), "+f"(acc[d])
 
-// By type: depth in k, the largest transposition bit, and the bits as immediates: 8-bit types have none.
-#define TS_WGMMA_TYPE_bf16 16, 1, TS_WGMMA_BITS
-#define TS_WGMMA_TYPE_f16 16, 1, TS_WGMMA_BITS
-#define TS_WGMMA_TYPE_e4m3 32, 0, TS_WGMMA_NO_BITS
-#define TS_WGMMA_TYPE_e5m2 32, 0, TS_WGMMA_NO_BITS
+// By type: depth in k, the types of A and B, the largest transposition bit, and the bits as immediates: 8-bit types have
+// none.
+#define TS_WGMMA_TYPE_bf16 16, ".bf16.bf16", 1, TS_WGMMA_BITS
+#define TS_WGMMA_TYPE_f16 16, ".f16.f16", 1, TS_WGMMA_BITS
+#define TS_WGMMA_TYPE_e4m3 32, ".e4m3.e4m3", 0, TS_WGMMA_NO_BITS
+#define TS_WGMMA_TYPE_e5m2 32, ".e5m2.e5m2", 0, TS_WGMMA_NO_BITS
+#define TS_WGMMA_TYPE_e4m3_e5m2 32, ".e4m3.e5m2", 0, TS_WGMMA_NO_BITS
+#define TS_WGMMA_TYPE_e5m2_e4m3 32, ".e5m2.e4m3", 0, TS_WGMMA_NO_BITS
 #define TS_WGMMA_BITS(text) text
 #define TS_WGMMA_NO_BITS(text) ""
 
 #define TS_WGMMA_CALL(macro, ...) macro(__VA_ARGS__)
-#define TS_WGMMA_TEXT(T, N, K, p) \
-    "{\n.reg .pred p;\nsetp.ne.b32 p, %" #p ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k" #K ".f32." #T "." #T " {" \
+#define TS_WGMMA_TEXT(TYPES, N, K, p) \
+    "{\n.reg .pred p;\nsetp.ne.b32 p, %" #p ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k" #K ".f32" TYPES " {" \
     TS_WGMMA_##N(TS_WGMMA_TEXT_FIRST, TS_WGMMA_TEXT_NEXT) "}, "
 
 // Both operands in shared memory.
-#define TS_WGMMA_SS(T, N, K, MOST, BITS, i0, i1, i2, i3, i4, i5, i6, i7)                                             \
+#define TS_WGMMA_SS(T, N, K, TYPES, MOST, BITS, i0, i1, i2, i3, i4, i5, i6, i7)                                      \
     template <int TRANS_A, int TRANS_B>                                                                              \
     TS_DEVICE void ts_wgmma_##T##_n##N##_ss(float* acc, ts_u64 a, ts_u64 b, bool accumulate) {                       \
         static_assert(0 <= TRANS_A && TRANS_A <= MOST && 0 <= TRANS_B && TRANS_B <= MOST, "no such transposition");  \
-        asm volatile(TS_WGMMA_TEXT(T, N, K, i2) "%" #i0 ", %" #i1 ", p, 1, 1" BITS(", %" #i3 ", %" #i4) ";\n}"        \
+        asm volatile(TS_WGMMA_TEXT(TYPES, N, K, i2) "%" #i0 ", %" #i1 ", p, 1, 1" BITS(", %" #i3 ", %" #i4) ";\n}"        \
                      : TS_WGMMA_##N(TS_WGMMA_ACC_FIRST, TS_WGMMA_ACC_NEXT)                                           \
                      : "l"(a), "l"(b), "r"((int)accumulate), "n"(TRANS_A), "n"(TRANS_B)                              \
                      : "memory");                                                                                    \
     }
 // A in registers, never transposed.
-#define TS_WGMMA_RS(T, N, K, MOST, BITS, i0, i1, i2, i3, i4, i5, i6, i7)                                             \
+#define TS_WGMMA_RS(T, N, K, TYPES, MOST, BITS, i0, i1, i2, i3, i4, i5, i6, i7)                                      \
     template <int TRANS_B>                                                                                           \
     TS_DEVICE void ts_wgmma_##T##_n##N##_rs(float* acc, const ts_u32* a, ts_u64 b, bool accumulate) {                \
         static_assert(0 <= TRANS_B && TRANS_B <= MOST, "no such transposition");                                     \
-        asm volatile(TS_WGMMA_TEXT(T, N, K, i5) "{%" #i0 ", %" #i1 ", %" #i2 ", %" #i3 "}, %" #i4 ", p, 1, 1"        \
+        asm volatile(TS_WGMMA_TEXT(TYPES, N, K, i5) "{%" #i0 ", %" #i1 ", %" #i2 ", %" #i3 "}, %" #i4 ", p, 1, 1"    \
                      BITS(", %" #i6) ";\n}"                                                                           \
                      : TS_WGMMA_##N(TS_WGMMA_ACC_FIRST, TS_WGMMA_ACC_NEXT)                                           \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(TRANS_B)        \
                      : "memory");                                                                                    \
     }
 
-// At file scope, once for each type (bf16, f16, e4m3, e5m2) and N (8 to 256 in steps of 8) that a text uses: declares
-// ts_wgmma_<T>_n<N>_ss and _rs. acc has N / 2 registers. The product is added to them, or takes their place where
+// At file scope, once for each type (bf16, f16, e4m3, e5m2, or those of A and B: e4m3_e5m2, e5m2_e4m3) and N (8 to 256 in
+// steps of 8) that a text uses: declares ts_wgmma_<T>_n<N>_ss and _rs. acc has N / 2 registers. The product is added to them, or takes their place where
 // `accumulate` is false: then they need not hold anything before. A transposition bit of 1 says that the descriptor's
 // panels run along m or n, 0 that they run along k.
 #define TS_WGMMA(T, N)                                                                 \

@@ -63,9 +63,10 @@ struct ts_tensor_maps {
 #define TS_MAPS(N) const ts_tensor_maps<N>&
 // The launch bound and the size of a cluster become constants beside the kernel, which the entry checks as a driver would.
 #define TS_KERNEL(name, threads) TS_KERNEL_CLUSTER(name, threads, 1, 1)
-#define TS_KERNEL_OCC(name, threads, min_blocks) TS_KERNEL(name, threads)
+#define TS_KERNEL_OCC(name, threads, min_blocks) TS_KERNEL_CLUSTER(name, threads, min_blocks, 1)
 #define TS_KERNEL_CLUSTER(name, threads, min_blocks, cluster)                                            \
-    static constexpr int ts_twin_max_threads_##name = threads, ts_twin_cluster_##name = cluster; \
+    static constexpr int ts_twin_max_threads_##name = threads, ts_twin_min_blocks_##name = min_blocks,   \
+                         ts_twin_cluster_##name = cluster;                                           \
     static void name
 #define TS_UNROLL
 #define TS_ROLLED

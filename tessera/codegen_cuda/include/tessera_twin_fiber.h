@@ -269,7 +269,7 @@ struct BlockState {
     Warp warp[MAX_WARPS];
 };
 struct State : BlockState {
-    int threads, warps;
+    int threads, warps, min_blocks;
     ts_i64 grid[3];
     ts_i64 shared_bytes;
     ts_u32 epochs;     // that a block may have: another one's lie beyond

@@ -180,7 +180,7 @@ inline char* map(ts_i64 bytes) {
     return p == MAP_FAILED ? nullptr : (char*)p;
 }
 
-inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int threads, int max_threads,
+inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int threads, int max_threads, int min_blocks,
                     long shared_bytes, const ClusterLaunch* clusters, const ts_twin_options* options,
                     ts_twin_report* report) {
     const int cluster = clusters ? clusters->blocks : 1;
@@ -236,6 +236,7 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
         arguments = args;
         state.body = body;
         state.threads = threads;
+        state.min_blocks = min_blocks;
         state.warps = (threads + 31) / 32;
         state.grid[0] = gx, state.grid[1] = gy, state.grid[2] = gz;
         state.shared_bytes = shared_bytes;
@@ -282,5 +283,6 @@ inline int run_grid(void (*body)(), void** args, long gx, long gy, long gz, int 
         void** args, long gx, long gy, long gz, int threads, long shared_bytes, const ts_twin_options* options,    \
         ts_twin_report* report) {                                                                                  \
         return ts_twin::run_grid(ts_twin::Call<name>::body, args, gx, gy, gz, threads, ts_twin_max_threads_##name, \
+                                 ts_twin_min_blocks_##name,                                             \
                                  shared_bytes, ts_twin::cluster_launch<ts_twin_cluster_##name>(), options, report); \
     }

@@ -26,9 +26,10 @@ struct Warpgroup {
     int registers, registers_line;
 };
 
-// Registers of a thread at the launch: an equal share of a multiprocessor's, in steps of 8.
+// Registers of a thread at the launch: an equal share of a multiprocessor's among the blocks that it must hold, in steps
+// of 8.
 inline int launch_registers() {
-    const int share = 65536 / ((state.threads + 127) / 128 * 128) / 8 * 8;
+    const int share = 65536 / ((state.threads + 127) / 128 * 128 * state.min_blocks) / 8 * 8;
     return share < 256 ? share : 256;
 }
 
@@ -109,16 +110,23 @@ inline void take_step(int warp, const char* what, ts_u64 arguments) {
     group.first_step = group.step_count = 0;
 }
 
-template <class Operand>
+template <class Left, class Right>
+struct Operands {
+    typedef Left A;
+    typedef Right B;
+    static constexpr int COUNT = Left::COUNT;  // in a word, of either
+};
+
+template <class Types>
 inline void multiply(const Product& product) {
-    constexpr int DEPTH = 8 * Operand::COUNT;
+    constexpr int DEPTH = 8 * Types::COUNT;
     static double a[16][DEPTH], b[256][DEPTH];  // too much for the stack of a fiber
     if (product.words[0]) {
-        for (int lane = 0; lane < 32; ++lane) unpack_a<Operand>(a, lane, product.issued_words[lane]);
+        for (int lane = 0; lane < 32; ++lane) unpack_a<typename Types::A>(a, lane, product.issued_words[lane]);
     } else {
-        gather<Operand>(a, product.a, product.warp % 4 * 16, 16);
+        gather<typename Types::A>(a, product.a, product.warp % 4 * 16, 16);
     }
-    gather<Operand>(b, product.b, 0, product.columns);
+    gather<typename Types::B>(b, product.b, 0, product.columns);
     for (int i = 0; i < product.columns / 2; ++i) {
         float* values = product.accumulators->values[i];
         for (int lane = 0; lane < 32; ++lane)
@@ -232,7 +240,7 @@ struct ProductCall {
 inline ts_u64 arguments_of(const ProductCall& call) { return mixed(mixed(call.words ? 0 : call.a, call.b), call.accumulate); }
 
 // Deposits: out = float acc[columns / 2], first = ProductCall.
-template <class Operand>
+template <class Types>
 inline void issue_product(Warp& warp) {
     const int index = warp_index(warp);
     ProductQueue& queue = queues[index];
@@ -246,7 +254,7 @@ inline void issue_product(Warp& warp) {
     if (!state.clocks) start_clocks();
     if (ts_twin_counter* totals = counter_here()) ++totals->mma;
     Product product{};
-    product.multiply = multiply<Operand>;
+    product.multiply = multiply<Types>;
     product.b = decoded(call.b, call.transposed_b);
     product.warp = index;
     product.columns = call.columns;
@@ -358,21 +366,23 @@ inline void check_warpgroups() {
     record(DEADLOCK, -1, line, text.data);
 }
 
-template <class Operand>
+template <class Types>
 inline void wgmma(float* acc, const ProductCall& call, int line) {
     at(line);
-    rendezvous(WARPGROUP, Deposit{0, acc, &call, nullptr}, issue_product<Operand>);
+    rendezvous(WARPGROUP, Deposit{0, acc, &call, nullptr}, issue_product<Types>);
 }
 
 // The names of types in those of device functions.
-typedef Bf16Pair wgmma_bf16;
-typedef F16Pair wgmma_f16;
-typedef E4m3Quad wgmma_e4m3;
-typedef E5m2Quad wgmma_e5m2;
+typedef Operands<Bf16Pair, Bf16Pair> wgmma_bf16;
+typedef Operands<F16Pair, F16Pair> wgmma_f16;
+typedef Operands<E4m3Quad, E4m3Quad> wgmma_e4m3;
+typedef Operands<E5m2Quad, E5m2Quad> wgmma_e5m2;
+typedef Operands<E4m3Quad, E5m2Quad> wgmma_e4m3_e5m2;
+typedef Operands<E5m2Quad, E4m3Quad> wgmma_e5m2_e4m3;
 
-template <class Operand, int N, int TRANS_A, int TRANS_B>
+template <class Types, int N, int TRANS_A, int TRANS_B>
 constexpr void check_wgmma() {
-    constexpr int MOST = Operand::COUNT == 2;
+    constexpr int MOST = Types::COUNT == 2;
     static_assert(N % 8 == 0 && 8 <= N && N <= 256, "N is a multiple of 8 up to 256");
     static_assert(0 <= TRANS_A && TRANS_A <= MOST && 0 <= TRANS_B && TRANS_B <= MOST, "no such transposition");
 }

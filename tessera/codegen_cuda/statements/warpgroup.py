@@ -23,7 +23,7 @@ def _wgmma(emitter: Emitter, op: Op) -> dict[str, Any]:
     """The sums take the place of those that are added to, where nobody else uses these."""
     found = wgmma_operands(op)
     (m, n), depth = op.attributes["shape"], op.attributes["depth"]
-    instruction = WGMMA_INSTRUCTIONS[dtype_of(found.b.type).name]
+    instruction = WGMMA_INSTRUCTIONS[dtype_of(found.a.type).name, dtype_of(found.b.type).name]
     columns, groups, steps = instruction.columns(n), emitter.warps // WGMMA_WARPS, depth // instruction.k
     in_shared = isinstance(found.a.type, BufferType)
     b = matrix_descriptor(buffer_layout(found.b.type), "b", op.attributes["transpose_b"], instruction, columns)

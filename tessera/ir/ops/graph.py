@@ -12,13 +12,13 @@ import numpy as np
 
 from tessera.dtypes import f32
 from tessera.errors import SourceError
-from tessera.ir import bounds, numeric
+from tessera.ir import numeric
 from tessera.ir.bounds import Bar, lift
 from tessera.ir.core import Op
 from tessera.ir.dims import Size
 from tessera.ir.opdef import BRANCH, GRAPH, PURE, REQUIRED, STRUCTURAL, TERMINATOR, Lowering, define
 from tessera.ir.ops.control import yielded_types
-from tessera.ir.ops.tiles import expect_tile, format_of, k_block, negative_axis, round_tf32
+from tessera.ir.ops.tiles import expect_tile, format_of, k_block, negative_axis, product_bound, round_tf32
 from tessera.ir.products import TF32, operand_dtypes, product_format
 from tessera.ir.types import Shape, TileType, Type, dtype_of, shape_of, shape_text
 
@@ -75,7 +75,7 @@ def _matmul(op: Op, a: Any, b: Any) -> Any:
 def _matmul_bound(op: Op, a: Bar, b: Bar) -> Bar:
     shape = (*a.shape[:-1], b.shape[-1])
     a, b = _operands(op, a, b)
-    return bounds.matmul(a, b, None, k_block(op)).map(lambda x: x.reshape(shape))
+    return product_bound(op, a, b, None).map(lambda x: x.reshape(shape))
 
 
 define(

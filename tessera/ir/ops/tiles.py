@@ -24,7 +24,17 @@ from tessera.ir.opdef import (
     Lowering,
     define,
 )
-from tessera.ir.products import K_BLOCKS, TF32, operand_dtypes, product_format
+from tessera.ir.products import (
+    FAST_ACCUM,
+    FP8,
+    FP8_FAST,
+    FP8_PART,
+    K_BLOCKS,
+    TF32,
+    is_fp8,
+    operand_dtypes,
+    product_format,
+)
 from tessera.ir.types import ScalarType, TileType, Type, dtype_of, int_shape, shape_text
 
 
@@ -297,11 +307,20 @@ def round_tf32(x: Any) -> Any:
 def mma_evaluate(op: Op, a: Any, b: Any, acc: Any = None) -> Any:
     a, b = _mma_operands(op, a, b)
     start = np.zeros((1, a.shape[-2], b.shape[-1]), np.float32) if acc is None else acc
+    if op.attributes.get("precision") == FP8:
+        return numeric.matmul_in_parts(a, b, start, k_block(op), FP8_PART)
     return numeric.matmul(a, b, start, k_block(op))
 
 
 def mma_bound(op: Op, a: Bar, b: Bar, acc: Bar | None = None) -> Bar:
-    a, b = _mma_operands(op, a, b)
+    return product_bound(op, *_mma_operands(op, a, b), acc)
+
+
+def product_bound(op: Op, a: Bar, b: Bar, acc: Bar | None) -> Bar:
+    """The bar of a product of operands that are in its format and lie as in mathematics."""
+    if is_fp8(*(dtype_of(value.type) for value in op.operands[:2])):
+        in_place = op.attributes.get("precision") in (FAST_ACCUM, FP8_FAST)
+        return bounds.matmul_fp8(a, b, acc, k_block(op), in_place)
     return bounds.matmul(a, b, acc, k_block(op))
 
 
@@ -310,7 +329,8 @@ define(
     "a b *acc",
     _mma_type,
     "acc + a @ b, accumulated in f32; 8- and 16-bit operands on tensor cores, f32 in true f32 unless `precision` is "
-    "tf32, which rounds the operands",
+    "tf32, which rounds the operands; fp8 operands as f16, unless it is fp8, with sums in f32 after every 128 of k, or "
+    "fp8_fast, with sums in the matrix unit",
     PURE,
     attributes={"transpose_a": False, "transpose_b": False, "precision": None},
     levels=frozenset((TILE,)),
@@ -320,4 +340,13 @@ define(
 )
 
 
-__all__ = ["TARGET", "format_of", "k_block", "mma_bound", "mma_evaluate", "negative_axis", "round_tf32"]
+__all__ = [
+    "TARGET",
+    "format_of",
+    "k_block",
+    "mma_bound",
+    "mma_evaluate",
+    "negative_axis",
+    "product_bound",
+    "round_tf32",
+]

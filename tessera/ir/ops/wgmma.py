@@ -16,6 +16,7 @@ from tessera.ir.core import Op, Value
 from tessera.ir.opdef import REQUIRED, STRUCTURAL, TARGET, Lowering, define
 from tessera.ir.ops.memory import expect_buffer, read_window
 from tessera.ir.ops.tiles import expect_tile, mma_bound, mma_evaluate
+from tessera.ir.products import FP8, FP8_FAST, is_fp8, product_format
 from tessera.ir.types import BufferType, TileType, Type, int_shape
 
 TARGET_ONLY = frozenset((TARGET,))
@@ -51,8 +52,11 @@ def _type(op: Op) -> tuple[Type, ...]:
         a_type = expect_tile(op, "a")
         if int_shape(a_type) != (m, depth) or op.attributes["transpose_a"]:
             raise SourceError("TS703", "wgmma of a left operand in registers that is of another shape")
-    if a_type.dtype != b.dtype:
-        raise SourceError("TS703", f"wgmma of {a_type.dtype.name} and {b.dtype.name} operands")
+    if product_format(a_type.dtype, b.dtype, op.attributes["precision"]) not in ("bf16", "f16", FP8) or (
+        is_fp8(a_type.dtype, b.dtype) and op.attributes["precision"] != FP8_FAST
+    ):
+        given = f"{a_type.dtype.name} and {b.dtype.name} operands in precision {op.attributes['precision']!r}"
+        raise SourceError("TS703", f"wgmma of {given}")
     if len(op.operands) != counted or len(b.shape) != 2:
         raise SourceError("TS703", "wgmma needs two offsets into each operand in shared memory, and its sums")
     acc = wgmma_operands(op).acc
@@ -82,7 +86,7 @@ define(
     _type,
     "starts acc + a @ b: `a` is a tile of the fragments' layout or a buffer, `b` a buffer; then come the sums, unless "
     "`fresh`, and the offsets of the windows of [m, depth] and [depth, n], transposed where the buffer holds the "
-    "transpose; the result is in flight",
+    "transpose; the result is in flight. `precision` is fp8_fast of fp8 operands, whose sums stay in the matrix unit",
     effects={"a": "reads", "b": "reads"},
     attributes={
         "shape": REQUIRED,
@@ -91,6 +95,7 @@ define(
         "transpose_a": False,
         "transpose_b": False,
         "fresh": False,
+        "precision": None,
     },
     levels=TARGET_ONLY,
     evaluate=lambda op, *given: mma_evaluate(op, *_read(op, given)),
@@ -117,8 +122,8 @@ define(
     "fence_async",
     "",
     lambda op: (),
-    "makes what this thread has written to shared memory visible to wgmma and to copies by TMA; a barrier behind it makes "
-    "it so for all threads",
+    "makes what this thread has written to shared memory visible to wgmma and to copies by TMA; a barrier behind it "
+    "makes it so for all threads",
     STRUCTURAL,
     levels=TARGET_ONLY,
     evaluate=lambda op: None,

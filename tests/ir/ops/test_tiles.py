@@ -134,6 +134,63 @@ def test_mma_of_narrow_floats_sums_16_products_at_a_time(dtypes):
     assert (np.abs(result - allowed.r) <= allowed.e).all()
 
 
+def fp8_operands(k, mean=0.0):
+    rng = np.random.default_rng(k)
+    types = TileType((16, k), parse("fp8_e4m3")), TileType((k, 24), parse("fp8_e5m2"))
+    return types, [round_to(t.dtype, rng.standard_normal((1, *t.shape)) + mean) for t in types]
+
+
+def test_mma_of_the_fp8_format_adds_parts_of_128_in_f32():
+    types, (a, b) = fp8_operands(300)
+    acc = np.random.default_rng(1).standard_normal((1, 16, 24)).astype(np.float32)
+    op = make("mma", *types, TileType((16, 24), f32), precision="fp8")
+    fast = make("mma", *types, TileType((16, 24), f32), precision="fp8_fast")
+    assert k_block(op) == k_block(fast) == 32
+    parts, in_place = acc, acc
+    for start in range(0, 300, 128):
+        part = np.zeros_like(acc)
+        for at in range(start, min(start + 128, 300), 32):
+            block = a[..., at : at + 32].astype(np.float64) @ b[:, at : at + 32]
+            part, in_place = ((x + block).astype(np.float32) for x in (part, in_place))
+        parts = parts + part
+    np.testing.assert_array_equal(evaluate(op, a, b, acc), parts)
+    np.testing.assert_array_equal(evaluate(fast, a, b, acc), in_place)
+    assert not np.array_equal(parts, in_place)
+
+
+def sums_of_14_bits(a, b, part):
+    """A model of the matrix unit: of each k-block and of what it is added to, all that is below the 14 leading bits of
+    the largest of them is dropped. `part`: of k, after which sums go into f32.
+    """
+    total = np.zeros((a.shape[0], b.shape[1]), np.float32)
+    for start in range(0, a.shape[1], part):
+        sums = np.zeros(total.shape)
+        for at in range(start, min(start + part, a.shape[1]), 32):
+            terms = np.concatenate([sums[None], a.T[at : at + 32, :, None] * b[at : at + 32, None, :]]).astype(float)
+            unit = np.exp2(np.frexp(np.abs(terms).max(0))[1] - 14.0)
+            sums = np.trunc(np.trunc(terms / unit).sum(0) * unit / unit) * unit
+        total = (total + sums).astype(np.float32)
+    return total
+
+
+@pytest.mark.parametrize("precision", [None, "fp8"])
+@pytest.mark.parametrize("mean", [0.0, 0.25])
+def test_the_bars_of_fp8_products_hold_what_the_matrix_unit_drops(precision, mean):
+    k = 2048
+    types, (a, b) = fp8_operands(k, mean)
+    fast = {None: "fast_accum", "fp8": "fp8_fast"}[precision]
+    narrow, wide = (bound(make("mma", *types, precision=p), bar(a), bar(b)) for p in (precision, fast))
+    in_parts, in_place = (sums_of_14_bits(a[0], b[0], part) for part in (128, k))
+    for allowed, result in ((narrow, in_parts), (wide, in_parts), (wide, in_place)):
+        assert (np.abs(result - allowed.r[0]) <= allowed.e[0]).all()
+        assert not np.array_equal(result, evaluate(make("mma", *types), a, b)[0])
+    assert (narrow.e < wide.e).all()
+    if mean:
+        assert (np.abs(in_place - narrow.r[0]) > narrow.e[0]).any(), "sums that stay there need the wider bar"
+    magnitude = np.abs(a[0]).astype(float) @ np.abs(b[0])
+    assert (narrow.e[0] <= 2.0**-13 * magnitude * 1.25).all(), "the rule, and little more"
+
+
 def test_mma_in_tf32_rounds_its_operands():
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal((1, 5, 24)).astype(np.float32), rng.standard_normal((1, 24, 6)).astype(np.float32)

@@ -1,0 +1,59 @@
+"""Kernels of warpgroups on a GPU are right by the reference, on fresh inputs again and again.
+
+What goes wrong in a ring, goes wrong now and then.
+"""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from tessera.cli import main
+from tests.command_line import strict_json
+from tests.runtime.test_api import GPU
+from tests.suite import DOCUMENT
+
+LANE = "--pin=family=wgmma,copies=tma,persistent=true,panels=64"
+GATING = f"{DOCUMENT}::fused_delta_gating_kernel"
+SEEDS = range(5)
+
+
+def tiles(m: int, n: int, warps: int, stages: int) -> list[str]:
+    return [f"BLOCK_M={m}", f"BLOCK_N={n}", f"num_warps={warps}", f"num_stages={stages}"]
+
+
+def product(
+    kind: str, dims: str, m: int = 128, n: int = 128, warps: int = 8, stages: int = 3
+) -> tuple[str, str, list[str]]:
+    return f"examples/gemm.py::gemm_{kind}", dims, ["BLOCK_K=64", *tiles(m, n, warps, stages)]
+
+
+def attention(kind: str, dims: str, m: int, n: int, warps: int) -> tuple[str, str, list[str]]:
+    return f"examples/attention.py::{kind}", dims, tiles(m, n, warps, 2)
+
+
+CASES = [
+    *(product(kind, "M=520,N=392,K=264") for kind in ("nn", "nt", "tn", "tt")),
+    product("nn", "M=1000,N=1000,K=1000", n=256, stages=4),
+    product("nn", "M=1,N=8,K=8", m=64, n=64, warps=4),
+    product("nn", "M=130,N=72,K=100"),  # rows of 200 bytes: no tensor map describes them
+    *(
+        (GATING, f"B=2,S=300,D={depth},L={layers + 1}", [f"source_layers={layers}"])
+        for depth in (64, 128, 256, 512)
+        for layers in (1, 3)
+    ),
+    (GATING, "B=2,S=150,D=1024,L=2", ["source_layers=1"]),
+    attention("causal_attention", "B=1,H=2,T=700,D=128", 128, 128, 8),
+    attention("attention", "B=2,H=1,T=257,D=64", 64, 64, 4),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.parametrize(("target", "dims", "constants"), CASES)
+def test_a_kernel_of_warpgroups(target: str, dims: str, constants: list[str]) -> None:
+    arguments = [f"--arg={text}" for text in constants]
+    for seed in SEEDS:
+        command = ["run", target, f"--dims={dims}", *arguments, LANE, "--backend=cuda", f"--seed={seed}", "--json"]
+        found = strict_json(CliRunner().invoke(main, command).stdout)
+        assert found["ok"] and found["lane"] == "cuda", found
