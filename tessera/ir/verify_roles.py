@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from tessera.ir.clusters import cluster_of, differing, differing_blocks
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.opdef import COLLECTIVE, PURE, TARGET, TERMINATOR
 from tessera.ir.ops.control import constant_value
@@ -36,6 +39,7 @@ def check_roles(kernel: Kernel, level: str, barriers: bool) -> None:
         _check_sides(region, side)
     _check_producer(roles[0].regions[PRODUCER])
     _check_buffers(roles[0])
+    _check_cluster(kernel, roles[0])
     if barriers:
         _check_barriers(kernel, roles[0])
 
@@ -125,6 +129,39 @@ def _check_slot(op: Op, buffer: Value, ring: Value) -> None:
 def _same(a: Value, b: Value) -> bool:
     number = constant_value(a)
     return a is b or number is not None and number == constant_value(b)
+
+
+def _check_cluster(kernel: Kernel, roles: Op) -> None:
+    """What is alike in all programs of a cluster is loaded for all of them, in turn, into slots that all hand back."""
+    cluster = roles.attributes["cluster"]
+    joined: set[Value] = set()
+    for op in kernel.body.walk():
+        for name in ("cluster", "multicast"):
+            if op.attributes.get(name, 1) not in (1, cluster) or cluster not in (1, cluster_of(kernel)):
+                raise invalid(f"{op.name} of a cluster of {op.attributes.get(name, 1)}, and roles of {cluster}", op.loc)
+        if op.name == "ring" and op.attributes["cluster"] > 1:
+            joined.add(op.result)
+    if cluster == 1:
+        return
+    values = differing(kernel)
+    apart = differing_blocks(kernel, values)
+    for block in _blocks(roles.regions[PRODUCER]):
+        for op in filter(uses_ring, block.ops):
+            if op.operand("ring") in joined and id(block) in apart:
+                raise invalid(f"{op.name} where the programs of a cluster need not come in turn", op.loc)
+            if op.attributes.get("multicast", 1) == 1:
+                continue
+            if op.operand("ring") not in joined:
+                raise invalid(f"{op.name} for several programs, into a slot that one hands back", op.loc)
+            if op.operand("view") in values:
+                raise invalid(f"{op.name} for several programs, of a window that differs between them", op.loc)
+
+
+def _blocks(block: Block) -> Iterator[Block]:
+    yield block
+    for op in block.ops:
+        for region in op.regions:
+            yield from _blocks(region)
 
 
 def _check_barriers(kernel: Kernel, roles: Op) -> None:

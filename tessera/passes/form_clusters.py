@@ -81,7 +81,7 @@ def _why_not_beyond(kernel: Kernel) -> str:
         views = any(isinstance(value.type, ViewType) for value in op.operands)
         fits = not views or op.name in CLIPPED or op.name in WINDOWS and not any(v in rows for v in _indices(op))
         if not fits or op.definition.has(UNORDERED):
-            return "programs along axis 0 are not known to be a multiple, and choose more by their place than tiles"
+            return "programs along axis 0 are not known to be a multiple, and what they choose by it is more than tiles"
     return ""
 
 

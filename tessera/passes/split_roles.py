@@ -98,6 +98,7 @@ def _noted(kernel: Kernel, reason: str) -> Kernel:
     new, _ = clone_kernel(kernel)
     note = f"copies = 'tma' has no effect: {reason}"
     new.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
+    _dissolve_clusters(new)
     return new
 
 
@@ -114,6 +115,14 @@ def holds(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
         return False
     bytes_of_block = placed.attributes["shared_bytes"] + arch.reserved_shared_bytes
     return bytes_of_block * schedule.blocks <= arch.shared_bytes_per_sm
+
+
+def _dissolve_clusters(kernel: Kernel) -> None:
+    """Lets a kernel of which no program loads for another start its programs one by one."""
+    cluster = kernel.attributes.pop("cluster", 1)
+    if cluster > 1:
+        note = f"cluster = {cluster} has no effect: its programs load nothing alike"
+        kernel.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
 
 
 def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
@@ -219,7 +228,7 @@ class _Splitter:
                 clone_op(builder, op, mapping)
         for ring in self.rings:
             self._allocate(ring, builder)
-        registers = role_registers(self.arch, warps, WGMMA_WARPS, self.schedule.blocks, cluster_of(self.kernel) > 1)
+        registers = role_registers(self.arch, warps, WGMMA_WARPS, self.schedule.blocks, bool(self.alike))
         regions = []
         for role in (self._produce, self._consume):
             body = Block()
@@ -235,10 +244,8 @@ class _Splitter:
             "roles", [], regions, names=("load", "compute"), warps=(1, warps), registers=registers, cluster=cluster
         )
         new.attributes["producer_warps"] = WGMMA_WARPS  # a warpgroup shares its registers
-        if cluster < cluster_of(self.kernel):
-            del new.attributes["cluster"]
-            note = f"cluster = {self.schedule.cluster} has no effect: its programs load nothing alike"
-            new.attributes["notes"] = (*self.kernel.attributes.get("notes", ()), note)
+        if cluster == 1:
+            _dissolve_clusters(new)
         return new
 
     def _allocate(self, ring: _Ring, builder: Builder) -> None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tessera.ir.clusters import cluster_of
 from tessera.ir.core import Kernel
 from tessera.ir.programs import grid_extents, persistent_loops
 from tessera.target.arch import Arch
@@ -115,8 +116,9 @@ def _turns(kernel: Kernel, counter: Counter, programs: int) -> float:
     total = counter.scalars.value(loops[0].operand("upper")) if loops else None
     if not isinstance(total, int):
         return 1.0
-    counter.iterations.update(dict.fromkeys(loops, total / programs))
-    return total / programs
+    turns = total * cluster_of(kernel) / programs  # the loop is over clusters
+    counter.iterations.update(dict.fromkeys(loops, turns))
+    return turns
 
 
 def _launch(counter: Counter, arch: Arch, constants: Constants, programs: int, resident: int, turns: float) -> Launch:

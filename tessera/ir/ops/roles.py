@@ -151,8 +151,8 @@ define(
     "",
     _roles_type,
     "runs its regions at once, each by `warps` warps of its own with `registers` registers a thread (0: as compiled): "
-    "first the producer, one thread of which works, then the consumers, the first warps of the block; the programs of a "
-    "`cluster` begin and end together",
+    "first the producer, one thread of which works, then the consumers, the first warps of the block; the programs of "
+    "a `cluster` begin and end together",
     BRANCH,
     regions=2,
     attributes={"names": REQUIRED, "warps": REQUIRED, "registers": REQUIRED, "cluster": 1},
