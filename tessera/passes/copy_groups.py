@@ -65,9 +65,6 @@ def copy_groups(kernel: Kernel) -> list[CopyGroup] | str:
     problem = _collect(kernel.body, used, False, groups)
     if problem is None and sum(len(group.copies) for group in groups) != counted:
         problem = "a copy is waited for in another block than it is started in"
-    buffers = [buffer for group in groups for buffer in group.buffers]
-    if problem is None and len(set(buffers)) != len(buffers):
-        problem = "two copies fill the same buffer"
     return groups if problem is None else problem
 
 

@@ -197,7 +197,7 @@ def _copy(block: Block, builder: Builder, mapping: Mapping, needed: set[int], fe
     """`threads`: of the role that the block belongs to, whose barriers are its own; 0 for all of the block's."""
     for op in block.ops:
         builder.at(op)
-        if op.id in fenced:
+        if op.id in fenced and (op.id in needed or op.definition.has(COLLECTIVE)):  # not of paths that were only tried
             builder.op("fence_async")
         if op.id in needed:
             builder.op("barrier", id=CONSUMERS if threads else 0, threads=threads)

@@ -114,7 +114,7 @@ class _Persistence:
             if op.name == "mod" and _axis(op.operands[0]) == 0
         }
         part = parts.pop() if len(parts) == 1 else None
-        if not isinstance(part, int) or part < 1 or dims.divisor(self.grid[0]) % part:
+        if not isinstance(part, int) or part < 1 or dims.mod(self.grid[0], part) != 0:
             return 1
         return part if self.arch.typical_sm_count * blocks // self.cluster % part == 0 else 1
 

@@ -36,6 +36,7 @@ from tessera.target.arch import arch as arch_named
 from tessera.target.cost import cost
 from tessera.target.schedule import Schedule
 from tessera.target.schedules import candidates, parse_pin
+from tests.passes.lane_kernels import parted
 from tests.passes.test_order_programs import asserts, batched, in_groups, places, prints, product, specialised, visited
 from tests.passes.test_pipeline import arguments_of, assert_same_bits, outputs_of
 from tests.suite import MATMULS, load
@@ -319,3 +320,35 @@ def test_a_sample_of_a_large_grid_has_blocks_of_two_programs():
     compilation.cuda[0] = dataclasses.replace(compilation.cuda[0], text=text)
     (seen,) = examine_kernel(compilation, arguments, dims, seeds=(0,)).findings
     assert seen.finding.op == "add" and "total" in seen.finding.message
+
+
+# Parts of a row -------------------------------------------------------------------------------------------------------
+
+PARTED = {"M": 1200}  # six parts of nineteen rows of tiles
+
+
+def test_programs_keep_to_a_part_of_a_row():
+    """Each program of the launch meets the same part again and again, and what belongs to it is loaded once."""
+    compilation = compiled(parted, PARTED, family="wgmma", copies="tma")
+    (launch,) = compilation.program.launches
+    assert [launch.extents(PARTED, count) for count in (132, 20, 6, 5, 1)] == [(114,), (18,), (6,), (6,), (6,)]
+    kernel = stage(compilation, "hoist_invariants")
+    loop = persistent_loop(kernel)
+    assert count(loop.regions[0], "copy_async") == 1 and count(kernel.body, "copy_async") == 2
+    assert count(loop.regions[0], "mod") == 0 and count(kernel.body, "mod") == 1
+    expected = outputs_of(stage(compilation, "frontend"), PARTED, "tile")
+    for step, level in (("persist", "tile"), ("interleave", "target")):
+        assert_same_bits(expected, outputs_of(stage(compilation, step), PARTED, level), step)
+
+
+def test_parts_that_would_leave_multiprocessors_idle_are_taken_in_turn():
+    def by(parts):
+        @ts.kernel(grid=lambda d: (parts * tile.cdiv(d.M, 64),))
+        def cut(x: tile.Tensor["M", 64 * parts, ts.f32], out: tile.Tensor["M", 64 * parts, ts.f32]):
+            part, m = tile.program_id(0) % parts * 64, tile.program_id(0) // parts * 64
+            tile.store(x[m : m + 64, part : part + 64] + 1.0, out[m : m + 64, part : part + 64])
+
+        (launch,) = compiled(cut, {"M": 6400}).program.launches
+        return launch.extents({"M": 6400}, 131)
+
+    assert [by(parts) for parts in (4, 5, 6)] == [(128,), (131,), (126,)]  # of 132, 5 is no divisor

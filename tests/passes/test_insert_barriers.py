@@ -1,0 +1,69 @@
+"""Fences: what threads write to shared memory is made visible to wgmma before the barrier that orders the two."""
+# ruff: noqa: F821  (the names of dims)
+
+import itertools
+
+import pytest
+
+import tessera as ts
+from tessera import Tensor, tile
+from tests.passes import lane_kernels
+from tests.passes.lane_kernels import CASES, make_gemm
+from tests.passes.lane_running import compiled, ops, stage
+
+
+def between(kernel, first, last):
+    """The names of barriers and fences between each op called `first` and the next one called `last`."""
+    names = [op.name for op in kernel.body.walk() if op.name in (first, last, "barrier", "fence_async")]
+    found = []
+    for place, name in enumerate(names):
+        if name == first and last in names[place:]:
+            found.append(tuple(n for n in names[place : place + names[place:].index(last)] if n != first))
+    return found
+
+
+def blocks(block):
+    return [block, *(inner for op in block.ops for region in op.regions for inner in blocks(region))]
+
+
+def lowered(definition, dims, **fields):
+    return stage(compiled(definition, dims, **fields), "insert_barriers")
+
+
+def test_what_threads_compute_is_fenced():
+    kernel = lowered(lane_kernels.own_scratch, CASES["own_scratch"])
+    assert set(between(kernel, "st_shared", "wgmma")) == {("fence_async", "barrier")}
+    assert between(kernel, "async_wait", "wgmma")[-1] == ("fence_async", "barrier")
+
+
+def test_copies_of_threads_are_fenced_and_those_of_tma_are_not():
+    dims = {"M": 72, "N": 72, "K": 129}
+    kernel = lowered(make_gemm(), dims)
+    assert between(kernel, "async_wait", "wgmma")[0] == ("fence_async", "barrier")
+    following = [op.name for block in blocks(kernel.body) for op in block.ops]
+    assert all(b == "barrier" for a, b in itertools.pairwise(following) if a == "fence_async")
+    kernel = lowered(lane_kernels.gemm_nn, CASES["gemm_nn"])
+    assert not ops(kernel, "fence_async", "barrier")
+
+
+def test_the_fence_of_a_computed_operand_is_the_consumers():
+    """A right operand is always in shared memory, whoever has computed it."""
+
+    @ts.kernel
+    def computed(a: Tensor["M", 64, ts.bf16], b: Tensor[64, 64, ts.bf16], out: Tensor["M", 64, ts.bf16]):
+        m = tile.program_id(0) * 64
+        tile.store(tile.mma(a[m : m + 64], b[0:64] * 0.5), out[m : m + 64])
+
+    kernel = lowered(computed, {"M": 330})
+    (roles,) = ops(kernel, "roles")
+    inside = list(roles.regions[1].walk())
+    fences = [place for place, op in enumerate(inside) if op.name == "fence_async"]
+    assert fences and all(inside[place + 1].name == "barrier" for place in fences)
+    assert {op.attributes["threads"] for op in inside if op.name == "barrier"} == {128}
+
+
+@pytest.mark.parametrize("fields", [{"family": ""}, {"family": "", "copies": ""}])
+def test_no_fence_where_threads_read(fields):
+    """mma.sync reads through the threads' own path: a barrier is enough."""
+    kernel = lowered(lane_kernels.own_scratch, CASES["own_scratch"], **fields)
+    assert not ops(kernel, "fence_async") and ops(kernel, "barrier")
