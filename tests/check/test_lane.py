@@ -43,7 +43,7 @@ def wrong(case: LaneMutation) -> CudaKernel:
     (release,) = set(re.findall(ARRIVE, compilation.cuda[0].text)) or {""}
     edits = tuple(dataclasses.replace(e, replace=e.replace.replace(RELEASE, release)) for e in case.edits)
     (cuda,) = mutated(compilation, edits).cuda
-    text = cuda.text.replace(f"TS_KERNEL({case.kernel},", f"TS_KERNEL({name_of(case)},")
+    text = re.sub(rf"(TS_KERNEL\w*)\({case.kernel},", rf"\1({name_of(case)},", cuda.text)
     return dataclasses.replace(cuda, text=text, name=name_of(case))
 
 
