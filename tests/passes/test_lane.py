@@ -167,7 +167,7 @@ def test_kernels_without_products_have_producers_too():
 
 @seed(11)
 @settings(
-    max_examples=20,
+    max_examples=14,
     deadline=None,
     database=None,
     phases=[Phase.generate, Phase.shrink],
