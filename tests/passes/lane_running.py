@@ -27,13 +27,10 @@ from tests.passes.lane_kernels import LANE
 from tests.passes.test_pipeline import assert_same_bits
 
 CHECKED = (
-    "hoist_tiles",
     "split_panels",
-    "persist",
     "stage_operands",
     "stack_invariants",
     "split_roles",
-    "lower_to_target",
     "interleave",
 )
 SEEDS = (0, 3)  # 0: blocks and warps in order; any other: in a random order
