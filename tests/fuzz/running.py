@@ -94,7 +94,8 @@ def joined(texts: Sequence[CudaKernel]) -> str:
     """One text of several: each in a namespace, since all name their layouts alike."""
     spaces = [f"namespace of_{t.name} {{\n{t.text}\n}}\nusing of_{t.name}::{t.name};" for t in texts]
     # The header comes first, outside of every namespace; including it again does nothing.
-    limits = [f"using of_{t.name}::ts_twin_max_threads_{t.name};" for t in texts]
+    bounds = ("max_threads", "min_blocks", "cluster")
+    limits = [f"using of_{t.name}::ts_twin_{bound}_{t.name};" for t in texts for bound in bounds]
     return "\n".join(['#include "tessera_device.h"', *spaces, *limits])
 
 

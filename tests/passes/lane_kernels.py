@@ -39,8 +39,6 @@ def make_gemm(stored="nn", dtype=ts.bf16, out=None, tiles=(64, 64, 64), epilogue
 
 
 gemm_nn = make_gemm("nn", name="gemm_nn")
-gemm_nt = make_gemm("nt", name="gemm_nt")
-gemm_tn = make_gemm("tn", name="gemm_tn")
 gemm_tt = make_gemm("tt", name="gemm_tt")
 gemm_f16 = make_gemm("nt", ts.f16, name="gemm_f16")
 gemm_f32 = make_gemm("nn", ts.f32, name="gemm_f32")
@@ -195,8 +193,6 @@ def parted(a: Tensor["M", 64, ts.bf16], b: Tensor[64, 384, ts.bf16], output: Ten
 LISTS = {"len(xs)": 4, "len(ws)": 4}
 CASES = {  # sizes at which rows, columns and the sum end within a tile
     "gemm_nn": {"M": 136, "N": 72, "K": 136},
-    "gemm_nt": {"M": 70, "N": 72, "K": 72},
-    "gemm_tn": {"M": 72, "N": 64, "K": 72},
     "gemm_tt": {"M": 72, "N": 72, "K": 72},
     "gemm_f16": {"M": 70, "N": 64, "K": 136},
     "gemm_f32": {"M": 64, "N": 64, "K": 72},
@@ -217,5 +213,4 @@ CASES = {  # sizes at which rows, columns and the sum end within a tile
     "scaled_sum": {"M": 330},
     "in_place": {"M": 136},
     "counted": {"M": 128},
-    "parted": {"M": 200},
 }

@@ -9,11 +9,11 @@ from tessera.ir.parser import parse_module
 from tessera.passes.copy_groups import copy_groups
 from tests.passes import lane_kernels
 from tests.passes.lane_kernels import CASES
-from tests.passes.lane_running import compiled, stage
+from tests.passes.lane_running import reached
 
 
 def groups_of(name, **fields):
-    return copy_groups(stage(compiled(getattr(lane_kernels, name), CASES[name], **fields), "prefetch_loads"))
+    return copy_groups(*reached(getattr(lane_kernels, name), CASES[name], "prefetch_loads", **fields))
 
 
 def summary(group):
@@ -133,4 +133,4 @@ def test_no_copies_are_no_groups():
         n = tile.program_id(0) * 64
         tile.store(x[n : n + 64], out[n : n + 64])
 
-    assert copy_groups(stage(compiled(plain, {"N": 100}), "prefetch_loads")) == []
+    assert copy_groups(*reached(plain, {"N": 100}, "prefetch_loads")) == []

@@ -8,7 +8,7 @@ from tessera import Tensor, tile
 from tessera.passes.hoist_tiles import hoist_tiles
 from tessera.target.schedule import Schedule
 from tests.passes.lane_kernels import CASES, deltas
-from tests.passes.lane_running import compiled, ops, outputs_of, stage
+from tests.passes.lane_running import ops, outputs_of, reached
 from tests.passes.test_order_programs import specialised
 from tests.passes.test_pipeline import assert_same_bits
 
@@ -21,13 +21,11 @@ def in_loops(kernel):
 
 
 def test_the_tile_of_a_loop_over_layers():
-    ready = compiled(deltas, CASES["deltas"])
-    assert in_loops(stage(ready, "order_programs")) == 3
-    assert in_loops(stage(ready, "hoist_tiles")) == 2
-    expected = outputs_of(stage(ready, "order_programs"), CASES["deltas"])
-    assert_same_bits(expected, outputs_of(stage(ready, "hoist_tiles"), CASES["deltas"]), "hoisting")
-    plain = compiled(deltas, CASES["deltas"], copies="")
-    assert in_loops(stage(plain, "hoist_tiles")) == 3
+    before, after = reached(deltas, CASES["deltas"], "order_programs", "hoist_tiles")
+    assert (in_loops(before), in_loops(after)) == (3, 2)
+    assert_same_bits(outputs_of(before, CASES["deltas"]), outputs_of(after, CASES["deltas"]), "hoisting")
+    (plain,) = reached(deltas, CASES["deltas"], "hoist_tiles", copies="")
+    assert in_loops(plain) == 3
 
 
 @ts.kernel

@@ -9,7 +9,7 @@ import tessera as ts
 from tessera import Tensor, tile
 from tests.passes import lane_kernels
 from tests.passes.lane_kernels import CASES, make_gemm
-from tests.passes.lane_running import compiled, ops, stage
+from tests.passes.lane_running import ops, reached
 
 
 def between(kernel, first, last):
@@ -27,7 +27,8 @@ def blocks(block):
 
 
 def lowered(definition, dims, **fields):
-    return stage(compiled(definition, dims, **fields), "insert_barriers")
+    (kernel,) = reached(definition, dims, "insert_barriers", **fields)
+    return kernel
 
 
 def test_what_threads_compute_is_fenced():

@@ -29,8 +29,6 @@ from tests.suite import MATMULS, load
 # Roles, products by warpgroups, products by mma.sync, stores by TMA; and why there are no roles.
 EXPECTED = {
     "gemm_nn": (1, 1, 0, 1),
-    "gemm_nt": (1, 1, 0, 1),
-    "gemm_tn": (1, 1, 0, 1),
     "gemm_tt": (1, 1, 0, 1),
     "gemm_f16": (1, 1, 0, 1),
     "gemm_f32": (1, 0, 0, 0),  # products of f32 are no matrix instructions
@@ -51,29 +49,15 @@ EXPECTED = {
     "scaled_sum": (1, 0, 0, 0),
     "in_place": (0, 1, 0, 0),
     "counted": (0, 1, 0, 0),
-    "parted": (1, 1, 0, 1),
 }
 REASONS = {
     "own_scratch": "'state' is used otherwise than by reading it after its copy",
     "in_place": "'operand_0': 'x' is also written by this kernel",
     "counted": "what is copied depends on what was computed",
 }
-EMULATED = [
-    "gemm_nn",
-    "gemm_tt",
-    "gemm_f16",
-    "gemm_bias",
-    "gemm_tall",
-    "gemm_narrow",
-    "two_products",
-    "two_stores",
-    "in_branches",
-    "own_buffers",
-    "own_scratch",
-    "differences",
-    "deltas",
-    "counted",
-]
+EXAMINED = ["gemm_bias", "two_stores", "differences", "own_scratch"]
+EMULATED = ["gemm_nn", "gemm_tt", "gemm_f16", "gemm_tall", "gemm_narrow", "two_products", "in_branches", "own_buffers",
+            "deltas", "counted"]  # fmt: skip
 
 
 @functools.cache
@@ -89,12 +73,7 @@ def test_every_pass_keeps_every_bit(name):
     assert why_not(compilation) == REASONS.get(name, "")
 
 
-@needs_compiler
-def test_the_emitted_cuda_gives_the_same_bits():
-    emulate([ready(name) for name in EMULATED])
-
-
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EMULATED + EXAMINED)
 def test_sm_90a_has_it_without_spills_or_remarks(name):
     pytest.importorskip("cupy", reason="CuPy brings NVRTC")
     from tessera.runtime.nvrtc import compile_cubin
@@ -107,7 +86,7 @@ def test_sm_90a_has_it_without_spills_or_remarks(name):
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["gemm_bias", "two_stores", "differences", "own_scratch"])
+@pytest.mark.parametrize("name", EXAMINED)
 def test_an_examination_finds_nothing(name):
     compilation, dims = ready(name).compilation, CASES[name]
     arguments = arguments_of(compilation.stages[0].module.kernel(), dims)
@@ -118,7 +97,7 @@ def test_an_examination_finds_nothing(name):
 # ---- kernels of the suite -------------------------------------------------------------------------------------------
 
 SUITE = {  # and whether they have roles
-    **{name: ({"M": 72, "N": 72, "K": 40}, True) for name in MATMULS},
+    **{name: ({"M": 72, "N": 72, "K": 40}, True) for name in MATMULS if "bf16" in name},
     "matmul_bias_gelu": ({"M": 70, "N": 72, "K": 64}, True),
     "batched_matmul": ({"B": 3, "M": 33, "N": 40, "K": 48}, True),
     "difference_matmul": ({"M": 70, "N": 64, "K": 128}, True),
@@ -158,8 +137,8 @@ def test_kernels_of_the_suite_keep_every_bit(name):
 
 
 @needs_compiler
-def test_kernels_without_products_have_producers_too():
-    emulate([of_suite(name) for name in WITHOUT_PRODUCTS])
+def test_the_emitted_cuda_gives_the_same_bits():
+    emulate([*map(ready, EMULATED), *map(of_suite, WITHOUT_PRODUCTS)])
 
 
 # ---- random kernels and schedules -----------------------------------------------------------------------------------
@@ -167,7 +146,7 @@ def test_kernels_without_products_have_producers_too():
 
 @seed(11)
 @settings(
-    max_examples=20,
+    max_examples=10,
     deadline=None,
     database=None,
     phases=[Phase.generate, Phase.shrink],

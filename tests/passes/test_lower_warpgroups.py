@@ -8,12 +8,12 @@ from tessera import Tensor, tile
 from tessera.ir.types import BufferType, TileType
 from tests.passes import lane_kernels
 from tests.passes.lane_kernels import CASES
-from tests.passes.lane_running import compiled, ops, stage
+from tests.passes.lane_running import ops, reached
 
 
 def consumers(name, *seen, **fields):
     """The names of ops of the consumers, in order."""
-    kernel = stage(compiled(getattr(lane_kernels, name), CASES[name], **fields), "lower_to_target")
+    (kernel,) = reached(getattr(lane_kernels, name), CASES[name], "lower_to_target", **fields)
     (roles,) = ops(kernel, "roles")
     return [op.name for op in roles.regions[1].walk() if op.name in seen]
 
@@ -40,20 +40,21 @@ def test_two_products_fly_together():
 def test_sums_that_begin_at_zero_are_fresh():
     """Those that a loop carries are not; a chain of panels begins with one that is."""
     for name, fresh in (("gemm_nn", [False]), ("differences", [True, False]), ("layers", [True])):
-        kernel = stage(compiled(getattr(lane_kernels, name), CASES[name]), "lower_to_target")
+        (kernel,) = reached(getattr(lane_kernels, name), CASES[name], "lower_to_target")
         assert [op.attributes["fresh"] for op in ops(kernel, "wgmma")] == fresh, name
 
 
 def test_operands_lie_in_buffers_or_registers():
     for name, type_ in (("gemm_nn", BufferType), ("differences", TileType), ("two_products", BufferType)):
-        kernel = stage(compiled(getattr(lane_kernels, name), CASES[name]), "lower_to_target")
+        (kernel,) = reached(getattr(lane_kernels, name), CASES[name], "lower_to_target")
         assert isinstance(ops(kernel, "wgmma")[0].operands[0].type, type_), name
     assert isinstance(ops(kernel, "wgmma")[1].operands[0].type, TileType)  # sums of the first are the second's operand
 
 
 @pytest.mark.parametrize(("name", "flips"), [("gemm_nn", (False, False)), ("gemm_tt", (True, True))])
 def test_what_lies_transposed(name, flips):
-    (product,) = ops(stage(compiled(getattr(lane_kernels, name), CASES[name]), "lower_to_target"), "wgmma")
+    (kernel,) = reached(getattr(lane_kernels, name), CASES[name], "lower_to_target")
+    (product,) = ops(kernel, "wgmma")
     assert (product.attributes["transpose_a"], product.attributes["transpose_b"]) == flips
     assert product.attributes["depth"] == 64
 
@@ -70,7 +71,7 @@ def test_a_buffer_that_is_written_waits_for_the_products_that_read_it():
         tile.fill(state, 1.0)
         tile.store(tile.mma(state, b, first), out[m : m + 64])
 
-    kernel = stage(compiled(written, {"M": 72}), "lower_to_target")
+    (kernel,) = reached(written, {"M": 72}, "lower_to_target")
     names = [op.name for op in ops(kernel, "wgmma", "wgmma_wait", "st_shared")]
     first = names.index("wgmma")
     assert names[first : first + 4] == ["wgmma", "wgmma_wait", "st_shared", "wgmma"]

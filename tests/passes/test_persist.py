@@ -32,7 +32,6 @@ from tessera.passes.order_programs import order_programs
 from tessera.passes.persist import persist
 from tessera.runtime import execute
 from tessera.runtime.check import FULL_GRID, SAMPLE, examine_kernel
-from tessera.target.arch import arch as arch_named
 from tessera.target.cost import cost
 from tessera.target.schedule import Schedule
 from tessera.target.schedules import candidates, parse_pin
@@ -41,6 +40,7 @@ from tests.passes.test_order_programs import asserts, batched, in_groups, places
 from tests.passes.test_pipeline import arguments_of, assert_same_bits, outputs_of
 from tests.suite import MATMULS, load
 
+ARCH = find_arch("sm_90a")
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 MANY = {"M": 170, "N": 140, "K": 40}  # nine programs of 64 rows and columns
 CASES = {  # a grid that the machine runs at once, and one of which programs do several, not all the same number
@@ -126,7 +126,7 @@ def test_programs_keep_their_order(symbolic, group):
     dims = {"M": 5, "N": 3}
     plain = specialised(places, dims, None if symbolic else (5, 3))
     ordered = order_programs(plain, Schedule(group=group))
-    kernel = persist(ordered, Schedule(group=group, persistent=True), arch_named("sm_80"))
+    kernel = persist(ordered, Schedule(group=group, persistent=True), ARCH)
     verify(Module(TILE, [kernel]))
     found = windows(kernel, dims, 15)
     assert found == visited(ordered, (5, 3), dims)
@@ -143,7 +143,7 @@ def test_three_axes_and_scales():
     expected = [(k, 4 * i, 8 * j) for k in range(2) for j in range(3) for i in range(5)]
     for group in (0, 2):
         ordered = order_programs(specialised(shifted, dims), Schedule(group=group))
-        found = windows(persist(ordered, Schedule(persistent=True), arch_named("sm_80")), dims, 30)
+        found = windows(persist(ordered, Schedule(persistent=True), ARCH), dims, 30)
         assert found == [(k, 4 * i, 8 * j) for k in range(2) for i, j in in_groups(5, 3, group or 5)]
         assert group or found == expected
 
@@ -182,7 +182,7 @@ def test_few_divisions_an_iteration(definition, dims, grid, group, divisions):
 
 
 def test_what_is_known_of_the_loop():
-    kernel = persist(specialised(places, {"M": 5, "N": 3}, (5, 3)), Schedule(persistent=True), arch_named("sm_80"))
+    kernel = persist(specialised(places, {"M": 5, "N": 3}, (5, 3)), Schedule(persistent=True), ARCH)
     ranges, loop = Ranges(kernel), persistent_loop(kernel)
     lower, _, step = loop.operands
     assert ranges.interval(loop.regions[0].arguments[0]) == (0, 14)
@@ -217,11 +217,11 @@ def test_orders_that_show_stay_and_a_note_says_so(definition, dims, reason):
 
 def test_one_program_and_a_kernel_that_is_not_asked_stay():
     kernel = specialised(places, {"M": 1, "N": 1}, (1, 1))
-    assert persist(kernel, Schedule(persistent=True), arch_named("sm_80")) is kernel
+    assert persist(kernel, Schedule(persistent=True), ARCH) is kernel
     kernel = specialised(places, {"M": 5, "N": 3})
-    assert persist(kernel, Schedule(), arch_named("sm_80")) is kernel
-    done = persist(kernel, Schedule(persistent=True), arch_named("sm_80"))
-    assert persist(done, Schedule(persistent=True), arch_named("sm_80")) is done
+    assert persist(kernel, Schedule(), ARCH) is kernel
+    done = persist(kernel, Schedule(persistent=True), ARCH)
+    assert persist(done, Schedule(persistent=True), ARCH) is done
 
 
 @pytest.mark.parametrize("dims", [{"M": 0, "N": 40, "K": 16}, {"M": 40, "N": 0, "K": 16}])

@@ -8,15 +8,14 @@ import pytest
 
 import tessera as ts
 from tessera import Tensor, tile
-from tessera.compiler import compile_kernel
 from tessera.errors import SourceError
 from tessera.passes.split_roles import split_roles
 from tessera.runtime.interpreter import Machine, launch
 from tessera.target.arch import arch
-from tessera.target.schedule import Schedule, schedule_of
+from tessera.target.schedule import schedule_of
 from tests.passes import lane_kernels
-from tests.passes.lane_kernels import CASES, LANE, make_gemm
-from tests.passes.lane_running import arguments_of, compiled, count, ops, outputs_of, stage, why_not
+from tests.passes.lane_kernels import CASES, make_gemm
+from tests.passes.lane_running import arguments_of, compiled, count, ops, outputs_of, reached, stage, why_not
 from tests.passes.test_pipeline import assert_same_bits
 from tests.suite import load
 
@@ -24,7 +23,8 @@ ROLES = "load", "compute"
 
 
 def split(name, **fields):
-    return stage(compiled(getattr(lane_kernels, name), CASES[name], **fields), "split_roles")
+    (kernel,) = reached(getattr(lane_kernels, name), CASES[name], "split_roles", **fields)
+    return kernel
 
 
 def sides(kernel):
@@ -139,7 +139,7 @@ def test_rings_have_as_many_slots_as_shared_memory_holds():
     compilation = compiled(load("gating_function_kernel"), GATING)
     assert compilation.schedule.stages > 2
     assert rings_of(stage(compilation, "split_roles")) == [(1, 8), (2, 8)]
-    small = stage(compiled(load("gating_function_kernel"), {**GATING, "D": 64}), "split_roles")
+    (small,) = reached(load("gating_function_kernel"), {**GATING, "D": 64}, "split_roles")
     assert rings_of(small)[1][0] == 6
 
 
@@ -157,7 +157,7 @@ def test_slots_of_several_blocks():
     tiles = make_gemm(tiles=(128, 128, 64))
     dims = {"M": 136, "N": 136, "K": 72}
     for blocks, slots in ((1, 6), (2, 2)):
-        kernel = stage(compiled(tiles, dims, blocks=blocks, warps=8), "split_roles")
+        (kernel,) = reached(tiles, dims, "split_roles", blocks=blocks, warps=8)
         assert rings_of(kernel) == [(slots, 8)], blocks
     compilation = compiled(load("gating_function_kernel"), GATING, blocks=2)
     assert why_not(compilation) == "shared memory does not hold 2 slots of 2 blocks of what is copied"
@@ -225,8 +225,6 @@ def test_what_the_producer_can_and_cannot_compute():
 
 
 def test_a_kernel_of_other_copies_is_itself():
-    kernel = stage(compiled(lane_kernels.gemm_nn, CASES["gemm_nn"]), "prefetch_loads")
+    (kernel,) = reached(lane_kernels.gemm_nn, CASES["gemm_nn"], "prefetch_loads")
     plain = dataclasses.replace(schedule_of(kernel), copies="")
     assert split_roles(kernel, plain, arch("sm_90a")) is kernel
-    other = compile_kernel(lane_kernels.gemm_nn.scheduled({**LANE, "copies": ""}), CASES["gemm_nn"], "sm_90a")
-    assert other.schedule != Schedule() and not ops(other.target.kernel(), "roles")

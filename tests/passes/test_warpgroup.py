@@ -6,21 +6,23 @@ import pytest
 import tessera as ts
 from tessera import Tensor, tile
 from tests.passes.lane_kernels import make_gemm
-from tests.passes.lane_running import compiled, count
+from tests.passes.lane_running import ops, reached
 
 DIMS = {"M": 72, "N": 72, "K": 72}
 NOTE = "family = 'wgmma' has no effect on a product: "
 ROWS = "its {} rows are not shared out by {} warps, 4 at a time with 64 rows"
 
 
-def notes(compilation):
-    return [note[len(NOTE) :] for note in compilation.program.notes if note.startswith(NOTE)]
+def lowered(definition, dims, **fields):
+    """How many products warpgroups compute, how many mma.sync does, and why."""
+    (kernel,) = reached(definition, dims, "lower_to_target", **fields)
+    reasons = [note[len(NOTE) :] for note in kernel.attributes["notes"] if note.startswith(NOTE)]
+    return len(ops(kernel, "wgmma")), len(ops(kernel, "mma_sync")), reasons
 
 
 @pytest.mark.parametrize("tiles", [(64, 8, 16), (64, 64, 64), (128, 40, 48), (64, 256, 32), (64, 104, 16)])
 def test_products_of_warpgroups(tiles):
-    compilation = compiled(make_gemm("nt", tiles=tiles), DIMS, panels=0, warps=4)
-    assert count(compilation, "wgmma", "mma_sync") == (1, 0) and not notes(compilation)
+    assert lowered(make_gemm("nt", tiles=tiles), DIMS, panels=0, warps=4) == (1, 0, [])
 
 
 @pytest.mark.parametrize(
@@ -36,9 +38,8 @@ def test_products_of_warpgroups(tiles):
     ],
 )
 def test_why_not(definition, fields, reason):
-    compilation = compiled(definition, DIMS, **{"warps": 4, **fields})
-    assert count(compilation, "wgmma") == (0,)
-    assert notes(compilation) == [reason]
+    products, _, reasons = lowered(definition, DIMS, **{"warps": 4, **fields})
+    assert products == 0 and reasons == [reason]
 
 
 def test_parts_of_buffers():
@@ -54,15 +55,13 @@ def test_parts_of_buffers():
             tile.cp_wait_group(0)
             tile.store(tile.mma(a[m : m + 64], weights[0:64, start : start + columns]), out[m : m + 64])
 
-        return compiled(part, {"M": 72}, panels=0)
+        return lowered(part, {"M": 72}, panels=0)
 
-    assert count(parts(64, 64), "wgmma") == (1,) and not notes(parts(64, 64))
-    (reason,) = notes(parts(32, 64))
-    assert reason == "its operands are parts of buffers that begin at no multiple of 8 rows and 64 columns"
-    (reason,) = notes(parts(64, 128))
-    assert reason == "192 columns are not a multiple of 128"
+    assert parts(64, 64) == (1, 0, [])
+    reason = "its operands are parts of buffers that begin at no multiple of 8 rows and 64 columns"
+    assert parts(32, 64) == (0, 1, [reason])
+    assert parts(64, 128) == (0, 1, ["192 columns are not a multiple of 128"])
 
 
 def test_no_note_where_nothing_is_asked():
-    compilation = compiled(make_gemm(tiles=(32, 64, 64)), DIMS, family="")
-    assert count(compilation, "mma_sync") == (1,) and not notes(compilation)
+    assert lowered(make_gemm(tiles=(32, 64, 64)), DIMS, family="") == (0, 1, [])
