@@ -16,8 +16,8 @@ NAMES = ["matmul_nt_bf16_parts", "matmul_nt_bf16_sum"]
 
 @pytest.fixture(autouse=True)
 def splitting(monkeypatch):
-    def chosen(kernel, arch):
-        found = default_schedule(kernel, arch)
+    def chosen(kernel, arch, lane=""):
+        found = default_schedule(kernel, arch, lane)
         return replace(found, split_k=3) if any(op.name == "mma" for op in kernel.body.walk()) else found
 
     monkeypatch.setattr(import_module("tessera.target.schedules"), "default_schedule", chosen)

@@ -24,8 +24,8 @@ M = symbol("M")
 def splitting(monkeypatch):
     """A compiler that cuts the products of all kernels that have a loop over K."""
 
-    def chosen(kernel, arch):
-        found = default_schedule(kernel, arch)
+    def chosen(kernel, arch, lane=""):
+        found = default_schedule(kernel, arch, lane)
         return replace(found, split_k=2) if any(op.name == "mma" for op in kernel.body.walk()) else found
 
     monkeypatch.setattr(import_module("tessera.target.schedules"), "default_schedule", chosen)
