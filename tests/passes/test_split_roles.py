@@ -119,9 +119,9 @@ def test_bytes_are_those_of_the_slot():
 
 
 @pytest.mark.parametrize(
-    ("warps", "blocks", "registers"), [(4, 1, (0, 0)), (8, 1, (24, 240)), (8, 2, (0, 0)), (16, 1, (0, 0))]
+    ("warps", "blocks", "registers"), [(4, 1, (0, 0)), (8, 1, (24, 240)), (8, 2, (24, 104)), (16, 1, (24, 112))]
 )
-def test_registers_move_where_the_numbers_of_them_are_known(warps, blocks, registers):
+def test_registers_move_to_the_consumers(warps, blocks, registers):
     dims = {"M": 264, "N": 32, "K": 64}
     compilation = compiled(make_gemm(tiles=(256, 32, 64)), dims, warps=warps, blocks=blocks, stages=2)
     (roles,) = ops(stage(compilation, "split_roles"), "roles")
