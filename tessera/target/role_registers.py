@@ -17,12 +17,14 @@ def role_registers(
     """Registers of a thread of the producers and of one of the consumers; (0, 0) where all threads start with as many
     as the instructions can name, or nobody gains.
 
-    `blocks`: that a multiprocessor has to hold. All threads start with the same number: consumers can only take more.
+    `blocks`: that a multiprocessor has to hold. All threads start with the same number: consumers can only take more,
+    and no more than the block had at its start. A warpgroup that asks for more waits for ever.
     """
     producer = CLUSTER_PRODUCER_REGISTERS if clustered else PRODUCER_REGISTERS
     total = arch.registers_per_sm // (blocks * arch.warp_size)  # of a lane of all warps
     start = total // (consumer_warps + producer_warps) // STEP * STEP
-    most = (total - producer_warps * producer) // consumer_warps // STEP * STEP
+    pool = start * (consumer_warps + producer_warps)
+    most = (pool - producer_warps * producer) // consumer_warps // STEP * STEP
     most = min(most, arch.max_registers_per_thread // STEP * STEP)
     if start <= producer or most <= start:
         return 0, 0
