@@ -20,6 +20,8 @@ def role_registers(
     `blocks`: that a multiprocessor has to hold. All threads start with the same number: consumers can only take more,
     and no more than the block had at its start. A warpgroup that asks for more waits for ever.
     """
+    if not arch.name.endswith("a"):
+        return 0, 0  # setmaxnreg is for architecture-specific targets alone (PTX ISA)
     producer = CLUSTER_PRODUCER_REGISTERS if clustered else PRODUCER_REGISTERS
     total = arch.registers_per_sm // (blocks * arch.warp_size)  # of a lane of all warps
     start = total // (consumer_warps + producer_warps) // STEP * STEP

@@ -267,6 +267,25 @@ def _default(kernel: Kernel, arch: Arch, pins: Mapping[str, Any]) -> Schedule:
     return default_schedule(kernel, arch, BASE_LANE if pins.get("family") == "" else "")
 
 
+# What a value other than the first of a field asks for: of the facts of an architecture, and in words.
+NEEDS = {
+    "family": ("wgmma", "instructions of warpgroups (wgmma)"),
+    "copies": ("tma", "copies by tensor map (TMA)"),
+    "cluster": ("tma", "clusters of blocks"),
+}
+
+
+def check_arch(kernel: Kernel, schedule: Schedule, arch: Arch) -> None:
+    """Raises SourceError TS512 for a field that asks for what the architecture does not have."""
+    plain = Schedule()
+    for name, (fact, words) in NEEDS.items():
+        value = getattr(schedule, name)
+        if value != getattr(plain, name) and not getattr(arch, fact):
+            raise SourceError(
+                "TS512", f"'{kernel.name}' is to have {name} = {value!r}, and {arch.name} has no {words}", kernel.loc
+            )
+
+
 def pins_of(kernel: Kernel) -> dict[str, Any]:
     """The fields of the schedule that the author or the command line has fixed. Raises as `check_pins` does."""
     return check_pins(kernel.attributes.get("pins") or {})
@@ -320,6 +339,6 @@ def check_streamed(kernel: Kernel, pins: Mapping[str, Any]) -> None:
 
 
 __all__ = [
-    "FIELDS", "Field", "Structure", "candidates", "check_pins", "check_streamed", "decided_by", "own_point",
-    "parse_pin", "pins_of", "schedules", "structure_of",
+    "FIELDS", "Field", "Structure", "candidates", "check_arch", "check_pins", "check_streamed", "decided_by",
+    "own_point", "parse_pin", "pins_of", "schedules", "structure_of",
 ]  # fmt: skip

@@ -22,3 +22,8 @@ def test_registers_suffice(consumers: int, blocks: int) -> None:
     assert (producer, consumer) == (0, 0) or producer < start < consumer
     # What moves is what the block was launched with, which may be less than there is.
     assert 4 * producer + consumers * consumer <= start * (consumers + 4)
+
+
+@pytest.mark.parametrize("name", ["sm_80", "sm_120"])
+def test_only_architecture_specific_targets_move_registers(name: str) -> None:
+    assert role_registers(arch(name), 8, 4) == (0, 0)

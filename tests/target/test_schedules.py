@@ -105,6 +105,21 @@ def test_pins_that_are_none(pins, code, sentence):
     assert sentence in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("pins", "arch", "sentence"),
+    [
+        ({"family": "wgmma"}, "sm_80", "'gemm' is to have family = 'wgmma', and sm_80 has no instructions of warpg"),
+        ({"copies": "tma"}, "sm_89", "copies = 'tma', and sm_89 has no copies by tensor map (TMA)"),
+        ({"cluster": 2}, "sm_86", "cluster = 2, and sm_86 has no clusters of blocks"),
+        ({"family": "wgmma"}, "sm_120", "sm_120 has no instructions of warpgroups"),
+    ],
+)
+def test_pins_that_an_architecture_cannot_do(pins, arch, sentence):
+    with pytest.raises(SourceError, match="TS512") as caught:
+        compile_kernel(load("gemm_nn").scheduled(pins), {"M": 64, "N": 64, "K": 64}, arch)
+    assert sentence in caught.value.message and caught.value.loc is not None
+
+
 def test_pins_of_a_command_line():
     assert parse_pin("warps", "8") == 8 and parse_pin("streamed", "a+b") == ("a", "b") and parse_pin("rows", "0") == 0
     for name, text in (("warps", "eight"), ("stages", "2.5"), ("wraps", "4")):
