@@ -259,6 +259,11 @@ def clone_kernel(kernel: Kernel) -> tuple[Kernel, Mapping]:
     return new, mapping
 
 
+def add_notes(kernel: Kernel, *notes: str) -> None:
+    """What a pass tells the author of a kernel that it has made, behind what others told."""
+    kernel.attributes["notes"] = (*kernel.attributes.get("notes", ()), *notes)
+
+
 def uses(block: Block) -> dict[Value, list[Op]]:
     """Every value used inside `block` (regions included) with the ops that use it, in program order."""
     found: dict[Value, list[Op]] = {}

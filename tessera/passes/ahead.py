@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tessera.ir.core import Kernel, Op, Value
+from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.opdef import PURE
 from tessera.ir.types import TileType, ViewType
 from tessera.target.schedule import root
@@ -16,6 +16,28 @@ def written_tensors(kernel: Kernel) -> set[Value]:
         for effect, value in op.definition.effects_of(op)
         if effect != "reads" and isinstance(value.type, ViewType)
     }
+
+
+def computed_behind(value: Value, inside: set[Op], index: Value | None = None) -> list[Op] | None:
+    """The ops among those `inside` a loop that a value is computed by, pure ones alone; None where iterations may
+    differ in it otherwise than by `index`.
+    """
+    found: dict[Op, None] = {}
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        op = value.defining_op
+        if value is index or op is not None and (op in found or op not in inside):
+            continue
+        if op is None:
+            if isinstance(value.owner, Block) and any(inner in inside for inner in value.owner.ops):
+                return None
+            continue
+        if op.regions or not op.definition.has(PURE):
+            return None
+        found[op] = None
+        pending += op.operands
+    return list(found)
 
 
 class Ahead:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, new_kernel_like, uses
+from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, add_notes, clone_op, new_kernel_like, uses
 from tessera.ir.opdef import ASYNC, BRANCH, CONSTANT, COUNTED, LOOP, PURE, TERMINATOR
 from tessera.ir.ops.control import constant_value, loop_range
 from tessera.ir.ops.roles import uses_ring
@@ -158,7 +158,7 @@ def _note_dead_buffers(new: Kernel, old: Kernel, dead: set[int]) -> None:
     buffers = [op.result for op in old.body.walk() if op.name == "alloc_shared" and op.id in dead and op.result.name]
     notes = tuple(f"the buffer '{buffer.name}' is never read: it takes no memory" for buffer in buffers)
     if notes:
-        new.attributes["notes"] = (*old.attributes.get("notes", ()), *notes)
+        add_notes(new, *notes)
 
 
 def _dead_ops(kernel: Kernel) -> set[int]:

@@ -23,6 +23,7 @@ from tessera.ir.core import (
     Mapping,
     Op,
     Value,
+    add_notes,
     clone_kernel,
     clone_op,
     clone_with_regions,
@@ -48,7 +49,7 @@ def form_clusters(kernel: Kernel, schedule: Schedule) -> Kernel:
     if reason:
         new, _ = clone_kernel(kernel)
         note = f"cluster = {cluster} has no effect: {reason}"
-        new.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
+        add_notes(new, note)
         return new
     new, builder, mapping = new_kernel_like(kernel)
     new.attributes["grid"] = (dims.cdiv(grid[0], cluster), *(grid[1:] or (1,)), cluster)

@@ -6,11 +6,11 @@ that later iterations have for themselves. Exact: nothing in the kernel writes t
 
 from __future__ import annotations
 
-from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
-from tessera.ir.opdef import COUNTED, PURE
+from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, clone_op, clone_with_regions, new_kernel_like
+from tessera.ir.opdef import COUNTED
 from tessera.ir.ops.control import loop_range
 from tessera.ir.types import TileType, dtype_of
-from tessera.passes.ahead import written_tensors
+from tessera.passes.ahead import computed_behind, written_tensors
 from tessera.target.schedule import Schedule, elements, root
 
 REGISTERS = 80  # 32-bit registers of a thread for what is carried over one loop: a third of what it can have
@@ -45,31 +45,14 @@ class _Hoister:
     def _invariant(self, loop: Op) -> list[Op]:
         """The loads of the loop that give the same tile in all iterations, with what their windows are computed by."""
         (body,) = loop.regions
-        found: dict[Op, None] = {}
+        inside, found = set(body.ops), dict[Op, None]()
         left = REGISTERS * self.threads * 4
         for op in body.ops:
             if op.name != "load" or not isinstance(op.result.type, TileType) or root(op.operands[0]) in self.written:
                 continue
             size = elements(op.result) * dtype_of(op.result.type).bytes
-            behind = _behind(op.operands[0], body)
+            behind = computed_behind(op.operands[0], inside)
             if behind is not None and size <= left:
                 left -= size
                 found |= dict.fromkeys([*behind, op])
         return [op for op in body.ops if op in found]
-
-
-def _behind(value: Value, body: Block) -> list[Op] | None:
-    """The ops of the body that a value is computed by; None where iterations may differ."""
-    inside, found, pending = set(body.ops), dict[Op, None](), [value]
-    while pending:
-        value = pending.pop()
-        op = value.defining_op
-        if value in body.arguments:
-            return None
-        if op is None or op not in inside or op in found:
-            continue
-        if op.regions or not op.definition.has(PURE):
-            return None
-        found[op] = None
-        pending += op.operands
-    return list(found)

@@ -7,7 +7,7 @@ later passes.
 
 from __future__ import annotations
 
-from tessera.ir.core import Kernel, new_kernel_like
+from tessera.ir.core import Kernel, add_notes, new_kernel_like
 from tessera.passes import (  # noqa: F401  register their rules
     lower_copies,
     lower_effects,
@@ -31,7 +31,7 @@ def lower_to_target(kernel: Kernel, schedule: Schedule) -> Kernel:
     reasons = _left_to_mma_sync(kernel, schedule)
     if reasons:
         notes = (f"family = 'wgmma' has no effect on a product: {reason}" for reason in reasons)
-        new.attributes["notes"] = (*kernel.attributes.get("notes", ()), *notes)
+        add_notes(new, *notes)
     lowering = Lowering(kernel, layouts, schedule, mapping)
     lowering.block(kernel.body, builder)
     new.body.ops[:0] = lowering.allocations

@@ -30,6 +30,7 @@ from tessera.ir.core import (
     Kernel,
     Op,
     Value,
+    add_notes,
     clone_kernel,
     clone_op,
     clone_with_regions,
@@ -55,7 +56,7 @@ def persist(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
     if reason:
         new, _ = clone_kernel(kernel)
         note = f"persistent = true has no effect: {reason}"
-        new.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
+        add_notes(new, note)
         return new
     return _Persistence(kernel, grid, arch).kernel(schedule.blocks)
 

@@ -23,6 +23,7 @@ from tessera.ir.core import (
     Mapping,
     Op,
     Value,
+    add_notes,
     clone_op,
     clone_with_regions,
     new_kernel_like,
@@ -421,7 +422,7 @@ def _note_unread(new: Kernel, old: Kernel, parts: Parts) -> None:
         if buffer not in read
     ]
     if notes:
-        new.attributes["notes"] = (*new.attributes.get("notes", ()), *notes)
+        add_notes(new, *notes)
 
 
 def _without_barriers(kernel: Kernel) -> Kernel:

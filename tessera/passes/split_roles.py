@@ -16,7 +16,18 @@ from dataclasses import dataclass, field, replace
 from tessera.dtypes import i32
 from tessera.errors import SourceError
 from tessera.ir.clusters import cluster_of, differing, differing_blocks
-from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_kernel, clone_op, new_kernel_like
+from tessera.ir.core import (
+    Block,
+    Builder,
+    Kernel,
+    Mapping,
+    Op,
+    Value,
+    add_notes,
+    clone_kernel,
+    clone_op,
+    new_kernel_like,
+)
 from tessera.ir.opdef import COUNTED, ELEMENTWISE, LOOP
 from tessera.ir.ops.control import carried_values
 from tessera.ir.stages import allocation
@@ -70,13 +81,14 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
     if schedule.copies != "tma":
         return kernel
     groups = copy_groups(kernel)
-    reason = groups if isinstance(groups, str) else _reason(kernel, schedule, groups)
-    if isinstance(groups, str) or reason:
+    if isinstance(groups, str):
+        return _noted(kernel, groups)
+    needed = _needed(kernel, groups)
+    reason = _reason(kernel, schedule, groups, needed)
+    if needed is None or reason:
         return _noted(kernel, reason)
     for group in groups:
         _release_behind_products(group, schedule)
-    needed = _needed(kernel, groups)
-    assert needed is not None
     wanted = max(LEAST_STAGES, schedule.stages)
     pinned = "stages" in pins_of(kernel)
     for stages in range(wanted, LEAST_STAGES - 1, -1):
@@ -97,7 +109,7 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
 def _noted(kernel: Kernel, reason: str) -> Kernel:
     new, _ = clone_kernel(kernel)
     note = f"copies = 'tma' has no effect: {reason}"
-    new.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
+    add_notes(new, note)
     _dissolve_clusters(new)
     return new
 
@@ -122,10 +134,10 @@ def _dissolve_clusters(kernel: Kernel) -> None:
     cluster = kernel.attributes.pop("cluster", 1)
     if cluster > 1:
         note = f"cluster = {cluster} has no effect: its programs load nothing alike"
-        kernel.attributes["notes"] = (*kernel.attributes.get("notes", ()), note)
+        add_notes(kernel, note)
 
 
-def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
+def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup], needed: set[Value] | None) -> str:
     """What keeps a kernel from being split, as a clause; empty where nothing does."""
     if not groups:
         return "nothing is copied into shared memory"
@@ -133,7 +145,7 @@ def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
         return f"{schedule.warps} warps are no whole warpgroups"
     if schedule.warps + WGMMA_WARPS > MOST_WARPS:
         return f"a block has no warpgroup beside {schedule.warps} warps"
-    if _needed(kernel, groups) is None:
+    if needed is None:
         return "what is copied depends on what was computed"
     layouts = assign_layouts(kernel, schedule)
     for group in groups:
@@ -277,9 +289,6 @@ class _Splitter:
                 self._copy(group, builder, mapping, state)
             elif op.regions and self._copies_inside(op):
                 self._region(op, builder, mapping, state, self._produce)
-            elif op.regions or op.name == "alloc_shared":
-                if any(result in self.needed for result in op.results):
-                    clone_op(builder, op, mapping)
             elif any(result in self.needed for result in op.results):
                 clone_op(builder, op, mapping)
 
@@ -353,11 +362,7 @@ class _Splitter:
         role: Callable[[Block, Builder, Mapping, _State], None],
     ) -> None:
         """A loop or condition that carries the slots of the rings inside beside what it carried."""
-        kept = [
-            index
-            for index, result in enumerate(op.results)
-            if role == self._consume or self._carried_is_needed(op, index)
-        ]
+        kept = [index for index, result in enumerate(op.results) if role == self._consume or result in self.needed]
         rings = self._rings_inside(op)
         is_loop = op.definition.has(LOOP)
         fixed = 3 if op.definition.has(COUNTED) else 0
@@ -369,23 +374,23 @@ class _Splitter:
         regions = []
         for region in op.regions:
             body = Block()
-            inner_state, inside = dict(state), mapping
+            inner_state = dict(state)
             if is_loop:
                 offset = 1 if fixed else 0
                 for argument in region.arguments[:offset]:
-                    inside[argument] = body.add_argument(argument.type, argument.name)
+                    mapping[argument] = body.add_argument(argument.type, argument.name)
                 for index in kept:
                     argument = region.arguments[offset + index]
-                    inside[argument] = body.add_argument(argument.type, argument.name)
+                    mapping[argument] = body.add_argument(argument.type, argument.name)
                 for ring in rings:
                     slot = state[ring.order]
                     inner_state[ring.order] = _Slot(
                         body.add_argument(slot.stage.type, "slot"), body.add_argument(slot.phase.type, "round")
                     )
             inner = builder.inner(body)
-            role(region, inner, inside, inner_state)
+            role(region, inner, mapping, inner_state)
             final = region.ops[-1]
-            values = [inside[final.operands[index]] for index in kept]
+            values = [mapping[final.operands[index]] for index in kept]
             values += [v for ring in rings for v in (inner_state[ring.order].stage, inner_state[ring.order].phase)]
             inner.at(final).op("yield", values)
             regions.append(body)
@@ -396,9 +401,6 @@ class _Splitter:
         for number, ring in enumerate(rings):
             stage, phase = new.results[len(kept) + 2 * number : len(kept) + 2 * number + 2]
             state[ring.order] = _Slot(stage, phase)
-
-    def _carried_is_needed(self, op: Op, index: int) -> bool:
-        return op.results[index] in self.needed
 
 
 def _staged(ring: _Ring, index: int, slot: _Slot, builder: Builder) -> Value:

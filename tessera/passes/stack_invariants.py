@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from tessera.dtypes import i64
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.core import uses as uses_of
-from tessera.ir.opdef import COUNTED, PURE
+from tessera.ir.opdef import COUNTED
 from tessera.ir.ops.control import loop_range
 from tessera.ir.programs import persistent_loop
-from tessera.passes.ahead import written_tensors
+from tessera.passes.ahead import computed_behind, written_tensors
 from tessera.passes.hoist_invariants import cannot_fail, fits
 from tessera.target.arch import Arch
 from tessera.target.schedule import Schedule, root
@@ -65,7 +65,7 @@ def _stacks(kernel: Kernel, persistent: Op) -> list[_Stack]:
         for op in body.ops:
             if op.name != "copy_async" or root(op.operand("view")) in written:
                 continue
-            made = _behind(op.operand("view"), inside, body.arguments[0])
+            made = computed_behind(op.operand("view"), inside, body.arguments[0])
             if made is not None and loop not in always and not all(map(cannot_fail, made)):
                 continue  # in front of a branch it would run where it did not
             buffer = op.operands[0].defining_op
@@ -78,31 +78,6 @@ def _stacks(kernel: Kernel, persistent: Op) -> list[_Stack]:
         if copies:
             found.append(_Stack(loop, copies, [op for op in ops if op in behind]))
     return found
-
-
-def _behind(value: Value, inside: set[Op], index: Value) -> list[Op] | None:
-    """The ops inside the persistent loop that a value is computed by; None where it may change, but for `index`."""
-    found: dict[Op, None] = {}
-    pending = [value]
-    while pending:
-        value = pending.pop()
-        op = value.defining_op
-        if value is index or op is not None and (op in found or op not in inside):
-            continue
-        if op is None:
-            if isinstance(value.owner, Block) and _belongs(value.owner, inside):
-                return None
-            continue
-        if op.regions or not op.definition.has(PURE):
-            return None
-        found[op] = None
-        pending += op.operands
-    return list(found)
-
-
-def _belongs(block: Block, inside: set[Op]) -> bool:
-    """Whether a block is inside the persistent loop, or its body."""
-    return any(op in inside for op in block.ops)
 
 
 def _is_read_here(buffer: Value, copy: Op, body: Block, used: dict[Value, list[Op]]) -> bool:

@@ -289,9 +289,9 @@ def _part_type(op: Op) -> tuple[Type, ...]:
     return (TileType(shape, tile.dtype, layout),)
 
 
-def _part(op: Op, a: Any) -> Any:
-    first, last = op.attributes["offset"], op.attributes["offset"] + op.attributes["shape"][1]
-    return lift(lambda x: x[:, :, first:last], a)
+def _columns(op: Op, a: Any) -> Any:
+    first, last = op.attributes["offset"], op.attributes["offset"] + op.attributes["shape"][-1]
+    return lift(lambda x: x[..., first:last], a)
 
 
 define(
@@ -303,7 +303,7 @@ define(
     STRUCTURAL,
     attributes={"shape": REQUIRED, "layout": REQUIRED, "offset": REQUIRED},
     levels=TARGET_ONLY,
-    evaluate=_part,
+    evaluate=_columns,
     lower=Lowering(template="fragment"),
 )
 
@@ -317,11 +317,6 @@ def _columns_type(op: Op) -> tuple[Type, ...]:
     if layout.block != whole.block or layout.repeats[:-1] != whole.repeats[:-1] or layout.shape[-1] != shape[-1]:
         raise SourceError("TS703", "columns of a tile that lies in other registers")
     return (TileType(shape, tile.dtype, layout),)
-
-
-def _columns(op: Op, a: Any) -> Any:
-    first, last = op.attributes["offset"], op.attributes["offset"] + op.attributes["shape"][-1]
-    return lift(lambda x: x[..., first:last], a)
 
 
 define(
