@@ -6,7 +6,7 @@ roles, an exchange ordered by mbarriers alone, a reduction. Their interesting li
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -111,6 +111,18 @@ def line_of(text_name: str, tag: str) -> int:
     found = [i for i, line in enumerate(text(text_name).splitlines(), 1) if f"// {tag}" in line]
     assert len(found) == 1, (tag, found)
     return found[0]
+
+
+def lines_by_kind(text_name: str, expected: Mapping[str, Sequence[str]]) -> dict[str, set[int]]:
+    """By kind of finding, the lines of a text that these tags mark."""
+    return {kind: {line_of(text_name, tag) for tag in tags} for kind, tags in expected.items()}
+
+
+def assert_named(faults: Sequence[Fault], allowed: Mapping[str, set[int]], seed: int) -> None:
+    """Something is found, and only what is allowed, each at a line of its kind."""
+    assert faults, f"seed {seed}: nothing found, expected {allowed}"
+    for fault in faults:
+        assert fault.line in allowed.get(fault.kind, ()), f"seed {seed}: {fault}, expected {allowed}"
 
 
 def examine(name: str, source: str, size: int, seed: int) -> tuple[list[Fault], np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from tessera.runtime.emulator import Fault, Library, build
 from tessera.runtime.emulator_maps import twin_map
 from tests.check.cluster_mutations import MUTATIONS, VARIANTS
 from tests.check.ring_mutations import Mutation, Variant
-from tests.check.rings import edited, line_of, text
+from tests.check.rings import assert_named, edited, lines_by_kind, text
 from tests.check.tma import joined
 
 SEEDS = (0, 1, 2, 3)
@@ -94,9 +94,7 @@ def test_a_right_variant_has_no_findings(variant: Variant) -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=identifier)
 def test_a_mutation_is_named_at_its_line(mutation: Mutation) -> None:
-    allowed = {kind: {line_of("cluster_ring", tag) for tag in tags} for kind, tags in mutation.expected.items()}
+    allowed = lines_by_kind("cluster_ring", mutation.expected)
     for seed in SEEDS:
         faults, _, _ = run_edited(mutation, seed)
-        assert faults, f"seed {seed}: nothing found, expected {allowed}"
-        for fault in faults:
-            assert fault.line in allowed.get(fault.kind, ()), f"seed {seed}: {fault}, expected {allowed}"
+        assert_named(faults, allowed, seed)

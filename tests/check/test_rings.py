@@ -9,7 +9,7 @@ import pytest
 
 from tessera.runtime.nvrtc import compile_cubin, load_nvrtc
 from tests.check.ring_mutations import MUTATIONS, VARIANTS, Mutation, Variant
-from tests.check.rings import KERNELS, edited, examine, line_of, text
+from tests.check.rings import KERNELS, assert_named, edited, examine, lines_by_kind, text
 
 SEEDS = (0, 1, 2, 3)
 
@@ -60,12 +60,11 @@ def test_a_mutation_is_named_at_its_line(mutation: Mutation) -> None:
     """With every seed: a finding depends on what orders two accesses, not on luck with the schedule."""
     kernel = KERNELS[mutation.kernel]
     source = edited(kernel.text, mutation.edits)
-    allowed = {kind: {line_of(kernel.text, tag) for tag in tags} for kind, tags in mutation.expected.items()}
+    allowed = lines_by_kind(kernel.text, mutation.expected)
     for seed in SEEDS:
         faults, _, _ = examine(mutation.kernel, source, kernel.small, seed)
-        assert faults, f"seed {seed}: nothing found, expected {allowed}"
+        assert_named(faults, allowed, seed)
         for fault in faults:
-            assert fault.line in allowed.get(fault.kind, ()), f"seed {seed}: {fault}, expected {allowed}"
             if fault.kind == "deadlock":
                 waits = {int(line) for line in re.findall(r"\{line (\d+)\}", fault.message)}
                 assert len(waits) > 1 and waits <= allowed["deadlock"], f"seed {seed}: {fault}"

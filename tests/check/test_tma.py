@@ -12,7 +12,7 @@ import pytest
 from tessera.runtime.emulator import EmulatorFault, Fault, Library, build
 from tessera.runtime.emulator_maps import TwinMap, twin_map
 from tests.check.ring_mutations import Mutation, Variant
-from tests.check.rings import blocked_product, edited, line_of, text
+from tests.check.rings import assert_named, blocked_product, edited, lines_by_kind, text
 from tests.check.tma import box_of, box_run, joined, ring_run, stored, swizzled
 from tests.check.tma_mutations import MUTATIONS, VARIANTS
 
@@ -113,12 +113,10 @@ def test_a_right_variant_has_no_findings(variant: Variant) -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=identifier)
 def test_a_mutation_is_named_at_its_line(mutation: Mutation) -> None:
-    allowed = {kind: {line_of("tma_ring", tag) for tag in tags} for kind, tags in mutation.expected.items()}
+    allowed = lines_by_kind("tma_ring", mutation.expected)
     for seed in SEEDS:
         faults, _, _ = run_edited(mutation, seed)
-        assert faults, f"seed {seed}: nothing found, expected {allowed}"
-        for fault in faults:
-            assert fault.line in allowed.get(fault.kind, ()), f"seed {seed}: {fault}, expected {allowed}"
+        assert_named(faults, allowed, seed)
 
 
 def test_a_deadlock_names_the_bytes() -> None:

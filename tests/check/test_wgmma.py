@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tessera.runtime.emulator import EmulatorBuildError, build
-from tests.check.rings import line_of
+from tests.check.rings import assert_named, lines_by_kind
 from tests.check.wgmma_forms import Form
 from tests.check.wgmma_rings import MISTAKES, TEXT, VARIANTS, Edit, edit_names, examine
 
@@ -65,12 +65,10 @@ def test_each_edit_is_tried() -> None:
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda e: f"{e.kernel}-{e.name}")
 def test_a_mistake_is_named_at_its_line(mistake: Edit) -> None:
     """With every seed: a finding depends on what orders two accesses, not on luck with the schedule."""
-    allowed = {kind: {line_of(TEXT, tag) for tag in tags} for kind, tags in mistake.expected.items()}
+    allowed = lines_by_kind(TEXT, mistake.expected)
     for seed in (0, 1, 2):
         faults, _, _ = examine(mistake, 1, seed)
-        assert faults, f"seed {seed}: nothing found, expected {allowed}"
-        for fault in faults:
-            assert fault.line in allowed.get(fault.kind, ()), f"seed {seed}: {fault}, expected {allowed}"
+        assert_named(faults, allowed, seed)
 
 
 @pytest.mark.parametrize("count", [44, 264])
