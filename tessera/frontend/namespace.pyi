@@ -341,6 +341,11 @@ class tile:
         rounded to its dtype
         """
     @staticmethod
+    def softplus(a: Any, dst: Any = None) -> Any:
+        """log(1 + exp(a)): nothing overflows; with `dst`, a shared buffer, the result is also written there,
+        rounded to its dtype
+        """
+    @staticmethod
     def sqrt(a: Any, dst: Any = None) -> Any:
         """square root; with `dst`, a shared buffer, the result is also written there, rounded to its dtype"""
     @staticmethod
@@ -677,6 +682,9 @@ class tensors:
     @staticmethod
     def softmax(x: Any, axis: Any = -1) -> Tensor:
         """exp(x - max) / sum(exp(x - max)) along `axis`, computed in f32, in the dtype of `x`."""
+    @staticmethod
+    def softplus(a: Any) -> Any:
+        """log(1 + exp(a)): nothing overflows; computed in f32 and rounded to the operand's dtype"""
     @staticmethod
     def sqrt(a: Any) -> Any:
         """square root; computed in f32 and rounded to the operand's dtype"""

@@ -251,6 +251,7 @@ _function(
     # Derived beside ts_sigmoid in the device header.
     bounds.monotone(numeric.sigmoid, lambda x: np.where(x < 0, 0.62 * np.minimum(-x, 128.0), 0.0), flushes=True),
 )
+_function("softplus", "log(1 + exp(a)): nothing overflows", numeric.softplus, "ts_softplus({0})", 4)
 _function("erf", "the error function", special.erf, "ts_erf({0})", 2)
 # The device header derives these errors.
 _function(
