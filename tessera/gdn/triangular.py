@@ -1,0 +1,76 @@
+"""Inverses of unit lower triangular tiles, written in the language: plain functions that kernels inline.
+
+`lower` is strictly lower triangular, so that I + lower is unit lower triangular and has a unit lower triangular
+inverse. Sizes are powers of two, 16 or more. All products go to the matrix unit; of f32 tiles they are true f32, or
+tf32 where `precision` says so.
+"""
+
+import tessera as ts
+from tessera import tile
+
+BLOCK = 16  # the smallest product of the matrix unit
+
+
+def neumann_inverse(lower, precision=None):
+    """(I + lower)^-1 as the product of I + (-lower)^(2^i), i = 0 ... log2(size) - 1; an f32 tile.
+
+    Exact in exact arithmetic, since lower^size = 0. Powers of `lower` may be far larger than the inverse, whose digits
+    then cancel: with equal unit keys and beta = 2 entries of lower^8 reach 10^6. `doubling_inverse` has no such terms.
+    """
+    size = lower.shape[0]
+    power = -lower
+    result = tile.where(_diagonal(size), 1.0, tile.cast(power, ts.f32))
+    for _ in range(size.bit_length() - 2):
+        power = tile.cast(tile.mma(power, power, precision=precision), lower.dtype)
+        result = tile.mma(tile.cast(result, lower.dtype), power, result, precision=precision)
+    return result
+
+
+def doubling_inverse(lower, precision=None):
+    """(I + lower)^-1 by merging diagonal blocks of 1, 2, 4, ... rows into blocks twice as large; an f32 tile.
+
+    With T the inverse of the diagonal blocks so far and E the part of `lower` that joins two of them,
+    (I + L)^-1 = T - T E T. This is block substitution: no term is larger than products of entries of the inverse.
+    """
+    size = lower.shape[0]
+    result = tile.where(_diagonal(size), 1.0, -_joining(lower, 1))
+    for rows in [2**i for i in range(1, size.bit_length() - 1)]:
+        first = tile.mma(result, _joining(lower, rows), precision=precision)
+        result = tile.mma(-first, result, result, precision=precision)
+    return result
+
+
+def blocked_inverse(lower, precision=None):
+    """(I + lower)^-1 by forward substitution over blocks of 16 rows: the blocks [i][j], j <= i, as lists of f32 tiles.
+
+    T_ii = (I + L_ii)^-1 and T_ij = -T_ii sum_m L_im T_mj. `lower` is an f32 tile or a buffer of f32. Blocks above the
+    diagonal are zero, and left out.
+    """
+    count = lower.shape[0] // BLOCK
+    inverse = []
+    for i in range(count):
+        own = doubling_inverse(_block(lower, i, i), precision)
+        row = []
+        for j in range(i):
+            total = None
+            for m in range(j, i):
+                total = tile.mma(_block(lower, i, m), inverse[m][j], total, precision=precision)
+            row = [*row, -tile.mma(own, total, precision=precision)]
+        inverse = [*inverse, [*row, own]]
+    return inverse
+
+
+def _block(lower, i, j):
+    return lower[i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK]
+
+
+def _diagonal(size):
+    return tile.iota([size, size], axis=0) == tile.iota([size, size], axis=1)
+
+
+def _joining(lower, rows):
+    """The part of `lower` inside diagonal blocks of 2 * rows rows, and outside those of `rows` rows."""
+    size = lower.shape[0]
+    i, j = tile.iota([size, size], axis=0), tile.iota([size, size], axis=1)
+    joins = (i // (2 * rows) == j // (2 * rows)) and (i // rows != j // rows)
+    return tile.where(joins, lower, 0.0)
