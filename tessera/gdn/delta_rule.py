@@ -164,13 +164,14 @@ def _check_arrays(given: dict[str, Any]):
         if array is None and name not in ("q", "k", "v"):
             continue
         rank, dtypes = ARRAYS[name]
-        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
+        if shape is None or dtype is None:
             raise ts.TesseraError("TS203", f"'{name}' is an array, not a {type(array).__name__}")
-        if len(array.shape) != rank:
-            raise ts.TesseraError("TS304", f"'{name}' has {rank} axes, but this one is {list(array.shape)}")
-        if DTYPES.get(str(array.dtype).rpartition(".")[2]) not in dtypes:
-            listed = " or ".join(dtype.name for dtype in dtypes)
-            raise ts.TesseraError("TS204", f"'{name}' is {listed}, not {array.dtype}")
+        if len(shape) != rank:
+            raise ts.TesseraError("TS304", f"'{name}' has {rank} axes, but this one is {list(shape)}")
+        if DTYPES.get(str(dtype).rpartition(".")[2]) not in dtypes:
+            listed = " or ".join(known.name for known in dtypes)
+            raise ts.TesseraError("TS204", f"'{name}' is {listed}, not {dtype}")
     q, v, bounds = given["q"], given["v"], given["cu_seqlens"]
     for name in ("k", "v"):
         if _dtype(given[name]) != _dtype(q):
