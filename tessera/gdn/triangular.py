@@ -32,11 +32,12 @@ def doubling_inverse(lower, precision=None):
     With T the inverse of the diagonal blocks so far and E the part of `lower` that joins two of them,
     (I + L)^-1 = T - T E T. This is block substitution: no term is larger than products of entries of the inverse.
     """
-    size = lower.shape[0]
-    result = tile.where(_diagonal(size), 1.0, -_joining(lower, 1))
+    size, dtype = lower.shape[0], lower.dtype
+    result = tile.where(_diagonal(size), 1.0, tile.cast(-_joining(lower, 1), ts.f32))
     for rows in [2**i for i in range(1, size.bit_length() - 1)]:
-        first = tile.mma(result, _joining(lower, rows), precision=precision)
-        result = tile.mma(-first, result, result, precision=precision)
+        rounded = tile.cast(result, dtype)
+        first = tile.mma(rounded, _joining(lower, rows), precision=precision)
+        result = tile.mma(tile.cast(-first, dtype), rounded, result, precision=precision)
     return result
 
 
@@ -65,12 +66,12 @@ def _block(lower, i, j):
 
 
 def _diagonal(size):
-    return tile.iota([size, size], axis=0) == tile.iota([size, size], axis=1)
+    return tile.iota([size, 1], axis=0) == tile.iota([1, size], axis=1)
 
 
 def _joining(lower, rows):
     """The part of `lower` inside diagonal blocks of 2 * rows rows, and outside those of `rows` rows."""
     size = lower.shape[0]
-    i, j = tile.iota([size, size], axis=0), tile.iota([size, size], axis=1)
+    i, j = tile.iota([size, 1], axis=0), tile.iota([1, size], axis=1)
     joins = (i // (2 * rows) == j // (2 * rows)) and (i // rows != j // rows)
     return tile.where(joins, lower, 0.0)

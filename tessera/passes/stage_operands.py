@@ -19,6 +19,7 @@ from tessera.passes.warpgroup import by_warpgroups
 from tessera.target.schedule import Schedule, elements, schedule_of
 from tessera.target.tensor_maps import why_not
 
+MOVES = ("reshape", "transpose", "broadcast")  # ops that leave elements in their threads, or repeat them there
 LEAST_COPY = 2048  # bytes of a tile from which a copy by tensor map pays
 
 
@@ -34,6 +35,7 @@ class _Stager:
     def __init__(self, kernel: Kernel, schedule: Schedule):
         self.kernel, self.schedule = kernel, schedule
         self.used, self.persistent = uses(kernel.body), persistent_loop(kernel)
+        self.loops = {region: op for op in kernel.body.walk() for region in op.regions}
         self.copied: set[int] = set()  # loads that became copies
         self.allocations: list[Op] = []
 
@@ -102,7 +104,8 @@ class _Stager:
         return why_not(load.operands[0], BufferType(type_.shape, type_.dtype), self.kernel, load=True) is None
 
     def _leads_to_product(self, value: Value, block: Block) -> bool:
-        """Whether an operand of a product is computed from a loaded tile, in this block and element by element.
+        """Whether an operand of a product, or what it is added to, is computed from a loaded tile, in this block and
+        element by element.
 
         In a loop such a load is worth a copy, too: copies of later iterations fly while a product is computed.
         """
@@ -111,9 +114,9 @@ class _Stager:
         for op in self.used.get(value, ()):
             if op not in block.ops:
                 continue
-            if op.name == "mma" and value in op.operands[:2]:
+            if op.name == "mma":
                 return True
-            passes = op.definition.has(ELEMENTWISE) or op.name == "reshape"
+            passes = op.definition.has(ELEMENTWISE) or op.name in MOVES
             if passes and self._leads_to_product(op.result, block):
                 return True
         return False
@@ -152,7 +155,9 @@ class _Stager:
         if loaded or _reads_stable_buffer(block, value, op) and self._reads_zeros_beyond(value, op, index):
             return mapping.get(value, value)
         computed = source is not None and source.name != "read"
-        if index == 0 and computed and may_stay_in_registers(op, self.schedule, self._is_copied, self.used):
+        if index == 0 and computed and may_stay_in_registers(
+            op, self.schedule, self._is_copied, self.used, self.loops
+        ):
             return mapping.get(value, value)
         buffer = self._allocate(builder, op, value)
         builder.op("write", [buffer, mapping.get(value, value)])
