@@ -122,7 +122,9 @@ def from_product(value: Value) -> bool:
 
 def _weight(leaves: list[Value]) -> int:
     """How many tiles have to be read; none where accumulators are among them, which a loop may carry."""
-    return 0 if any(isinstance(leaf.owner, Block) or product_behind(leaf) is not None for leaf in leaves) else len(leaves)
+    return (
+        0 if any(isinstance(leaf.owner, Block) or product_behind(leaf) is not None for leaf in leaves) else len(leaves)
+    )
 
 
 def _tree(value: Value) -> dict[Value, bool]:

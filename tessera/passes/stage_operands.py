@@ -155,9 +155,7 @@ class _Stager:
         if loaded or _reads_stable_buffer(block, value, op) and self._reads_zeros_beyond(value, op, index):
             return mapping.get(value, value)
         computed = source is not None and source.name != "read"
-        if index == 0 and computed and may_stay_in_registers(
-            op, self.schedule, self._is_copied, self.used, self.loops
-        ):
+        if index == 0 and computed and may_stay_in_registers(op, self.schedule, self._is_copied, self.used, self.loops):
             return mapping.get(value, value)
         buffer = self._allocate(builder, op, value)
         builder.op("write", [buffer, mapping.get(value, value)])
