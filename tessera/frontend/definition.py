@@ -139,8 +139,8 @@ class KernelDefinition(Definition):
 
     `kernel(*arguments)` runs it on the grid of its definition, `kernel[grid](*arguments)` on the one given. `space` is
     that of an autotuned kernel, `constants` the point of it that `ctx` shows: the default one, unless it is pinned;
-    `fixed` names the constants that are. `absent` names the optional tensors that it is to do without. `schedule` holds the fields of the schedule that are not the compiler's to
-    choose, by name.
+    `fixed` names the constants that are. `absent` names the optional tensors that it does without. `schedule` holds the
+    fields of the schedule that are not the compiler's to choose, by name.
     """
 
     kind = "kernel"
@@ -177,7 +177,7 @@ class KernelDefinition(Definition):
 
     @cached_property
     def optional(self) -> frozenset[str]:
-        """The tensors with the default None: a call need not have them, and the kernel is compiled without them then."""
+        """The tensors with the default None: a call need not have them, the kernel is then compiled without them."""
         return frozenset(
             p.name for p in self.parameters if p.default is None and isinstance(p.annotation, TensorAnnotation)
         )

@@ -42,7 +42,9 @@ class Variant:
 
     `unit`: q and k are divided by their norms. `logits`: beta is sigmoid(beta), times `beta_scale`. `gate_free`: the
     inverse is that of strict_lower(diag(beta) K K^T), which D multiplies afterwards: (I + L)^-1 is the same, but this
-    one is bounded for unit keys only.
+    one is bounded for unit keys only. `block` columns of the state and `warps` are a program's of the kernels that have
+    the state, `stages` the copies that fly in the chunked one (None: as many as fit), `prepare_warps` those of the
+    other one.
     """
 
     dtype: Any
@@ -57,11 +59,18 @@ class Variant:
     chunk: int = 64
     block: int = 64
     warps: int = 4
+    stages: int | None = None
     prepare_warps: int = 4
 
     @property
     def precision(self):
         return None if self.dtype == ts.f32 else "tf32"
+
+    @property
+    def schedule(self):
+        """That of the chunked kernel: its state fills the registers, and lies in them as mma.sync has it."""
+        stages = {} if self.stages is None else {"stages": self.stages}
+        return {"warps": self.warps, "family": "", "copies": "", **stages}
 
     @property
     def sequences(self):
@@ -281,7 +290,7 @@ def chunk_kernel(variant: Variant, in_place: bool = False):
     Keys, Values, _, _, States, Bounds = variant.tensors
     Matrices = Tensor["S", "HV", C, C, variant.dtype]
 
-    @ts.kernel(grid=lambda d: value_grid(d, variant), schedule=dict(warps=variant.warps))
+    @ts.kernel(grid=lambda d: value_grid(d, variant), schedule=variant.schedule)
     def delta_chunks(
         q: Keys, k: Keys, v: Values,
         mix: Matrices, attend: Matrices, factors: Tensor["S", "HV", 3, C, ts.f32], fade: Tensor["S", "HV", ts.f32],

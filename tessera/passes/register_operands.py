@@ -41,9 +41,9 @@ def may_stay_in_registers(
 
     Its k-blocks are whole, since nothing masks what lies beyond them, and few enough to be one straight line, since
     registers have no index at run time. All that it is computed from can be had in the fragments' layout: parts of
-    buffers, loads that `is_copied` turns into copies, and products, those that a loop carries included. Where accumulators may meet it, in what it is
-    computed from or in another use of that, their layout must be that of the fragments: each warp has whole rows.
-    `used`: users of every value; `loops`: the op of every region.
+    buffers, loads that `is_copied` turns into copies, and products, those that a loop carries included. Where
+    accumulators may meet it, in what it is computed from or in another use of that, their layout must be that of the
+    fragments: each warp has whole rows. `used`: users of every value; `loops`: the op of every region.
     """
     value = product.operands[0]
     warps, atom = schedule.warps, product_atom(format_of(product))

@@ -107,7 +107,7 @@ def test_nothing_spills(name, v, present, registers, arch):
 
 
 def test_the_state_stays_in_registers():
-    """A turn of the loop over chunks writes nothing to shared memory but copies and the output, between two barriers."""
+    """A turn of the loop over chunks writes copies and the output to shared memory, and has two barriers."""
     kernel = absent(chunk_kernel(variant()), "initial_state", "final_state")
     target = compile_kernel(kernel, LARGE).target.kernel()
     loop = next(op for op in target.body.ops if op.definition.has(LOOP))
