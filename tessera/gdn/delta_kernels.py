@@ -243,38 +243,34 @@ def prepare_kernel(variant: Variant):
             row, column = tile.iota([C, C], axis=0), tile.iota([C, C], axis=1)
             down, across, inside = [C, 1], [1, C], tile.arange(C, ts.i64) < last - t
             total, step = tile.zeros([C]), tile.where(inside, 1.0, 0.0)
-            if g is not None:
+            if g is not None:  # times log2(e): exp2 is one instruction
                 decay = decay_of(tokens(g[b, :, head], t, last, C), A_log, dt_bias, head)
-                total = tile.cumsum(tile.where(inside, decay, 0.0))
+                total = tile.cumsum(tile.where(inside, decay * math.log2(math.e), 0.0))
             if beta is not None:
                 step = tile.where(inside, step_of(tokens(beta[b, :, head], t, last, C), variant), 0.0)
-            since = tile.reshape(total, down) - tile.reshape(total, across)
-            since = tile.exp(
-                tile.where(row >= column, since, -math.inf)
-            )  # masked first: above, e^since may be infinite
-            alike, match = tile.mma(key, key, transpose_b=True), tile.mma(query, key, transpose_b=True)
             query_norm, key_norm = tile.full([C], 1.0), tile.full([C], 1.0)
             if variant.unit:
                 query_norm, key_norm = inverse_norm(query), inverse_norm(key)
-                alike = alike * tile.reshape(key_norm, down) * tile.reshape(key_norm, across)
-                match = match * tile.reshape(query_norm, down) * tile.reshape(key_norm, across)
-            tile.store(match * since * scale, attend[slot, head])
-            alike = alike * tile.reshape(step, down)
-            lower = tile.where(row > column, alike if variant.gate_free else alike * since, 0.0)
-            weights = since * tile.reshape(step, across) if variant.gate_free else tile.broadcast_to(step, [C, C])
-            inverse = blocked_inverse(lower, variant.precision)
-            for i, j in [(i, j) for i in range(C // BLOCK) for j in range(C // BLOCK)]:
-                part = (
-                    weights[i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK] * inverse[i][j]
-                    if j <= i
-                    else tile.zeros([BLOCK, BLOCK])
-                )
-                tile.store(part, mix[slot, head, i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK])
             whole = total[C - 1 : C]
-            tile.store(tile.exp(total) * key_norm, factors[slot, head, 0])
-            tile.store(tile.exp(total) * query_norm * scale, factors[slot, head, 1])
-            tile.store(tile.exp(whole - total) * key_norm, factors[slot, head, 2])
-            tile.store(tile.exp(whole), fade[slot, head : head + 1])
+            tile.store(tile.exp2(total) * key_norm, factors[slot, head, 0])
+            tile.store(tile.exp2(total) * query_norm * scale, factors[slot, head, 1])
+            tile.store(tile.exp2(whole - total) * key_norm, factors[slot, head, 2])
+            tile.store(tile.exp2(whole), fade[slot, head : head + 1])
+            # Masked before the exponential: above the diagonal it may be infinite.
+            since = tile.where(row >= column, tile.reshape(total, down) - tile.reshape(total, across), -math.inf)
+            match = tile.mma(query, key, transpose_b=True) * tile.reshape(query_norm * scale, down)
+            tile.store(match * tile.reshape(key_norm, across) * tile.exp2(since), attend[slot, head])
+            alike = tile.mma(key, key, transpose_b=True) * tile.reshape(key_norm * step, down)
+            alike = alike * tile.reshape(key_norm, across)
+            if not variant.gate_free:
+                alike = alike * tile.exp2(since)
+            lower, inverse = tile.alloc_shared([C, C], ts.f32), tile.alloc_shared([C, C], ts.f32)
+            lower[:] = tile.where(row > column, alike, 0.0)
+            tile.fill(inverse, 0.0)
+            for (i, j), block in blocked_inverse(lower, variant.precision).items():
+                inverse[i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK] = block
+            mixed = inverse * tile.reshape(step, across)
+            tile.store(mixed * tile.exp2(since) if variant.gate_free else mixed, mix[slot, head])
 
     return delta_prepare
 

@@ -32,32 +32,39 @@ def doubling_inverse(lower, precision=None):
     With T the inverse of the diagonal blocks so far and E the part of `lower` that joins two of them,
     (I + L)^-1 = T - T E T. This is block substitution: no term is larger than products of entries of the inverse.
     """
-    size, dtype = lower.shape[0], lower.dtype
-    result = tile.where(_diagonal(size), 1.0, tile.cast(-_joining(lower, 1), ts.f32))
+    return doubling_inverses([lower], precision)[0]
+
+
+def doubling_inverses(tiles, precision=None):
+    """`doubling_inverse` of tiles of one size, step by step together, so that none waits for its own products."""
+    size, dtype = tiles[0].shape[0], tiles[0].dtype
+    results = [tile.where(_diagonal(size), 1.0, tile.cast(-_joining(lower, 1), ts.f32)) for lower in tiles]
     for rows in [2**i for i in range(1, size.bit_length() - 1)]:
-        rounded = tile.cast(result, dtype)
-        first = tile.mma(rounded, _joining(lower, rows), precision=precision)
-        result = tile.mma(tile.cast(-first, dtype), rounded, result, precision=precision)
-    return result
+        rounded = [tile.cast(result, dtype) for result in results]
+        joined = [_joining(lower, rows) for lower in tiles]
+        first = [tile.mma(a, b, precision=precision) for a, b in zip(rounded, joined, strict=True)]
+        left = [tile.cast(-product, dtype) for product in first]
+        results = [tile.mma(a, b, c, precision=precision) for a, b, c in zip(left, rounded, results, strict=True)]
+    return results
 
 
 def blocked_inverse(lower, precision=None):
-    """(I + lower)^-1 by forward substitution over blocks of 16 rows: the blocks [i][j], j <= i, as lists of f32 tiles.
+    """(I + lower)^-1 by forward substitution over blocks of 16 rows: blocks (i, j), j <= i, as a dict of f32 tiles.
 
-    T_ii = (I + L_ii)^-1 and T_ij = -T_ii sum_m L_im T_mj. `lower` is an f32 tile or a buffer of f32. Blocks above the
-    diagonal are zero, and left out.
+    T_ii = (I + L_ii)^-1 and T_ij = -T_ii sum_m L_im T_mj. Blocks equally far from the diagonal do not need each other,
+    and are made together. `lower` is an f32 tile or a buffer of f32. Blocks above the diagonal are zero, and left out.
     """
     count = lower.shape[0] // BLOCK
-    inverse = []
-    for i in range(count):
-        own = doubling_inverse(_block(lower, i, i), precision)
-        row = []
-        for j in range(i):
-            total = None
-            for m in range(j, i):
-                total = tile.mma(_block(lower, i, m), inverse[m][j], total, precision=precision)
-            row = [*row, -tile.mma(own, total, precision=precision)]
-        inverse = [*inverse, [*row, own]]
+    own = doubling_inverses([_block(lower, i, i) for i in range(count)], precision)
+    inverse = {(i, i): own[i] for i in range(count)}
+    for distance in range(1, count):
+        places = [(i, i - distance) for i in range(distance, count)]
+        sums = [None for _ in places]
+        for m in range(distance):
+            terms = [(_block(lower, i, j + m), inverse[j + m, j]) for i, j in places]
+            sums = [tile.mma(a, b, total, precision=precision) for (a, b), total in zip(terms, sums, strict=True)]
+        made = [-tile.mma(own[i], total, precision=precision) for (i, _), total in zip(places, sums, strict=True)]
+        inverse = {**inverse, **dict(zip(places, made, strict=True))}
     return inverse
 
 

@@ -18,7 +18,7 @@ WHOLE = "tile.store({name}(lower, {precision!r}), out[s])"
 BLOCKS = """blocks = blocked_inverse(lower, {precision!r})
         for i in range({n} // 16):
             for j in range({n} // 16):
-                part = blocks[i][j] if j <= i else tile.zeros([16, 16])
+                part = blocks[i, j] if j <= i else tile.zeros([16, 16])
                 tile.store(part, out[s, 16 * i : 16 * i + 16, 16 * j : 16 * j + 16])"""
 
 
