@@ -63,8 +63,13 @@ class Variant:
     prepare_warps: int = 4
 
     @property
-    def precision(self):
-        return None if self.dtype == ts.f32 else "tf32"
+    def inverse(self):
+        """Dtype and precision of the products that make the inverse; f16 holds its entries, which are those of beta or
+        smaller, where keys have the norm 1.
+        """
+        if self.dtype == ts.f32:
+            return ts.f32, None
+        return (ts.f16, None) if self.unit else (ts.f32, "tf32")
 
     @property
     def schedule(self):
@@ -264,10 +269,11 @@ def prepare_kernel(variant: Variant):
             alike = alike * tile.reshape(key_norm, across)
             if not variant.gate_free:
                 alike = alike * tile.exp2(since)
-            lower, inverse = tile.alloc_shared([C, C], ts.f32), tile.alloc_shared([C, C], ts.f32)
+            dtype, precision = variant.inverse
+            lower, inverse = tile.alloc_shared([C, C], dtype), tile.alloc_shared([C, C], ts.f32)
             lower[:] = tile.where(row > column, alike, 0.0)
             tile.fill(inverse, 0.0)
-            for (i, j), block in blocked_inverse(lower, variant.precision).items():
+            for (i, j), block in blocked_inverse(lower, precision).items():
                 inverse[i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK] = block
             mixed = inverse * tile.reshape(step, across)
             tile.store(mixed * tile.exp2(since) if variant.gate_free else mixed, mix[slot, head])

@@ -52,18 +52,20 @@ def blocked_inverse(lower, precision=None):
     """(I + lower)^-1 by forward substitution over blocks of 16 rows: blocks (i, j), j <= i, as a dict of f32 tiles.
 
     T_ii = (I + L_ii)^-1 and T_ij = -T_ii sum_m L_im T_mj. Blocks equally far from the diagonal do not need each other,
-    and are made together. `lower` is an f32 tile or a buffer of f32. Blocks above the diagonal are zero, and left out.
+    and are made together. `lower` is a tile or a buffer. Blocks above the diagonal are zero, and left out.
     """
-    count = lower.shape[0] // BLOCK
-    own = doubling_inverses([_block(lower, i, i) for i in range(count)], precision)
-    inverse = {(i, i): own[i] for i in range(count)}
+    count, dtype = lower.shape[0] // BLOCK, lower.dtype
+    made = doubling_inverses([_block(lower, i, i) for i in range(count)], precision)
+    inverse = {(i, i): made[i] for i in range(count)}
+    own = [tile.cast(inverse[i, i], dtype) for i in range(count)]
     for distance in range(1, count):
         places = [(i, i - distance) for i in range(distance, count)]
         sums = [None for _ in places]
         for m in range(distance):
-            terms = [(_block(lower, i, j + m), inverse[j + m, j]) for i, j in places]
+            terms = [(_block(lower, i, j + m), tile.cast(inverse[j + m, j], dtype)) for i, j in places]
             sums = [tile.mma(a, b, total, precision=precision) for (a, b), total in zip(terms, sums, strict=True)]
-        made = [-tile.mma(own[i], total, precision=precision) for (i, _), total in zip(places, sums, strict=True)]
+        sums = [tile.cast(-total, dtype) for total in sums]
+        made = [tile.mma(own[i], total, precision=precision) for (i, _), total in zip(places, sums, strict=True)]
         inverse = {**inverse, **dict(zip(places, made, strict=True))}
     return inverse
 
