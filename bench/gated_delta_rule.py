@@ -1,4 +1,4 @@
-"""The gated delta rule on a GPU: forward passes and decoding, for a list of schedules, beside FLA where it is installed.
+"""The gated delta rule on a GPU: forward passes and decoding, for a list of schedules, beside FLA where that is there.
 
 Usage: python bench/gated_delta_rule.py [RESULT.json] [--rows NAME,...] [--repeats N] [--no-check]
 
@@ -25,7 +25,7 @@ MOST_DEVIATION = 0.008  # RMS of o - reference over that of the reference, bf16
 FORWARD = [
     {"chunk_size": chunk, "block": block, "warps": warps, "stages": stages, "prepare_warps": prepare}
     for chunk, (block, warps), stages, prepare in itertools.product(
-        (64, 32), ((64, 4), (32, 2), (32, 4), (16, 1)), (2, 3), (4, 2)
+        (64, 32), ((128, 8), (64, 8), (64, 4), (32, 8), (32, 4), (32, 2)), (2, 3), (4, 2)
     )
 ]
 DECODE = [{"block": block, "warps": warps} for block, warps in itertools.product((8, 16, 32, 64), (2, 4, 8))]
@@ -43,7 +43,11 @@ def problem(B, T, H, HV, value_first):
     def normal(*shape, dtype=torch.bfloat16):
         return torch.randn(*shape, device="cuda", dtype=dtype, generator=generator)
 
-    state = normal(B, HV, V, K, dtype=torch.float32) * 0.1 if value_first else normal(B, HV, K, V, dtype=torch.float32) * 0.1
+    state = (
+        normal(B, HV, V, K, dtype=torch.float32) * 0.1
+        if value_first
+        else normal(B, HV, K, V, dtype=torch.float32) * 0.1
+    )
     return {
         "q": normal(B, T, H, K),
         "k": normal(B, T, H, K),

@@ -75,7 +75,7 @@ class Variant:
     def schedule(self):
         """That of the chunked kernel: its state fills the registers, and lies in them as mma.sync has it."""
         stages = {} if self.stages is None else {"stages": self.stages}
-        return {"warps": self.warps, "family": "", "copies": "", **stages}
+        return {"warps": self.warps, "blocks": 1, "family": "", "copies": "", **stages}
 
     @property
     def sequences(self):

@@ -17,7 +17,8 @@ FLOATS = (ts.bf16, ts.f16, ts.f32)
 CHUNKS = (16, 32, 64)
 MOST_KEYS = 256  # elements of a key: a program keeps that many rows of its columns of the state in registers
 FEW_TOKENS = 16  # up to which going token by token takes less time than the two kernels of the chunked form
-MULTIPROCESSORS = 132
+MULTIPROCESSORS, MOSTLY = 132, 0.9
+STATE_ELEMENTS = 128 * 128  # of a program with 8 warps: 64 registers of each thread
 
 
 def gated_delta_rule(
@@ -99,7 +100,7 @@ def gated_delta_rule(
         value_first=state_v_first,
         gate_free=form == "gate_free" or (form == "auto" and use_qk_l2norm_in_kernel),
         chunk=chunk,
-        **{**_by_shape(chunked, sequences * heads, values), **schedule},
+        **{**_by_shape(chunked, sequences * heads, keys, values), **schedule},
     )
     scale = keys**-0.5 if scale is None else float(scale)
     final = None
@@ -123,12 +124,17 @@ def gated_delta_rule(
     return result, initial_state if inplace_final_state else final
 
 
-def _by_shape(chunked, heads, values):
-    """Columns of the state a program, and warps: as many programs as there are multiprocessors, if need be."""
+def _by_shape(chunked, heads, keys, values):
+    """Columns of the state a program, and warps.
+
+    A chunk is a chain of products, which more warps pass through faster. They take as many columns as their registers
+    hold, so that what comes from memory serves more of them, unless that leaves multiprocessors without a program.
+    """
     if not chunked:
         return {"block": 32, "warps": 4}
-    block = next((n for n in (64, 32) if heads * -(-values // n) >= MULTIPROCESSORS), 32)
-    return {"block": block, "warps": block // 16}
+    fitting = [n for n in (128, 64, 32) if n * keys <= STATE_ELEMENTS]
+    busy = [n for n in fitting if heads * -(-values // n) >= MOSTLY * MULTIPROCESSORS]
+    return {"block": busy[0] if busy else 32, "warps": 8}
 
 
 def _dtype(array):

@@ -38,6 +38,7 @@ class _Stager:
         self.loops = {region: op for op in kernel.body.walk() for region in op.regions}
         self.copied: set[int] = set()  # loads that became copies
         self.allocations: list[Op] = []
+        self.staged: dict[tuple[Value, Block], Value] = {}  # the buffer of what was computed, in the block that wrote it
 
     def block(self, block: Block, builder: Builder, mapping: Mapping, in_loop: bool = False) -> None:
         pending: list[tuple[Value, Value, Value]] = []  # loaded value, its buffer, token
@@ -157,9 +158,10 @@ class _Stager:
         computed = source is not None and source.name != "read"
         if index == 0 and computed and may_stay_in_registers(op, self.schedule, self._is_copied, self.used, self.loops):
             return mapping.get(value, value)
-        buffer = self._allocate(builder, op, value)
-        builder.op("write", [buffer, mapping.get(value, value)])
-        return builder.value("read", buffer, hint=value.name)
+        if (value, block) not in self.staged:
+            self.staged[value, block] = self._allocate(builder, op, value)
+            _write_early(builder, self.staged[value, block], mapping.get(value, value))
+        return builder.value("read", self.staged[value, block], hint=value.name)
 
     def _is_copied(self, load: Op) -> bool:
         return load.id in self.copied
@@ -180,6 +182,18 @@ class _Stager:
         if start is None or start.name != "constant":
             return False
         return start.attributes["value"] + extents[k_axis] == int_shape(buffer.type)[k_axis]
+
+
+def _write_early(builder: Builder, buffer: Value, value: Value) -> None:
+    """Writes a fresh buffer as soon as the value is there: what several products take is then written before the first
+    of them, and one barrier serves all.
+    """
+    ops, source = builder.block.ops, value.defining_op
+    place = ops.index(source) + 1 if source is not None and source in ops else len(ops)
+    behind = ops[place:]
+    del ops[place:]
+    builder.op("write", [buffer, value])
+    ops.extend(behind)
 
 
 def _writes_part(op: Op, buffer: Value) -> bool:

@@ -86,10 +86,13 @@ def test_check_finds_nothing(name, v, present):
 
 LARGE = {"B": 1, "T": 8192, "H": 16, "HV": 32, "K": 128, "V": 128, "S": 128, "N": 1}
 FITTING = [
-    ("prepare", variant(), ("g", "beta"), 168),
-    ("prepare", variant(chunk=16, unit=True), ("g", "beta"), 168),
+    ("prepare", variant(), ("g", "beta"), 176),
+    ("prepare", variant(unit=True, gate_free=True), ("g", "beta"), 160),
+    ("prepare", variant(chunk=16, unit=True), ("g", "beta"), 160),
     ("chunks", variant(), ("initial_state", "final_state"), 255),
-    ("chunks", variant(block=64, warps=4), ("final_state",), 255),
+    ("chunks", variant(block=32, warps=8), ("initial_state", "final_state"), 136),
+    ("chunks", variant(block=64, warps=8), ("initial_state", "final_state"), 240),
+    ("chunks", variant(block=128, warps=8, stages=2), ("initial_state", "final_state"), 255),
     ("chunks", variant(ts.f16, chunk=32), ("final_state",), 255),
     ("recurrent", variant(warps=4), ("g", "beta", "initial_state", "final_state"), 104),
     ("recurrent", variant(warps=4, value_first=True), ("g", "beta", "initial_state", "final_state"), 136),
