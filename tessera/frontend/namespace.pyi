@@ -180,8 +180,13 @@ class tile:
     def cummax(x: Any, axis: Any = -1) -> Tensor:
         """maximum of each element and those before it along `axis`; NaN stays"""
     @staticmethod
-    def cumsum(x: Any, axis: Any = -1) -> Tensor:
-        """sum of each element and those before it along `axis`, in f32"""
+    def cumsum(x: Any, axis: Any = -1, reverse: bool = False) -> Tensor:
+        """Sum of each element and those before it along `axis`, in f32.
+
+        With `reverse` of each element and those behind it, as (total - sum up to it) + element: right to
+        the last bits of
+        the total, not of a much smaller sum.
+        """
     @staticmethod
     def divide(a: Any, b: Any, dst: Any = None) -> Any:
         """a / b, of floats; with `dst`, a shared buffer, the result is also written there, rounded to its

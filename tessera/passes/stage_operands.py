@@ -38,7 +38,7 @@ class _Stager:
         self.loops = {region: op for op in kernel.body.walk() for region in op.regions}
         self.copied: set[int] = set()  # loads that became copies
         self.allocations: list[Op] = []
-        self.staged: dict[tuple[Value, Block], Value] = {}  # the buffer of what was computed, in the block that wrote it
+        self.staged: dict[tuple[Value, Block], Value] = {}  # buffers of what was computed, by the block that wrote them
 
     def block(self, block: Block, builder: Builder, mapping: Mapping, in_loop: bool = False) -> None:
         pending: list[tuple[Value, Value, Value]] = []  # loaded value, its buffer, token
