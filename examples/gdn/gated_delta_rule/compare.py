@@ -96,7 +96,10 @@ def main(argv=None):
 
 def plot(rows, path):
     """Error, and where there are times those, against T."""
-    import matplotlib
+    try:
+        import matplotlib
+    except ImportError:
+        raise SystemExit("--plot needs matplotlib: pip install matplotlib") from None
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
