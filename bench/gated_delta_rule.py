@@ -22,11 +22,12 @@ from tessera.runtime.bench_device import open_device  # noqa: E402
 
 K = V = 128
 MOST_DEVIATION = 0.008  # RMS of o - reference over that of the reference, bf16
+SHAPES = [  # columns of the state, warps, instructions
+    (128, 8, ""), (64, 8, ""), (64, 4, ""), (32, 8, ""), (32, 4, ""), (32, 2, ""), (64, 4, "wgmma"), (128, 8, "wgmma"),
+]  # fmt: skip
 FORWARD = [
-    {"chunk_size": chunk, "block": block, "warps": warps, "stages": stages, "prepare_warps": prepare}
-    for chunk, (block, warps), stages, prepare in itertools.product(
-        (64, 32), ((128, 8), (64, 8), (64, 4), (32, 8), (32, 4), (32, 2)), (2, 3), (4, 2)
-    )
+    {"chunk_size": chunk, "block": block, "warps": warps, "family": family, "stages": stages, "prepare_warps": prepare}
+    for chunk, (block, warps, family), stages, prepare in itertools.product((64, 32), SHAPES, (2, 3), (4, 2))
 ]
 DECODE = [{"block": block, "warps": warps} for block, warps in itertools.product((8, 16, 32, 64), (2, 4, 8))]
 ROWS = {  # name: B, T, H, HV, state v-first, aims in ms, schedules beside the default one

@@ -43,8 +43,8 @@ class Variant:
     `unit`: q and k are divided by their norms. `logits`: beta is sigmoid(beta), times `beta_scale`. `gate_free`: the
     inverse is that of strict_lower(diag(beta) K K^T), which D multiplies afterwards: (I + L)^-1 is the same, but this
     one is bounded for unit keys only. `block` columns of the state and `warps` are a program's of the kernels that have
-    the state, `stages` the copies that fly in the chunked one (None: as many as fit), `prepare_warps` those of the
-    other one.
+    the state, `stages` the copies that fly in the chunked one (None: as many as fit), `family` its instructions (those
+    of mma.sync, or "wgmma"), `prepare_warps` those of the other one.
     """
 
     dtype: Any
@@ -60,6 +60,7 @@ class Variant:
     block: int = 64
     warps: int = 4
     stages: int | None = None
+    family: str = ""
     prepare_warps: int = 4
 
     @property
@@ -73,9 +74,9 @@ class Variant:
 
     @property
     def schedule(self):
-        """That of the chunked kernel: its state fills the registers, and lies in them as mma.sync has it."""
+        """That of the chunked kernel. Its copies end where a sequence does, which no tensor map can say."""
         stages = {} if self.stages is None else {"stages": self.stages}
-        return {"warps": self.warps, "blocks": 1, "family": "", "copies": "", **stages}
+        return {"warps": self.warps, "blocks": 1, "family": self.family, "copies": "", **stages}
 
     @property
     def sequences(self):

@@ -68,7 +68,7 @@ def gated_delta_rule(
     `mode` is "recurrent", token by token, "chunk", or "auto", which goes by the number of tokens. `form` is that of the
     chunked kernels: "gated", or "gate_free", whose inverse is bounded for keys of norm 1 only; "auto" takes that where
     the keys are normalised here. `chunk_size` is 16, 32 or 64. Further keywords fix what else is chosen by shape:
-    block (columns of the state a program), warps, stages, prepare_warps.
+    block (columns of the state a program), warps, stages, family ("wgmma" on sm_90a), prepare_warps.
 
     Raises TesseraError: TS203 for an argument of the wrong kind, TS204 for a dtype, TS301, TS302 and TS304 for shapes
     that do not fit, TS601 for an argument that is missing or that goes with another one.

@@ -61,6 +61,7 @@ EXAMINED = [
     ("chunks", variant(), ("initial_state", "final_state")),
     ("chunks", variant(ts.f16, chunk=32, value_first=True, block=64, warps=4), ("final_state",)),
     ("chunks", variant(bounds=ts.i32, chunk=16), ("cu_seqlens", "initial_state", "final_state")),
+    ("chunks", variant(block=64, warps=4, stages=2, family="wgmma"), ("initial_state", "final_state")),
     ("recurrent", variant(), ("g", "beta", "initial_state", "final_state")),
     ("recurrent", variant(value_first=True, bounds=ts.i32, unit=True), ("g", "cu_seqlens", "final_state")),
 ]
@@ -79,7 +80,7 @@ def test_check_finds_nothing(name, v, present):
     given = {name: arrays[name] for name in names}
     if name == "prepare":
         given |= {x: np.full_like(given[x], np.nan) for x in ("mix", "attend", "factors", "fade")}
-    compilation = compile_kernel(kernel, dims)
+    compilation = compile_kernel(kernel, dims, arch="sm_90a" if v.family else "sm_80")
     report = examine_kernel(compilation, given, dims, seeds=(0, 1))
     assert report.ok, [str(seen.finding) for seen in report.findings]
 
