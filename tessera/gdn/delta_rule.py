@@ -88,7 +88,8 @@ def gated_delta_rule(
         message = f"'initial_state' is {list(initial_state.shape)}, but {order} is {list(shape)} here"
         raise ts.TesseraError("TS301", message)
     chunked = mode == "chunk" or (mode == "auto" and length > max(FEW_TOKENS, sequences))
-    chunk = chunk_size or (64 if length > 32 else 32 if length > 16 else 16)
+    longest = 16 if _dtype(q) == ts.f32 else 64  # true f32 takes more registers and shared memory, and no tensor cores
+    chunk = chunk_size or min(longest, 64 if length > 32 else 32 if length > 16 else 16)
     variant = Variant(
         _dtype(q),
         ts.f32 if g is None else _dtype(g),
@@ -100,7 +101,7 @@ def gated_delta_rule(
         value_first=state_v_first,
         gate_free=form == "gate_free" or (form == "auto" and use_qk_l2norm_in_kernel),
         chunk=chunk,
-        **{**_by_shape(chunked, sequences * heads, keys, values), **schedule},
+        **{**_by_shape(chunked, sequences * heads, keys, values, state_v_first), **schedule},
     )
     scale = keys**-0.5 if scale is None else float(scale)
     final = None
@@ -124,14 +125,14 @@ def gated_delta_rule(
     return result, initial_state if inplace_final_state else final
 
 
-def _by_shape(chunked, heads, keys, values):
+def _by_shape(chunked, heads, keys, values, value_first):
     """Columns of the state a program, and warps.
 
     A chunk is a chain of products, which more warps pass through faster. They take as many columns as their registers
     hold, so that what comes from memory serves more of them, unless that leaves multiprocessors without a program.
     """
     if not chunked:
-        return {"block": 32, "warps": 4}
+        return {"block": 16 if value_first else 32, "warps": 4}  # either way whole lines of memory
     fitting = [n for n in (128, 64, 32) if n * keys <= STATE_ELEMENTS]
     busy = [n for n in fitting if heads * -(-values // n) >= MOSTLY * MULTIPROCESSORS]
     return {"block": busy[0] if busy else 32, "warps": 8}

@@ -53,6 +53,7 @@ SIZES = [
     Problem(T=70, K=60, V=100, options=CHUNKED),
     Problem(T=70, K=100, V=60, dtype="f16", value_first=True, options=CHUNKED),
     Problem(T=70, K=256, V=256, HV=1, options={"mode": "chunk", "chunk_size": 32}),
+    Problem(T=40, K=256, V=256, HV=1, dtype="f32", options=CHUNKED),
     Problem(T=70, K=16, V=24, B=2, H=2, HV=6, options=CHUNKED),
     Problem(T=5, K=100, V=60, dtype="f32", options={"mode": "recurrent"}),
     Problem(T=5, K=256, V=40, value_first=True, options={"mode": "recurrent"}),
