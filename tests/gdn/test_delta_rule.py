@@ -5,7 +5,8 @@ import pytest
 
 import tessera as ts
 from tessera.config import config
-from tessera.gdn import gated_delta_rule
+from tessera.gdn import delta_rule, gated_delta_rule
+from tessera.gdn.delta_rule import _by_shape
 from tests.gdn import cases
 from tests.gdn.problems import NUMPY, Problem, arguments, check
 
@@ -118,3 +119,30 @@ def test_wrong_heads_and_batches(interpreted):
     packed = {"cu_seqlens": np.array([0, 8], np.int32)}
     with pytest.raises(ts.TesseraError, match="a batch of 1, but 'q' has a batch of 2"):
         gated_delta_rule(**arguments(Problem(B=2, T=8, K=16, V=16)) | packed)
+
+
+@pytest.mark.parametrize(
+    ("chunked", "heads", "keys", "values", "value_first", "block"),
+    [
+        (True, 32, 128, 128, False, 32),  # B1 HV32: 128 programs
+        (True, 128, 128, 128, False, 128),  # B8 HV16: as many
+        (True, 64, 128, 128, False, 64),
+        (True, 4, 128, 128, False, 32),  # too few heads whatever the block
+        (True, 1024, 256, 256, False, 64),  # what 8 warps hold
+        (False, 2048, 128, 128, False, 32),
+        (False, 2048, 128, 128, True, 16),
+    ],
+)
+def test_columns_go_by_shape(chunked, heads, keys, values, value_first, block):
+    chosen = _by_shape(chunked, heads, keys, values, value_first)
+    assert chosen == {"block": block, "warps": 8 if chunked else 4}
+
+
+@pytest.mark.parametrize(("length", "kernel"), [(1, "recurrent"), (16, "recurrent"), (17, "chunk")])
+def test_few_tokens_go_one_by_one(length, kernel, interpreted, monkeypatch):
+    called = []
+    for name in ("recurrent_kernel", "chunk_kernel"):
+        made = getattr(delta_rule, name)
+        monkeypatch.setattr(delta_rule, name, lambda *a, n=name, made=made: called.append(n) or made(*a))
+    gated_delta_rule(**arguments(Problem(T=length, K=16, V=16)))
+    assert called == [f"{kernel}_kernel"]
