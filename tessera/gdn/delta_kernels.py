@@ -314,17 +314,15 @@ def chunk_kernel(variant: Variant, in_place: bool = False):
             t = first + i * C
             query, key = tokens(q[b, :, key_head], t, last, C), tokens(k[b, :, key_head], t, last, C)
             value = tile.window(v[b, :, head], (t, j), (C, columns), limit=(last, None))
-            scales = factors[slot + i, head]
+            scales, kept = factors[slot + i, head], tile.load_scalar(fade[slot + i, head])
             low = tile.cast(state, dtype)
             recalled = tile.mma(low, key, transpose_b=True) * scales[0:1]
+            output = tile.mma(low, query, transpose_b=True) * scales[1:2]
             rest = tile.transpose(tile.cast(value, ts.f32)) - recalled
             update = tile.mma(tile.cast(rest, dtype), mix[slot + i, head], transpose_b=True)
-            output = tile.mma(low, query, transpose_b=True) * scales[1:2]
             output = tile.mma(tile.cast(update, dtype), attend[slot + i, head], output, transpose_b=True)
             tile.store(tile.transpose(output), tile.window(o[b, :, head], (t, j), (C, columns), limit=(last, None)))
-            state = tile.mma(
-                tile.cast(update * scales[2:3], dtype), key, state * tile.load_scalar(fade[slot + i, head])
-            )
+            state = tile.mma(tile.cast(update * scales[2:3], dtype), key, state * kept)
         target = initial_state if in_place else final_state
         if target is not None:
             store_state(state, target[n, head], j, columns, variant)

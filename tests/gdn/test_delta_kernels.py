@@ -91,8 +91,8 @@ FITTING = [
     ("prepare", variant(unit=True, gate_free=True), ("g", "beta"), 160),
     ("prepare", variant(chunk=16, unit=True), ("g", "beta"), 160),
     ("chunks", variant(), ("initial_state", "final_state"), 255),
-    ("chunks", variant(block=32, warps=8), ("initial_state", "final_state"), 136),
-    ("chunks", variant(block=64, warps=8), ("initial_state", "final_state"), 240),
+    ("chunks", variant(block=32, warps=8), ("initial_state", "final_state"), 176),
+    ("chunks", variant(block=64, warps=8), ("initial_state", "final_state"), 255),
     ("chunks", variant(block=128, warps=8, stages=2), ("initial_state", "final_state"), 255),
     ("chunks", variant(ts.f16, chunk=32), ("final_state",), 255),
     ("recurrent", variant(warps=4), ("g", "beta", "initial_state", "final_state"), 104),
@@ -108,6 +108,15 @@ def test_nothing_spills(name, v, present, registers, arch):
     source = compile_kernel(absent(KERNELS[name](v), *present), LARGE, arch=arch).cuda[0]
     resources = compile_cubin(source.text, arch, source.name).resources[source.name]
     assert resources.spill_stores == resources.spill_loads == 0 and resources.registers <= registers
+
+
+@pytest.mark.parametrize(("block", "warps"), [(64, 4), (128, 8)])
+def test_nothing_spills_beside_warpgroups(block, warps):
+    v = variant(block=block, warps=warps, stages=2, family="wgmma")
+    source = compile_kernel(absent(chunk_kernel(v), "initial_state", "final_state"), LARGE, arch="sm_90a").cuda[0]
+    resources = compile_cubin(source.text, "sm_90a", source.name).resources[source.name]
+    assert resources.spill_stores == resources.spill_loads == 0 and "ts_wgmma" in source.text
+    assert "ts_mma" not in source.text.replace("ts_wgmma", "")
 
 
 def test_the_state_stays_in_registers():
