@@ -124,7 +124,7 @@ ARCHS: dict[str, Arch] = {
         Arch(
             name="sm_90a",
             compute_capability=(9, 0),
-            lane="sm_80",
+            lane="sm_90a",
             shared_bytes_per_block=232448,
             shared_bytes_per_sm=233472,
             max_threads_per_sm=2048,

@@ -9,8 +9,10 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from tessera.ir.affine import PROGRAM_IDS, expression
 from tessera.ir.core import Kernel, Op
-from tessera.ir.opdef import LOOP
+from tessera.ir.dims import symbols
+from tessera.ir.opdef import COUNTED, LOOP
 from tessera.ir.products import is_fp8
 from tessera.ir.types import TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
@@ -21,8 +23,8 @@ from tessera.target.wgmma import WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS
 PANEL_BYTES = 128  # of a row: the widest swizzle
 MOST_SLOTS, LEAST_SLOTS = 6, 2
 ACCUMULATORS = 128  # f32 registers of a thread for the sums of a product
-WIDEST_WHOLE = 256  # K and columns up to which a right operand stays in shared memory, and sums in registers
-STREAMED_COLUMNS = {False: 256, True: 128}  # of a product whose right operand streams, by whether a sum is carried
+WIDEST_WHOLE = 256  # K up to which a right operand stays in shared memory; half of it for those of a loop
+SUMS_AT_ONCE = {False: 256, True: 128}  # columns of a product at a time, by whether a loop carries a sum of it
 
 
 def warpgroup_point(
@@ -42,7 +44,15 @@ def warpgroup_point(
         fields = _rows(store, warps, stages, arch) if _item(products) == 2 else None
     if fields is None:
         return None
-    return {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": True, **fields}
+    return {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": not _uneven(kernel), **fields}
+
+
+def _uneven(kernel: Kernel) -> bool:
+    """Whether programs differ in how long they loop. The device gives the next one to whoever is done; programs of a
+    persistent launch take turns.
+    """
+    bounds = [v for op in kernel.body.walk() if op.definition.has(COUNTED) for v in op.operands[:3]]
+    return any(not symbols(expression(bound)).isdisjoint(PROGRAM_IDS) for bound in bounds)
 
 
 def _has_instruction(product: Op) -> bool:
@@ -107,11 +117,10 @@ def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dic
     if warps % WGMMA_WARPS or store.rows % rows or store.columns % panel or store.depth % panel or not store.placeable:
         return None
     columns, depth = _columns(store), store.depth
-    whole = depth <= (2 * WIDEST_WHOLE if not store.looped else WIDEST_WHOLE)
+    whole = depth <= WIDEST_WHOLE // (2 if store.looped else 1)
     slot = (1 if store.looped else 2) * rows * panel * 2
-    kept = depth * columns * 2 if whole else 0
-    if not whole or store.looped:  # the right operand streams beside
-        kept, slot = 0, slot + panel * columns * 2
+    kept = depth * columns * 2 if whole and not store.looped else 0
+    slot += 0 if kept else panel * columns * 2  # the right operand streams beside the left one
     stored = (2 if columns > panel else 1) * rows * panel * 2
     return {
         "warps": warps,
@@ -128,16 +137,8 @@ def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dic
 
 
 def _columns(store: Rows) -> int:
-    """Columns of a product at a time. A carried sum takes registers, and so do the panels of a left operand that the
-    sums meet again: they are kept where all of its columns are computed by one program.
-    """
-    if store.looped:
-        widest = store.columns if max(store.columns, store.depth) <= WIDEST_WHOLE // 2 else PANEL_BYTES // 2
-        widest = STREAMED_COLUMNS[True] if store.depth > WIDEST_WHOLE else widest
-    elif max(store.columns, store.depth) <= WIDEST_WHOLE:
-        widest = store.columns
-    else:
-        widest = STREAMED_COLUMNS[False] // 2 if store.depth <= 2 * WIDEST_WHOLE else STREAMED_COLUMNS[False]
+    """Columns of a product at a time: as many as registers hold the sums of. A carried sum takes as many as these."""
+    widest = SUMS_AT_ONCE[store.looped]
     return next(size for size in range(min(widest, store.columns), 0, -16) if store.columns % size == 0)
 
 

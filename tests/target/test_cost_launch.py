@@ -86,8 +86,8 @@ def test_more_slots_hide_more():
 # ---- one launch, by its parts ----------------------------------------------------------------------------------------
 
 
-def launch(rings=(), warps=8, resident=1, stall=None, **work):
-    found = SM * resident, resident, warps, 1.0, Work(**work), stall or Stall()
+def launch(rings=(), warps=8, resident=1, stall=None, uneven=1.0, **work):
+    found = SM * resident, resident, warps, 1.0, uneven, Work(**work), stall or Stall()
     return (RolesLaunch(ARCH, CONSTANTS, *found, tuple(rings)) if rings else Launch(ARCH, CONSTANTS, *found)).time(
         0, 0, 0
     )

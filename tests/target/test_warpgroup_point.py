@@ -62,9 +62,10 @@ def test_rows_of_a_large_store():
     """A right operand stays where shared memory holds all of its depth; sums that are carried take registers."""
     assert fields(layered(128, 1), "rows", "subtile", "block_k") == (128, 128, 128)
     assert fields(layered(256, 1), "rows", "subtile", "block_k") == (128, 256, 256)
-    assert fields(layered(512, 1), "rows", "subtile", "block_k") == (128, 128, 512)
+    assert fields(layered(512, 1), "rows", "subtile", "block_k") == (128, 256, 64)
     assert fields(layered(1024, 1), "rows", "subtile", "block_k") == (128, 256, 64)
-    assert fields(layered(256, 4), "rows", "subtile", "block_k") == (128, 64, 256)
+    assert fields(layered(128, 4), "rows", "subtile", "block_k") == (128, 128, 128)
+    assert fields(layered(256, 4), "rows", "subtile", "block_k") == (128, 128, 64)
     assert fields(layered(512, 4), "rows", "subtile", "block_k") == (128, 128, 64)
 
 
