@@ -57,6 +57,7 @@ class Schedule:
     walk: str = ""  # slices that are iterations of one program, not programs of their own: "", "columns" or "rows"
     group: int = 0  # blocks of grid axis 0 that programs walk before one along axis 1 (0: all); `order_programs`
     split_k: int = 1  # programs that share the sum of a product along K, which a second launch adds up; `split_k`
+    prologue: str = ""  # a computed operand of a product: "" beside it, or "launch", into a workspace; `split_prologue`
     family: str = ""  # instructions of products: "" (mma.sync) or "wgmma", where operands allow it; `warpgroup`
     copies: str = ""  # into shared memory: "" (cp.async) or "tma", by a producer of its own; `split_roles`
     panels: int = 0  # columns of tiles that are loaded, computed and stored one after the other (0: all at once)

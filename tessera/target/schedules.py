@@ -28,11 +28,11 @@ from tessera.target.schedule import (
     elements,
     plain_copies,
 )
-from tessera.target.warpgroup_values import VALUES
+from tessera.target.warpgroup_values import VALUES, WIDE
 
 MOST_WARPS, MOST_BLOCKS, MOST_STAGES = 32, 32, 16
 RESIDENT, WALKS = ("", "left", "both"), ("", "columns", "rows")
-SUMS, EPILOGUES = ("", "shared"), ("", "direct")
+SUMS, EPILOGUES, PROLOGUES = ("", "shared"), ("", "direct"), ("", "launch")
 FAMILIES, COPIES, CLUSTERS = ("", "wgmma"), ("", "tma"), (1, 2, 4, 8)
 K_STEP = 16  # of a bf16 product: no operand tile is a part of it
 
@@ -143,6 +143,11 @@ def _walk(kernel: Structure, default: Schedule) -> tuple[str, ...]:
     return WALKS if kernel.computed and default.rows else ()
 
 
+def _prologue(kernel: Structure, default: Schedule) -> tuple[str, ...]:
+    """Where columns are computed in several programs, each of which computes the left operand again."""
+    return PROLOGUES if kernel.computed and default.rows and kernel.columns >= WIDE else ()
+
+
 def _through(kernel: Structure, default: Schedule) -> tuple[bool, ...]:
     return (True, False) if kernel.loops and kernel.computed and (default.rows or default.subtile) else ()
 
@@ -208,6 +213,7 @@ FIELDS: dict[str, Field] = {
     "walk": Field(_walk, WALKS.__contains__, "one of " + ", ".join(map(repr, WALKS)), str),
     "group": Field(_group, _whole(0), "an integer that is not negative"),
     "split_k": Field(_split_k, _whole(1, 64), "an integer from 1 to 64"),
+    "prologue": Field(_prologue, PROLOGUES.__contains__, "one of " + ", ".join(map(repr, PROLOGUES)), str),
     "family": Field(_none, FAMILIES.__contains__, "one of " + ", ".join(map(repr, FAMILIES)), str),
     "copies": Field(_none, COPIES.__contains__, "one of " + ", ".join(map(repr, COPIES)), str),
     "panels": Field(_none, _whole(0), "an integer that is not negative"),
