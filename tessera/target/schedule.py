@@ -130,7 +130,7 @@ def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
     if products:
         warps = 8 if product >= 128 * 128 else 4
     elif LONG_LINE < lines <= LINE_OF_A_WARP:
-        warps = 8
+        warps = 4  # of lines that fill registers: of smaller blocks more fit
     else:
         per_thread = ELEMENTS_PER_THREAD if lines else VECTORS_PER_THREAD
         warps = min(max(largest // (per_thread * 32), 4), 16)
