@@ -132,7 +132,8 @@ def compile_kernel(
             before, module = module, run_pass(step, module, context)
             exact = step.exact or module.kernels == before.kernels
             keep(step.name, module, time.perf_counter() - start, exact)
-        result.schedule = schedule_of(module.kernel())
+            if step.name == "choose_schedule":  # later passes may make several kernels, each with one of its own
+                result.schedule = schedule_of(module.kernel())
     for kernel in module.kernels:
         check_signature(kernel, placed=True)
     start = time.perf_counter()

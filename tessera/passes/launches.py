@@ -6,21 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from tessera.dtypes import i64
-from tessera.ir.core import Builder, Kernel, Op, Value
+from tessera.ir.core import Builder, Kernel, Value
 from tessera.ir.dims import Size
-from tessera.ir.types import ViewType
 from tessera.passes.canonicalise import canonicalise
-from tessera.target.schedule import Schedule, root
-
-
-def written(op: Op) -> list[Value]:
-    """The views that an op writes."""
-    return [v for e, v in op.definition.effects_of(op) if e != "reads" and isinstance(v.type, ViewType)]
-
-
-def written_names(kernel: Kernel) -> set[str]:
-    """The parameters that a kernel writes."""
-    return {root(value).name for op in kernel.body.walk() for value in written(op)}
+from tessera.target.reuse import written_names
+from tessera.target.schedule import Schedule
 
 
 def free_stem(kernel: Kernel, stem: str) -> str:
@@ -56,4 +46,4 @@ def divided(builder: Builder, value: Value, by: int) -> Value:
     return value if by == 1 else builder.value("floordiv", value, constant(builder, by))
 
 
-__all__ = ["constant", "divided", "finished", "free_stem", "size_value", "written", "written_names"]
+__all__ = ["constant", "divided", "finished", "free_stem", "size_value"]

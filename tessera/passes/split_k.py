@@ -31,10 +31,10 @@ from tessera.ir.dims import Size, evaluate
 from tessera.ir.programs import names_program
 from tessera.ir.types import ViewType, int_shape
 from tessera.passes.distribute import distribute
-from tessera.passes.launches import constant, divided, finished, free_stem, size_value, written, written_names
+from tessera.passes.launches import constant, divided, finished, free_stem, size_value
 from tessera.passes.subtile import subtile
 from tessera.passes.sum_loops import SumLoop, sum_loops
-from tessera.target.reuse import ops_behind
+from tessera.target.reuse import ops_behind, written, written_names
 from tessera.target.schedule import Schedule, root, schedule_of
 
 PART_AXIS = 2  # of the grid

@@ -20,38 +20,18 @@ written. Iterations count fastest among programs, so that those side by side sha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import replace
 
 from tessera.errors import SourceError
-from tessera.ir.core import Block, Builder, Kernel, Op, Value, clone_op, clone_with_regions, new_kernel_like, uses
+from tessera.ir.core import Block, Builder, Kernel, Value, clone_op, clone_with_regions, new_kernel_like, uses
 from tessera.ir.dims import Size
-from tessera.ir.opdef import COUNTED, ELEMENTWISE, PURE, REDUCTION, SCAN, STRUCTURAL
-from tessera.ir.ops.control import loop_range
 from tessera.ir.types import ViewType, dtype_of, int_shape
-from tessera.passes.launches import constant, divided, finished, free_stem, size_value, written_names
+from tessera.passes.launches import constant, divided, finished, free_stem, size_value
+from tessera.target.computed_operands import Operand, computed_operands
 from tessera.target.reuse import ops_behind
-from tessera.target.schedule import Schedule, root
+from tessera.target.schedule import Schedule
 
 WARPS, ELEMENTS_PER_THREAD = 4, 16  # of the prologue, which only moves memory
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A computed operand of a product, and the counted loops around it, outermost first."""
-
-    value: Value
-    around: tuple[Op, ...]
-
-    @property
-    def ranges(self) -> tuple[range, ...]:
-        found = [loop_range(loop.operands[:3]) for loop in self.around]
-        return tuple(indices for indices in found if indices is not None)
-
-    @property
-    def count(self) -> int:
-        """How many of it a program computes."""
-        return prod(len(indices) for indices in self.ranges)
 
 
 def split_prologue(kernel: Kernel, schedule: Schedule) -> list[Kernel]:
@@ -74,77 +54,6 @@ def split_prologue(kernel: Kernel, schedule: Schedule) -> list[Kernel]:
         _Prologue(kernel, space).kernel(f"prologue{suffix}") for space, suffix in zip(spaces, suffixes, strict=True)
     ]
     return [*prologues, _Rest(kernel, spaces, schedule).kernel()]
-
-
-def computed_operands(kernel: Kernel, reasons: list[str] | None = None) -> list[Operand]:
-    """The operands of products that are computed from what is loaded, each once, in the order of the program.
-
-    `reasons` is told why others are not among them.
-    """
-    changed = written_names(kernel)
-    used = uses(kernel.body)
-    found: dict[Value, Operand] = {}
-    for around, op in _with_loops(kernel.body, ()):
-        if op.name != "mma":
-            continue
-        for operand in op.operands[:2]:
-            value = _computed(operand)
-            if value is None or value in found:
-                continue
-            inside = ops_behind([value], used)
-            why = _why_not(kernel, value, inside, around, changed)
-            if not why:
-                found[value] = Operand(value, tuple(loop for loop in around if _holds(loop, value)))
-            elif reasons is not None:
-                reasons.append(f"'{value.name or 'an operand'}' of '{kernel.name}' {why}")
-    return list(found.values())
-
-
-def _with_loops(block: Block, around: tuple[Op, ...]) -> list[tuple[tuple[Op, ...], Op]]:
-    """Every op of a block, with the ops around it, outermost first."""
-    found = []
-    for op in block.ops:
-        found.append((around, op))
-        for region in op.regions:
-            found += _with_loops(region, (*around, op))
-    return found
-
-
-def _computed(operand: Value) -> Value | None:
-    """The arithmetic behind an operand, below what only moves its elements; None for one that is loaded."""
-    op = operand.defining_op
-    while op is not None and op.definition.has(STRUCTURAL) and len(op.operands) == 1:
-        operand, op = op.operands[0], op.operands[0].defining_op
-    kinds = (ELEMENTWISE, REDUCTION, SCAN)
-    return operand if op is not None and any(map(op.definition.has, kinds)) else None
-
-
-def _why_not(kernel: Kernel, value: Value, inside: set[Op], around: Sequence[Op], changed: set[str]) -> str:
-    """Why another launch cannot compute a value, as the end of a sentence; empty where it can."""
-    loops = [op for op in around if _holds(op, value)]
-    if any(op.name == "mma" for op in inside):
-        return "is computed from another product"
-    for op in inside:
-        for effect, read in op.definition.effects_of(op):
-            if effect != "reads" or not isinstance(read.type, ViewType):
-                return "is computed from a buffer that the kernel fills"
-            if root(read).name in changed:
-                return f"is computed from '{root(read).name}', which the kernel writes"
-        if not op.definition.effects_of(op) and not op.definition.has(PURE):
-            return "is computed by what is no arithmetic"
-    carried = {argument for loop in loops for region in loop.regions for argument in region.arguments[1:]}
-    taken = {operand for op in inside for operand in op.operands}
-    if carried & taken:
-        return "is computed from what a loop carries"
-    if any(not op.definition.has(COUNTED) or loop_range(op.operands[:3]) is None for op in loops):
-        return "is computed in a branch, or in a loop whose length only the run knows"
-    if any(op.regions for op in inside):
-        return "is computed by a loop"
-    return ""
-
-
-def _holds(op: Op, value: Value) -> bool:
-    return any(value in inner.results for region in op.regions for inner in region.walk())
 
 
 class _Space:
@@ -208,7 +117,10 @@ class _Prologue(_Rewriter):
         self.behind = ops_behind([space.operand.value], uses(kernel.body))
 
     def kernel(self, suffix: str) -> Kernel:
-        operand, builder = self.space.operand, self.builder.at(self.space.operand.value.defining_op)
+        operand = self.space.operand
+        made = operand.value.defining_op
+        assert made is not None, "an operand that is computed"
+        builder = self.builder.at(made)
         number = builder.value("program_id", axis=0)
         count = operand.count
         block = divided(builder, number, count)
@@ -216,7 +128,7 @@ class _Prologue(_Rewriter):
         self.first = block if scale == 1 else builder.value("mul", block, constant(builder, scale))
         self._indices(builder, number, operand)
         self._ops(self.old.body, builder)
-        builder.at(operand.value.defining_op)
+        builder.at(made)
         place = self.outer(builder, self.space)
         window = self.space.window(builder, self.workspaces[self.space.name], place, number)
         builder.op("store", [window, self.mapping[operand.value]])
@@ -288,4 +200,4 @@ class _Rest(_Rewriter):
         return builder.value("load", window, hint=operand.value.name)
 
 
-__all__ = ["Operand", "computed_operands", "split_prologue"]
+__all__ = ["split_prologue"]

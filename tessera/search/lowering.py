@@ -20,7 +20,7 @@ from tessera.passes import PIPELINE, Context, Pass
 from tessera.program import Program
 from tessera.search.keys import access_key, code_key
 from tessera.target.cost import Cost, cost, total
-from tessera.target.schedule import Schedule, schedule_of
+from tessera.target.schedule import Schedule
 from tessera.target.schedules import candidates, own_point
 
 _CHOICE, _LAST = (
@@ -86,7 +86,7 @@ class Lowering:
             return Lowered(request, error=error.at(self._module(request.source).kernel().loc))
         self._kernels[request] = whole
         code = "\n".join(map(code_key, kernels))
-        return Lowered(request, schedule_of(kernels[0]), found, code, access_key(kernels, found))
+        return Lowered(request, schedule, found, code, access_key(kernels, found))
 
     def finish(self, request: Request) -> Program:
         """The program of a request that was lowered, verified."""

@@ -12,9 +12,9 @@ from typing import Any
 from tessera.errors import SourceError
 from tessera.ir.core import Kernel, Op, Value
 from tessera.ir.opdef import REDUCTION, SCAN
-from tessera.ir.types import BufferType, TileType, ViewType, dtype_of, int_shape
+from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
 from tessera.target.arch import Arch
-from tessera.target.reuse import shares_operands_both_ways
+from tessera.target.reuse import root, shares_operands_both_ways
 from tessera.target.row_slices import COLUMNS, Rows, row_slices
 from tessera.target.warpgroup_point import warpgroup_point
 
@@ -108,13 +108,6 @@ def plain_copies(kernel: Kernel) -> dict[Value, Op]:
             if counts[buffer] == 1 and root(view) not in roots and buffer not in inside:
                 found[buffer] = op
     return found
-
-
-def root(value: Value) -> Value:
-    """The parameter behind a view; other values are their own root."""
-    while isinstance(value.type, ViewType) and value.defining_op is not None:
-        value = value.defining_op.operands[0]  # a window, or a window with a limit
-    return value
 
 
 def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:

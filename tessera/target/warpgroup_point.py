@@ -16,6 +16,7 @@ from tessera.ir.opdef import COUNTED, LOOP
 from tessera.ir.products import is_fp8
 from tessera.ir.types import TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
+from tessera.target.computed_operands import computed_operands
 from tessera.target.row_slices import Rows
 from tessera.target.tensor_maps import tensor_reason
 from tessera.target.wgmma import WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS
@@ -24,6 +25,7 @@ PANEL_BYTES = 128  # of a row: the widest swizzle
 MOST_SLOTS, LEAST_SLOTS = 6, 2
 ACCUMULATORS = 128  # f32 registers of a thread for the sums of a product
 WIDEST_WHOLE = 256  # K up to which a right operand stays in shared memory; half of it for those of a loop
+WIDE_PROLOGUE = 2048  # columns from which on an operand that is computed beside a carried sum has a launch of its own
 SUMS_AT_ONCE = {False: 256, True: 128}  # columns of a product at a time, by whether a loop carries a sum of it
 
 
@@ -44,7 +46,10 @@ def warpgroup_point(
         fields = _rows(store, warps, stages, arch) if _item(products) == 2 else None
     if fields is None:
         return None
-    return {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": not _uneven(kernel), **fields}
+    lane = {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": not _uneven(kernel)}
+    if store is not None and store.looped and store.columns >= WIDE_PROLOGUE and len(computed_operands(kernel)) == 1:
+        lane["prologue"] = "launch"
+    return {**lane, **fields}
 
 
 def _uneven(kernel: Kernel) -> bool:

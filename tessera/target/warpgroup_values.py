@@ -72,6 +72,7 @@ VALUES: dict[str, Callable[[Structure, Schedule], tuple[Any, ...]]] = {
     "group": lambda kernel, default: (0, 4, 8, 16) if default.group else (),
     "panels": lambda kernel, default: (0, PANEL),
     "prologue": lambda kernel, default: ("", "launch") if kernel.computed and kernel.columns >= WIDE else (),
+    "cluster": lambda kernel, default: (1, 2) if kernel.computed and kernel.columns >= WIDE else (),
     "persistent": lambda kernel, default: (True, False),
     "split_k": lambda kernel, default: (1, 2, 4) if kernel.loops and not default.rows else (),
 }

@@ -79,6 +79,7 @@ def test_check_finds_nothing(definition, dims, pins):
     compilation, arguments = prepared(definition, dims, pins)
     report = examine_kernel(compilation, arguments, dims, seeds=(0, 3), blocks="all")
     assert report.ok, report.findings
+    assert compilation.program is not None
     assert [launch.name for launch in report.kernels] == [step.kernel for step in compilation.program.launches]
 
 
@@ -91,6 +92,7 @@ def test_the_document():
     target = compilation.target.kernels[-1]
     products = [op for op in target.body.walk() if op.name == "wgmma"]
     assert products and all(isinstance(op.operands[0].type, BufferType) for op in products)
+    assert compilation.program is not None
     (space,) = compilation.program.workspaces
     assert space.dtype == "bf16" and space.name == "delta"
     made = compile_cubin(compilation.program.cuda, "sm_90a", compilation.program.name)

@@ -122,3 +122,11 @@ def test_the_point_is_that_of_kernels_that_ask():
         found = compile_kernel(make_gemm().scheduled(pins), dims, "sm_90a").schedule
         assert {name: getattr(found, name) for name in LANE} == LANE
     assert compile_kernel(make_gemm().scheduled({"persistent": True}), dims, "sm_90a").schedule.family == ""
+
+
+def test_an_operand_beside_a_carried_sum_has_a_launch_of_its_own_where_rows_are_wide():
+    assert [layered(width, layers).prologue for width, layers in ((1024, 4), (2048, 1), (2048, 4))] == [
+        "",
+        "",
+        "launch",
+    ]
