@@ -23,6 +23,7 @@ from tessera.target.wgmma import WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS
 PANEL_BYTES = 128  # of a row: the widest swizzle
 MOST_SLOTS, LEAST_SLOTS = 6, 2
 ACCUMULATORS = 128  # f32 registers of a thread for the sums of a product
+HELD = 176  # where a loop works on the sums of one product and carries others: of 192, attention spills
 WIDEST_WHOLE = 256  # K up to which a right operand stays in shared memory; half of it for those of a loop
 SUMS_AT_ONCE = {False: 256, True: 128}  # columns of a product at a time, by whether a loop carries a sum of it
 
@@ -72,6 +73,15 @@ def _registers(product: Op) -> int:
     return prod(int_shape(product.result.type)) * (2 if in_parts else 1)
 
 
+def _held(loop: Op) -> int:
+    """Elements of what a loop carries beside the sums of a product that it works on; 0 where it works on none."""
+    body = loop.regions[-1]
+    carried = {id(value) for value in body.ops[-1].operands}
+    others = [_registers(op) for op in body.walk() if op.name == "mma" and id(op.result) not in carried]
+    tiles = [result.type for result in loop.results if isinstance(result.type, TileType)]
+    return sum(prod(int_shape(tile)) for tile in tiles) + max(others) if others else 0
+
+
 def _has_maps(kernel: Kernel) -> bool:
     """Whether tensor maps describe every tensor of which tiles are loaded."""
     ops = list(kernel.body.walk())
@@ -89,10 +99,13 @@ def _tiles(
     warps = warps or (2 * WGMMA_WARPS if rows >= 2 * WGMMA_ROWS else WGMMA_WARPS)
     if warps % WGMMA_WARPS or any(shape[0] % (WGMMA_ROWS // WGMMA_WARPS * warps) for shape in shapes):
         return None
-    if max(map(_registers, products)) > ACCUMULATORS * 32 * warps:
+    loops = [op for op in kernel.body.walk() if op.definition.has(LOOP)]
+    if (
+        max(map(_registers, products)) > ACCUMULATORS * 32 * warps
+        or max(map(_held, loops), default=0) > HELD * 32 * warps
+    ):
         return None
     panel = PANEL_BYTES // _item(products)
-    loops = [op for op in kernel.body.walk() if op.definition.has(LOOP)]
     inside = {inner.id for loop in loops for region in loop.regions for inner in region.walk()}
     slot = kept = stored = 0
     for op in kernel.body.walk():
