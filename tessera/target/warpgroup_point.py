@@ -45,7 +45,8 @@ def warpgroup_point(
         fields = _rows(store, warps, stages, arch) if _item(products) == 2 else None
     if fields is None:
         return None
-    return {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": not _uneven(kernel), **fields}
+    lane = {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": not _uneven(kernel), **fields}
+    return lane if lane["persistent"] else {**lane, "blocks": 1}  # others fill a multiprocessor by themselves
 
 
 def _uneven(kernel: Kernel) -> bool:
@@ -115,11 +116,11 @@ def _tiles(
             slot, kept = (slot + size, kept) if op.id in inside else (slot, kept + size)
         if op.name == "store":
             stored = max(stored, _stored_bytes(int_shape(op.operand("value").type), panel))
-    return {
-        "warps": warps,
-        "panels": panel,
-        "stages": stages or _slots(arch, kept + stored, slot),
-    }
+    slots = stages or _slots(arch, kept + stored, slot)
+    # Where one warpgroup waits for the few bytes that its slots hold, another one has products to start.
+    half = arch.shared_bytes_per_sm // 2 - arch.reserved_shared_bytes - PANEL_BYTES * 8
+    twice = warps == WGMMA_WARPS and kept + stored + slots * slot <= half
+    return {"blocks": 2 if twice else 1, "warps": warps, "panels": panel, "stages": slots}
 
 
 def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from tessera.ir.parser import parse_module
 from tessera.ir.printer import print_module
 from tessera.runtime.nvrtc import compile_cubin
 from tessera.search import choose
+from tessera.target.cost import cost
 from tessera.target.schedule import default_schedule
 from tests.passes import lane_kernels
 from tests.passes.lane_kernels import CASES, make_gemm
@@ -19,7 +20,7 @@ from tests.suite import load
 from tests.target.test_schedules import prepared
 
 ARCH = find_arch("sm_90a")
-LANE = {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": True, "panels": 64}
+LANE = {"family": "wgmma", "copies": "tma", "persistent": True, "panels": 64}
 LARGE = {"M": 4096, "N": 4096, "K": 4096}
 
 
@@ -32,19 +33,35 @@ def fields(schedule, *names):
 
 
 @pytest.mark.parametrize(
-    ("tiles", "warps", "stages"),
+    ("tiles", "warps", "stages", "blocks"),
     [
-        ((64, 64, 64), 4, 6),
-        ((128, 128, 64), 8, 6),
-        ((128, 256, 64), 8, 4),
-        ((64, 256, 64), 4, 5),
+        ((64, 64, 32), 4, 6, 2),
+        ((64, 64, 64), 4, 6, 2),
+        ((64, 128, 64), 4, 6, 1),
+        ((128, 64, 64), 8, 6, 1),
+        ((128, 128, 64), 8, 6, 1),
+        ((128, 256, 64), 8, 4, 1),
+        ((64, 256, 64), 4, 5, 1),
     ],
 )
-def test_tiles_of_the_author(tiles, warps, stages):
-    """As many slots as fit beside the buffers through which panels are stored."""
+def test_tiles_of_the_author(tiles, warps, stages, blocks):
+    """As many slots as fit beside the buffers through which panels are stored, and two blocks of a warpgroup each where
+    all of that fits twice.
+    """
     found = point(make_gemm(tiles=tiles), LARGE)
     assert {name: getattr(found, name) for name in LANE} == LANE
-    assert fields(found, "warps", "stages") == (warps, stages)
+    assert fields(found, "warps", "stages", "blocks") == (warps, stages, blocks)
+
+
+@pytest.mark.parametrize("tiles", [(64, 64, 32), (64, 64, 64), (64, 128, 64), (128, 64, 64), (128, 128, 64)], ids=str)
+def test_it_is_predicted_to_be_faster_than_the_base_lane(tiles):
+    dims = {"M": 2048, "N": 2048, "K": 2048}
+    lane, base = (
+        compile_kernel(make_gemm(tiles=tiles).scheduled(pins), dims, "sm_90a") for pins in ({}, {"family": ""})
+    )
+    assert lane.schedule.family == "wgmma" and len(lane.program.notes) == 0
+    lane, base = (cost(found.target.kernel(), ARCH, dims).seconds for found in (lane, base))
+    assert lane < 0.8 * base
 
 
 def test_constants_of_the_author_decide():
@@ -118,6 +135,7 @@ def triangle(a: Tensor["M", "M", ts.bf16], b: Tensor["M", 64, ts.bf16], out: Ten
 def test_programs_that_differ_in_how_long_they_loop_are_not_persistent(definition, dims, persistent):
     found = point(definition, dims)
     assert {name: getattr(found, name) for name in LANE} == {**LANE, "persistent": persistent}
+    assert persistent or found.blocks == 1
 
 
 @ts.kernel
