@@ -30,7 +30,9 @@ from tessera.plan import GraphPlan, PlanLaunch
 from tessera.program import MAP_ALIGNMENT, MAP_KINDS, Argument, Launch, Parameter, Program, Workspace
 from tessera.target.arch import ARCHS, PARAMETER_BYTES, Arch, find
 from tessera.target.schedule import Schedule, schedule_of
+from tessera.target.schedules import may_change_lane, on_base_lane
 
+CHOICE = next(number for number, step in enumerate(PIPELINE) if step.name == "choose_schedule")
 VECTOR_DIVISOR = 16  # a dim's divisibility is worth knowing up to 16 elements: the widest vector of any dtype
 
 
@@ -127,13 +129,24 @@ def compile_kernel(
     name = module.kernel().name
     if module.level == TILE:
         context = make_context(module.kernel(), facts, dims, alignment, divisors, schedule)
-        for step in PIPELINE:
-            start = time.perf_counter()
-            before, module = module, run_pass(step, module, context)
-            exact = step.exact or module.kernels == before.kernels
-            keep(step.name, module, time.perf_counter() - start, exact)
-            if step.name == "choose_schedule":  # later passes may make several kernels, each with one of its own
-                result.schedule = schedule_of(module.kernel())
+
+        def run(steps: Sequence[Pass], module: Module) -> Module:
+            for step in steps:
+                start = time.perf_counter()
+                before, module = module, run_pass(step, module, context)
+                exact = step.exact or module.kernels == before.kernels
+                keep(step.name, module, time.perf_counter() - start, exact)
+            return module
+
+        def lower(kernel: Kernel) -> list[Kernel]:
+            del result.stages[CHOICE + 1 :]  # of another lane; the frontend is a stage too
+            return run(PIPELINE[CHOICE:], Module(TILE, [kernel])).kernels
+
+        kernel = run(PIPELINE[:CHOICE], module).kernel()
+        module = Module(TARGET, lower(kernel) if schedule else lower_on_a_lane(kernel, facts, lower))
+        # Later passes may make several kernels, each with a schedule of its own.
+        chosen = next(stage for stage in reversed(result.stages) if stage.name == "choose_schedule")
+        result.schedule = schedule_of(chosen.module.kernel())
     for kernel in module.kernels:
         check_signature(kernel, placed=True)
     start = time.perf_counter()
@@ -141,6 +154,25 @@ def compile_kernel(
     result.times["emit"] = time.perf_counter() - start
     result.program = make_program(name, module.kernels, result.cuda, arch)
     return result
+
+
+def lower_on_a_lane(kernel: Kernel, arch: Arch, lower: Callable[[Kernel], list[Kernel]]) -> list[Kernel]:
+    """What `lower` makes of a kernel whose schedule is not chosen yet, on the base lane where nobody has asked for
+    warpgroups and shared memory does not hold what they need, no producer can have the copies, or products are not for
+    them as the author has fixed the rest.
+    """
+    if not may_change_lane(kernel, arch):
+        return lower(kernel)
+    try:
+        found = lower(kernel)
+    except SourceError as error:
+        if error.code != "TS501":
+            raise
+        return lower(on_base_lane(kernel, arch, error.message))
+    if {"roles", "wgmma"} <= {op.name for each in found for op in each.body.walk()}:
+        return found
+    notes = [note for each in found for note in each.attributes.get("notes", ())]
+    return lower(on_base_lane(kernel, arch, "; ".join(dict.fromkeys(notes))))
 
 
 def make_context(

@@ -53,7 +53,9 @@ class Entry:
 
 
 def _worth_asking(base: Entry) -> tuple[int, int]:
-    """Blocks that a multiprocessor can be asked to hold: those that are predicted to fit, and one more."""
+    """Blocks that a multiprocessor can be asked to hold: those that are predicted to fit, and one more. Of persistent
+    programs it runs as many as it is asked to hold.
+    """
     assert base.lowered.cost is not None
     return base.lowered.cost.blocks_per_sm, base.lowered.cost.blocks_per_sm + 1
 
@@ -134,7 +136,7 @@ class Engine:
                 if value == values[0]:
                     del changes[name]  # as the point has it by itself
                 changed = replace(request, changes=tuple(sorted(changes.items())))
-                asks = name != "blocks" or value in _worth_asking(base)
+                asks = name != "blocks" or schedule.persistent or value in _worth_asking(base)
                 if asks and value != getattr(schedule, name) and changed not in self._seen:
                     found.append(changed)
         return found

@@ -26,7 +26,6 @@ LARGEST_AT_ONCE = 64  # elements per thread beyond which such a kernel takes its
 MOST_ROWS = 128  # of a stored tile behind a product: of more, few are computed at a time
 GROUP = 8  # blocks of a product's rows whose columns are computed one after the other
 LARGE_GRID = 2 * GROUP  # blocks along an axis from which a wave is no column of them
-BASE_LANE = "sm_80"  # of cp.async and mma.sync
 WARPGROUP_LANE = "sm_90a"  # the lane of wgmma, TMA and roles
 BLOCK_K = 64  # K extent of a streamed matrix operand: 128-byte rows of bf16
 

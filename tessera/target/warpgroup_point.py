@@ -24,6 +24,7 @@ from tessera.target.wgmma import WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS
 PANEL_BYTES = 128  # of a row: the widest swizzle
 MOST_SLOTS, LEAST_SLOTS = 6, 2
 ACCUMULATORS = 128  # f32 registers of a thread for the sums of a product
+HELD = 176  # where a loop works on the sums of one product and carries others: of 192, attention spills
 WIDEST_WHOLE = 256  # K up to which a right operand stays in shared memory; half of it for those of a loop
 WIDE_PROLOGUE = 2048  # columns from which on an operand that is computed beside a carried sum has a launch of its own
 SUMS_AT_ONCE = {False: 256, True: 128}  # columns of a product at a time, by whether a loop carries a sum of it
@@ -46,10 +47,10 @@ def warpgroup_point(
         fields = _rows(store, warps, stages, arch) if _item(products) == 2 else None
     if fields is None:
         return None
-    lane = {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": not _uneven(kernel)}
+    lane = {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": not _uneven(kernel), **fields}
     if store is not None and store.looped and store.columns >= WIDE_PROLOGUE and len(computed_operands(kernel)) == 1:
         lane["prologue"] = "launch"
-    return {**lane, **fields}
+    return lane if lane["persistent"] else {**lane, "blocks": 1}  # others fill a multiprocessor by themselves
 
 
 def _uneven(kernel: Kernel) -> bool:
@@ -77,6 +78,15 @@ def _registers(product: Op) -> int:
     return prod(int_shape(product.result.type)) * (2 if in_parts else 1)
 
 
+def _held(loop: Op) -> int:
+    """Elements of what a loop carries beside the sums of a product that it works on; 0 where it works on none."""
+    body = loop.regions[-1]
+    carried = {id(value) for value in body.ops[-1].operands}
+    others = [_registers(op) for op in body.walk() if op.name == "mma" and id(op.result) not in carried]
+    tiles = [result.type for result in loop.results if isinstance(result.type, TileType)]
+    return sum(prod(int_shape(tile)) for tile in tiles) + max(others) if others else 0
+
+
 def _has_maps(kernel: Kernel) -> bool:
     """Whether tensor maps describe every tensor of which tiles are loaded."""
     ops = list(kernel.body.walk())
@@ -94,10 +104,13 @@ def _tiles(
     warps = warps or (2 * WGMMA_WARPS if rows >= 2 * WGMMA_ROWS else WGMMA_WARPS)
     if warps % WGMMA_WARPS or any(shape[0] % (WGMMA_ROWS // WGMMA_WARPS * warps) for shape in shapes):
         return None
-    if max(map(_registers, products)) > ACCUMULATORS * 32 * warps:
+    loops = [op for op in kernel.body.walk() if op.definition.has(LOOP)]
+    if (
+        max(map(_registers, products)) > ACCUMULATORS * 32 * warps
+        or max(map(_held, loops), default=0) > HELD * 32 * warps
+    ):
         return None
     panel = PANEL_BYTES // _item(products)
-    loops = [op for op in kernel.body.walk() if op.definition.has(LOOP)]
     inside = {inner.id for loop in loops for region in loop.regions for inner in region.walk()}
     slot = kept = stored = 0
     for op in kernel.body.walk():
@@ -107,11 +120,11 @@ def _tiles(
             slot, kept = (slot + size, kept) if op.id in inside else (slot, kept + size)
         if op.name == "store":
             stored = max(stored, _stored_bytes(int_shape(op.operand("value").type), panel))
-    return {
-        "warps": warps,
-        "panels": panel,
-        "stages": stages or _slots(arch, kept + stored, slot),
-    }
+    slots = stages or _slots(arch, kept + stored, slot)
+    # Where one warpgroup waits for the few bytes that its slots hold, another one has products to start.
+    half = arch.shared_bytes_per_sm // 2 - arch.reserved_shared_bytes - PANEL_BYTES * 8
+    twice = warps == WGMMA_WARPS and kept + stored + slots * slot <= half
+    return {"blocks": 2 if twice else 1, "warps": warps, "panels": panel, "stages": slots}
 
 
 def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from tests.command_line import strict_json
 from tests.runtime.test_api import GPU
 from tests.suite import DOCUMENT
