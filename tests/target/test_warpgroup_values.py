@@ -57,6 +57,13 @@ def test_what_is_offered():
     assert found["subtile"] == (128, 64) and "block_k" not in found
 
 
+def test_a_launch_for_the_operand_is_offered_where_rows_are_wide():
+    wide, narrow = (open_fields(*aggregation(width, 4), family="wgmma") for width in (2048, 512))
+    assert (wide["prologue"], wide["cluster"]) == (("launch", ""), (1, 2))  # its own point first
+    assert open_fields(*aggregation(1024, 1), family="wgmma")["prologue"] == ("", "launch")
+    assert not {"prologue", "cluster"} & narrow.keys()
+
+
 def test_stages_and_warps_where_the_author_leaves_them_open():
     """Without constants that decide them: rows are shared out in 64 of each warpgroup."""
     found = open_fields(load("gating_function_kernel"), {"B": 16, "S": 512, "D": 128}, family="wgmma")
