@@ -161,7 +161,11 @@ def lower_on_a_lane(kernel: Kernel, arch: Arch, lower: Callable[[Kernel], list[K
     warpgroups and shared memory does not hold what they need, no producer can have the copies, or products are not for
     them as the author has fixed the rest.
     """
-    if not may_change_lane(kernel, arch):
+    try:
+        changes = may_change_lane(kernel, arch)
+    except TesseraError as error:  # what the schedule cannot be chosen for
+        raise error.at(kernel.loc) from None
+    if not changes:
         return lower(kernel)
     try:
         found = lower(kernel)

@@ -329,7 +329,7 @@ PARTED = {"M": 1200}  # six parts of nineteen rows of tiles
 
 def test_programs_keep_to_a_part_of_a_row():
     """Each program of the launch meets the same part again and again, and what belongs to it is loaded once."""
-    compilation = compiled(parted, PARTED, family="wgmma", copies="tma")
+    compilation = compiled(parted, PARTED, family="wgmma", copies="tma", blocks=1)
     (launch,) = compilation.program.launches
     assert [launch.extents(PARTED, count) for count in (132, 20, 6, 5, 1)] == [(114,), (18,), (6,), (6,), (6,)]
     kernel = stage(compilation, "hoist_invariants")

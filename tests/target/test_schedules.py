@@ -125,6 +125,15 @@ def test_pins_that_an_architecture_cannot_do(pins, arch, sentence):
     assert sentence in caught.value.message and caught.value.loc is not None
 
 
+def test_pins_of_a_dump_that_are_none_are_errors_at_the_kernel():
+    module = trace_kernel(load("gemm_nn"), {"M": 64, "N": 64, "K": 64})
+    module.kernel().attributes["pins"] = {"wraps": 4}
+    for arch in ("sm_80", "sm_90a"):
+        with pytest.raises(SourceError, match="TS201") as caught:
+            compile_kernel(module, {"M": 64, "N": 64, "K": 64}, arch)
+        assert caught.value.loc == module.kernel().loc is not None
+
+
 def test_pins_of_a_command_line():
     assert parse_pin("warps", "8") == 8 and parse_pin("streamed", "a+b") == ("a", "b") and parse_pin("rows", "0") == 0
     for name, text in (("warps", "eight"), ("stages", "2.5"), ("wraps", "4")):
