@@ -143,7 +143,7 @@ def compile_kernel(
             return run(PIPELINE[CHOICE:], Module(TILE, [kernel])).kernels
 
         kernel = run(PIPELINE[:CHOICE], module).kernel()
-        module = Module(TARGET, lower(kernel) if schedule else lower_on_a_lane(kernel, facts, lower))
+        module = Module(TARGET, lower_on_a_lane(kernel, facts, lower) if schedule is None else lower(kernel))
         # Later passes may make several kernels, each with a schedule of its own.
         chosen = next(stage for stage in reversed(result.stages) if stage.name == "choose_schedule")
         result.schedule = schedule_of(chosen.module.kernel())

@@ -193,9 +193,9 @@ def scaled(rows, depth):
 
 
 NOT_HELD = [
-    (make_gemm("tt", tiles=(128, 256, 128)), {"M": 160, "N": 264, "K": 264}, {}, "shared memory does not hold 2 slots"),
+    (make_gemm("tt", tiles=(128, 256, 128)), {"M": 40, "N": 264, "K": 136}, {}, "shared memory does not hold 2 slots"),
     (scaled(64, 64), {"M": 150}, {}, "'left' is used otherwise than by reading it after its copy"),
-    (make_gemm(tiles=(128, 128, 64)), {"M": 136, "N": 136, "K": 72}, {"rows": 32}, "its 32 rows are not shared out"),
+    (make_gemm(tiles=(128, 128, 64)), {"M": 40, "N": 136, "K": 72}, {"rows": 32}, "its 32 rows are not shared out"),
 ]
 
 
