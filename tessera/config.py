@@ -17,6 +17,7 @@ PREFIX = "TESSERA_"
 BACKENDS = ("auto", "interpret", "emulate", "cuda")
 DUMPS = ("graph", "tile", "target", "cuda")
 TUNES = ("auto", "cached", "off")
+GRAPHS = ("auto", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,9 @@ class Config:
     dump: frozenset[str] = frozenset()  # comma-separated DUMPS to print to stderr while compiling
     cxx: str = "g++"  # C++ compiler of the emulate lane
     tune: str = "auto"  # autotuned kernels, one of TUNES: measure once and keep it, use what is kept, only predict
+    graphs: str = (
+        "auto"  # launches of functions, one of GRAPHS: replay repeated calls as CUDA graphs, or queue them all
+    )
 
 
 def read_config(environment: Mapping[str, str]) -> Config:
@@ -66,6 +70,8 @@ def _parse(name: str, variable: str, text: str) -> object:
         return _one_of(BACKENDS, variable, text)
     if name == "tune":
         return _one_of(TUNES, variable, text)
+    if name == "graphs":
+        return _one_of(GRAPHS, variable, text)
     if name == "dump":
         return frozenset(_one_of(DUMPS, variable, item.strip()) for item in text.split(","))
     return text

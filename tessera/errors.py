@@ -97,6 +97,9 @@ CODES: dict[str, Code] = {
         "in each round acquire, announce and copy, then wait and release, once each",
     ),
     "TS515": Code("cuda-bindings is missing", "pip install 'tessera[cuda12]', or 'tessera[cuda13]' beside its CuPy"),
+    "TS516": Code(
+        "no memory while a graph is captured", "call it once with such arguments before, on the stream that is captured"
+    ),
     # 6: launch and arguments
     "TS601": Code("missing or unexpected argument", "pass every parameter without a default; outputs may be left out"),
     "TS602": Code("output shares memory with another argument", "pass a separate array, or leave the output out"),

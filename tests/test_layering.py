@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "tessera"
 # A module imports from lower layers and from its own part. Parts of one layer never import one another, except
 # those of the ground layer.
 LAYERS = [
-    {"errors", "location", "dtypes", "config", "modes", "workers"},
+    {"errors", "location", "dtypes", "config", "memory", "modes", "workers"},
     {"ir"},
     {"target"},
     {"program", "plan"},

@@ -105,6 +105,7 @@ class Adapter(ABC):
 
     library: str
     immutable = ""  # why the library's arrays cannot be outputs, as a clause; empty where they can
+    keeps_captured = False  # whether memory made while a graph is captured stays with the graph
     read: Reader | None = None  # for warm calls; None where the library has no cheap way to tell
 
     @abstractmethod
@@ -223,6 +224,7 @@ def _read_torch(tensor: Any) -> tuple[Hashable, int]:
 
 class TorchAdapter(Adapter):
     library = "torch"
+    keeps_captured = True  # `torch.cuda.graph` gives each graph a pool of its own
     read = staticmethod(_read_torch)
 
     def __init__(self) -> None:

@@ -87,12 +87,23 @@ def test_cold_and_warm_calls_are_right(gpu):
     assert run.lane == "cuda" and len(run.kernels) * 3 == len(gpu.driver.launches) and run.workspace > 0
 
 
-def test_one_workspace_per_call(gpu):
+def test_calls_on_a_stream_share_a_small_workspace(gpu):
+    layer, xs, w = make_layer(), [gpu.array(values(20, 24))] * 2, gpu.array(values(24, 24))
+    other, made = make_layer(), []
+    for function, stream in ((layer, 7), (layer, 7), (other, 7), (layer, 8), (layer, 8)):
+        gpu.current_stream, before = stream, gpu.made
+        function(xs, w)
+        made.append(gpu.made - before)
+    assert made == [2, 1, 1, 2, 1]  # the result, and a block that is new on a stream
+
+
+def test_a_large_workspace_is_made_for_each_call(gpu, monkeypatch):
+    monkeypatch.setattr(function_launch.workspace, "KEPT_BYTES", 100)
     layer, xs, w = make_layer(), [gpu.array(values(20, 24))] * 2, gpu.array(values(24, 24))
     for _ in range(3):
         before = gpu.made
         layer(xs, w)
-        assert gpu.made == before + 2  # the result, and everything that is only passed on
+        assert gpu.made == before + 2
 
 
 def test_keywords_defaults_and_the_order_of_arguments(gpu):

@@ -385,6 +385,7 @@ EXAMPLES: dict[str, Example] = {
 # Codes without an example, each with the reason.
 WITHOUT = {
     "TS510": "it needs a GPU whose stream is being captured into a graph",
+    "TS516": "it needs a GPU whose stream is being captured into a graph",
     "TS515": "it needs a GPU, and an installation without one of the packages of its extra",
     "TS611": "it needs a kernel that was compiled for another tensor than it gets",
     "TS802": "it needs a cache folder that cannot be written",
