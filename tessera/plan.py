@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from tessera.dtypes import DType
 from tessera.ir.core import Kernel
@@ -129,19 +130,22 @@ class GraphPlan:
             total *= evaluate(size, dims)
         return total
 
+    def temporaries(self, dims: Mapping[str, int]) -> dict[str, Buffer]:
+        """What launches hand on to one another, by the buffer that has the memory; users are launches by number."""
+        return {name: Buffer(self.bytes_of(name, dims), bits) for name, bits in self.users().items()}
+
     def workspace(self, dims: Mapping[str, int]) -> tuple[dict[str, int], int]:
         """Where each temporary lies in one block of memory, and the bytes of that, for launches one after the other."""
-        temporaries = {name: Buffer(self.bytes_of(name, dims), bits) for name, bits in self.users().items()}
-        return place(temporaries, Order.sequential(len(self.launches)))
+        return place(self.temporaries(dims), Order.sequential(len(self.launches)))
 
-    def footprint(self, dims: Mapping[str, int]) -> Footprint:
-        """What a call with these dims needs, but for what compiled kernels need between launches of their own."""
+    def footprint(self, dims: Mapping[str, int], buffers: Mapping[Any, Buffer], workspace: int) -> Footprint:
+        """What a call with these dims needs whose launches hand on `buffers` in so many bytes of workspace."""
         held = {"parameter": 0, "result": 0, "temporary": 0}
         for name, buffer in self.buffers.items():
             if not buffer.alias:
-                size = self.bytes_of(name, dims)
-                held[buffer.role] += aligned(size) if buffer.role == "temporary" else size
-        return Footprint(held["parameter"], held["result"], self.workspace(dims)[1], held["temporary"])
+                held[buffer.role] += self.bytes_of(name, dims)
+        unshared = sum(aligned(buffer.bytes) for buffer in buffers.values())
+        return Footprint(held["parameter"], held["result"], workspace, unshared)
 
 
 __all__ = ["ALIGNMENT", "GraphPlan", "PlanBuffer", "PlanLaunch", "Rounding", "Scalar"]

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from tessera import errors
 from tessera.errors import TesseraError
+from tessera.memory import Footprint
 
 SCHEMA = 1
 # Mistakes in the command itself rather than in what it names.
@@ -102,6 +103,22 @@ def bytes_text(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.3g} {unit}"
     return f"{count} B"
+
+
+def memory_text(found: Footprint) -> str:
+    """What a call of a function needs, in a clause."""
+    workspace, unshared, peak = (bytes_text(count) for count in (found.workspace, found.unshared, found.peak))
+    return f"{workspace} ({unshared} without reuse), peak {peak}"
+
+
+def memory_json(found: Footprint) -> dict[str, int]:
+    """The same in bytes."""
+    return {
+        "workspace_bytes": found.workspace,
+        "workspace_unshared_bytes": found.unshared,
+        "peak_bytes": found.peak,
+        "peak_unshared_bytes": found.peak_unshared,
+    }
 
 
 def number_text(value: float) -> str:

@@ -142,7 +142,7 @@ class DeviceCall:
         self.last: tuple[Any, Graph] | None = None
         self.captured: list[Any] = []
         ran = tuple(run for _, runs in prepared for run in runs)
-        footprint = self.programs.footprint(dims, buffers, self.workspace)
+        footprint = self.programs.plan.footprint(dims, buffers, self.workspace)
         self.queued = self.record = FunctionRun("cuda", ran, footprint, state.notes)
         self.replayed = replace(self.queued, replayed=True)
 

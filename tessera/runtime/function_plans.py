@@ -19,7 +19,7 @@ from tessera.ir.core import Kernel, Module
 from tessera.ir.dims import evaluate
 from tessera.ir.opdef import TILE
 from tessera.ir.types import tensor_type
-from tessera.memory import ALIGNMENT, Buffer, Footprint, Order, aligned, place
+from tessera.memory import ALIGNMENT, Buffer, Footprint, Order, place
 from tessera.plan import GraphPlan, PlanBuffer, PlanLaunch
 from tessera.program import Program
 from tessera.runtime import execute, programs
@@ -149,12 +149,6 @@ class PlanPrograms:
             for space in program.workspaces
         }
 
-    def footprint(self, dims: Mapping[str, int], buffers: Mapping[Any, Buffer], workspace: int) -> Footprint:
-        """What a call needs whose launches hand on `buffers` in so many bytes."""
-        held = self.plan.footprint(dims)
-        unshared = sum(aligned(buffer.bytes) for buffer in buffers.values())
-        return Footprint(held.arguments, held.results, workspace, unshared)
-
 
 # ---- on the CPU ----------------------------------------------------------------------------------------------------
 
@@ -203,7 +197,7 @@ def emulate_plan(
     buffers: dict[Hashable, Buffer] = {**programs_.temporaries(steps, dims)}
     buffers |= programs_.workspaces(steps, [program(step) for step in steps])
     _, size = place(buffers, Order.sequential(len(steps)))
-    return replace(ran, footprint=programs_.footprint(dims, buffers, size))
+    return replace(ran, footprint=programs_.plan.footprint(dims, buffers, size))
 
 
 def run_plan(
@@ -234,7 +228,7 @@ def run_plan(
         outcome = run(step, launch_arguments(programs_, step, memory))
         kernels += outcome.kernels
         seconds += outcome.seconds
-    return PlanRun(tuple(kernels), seconds, programs_.footprint(dims, temporaries, size))
+    return PlanRun(tuple(kernels), seconds, programs_.plan.footprint(dims, temporaries, size))
 
 
 def launch_arguments(programs_: PlanPrograms, step: Step, memory: Mapping[str, Any]) -> dict[str, Any]:
