@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from tessera import dtypes
+from tessera.buffers import Buffer, Footprint, Order, place
 from tessera.codegen_cuda.emit import CudaKernel, emit
 from tessera.errors import SourceError, TesseraError, did_you_mean
 from tessera.frontend.definition import KernelDefinition
@@ -23,7 +24,6 @@ from tessera.ir.opdef import GRAPH, TARGET, TILE
 from tessera.ir.signature import check_signature
 from tessera.ir.types import ListType, dtype_of, tensor_type
 from tessera.ir.verify import verify
-from tessera.memory import Buffer, Footprint, Order, place
 from tessera.passes import GRAPH_PIPELINE, PIPELINE, Context, Pass
 from tessera.passes.lower_graph import lower_graph
 from tessera.passes.specialise import unbound_dims

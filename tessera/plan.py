@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tessera.buffers import ALIGNMENT, Buffer, Footprint, Order, aligned, place
 from tessera.dtypes import DType
 from tessera.ir.core import Kernel
 from tessera.ir.dims import Size, evaluate
 from tessera.location import Loc
-from tessera.memory import ALIGNMENT, Buffer, Footprint, Order, aligned, place
 
 
 @dataclass(frozen=True)

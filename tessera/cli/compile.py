@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tessera.buffers import Footprint
 from tessera.cli import report
 from tessera.cli.constants import check_names, pin, read_args, read_pins, read_shapes
 from tessera.cli.ir import compile_target
@@ -14,7 +15,6 @@ from tessera.cli.opt import write
 from tessera.cli.target import Target, resolve, split
 from tessera.compiler import Compilation, FunctionCompilation
 from tessera.errors import ArgumentError, TesseraError, did_you_mean, to_json
-from tessera.memory import Footprint
 from tessera.program import Launch
 from tessera.runtime import api, inputs, nvrtc, programs
 from tessera.runtime.autotune_calls import note_of

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from tessera import errors
+from tessera.buffers import Footprint
 from tessera.errors import TesseraError
-from tessera.memory import Footprint
 
 SCHEMA = 1
 # Mistakes in the command itself rather than in what it names.
@@ -107,8 +107,8 @@ def bytes_text(count: int) -> str:
 
 def memory_text(found: Footprint) -> str:
     """What a call of a function needs, in a clause."""
-    workspace, unshared, peak = (bytes_text(count) for count in (found.workspace, found.unshared, found.peak))
-    return f"{workspace} ({unshared} without reuse), peak {peak}"
+    unshared = f" ({bytes_text(found.unshared)} without reuse)" if found.unshared != found.workspace else ""
+    return f"{bytes_text(found.workspace)}{unshared}, peak {bytes_text(found.peak)}"
 
 
 def memory_json(found: Footprint) -> dict[str, int]:

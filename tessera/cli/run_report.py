@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from tessera.buffers import Footprint
 from tessera.cli import report
 from tessera.errors import TesseraError, to_json
-from tessera.memory import Footprint
 from tessera.runtime.compare import RMS_LIMIT, Comparison
 from tessera.runtime.execute import Outcome
 

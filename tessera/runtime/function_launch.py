@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from tessera import dtypes, modes
+from tessera.buffers import Buffer, place
 from tessera.config import config
 from tessera.errors import EnvironmentProblem
 from tessera.frontend.function import element_name
 from tessera.ir.dims import evaluate
 from tessera.ir.types import dtype_of
-from tessera.memory import Buffer, place
 from tessera.program import Parameter, Program
 from tessera.runtime import arrays, launch, plan, workspace
 from tessera.runtime.arrays import Adapter, ArrayInfo, contiguous_strides

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from tessera import dtypes
+from tessera.buffers import ALIGNMENT, Buffer, Footprint, Order, place
 from tessera.dtypes import DType
 from tessera.ir.core import Kernel, Module
 from tessera.ir.dims import evaluate
 from tessera.ir.opdef import TILE
 from tessera.ir.types import tensor_type
-from tessera.memory import ALIGNMENT, Buffer, Footprint, Order, place
 from tessera.plan import GraphPlan, PlanBuffer, PlanLaunch
 from tessera.program import Program
 from tessera.runtime import execute, programs

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tessera import modes
+from tessera.buffers import Footprint
 from tessera.errors import ArgumentError
 from tessera.frontend.definition import FunctionDefinition
 from tessera.frontend.function import FunctionTrace, trace_function
 from tessera.ir.dims import evaluate
 from tessera.ir.types import TileType
-from tessera.memory import Footprint
 from tessera.program import Parameter
 from tessera.runtime.bind import Binding, unify
 from tessera.runtime.execute import KernelRun

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tessera.memory import Order, members
+from tessera.buffers import Order, members
 
 MOST_STREAMS = 4
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tessera import dtypes
+from tessera.buffers import aligned
 from tessera.errors import InternalError
-from tessera.memory import aligned
 from tessera.program import Program
 from tessera.runtime import arrays
 from tessera.runtime.arrays import ALIGNED, Adapter, Reader

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessera.memory import ALIGNMENT, Buffer, Footprint, Order, members, place
+from tessera.buffers import ALIGNMENT, Buffer, Footprint, Order, members, place
 
 random = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 
