@@ -55,7 +55,12 @@ _definition.launcher = _launch
 
 
 # Public names of modules that import more than the language does, and load when they are first asked for.
-_LATER = {"distribute": "tessera.dist", "dist": "tessera.dist", "parameters": "tessera.runtime.parameters"}
+_LATER = {
+    "compile": "tessera.runtime.compiled",
+    "distribute": "tessera.dist",
+    "dist": "tessera.dist",
+    "parameters": "tessera.runtime.parameters",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -65,7 +70,7 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         module = importlib.import_module(_LATER[name])
-        return getattr(module, name) if name == "distribute" else module
+        return module if module.__name__.endswith(f".{name}") else getattr(module, name)
     if not name.startswith("_"):
         try:
             return getattr(tensors, name)

@@ -134,6 +134,13 @@ class Definition:
         return f"<tessera {self.kind} {self.name}>"
 
 
+class Wrapper:
+    """A callable around a definition or a plain function; a call of it inside of a function is one of `wrapped`."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
+
+
 class KernelDefinition(Definition):
     """A kernel. `grid` is a function of the dims that gives the number of programs per axis, or None to infer it.
 
