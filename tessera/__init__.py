@@ -54,12 +54,22 @@ def _launch(definition: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str,
 _definition.launcher = _launch
 
 
+def _operator(definition: Any) -> Any:
+    import importlib
+
+    return importlib.import_module("tessera.runtime.torch_op").automatic(definition)
+
+
+_definition.operator_maker = _operator
+
+
 # Public names of modules that import more than the language does, and load when they are first asked for.
 _LATER = {
     "compile": "tessera.runtime.compiled",
     "distribute": "tessera.dist",
     "dist": "tessera.dist",
     "parameters": "tessera.runtime.parameters",
+    "torch_op": "tessera.runtime.torch_op",
 }
 
 
@@ -70,7 +80,7 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         module = importlib.import_module(_LATER[name])
-        return module if module.__name__.endswith(f".{name}") else getattr(module, name)
+        return module if name in ("dist", "parameters") else getattr(module, name)
     if not name.startswith("_"):
         try:
             return getattr(tensors, name)

@@ -86,9 +86,19 @@ def call(
         if done:
             state.last_run = known.record
             return result
+    if _traced(values):
+        from tessera.runtime.torch_op import automatic
+
+        return automatic(definition)(*args, **kwargs)
     return _cold_call(
         state, grid, args, kwargs, partial, lambda: plan.read(form, values) if plan.learn(values) else None
     )
+
+
+def _traced(values: Sequence[Any]) -> bool:
+    """Whether a tensor, or one in a list, is torch's stand-in for one, which has no memory."""
+    several = (item for value in values for item in (value if isinstance(value, (list, tuple)) else (value,)))
+    return any(type(item).__name__ == "FakeTensor" for item in several)
 
 
 def _cold_call(

@@ -14,6 +14,7 @@ import numpy as np
 
 from tessera.config import BACKENDS, TUNES, Config, config, using
 from tessera.errors import ArgumentError, did_you_mean
+from tessera.frontend import definition
 from tessera.frontend.annotations import Tensor
 from tessera.frontend.definition import Definition, FunctionDefinition, KernelDefinition, LaunchOn, Wrapper
 from tessera.runtime import api, arrays
@@ -90,6 +91,7 @@ class Compiled(Wrapper):
     """What `ts.compile` returns. `last_run` is what the last call did; inside a function its call is `wrapped`'s."""
 
     __name__: str
+    operator: Callable[..., Any]
 
     def __init__(self, function: Any, changes: Mapping[str, Any]) -> None:
         if isinstance(function, Wrapper):
@@ -98,13 +100,15 @@ class Compiled(Wrapper):
             raise ArgumentError("TS203", f"ts.compile takes {EXPECTED}, not {_shown(function)}")
         super().__init__(function)
         update_wrapper(self, function if isinstance(function, FunctionType) else function.function)
+        self.number = definition.numbered(self)
+        definition.notice_torch()
         self._changes = dict(changes)
         self._settings: tuple[Config, Config] | None = None  # of the environment, and with the changes
         self._made: dict[tuple[Any, ...], AnyDefinition] = {}
         self._last: AnyDefinition | None = None
         self._parameters: list[inspect.Parameter] = []
         if isinstance(function, (FunctionDefinition, KernelDefinition)):
-            self._definition: AnyDefinition | None = _with_own_state(function) if changes else function
+            self._definition: AnyDefinition | None = copy(function) if changes else function
         else:
             self._parameters = list(inspect.signature(function).parameters.values())
             annotated = all(p.annotation is not p.empty for p in self._parameters)
@@ -112,6 +116,9 @@ class Compiled(Wrapper):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As a call of the function; raises what that raises."""
+        if definition.tracing is not None and definition.tracing():
+            definition.make_operator(self.number)
+            return self.operator(*args, **kwargs)
         return self._run(self._definition or self._infer(args, kwargs), args, kwargs)
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
@@ -185,14 +192,6 @@ def _annotation_of(function: str, name: str, value: Any) -> Any:
     shown = f"the bool {value}" if isinstance(value, bool) else f"a {type(value).__name__}"
     message = f"'{name}' of {function} is {shown}; a compiled function takes tensors, lists of tensors, int and float"
     raise ArgumentError("TS203", f"{message}, and finds everything else in the scope around it")
-
-
-def _with_own_state(definition: AnyDefinition) -> AnyDefinition:
-    """The same with nothing compiled: what one pair of settings made is not what another one needs."""
-    made = copy(definition)
-    for name in ("_function_state", "_runtime_state"):
-        vars(made).pop(name, None)
-    return made
 
 
 def _shown(value: Any) -> str:
