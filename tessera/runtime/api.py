@@ -73,9 +73,7 @@ def call(
     state = vars(definition).get("_runtime_state")
     if state is None:
         if isinstance(definition, FunctionDefinition):
-            from tessera.runtime import functions
-
-            return functions.call(definition, args, kwargs)
+            return _call_function(definition, args, kwargs)
         state = _state(definition)
     values = (*args, *kwargs.values()) if kwargs else args
     form = None if grid is None and not kwargs else (tuple(kwargs), grid, partial)
@@ -86,7 +84,7 @@ def call(
         if done:
             state.last_run = known.record
             return result
-    if _traced(values):
+    if arrays.any_without_memory(values):
         from tessera.runtime.torch_op import automatic
 
         return automatic(definition)(*args, **kwargs)
@@ -95,10 +93,12 @@ def call(
     )
 
 
-def _traced(values: Sequence[Any]) -> bool:
-    """Whether a tensor, or one in a list, is torch's stand-in for one, which has no memory."""
-    several = (item for value in values for item in (value if isinstance(value, (list, tuple)) else (value,)))
-    return any(type(item).__name__ == "FakeTensor" for item in several)
+def _call_function(definition: FunctionDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    global _call_function
+    from tessera.runtime.functions import call
+
+    _call_function = call  # from now on without this detour: an import costs as much as a launch
+    return call(definition, args, kwargs)
 
 
 def _cold_call(

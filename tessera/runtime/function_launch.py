@@ -18,7 +18,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -27,8 +27,9 @@ from tessera.buffers import Buffer, place
 from tessera.config import config
 from tessera.errors import EnvironmentProblem
 from tessera.frontend.function import element_name
+from tessera.ir.core import Kernel
 from tessera.ir.dims import evaluate
-from tessera.ir.types import dtype_of
+from tessera.plan import Scalar
 from tessera.program import Parameter, Program
 from tessera.runtime import arrays, launch, plan, workspace
 from tessera.runtime.arrays import Adapter, ArrayInfo, contiguous_strides
@@ -36,6 +37,7 @@ from tessera.runtime.bind import Binding, as_result, bind, expand
 from tessera.runtime.execute import KernelRun
 from tessera.runtime.function_graphs import GRAPHS, LEAST_LAUNCHES, Graph, capture
 from tessera.runtime.function_plans import PlanPrograms, Step
+from tessera.runtime.function_scalars import scalar_value
 from tessera.runtime.function_state import Call, FunctionRun, FunctionState
 from tessera.runtime.function_streams import Streams, assign, leaves_room
 from tessera.runtime.launch import Driver, Launcher, PreparedLaunch, _picker
@@ -93,7 +95,7 @@ class DeviceCall:
 
     What launches pick their arguments from, in this order: a value per parameter of the trace, addresses of the store's
     parameters, the seed, addresses of results and of what lies in the workspace, numbers that the host computes of the
-    function's, and numbers that never change.
+    function's, and those that never change.
     """
 
     def __init__(self, launcher: Launcher, made: Call, library: Adapter, device: int, stream: int) -> None:
@@ -121,16 +123,17 @@ class DeviceCall:
         buffers |= self.programs.workspaces(steps, compiled)
         for name in buffers:
             places[name] = len(places)
-        self.numbers = [Numbers(step, places) for step in steps if step.computes]
-        self.constants: list[Any] = []
-        for key in (key for numbers in self.numbers for key in numbers.keys):
+        self.numbers = [numbers for step in steps if (numbers := Numbers(step, places)).keys]
+        fixed = {(id(step), name): number for step in steps for name, number in _fixed_numbers(step)}
+        for key in (*(key for numbers in self.numbers for key in numbers.keys), *fixed):
             places[key] = len(places)
+        self.constants: list[Any] = []
         self.floats = [places[p.name] for p in state.parameters if p.kind == "scalar" and p.dtype[0] == "f"]
-        self.floats += [place for numbers in self.numbers for place in numbers.float_places(places)]
         prepared = [
             self._prepare(number, step, program, places, stream)
             for number, (step, program) in enumerate(zip(steps, compiled, strict=True))
         ]
+        self.tail = [*fixed.values(), *self.constants]
         self.steps = [launches for launches, _ in prepared]
         self.launches = [one for launches in self.steps for one in launches]
         # A seed is another one in each call, and no call repeats another.
@@ -197,12 +200,16 @@ class DeviceCall:
         Raises SourceError TS403 for a number that the function cannot take, struct.error or OverflowError for one that
         its dtype cannot hold, EnvironmentProblem TS516 where memory cannot be had while the stream is captured.
         """
-        for where, guard in self.guards:
-            guard.check(values[where])
+        if self.guards:
+            for where, guard in self.guards:
+                guard.check(values[where])
         stream, device = self.library.stream(self.device), self.device
         capturing = self.asks and self.driver.capturing(stream, device)
+        alive: list[Any] = []
+        base = 0
         try:
-            alive = [self._gather(values, where, stream) for where in self.strided]
+            if self.strided:
+                alive = [self._gather(values, where, stream) for where in self.strided]
             if self.specs:
                 store = current_store()
                 values += [address_of(store, spec, self.driver, stream, device) for spec in self.specs]
@@ -213,7 +220,6 @@ class DeviceCall:
             if self.workspace:
                 block, base = self._block(stream, capturing)
                 alive.append(block)
-                values += [base + offset for offset in self.offsets]
         except (RuntimeError, MemoryError) as error:  # what allocators raise, each its own
             if not self.driver.capturing(stream, device):
                 raise
@@ -221,16 +227,22 @@ class DeviceCall:
             raise EnvironmentProblem("TS516", f"{message}: {error}") from error
         if capturing:
             self._keep(alive)
-        for numbers in self.numbers:
-            values += numbers.of(values)
-        if self.graphs and not capturing and self._replay(values, stream):
+        elif self.graphs and self._replay(values, base, stream):
             self.record = self.replayed
             return made
-        values += self.constants
+        values = self._completed(values, base)
         for one in self.launches:
             one.queue(self.driver, values, stream, device)
         self.record = self.queued
         return made
+
+    def _completed(self, values: list[Any], base: int) -> list[Any]:
+        """What launches pick from, of the values up to the addresses of results and the place of the workspace."""
+        values = [*values, *[base + offset for offset in self.offsets]]
+        for numbers in self.numbers:
+            values += numbers.of(values)
+        values += self.tail
+        return values
 
     def _gather(self, values: list[Any], where: int, stream: int) -> Any:
         copy = gathered(values[where], self.strided[where], stream, self.device)
@@ -250,15 +262,16 @@ class DeviceCall:
         if not self.library.keeps_captured:
             self.captured += alive[len(self.strided) :]
 
-    def _replay(self, values: list[Any], stream: int) -> bool:
+    def _replay(self, values: list[Any], base: int, stream: int) -> bool:
         """Queues the graph of an equal call, which this one captures if it is the second; False where there is none."""
-        # 0.0 and -0.0 are equal, but no equal arguments.
-        key = (self.serial, stream, *values, *[math.copysign(1.0, values[where]) for where in self.floats])
+        key: tuple[Any, ...] = (self.serial, stream, base, *values)
+        if self.floats:  # 0.0 and -0.0 are equal, but no equal arguments
+            key += tuple([math.copysign(1.0, values[where]) for where in self.floats])
         last = self.last
         if last is None or last[0] != key:
             seen, graph = GRAPHS.find(key)
             if seen and graph is None:
-                graph = self._capture(values)
+                graph = self._capture(self._completed(values, base))
                 if graph is not None:
                     GRAPHS.put(key, graph)
             if graph is None:
@@ -269,7 +282,7 @@ class DeviceCall:
 
     def _capture(self, values: Sequence[Any]) -> Graph | None:
         try:
-            return capture(self.driver, self.steps, self.streams, [*values, *self.constants], self.device)
+            return capture(self.driver, self.steps, self.streams, values, self.device)
         except RuntimeError as error:  # of CUDA: everything else about these launches went well in the first call
             self.graphs = False
             message = (
@@ -283,29 +296,44 @@ class DeviceCall:
 
 
 class Numbers:
-    """The numbers that one launch passes and the host computes, kept for the numbers that they were computed of."""
+    """The numbers that one launch passes and the host computes of those of a call, kept for what they were computed of.
+
+    `keys` has none where there are none.
+    """
 
     def __init__(self, step: Step, places: Mapping[Hashable, int]) -> None:
-        self.step = step
-        self.keys = [(id(step), name) for name in step.computes]
-        self.given = {name: places[name] for name in step.scalar_names}
+        self.dims = step.call
+        self.scalars = {name: one for name, one in step.launch.scalars.items() if _depends(one)}
+        self.keys = [(id(step), name) for name in self.scalars]
+        needed = dict.fromkeys(p.name for one in self.scalars.values() for p in one.parameters)
+        self.given = {name: places[name] for name in needed}
         self._known: dict[tuple[Any, ...], list[int | float]] = {}
-
-    def float_places(self, places: Mapping[Hashable, int]) -> list[int]:
-        """Where those are that may be fractions."""
-        types = {p.name: p.type for p in self.step.kernel.parameters}
-        return [places[key] for key in self.keys if dtype_of(types[key[1]]).is_float]
 
     def of(self, values: Sequence[Any]) -> list[int | float]:
         given = {name: values[place] for name, place in self.given.items()}
         key = tuple(given.values())
+        if 0 in key:  # 0.0 and -0.0 are equal
+            key += tuple([math.copysign(1.0, number) for number in key])
         found = self._known.get(key)
         if found is None:
             if len(self._known) >= plan.LARGEST:
                 self._known.clear()
-            computed = self.step.scalars(given)
-            found = self._known[key] = [computed[name] for name in self.step.computes]
+            found = self._known[key] = [scalar_value(one, given, self.dims) for one in self.scalars.values()]
         return found
+
+
+def _depends(scalar: Scalar) -> TypeGuard[Kernel]:
+    """Whether the host computes a number of others that calls pass."""
+    return isinstance(scalar, Kernel) and bool(scalar.parameters)
+
+
+def _fixed_numbers(step: Step) -> list[tuple[str, int | float]]:
+    """The numbers of a launch that are the same in every call with such sizes."""
+    return [
+        (name, scalar_value(one, {}, step.call))
+        for name, one in step.launch.scalars.items()
+        if not isinstance(one, str) and not _depends(one)
+    ]
 
 
 class Warm:

@@ -30,13 +30,13 @@ def call(definition: FunctionDefinition, args: tuple[Any, ...], kwargs: dict[str
     not fit (`runtime.bind`), SourceError for a body that they make wrong, and EnvironmentProblem TS505 when the cuda
     lane is asked for without a GPU.
     """
-    from tessera.runtime.api import _traced, choose_lane
-
     state = vars(definition).get("_function_state") or state_of(definition)
     done, result = function_launch.warm_call(state, args, kwargs)
     if done:
         return result
-    if _traced((*args, *kwargs.values())):
+    from tessera.runtime.api import choose_lane
+
+    if arrays.any_without_memory((*args, *kwargs.values())):
         from tessera.runtime.torch_op import automatic
 
         return automatic(definition)(*args, **kwargs)

@@ -201,6 +201,25 @@ def test_guards_of_warm_calls(gpu):
     assert (divided(x, 1e300).memory == 0).all()  # as the cold call rounds it
 
 
+def test_numbers_that_the_host_computes(gpu):
+    """They follow the call's numbers, 0.0 and -0.0 among them, and constants stay."""
+
+    @ts.kernel
+    def times(x: Tensor["B", "D", ts.f32], t: float, u: float, out: Tensor["B", "D", ts.f32]):
+        row = tile.program_id(0) * 16
+        tile.store(x[row : row + 16] * t + u, out[row : row + 16])
+
+    @ts.function
+    def product(x: Tensor["B", "D", ts.f32], t: float) -> Tensor["B", "D", ts.f32]:
+        return times(x, t * 2.0, -0.0)
+
+    x = gpu.array(np.ones((5, 4), np.float32))
+    for t in (1.5, 0.0, -0.0, 1.5, 0.0):
+        result = product(x, t).memory
+        assert (result == 2 * t).all() and (np.signbit(result) == np.signbit(t)).all(), t
+    assert len(gpu.cold) == 1
+
+
 def test_parameters_are_copied_once_and_after_each_change(gpu):
     @ts.function
     def scaled(x: Tensor["N", ts.f32]):
