@@ -18,6 +18,7 @@ from tessera.runtime.launch import Driver, PreparedLaunch
 
 LEAST_LAUNCHES = 2  # one launch costs the host no more than one replay
 MOST_GRAPHS = 256  # of all functions together: each holds memory on the GPU
+MOST_SEEN = 1024  # calls among which a repeated one is noticed
 
 
 class Graph:
@@ -34,34 +35,39 @@ class Graph:
 
 
 class GraphCache:
-    """The graphs that were used last, by everything that is in them. A key that was seen once has None."""
+    """The graphs that were used last, by everything that is in them, and apart from them the keys that came once."""
 
-    def __init__(self, most: int = MOST_GRAPHS) -> None:
-        self.most = most
-        self._known: OrderedDict[Hashable, Graph | None] = OrderedDict()
+    def __init__(self, most: int = MOST_GRAPHS, most_seen: int = MOST_SEEN) -> None:
+        self.most, self.most_seen = most, most_seen
+        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()
         self._lock = threading.Lock()
 
     def find(self, key: Hashable) -> tuple[bool, Graph | None]:
         """Whether the key was seen before, and its graph; it counts as used."""
         with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-                return True, self._known[key]
-            self._keep(key, None)
-            return False, None
+            graph = self._graphs.get(key)
+            if graph is not None:
+                self._graphs.move_to_end(key)
+                return True, graph
+            seen = key in self._seen
+            _keep(self._seen, key, None, self.most_seen)
+            return seen, None
 
     def put(self, key: Hashable, graph: Graph) -> None:
         with self._lock:
-            self._known.pop(key, None)
-            self._keep(key, graph)
-
-    def _keep(self, key: Hashable, graph: Graph | None) -> None:
-        while len(self._known) >= self.most:
-            self._known.popitem(last=False)
-        self._known[key] = graph
+            self._seen.pop(key, None)
+            _keep(self._graphs, key, graph, self.most)
 
     def __len__(self) -> int:
-        return sum(graph is not None for graph in self._known.values())
+        return len(self._graphs)
+
+
+def _keep(known: OrderedDict[Hashable, Any], key: Hashable, value: Any, most: int) -> None:
+    known.pop(key, None)
+    while len(known) >= most:
+        known.popitem(last=False)
+    known[key] = value
 
 
 GRAPHS = GraphCache()

@@ -358,15 +358,27 @@ def test_the_graph_in_use_outlives_the_cache(gpu, monkeypatch):
     branches, x = make_branches(), gpu.array(values(16, 16).astype(np.float32))
     for _ in range(2):
         branches(x)
-    cache.find("another key")
+    cache.put("another key", object())
     gc.collect()
-    assert len(cache) == 0 and gpu.driver.graphs[0].alive
+    assert len(cache) == 1 and gpu.driver.graphs[0].alive
     assert branches(x).memory.tobytes() == expected_of(branches, x.memory)
     assert len(gpu.driver.replays) == 2
 
 
+def test_calls_that_never_repeat_drive_out_no_graph(gpu):
+    branches, x = make_branches(), gpu.array(values(16, 16).astype(np.float32))
+    for _ in range(2):
+        branches(x)
+    for number in range(function_graphs.MOST_SEEN + 10):
+        assert function_launch.GRAPHS.find(("moving", number)) == (False, None)
+    assert len(function_launch.GRAPHS) == 1 and len(function_launch.GRAPHS._seen) == function_graphs.MOST_SEEN
+    (warm,) = functions.state_of(branches).warm.values()
+    warm.call.last = None
+    assert branches(x).memory.tobytes() == expected_of(branches, x.memory) and len(gpu.driver.graphs) == 1
+
+
 def test_the_cache_under_threads():
-    cache = function_graphs.GraphCache(most=8)
+    cache = function_graphs.GraphCache(most=8, most_seen=5)
     errors = []
 
     def work(seed):

@@ -2,9 +2,11 @@
 
 import random
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tessera.buffers import Buffer, place
 from tessera.runtime.function_streams import MOST_STREAMS, assign, dependencies, leaves_room
 
 NAMES = "abcdef"
@@ -64,6 +66,38 @@ def test_the_rule(case):
     if streams.of:
         joined = streams.order.before[tails[0]] | sum(1 << n for n in streams.joins)
         assert all(tail == tails[0] or joined >> tail & 1 for tail in tails.values())
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(cases(), st.lists(st.integers(1, 700), min_size=len(NAMES), max_size=len(NAMES)))
+def test_any_timing_is_right_in_the_memory_that_is_planned_for_it(case, sizes):
+    """Each name is bytes in one block, placed for the order that the streams promise: all bytes must be its own."""
+    accesses, small = case
+    streams, count = assign(accesses, small), len(accesses)
+    users = {name: sum(1 << n for n in range(count) if name in accesses[n][0] | accesses[n][1]) for name in NAMES}
+    buffers = {name: Buffer(size, users[name]) for name, size in zip(NAMES, sizes, strict=True) if users[name]}
+    offsets, total = place(buffers, streams.order)
+    block, apart = (
+        np.zeros(total, np.int64),
+        {name: np.zeros(size, np.int64) for name, size in zip(NAMES, sizes, strict=True)},
+    )
+
+    def ran(order, view):
+        """What each launch read, of names that a launch wrote before."""
+        found = {}
+        for launch in order:
+            reads, writes = accesses[launch]
+            for name in sorted(reads):
+                if any(name in accesses[n][1] for n in range(launch)):
+                    found[launch, name] = view(name).tolist()
+            value = hash((launch, *(tuple(found.get((launch, name), ())) for name in sorted(reads))))
+            for name in writes:
+                view(name)[...] = value
+        return found
+
+    expected = ran(range(count), lambda name: apart[name])
+    for order in timings(streams, count, 5):
+        assert ran(order, lambda name: block[offsets[name] : offsets[name] + buffers[name].bytes]) == expected
 
 
 def access(reads, writes):
