@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from tessera import dtypes
+from tessera.buffers import Buffer, Footprint, Order, place
 from tessera.codegen_cuda.emit import CudaKernel, emit
 from tessera.errors import SourceError, TesseraError, did_you_mean
 from tessera.frontend.definition import KernelDefinition
@@ -325,7 +326,7 @@ class FunctionCompilation:
     """Everything that compiling one function for one architecture made.
 
     `graph` holds the traced function and what each pass over it made. `kernels` are those of the plan, each once for
-    all launches that run the same code; `chosen` says which one a launch runs.
+    all launches that run the same code; `chosen` says which one a launch runs. `dims` are those of the call.
     """
 
     graph: list[Stage]
@@ -333,6 +334,18 @@ class FunctionCompilation:
     kernels: list[Compilation] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
+    dims: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What a call needs whose launches run one after the other."""
+        buffers: dict[Any, Buffer] = {**self.plan.temporaries(self.dims)}
+        for number, (launch, chosen) in enumerate(zip(self.plan.launches, self.chosen, strict=True)):
+            program, sizes = self.kernels[chosen].program, launch_dims(launch, self.dims)
+            for space in () if program is None else program.workspaces:
+                buffers[number, space.name] = Buffer(space.bytes(sizes), 1 << number)
+        _, size = place(buffers, Order.sequential(len(self.plan.launches)))
+        return self.plan.footprint(self.dims, buffers, size)
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -366,7 +379,7 @@ def compile_function(
 
     start = time.perf_counter()
     plan = lower_function(function, dims, arch, keep, called)
-    result = FunctionCompilation(graph, plan)
+    result = FunctionCompilation(graph, plan, dims=dict(dims))
     result.times["graph"] = time.perf_counter() - start
     known: dict[tuple[Any, ...], int] = {}
     for launch in plan.launches:
