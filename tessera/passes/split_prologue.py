@@ -13,8 +13,8 @@ With `Schedule.prologue` = "launch" a kernel of the first form becomes the two o
 
 A product in tiles computes its operand once for each tile of its columns, and loads all that it is computed from as
 often. Here it is computed once, for one pass through memory more. `deltas` (whatever the operand is called) is a
-workspace with the dtype of the operand: the grid, the iterations on its first axis, and the tile, all of which is
-written. Iterations count fastest among programs, so that those side by side share what they load. Exact.
+workspace with the dtype of the operand (`_Space`). Iterations count fastest among programs, so that those side by side
+share what they load. Exact.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tessera.ir.core import Block, Builder, Kernel, Value, clone_op, clone_with_
 from tessera.ir.dims import Size
 from tessera.ir.types import ViewType, dtype_of, int_shape
 from tessera.passes.launches import constant, divided, finished, free_stem, size_value
-from tessera.target.computed_operands import Operand, computed_operands
+from tessera.target.computed_operands import Operand, computed_operands, part_of
 from tessera.target.reuse import ops_behind
 from tessera.target.schedule import Schedule
 
@@ -57,27 +57,30 @@ def split_prologue(kernel: Kernel, schedule: Schedule) -> list[Kernel]:
 
 
 class _Space:
-    """The workspace of an operand: its tiles by grid index and iteration."""
+    """The workspace of an operand: its tiles by grid index and iteration or, where they are parts of a tensor, tensors
+    like that one by iteration. Those take no more memory than it, and what lies outside of it is not computed.
+    """
 
     def __init__(self, kernel: Kernel, operand: Operand, name: str):
         self.operand, self.name = operand, name
-        first, second, third = (*kernel.attributes["grid"], 1, 1, 1)[:3]
+        first, self.second, third = (*kernel.attributes["grid"], 1, 1, 1)[:3]
         self.tile = int_shape(operand.value.type)
-        # The slower grid axes are one axis: tensor maps have five.
-        self.lead: tuple[Size, ...] = (second * third, first * operand.count)
-        self.second = second
-        self.type = ViewType((*self.lead, *self.tile), dtype_of(operand.value.type))
+        self.part = part_of(operand.value)
+        shape: tuple[Size, ...]
+        if self.part is not None:
+            shape = (operand.count, *self.part.shape)
+        else:  # the slower grid axes are one axis: tensor maps have five
+            shape = (self.second * third, first * operand.count, *self.tile)
+        self.type = ViewType(shape, dtype_of(operand.value.type))
 
-    def window(self, builder: Builder, workspace: Value, outer: Value, inner: Value) -> Value:
-        zero = constant(builder, 0)
+    def window(self, builder: Builder, workspace: Value, leading: Sequence[Value], offsets: Sequence[Value]) -> Value:
         return builder.value(
             "window",
             workspace,
-            outer,
-            inner,
-            *[zero] * len(self.tile),
-            extents=(1, 1, *self.tile),
-            kept=(False, False, *[True] * len(self.tile)),
+            *leading,
+            *offsets,
+            extents=(*[1] * len(leading), *self.tile),
+            kept=(*[False] * len(leading), *[True] * len(self.tile)),
         )
 
 
@@ -97,8 +100,18 @@ class _Rewriter:
         scale = self.scales.get(axis, 1)  # the ids of one axis have one scale in a kernel
         return divided(builder, builder.value("program_id", axis=axis, scale=scale), scale)
 
-    def outer(self, builder: Builder, space: _Space) -> Value:
-        """The place along the workspace's first axis."""
+    def window(self, builder: Builder, space: _Space, number: Value, turn: Value) -> Value:
+        """Where a program has its tile. `number`: of the program and the iteration along grid axis 0; `turn`: of the
+        iteration.
+        """
+        workspace = self.workspaces[space.name]
+        if space.part is not None:
+            return space.window(builder, workspace, [turn], [self.mapping[value] for value in space.part.offsets])
+        zero = constant(builder, 0)
+        return space.window(builder, workspace, [self._outer(builder, space), number], [zero] * len(space.tile))
+
+    def _outer(self, builder: Builder, space: _Space) -> Value:
+        """The index along the slower grid axes."""
         grid = (*self.old.attributes["grid"], 1, 1, 1)[:3]
         if grid[1] == 1 and grid[2] == 1:
             return constant(builder, 0)
@@ -129,8 +142,8 @@ class _Prologue(_Rewriter):
         self._indices(builder, number, operand)
         self._ops(self.old.body, builder)
         builder.at(made)
-        place = self.outer(builder, self.space)
-        window = self.space.window(builder, self.workspaces[self.space.name], place, number)
+        turn = builder.value("mod", number, constant(builder, count))
+        window = self.window(builder, self.space, number, turn)
         builder.op("store", [window, self.mapping[operand.value]])
         first, *others = (*self.old.attributes["grid"],)
         self.new.attributes["grid"] = (first * count, *others)
@@ -188,16 +201,16 @@ class _Rest(_Rewriter):
                 clone_op(builder, op, self.mapping)
 
     def _loaded(self, builder: Builder, space: _Space) -> Value:
-        operand = space.operand
-        number = self.grid_index(builder, 0)
-        for loop, indices in zip(operand.around, operand.ranges, strict=True):
+        turn = constant(builder, 0)
+        for loop, indices in zip(space.operand.around, space.operand.ranges, strict=True):
             index = self.mapping[loop.regions[0].arguments[0]]
             if indices.start:
                 index = builder.value("sub", index, constant(builder, indices.start))
-            turn = divided(builder, index, indices.step)
-            number = builder.value("add", builder.value("mul", number, constant(builder, len(indices))), turn)
-        window = space.window(builder, self.workspaces[space.name], self.outer(builder, space), number)
-        return builder.value("load", window, hint=operand.value.name)
+            inner = divided(builder, index, indices.step)
+            turn = builder.value("add", builder.value("mul", turn, constant(builder, len(indices))), inner)
+        before = builder.value("mul", self.grid_index(builder, 0), constant(builder, space.operand.count))
+        window = self.window(builder, space, builder.value("add", before, turn), turn)
+        return builder.value("load", window, hint=space.operand.value.name)
 
 
 __all__ = ["split_prologue"]

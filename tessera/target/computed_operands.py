@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+
 from tessera.ir.core import Block, Kernel, Op, Value, uses
-from tessera.ir.opdef import COUNTED, ELEMENTWISE, PURE, REDUCTION, SCAN, STRUCTURAL
+from tessera.ir.dims import Size
+from tessera.ir.opdef import CONSTANT, COUNTED, ELEMENTWISE, PURE, REDUCTION, SCAN, STRUCTURAL
 from tessera.ir.ops.control import loop_range
-from tessera.ir.types import ViewType
+from tessera.ir.types import TileType, ViewType, int_shape
 from tessera.target.reuse import ops_behind, root, written_names
 
 
@@ -29,6 +32,63 @@ class Operand:
     def count(self) -> int:
         """How many of it a program computes."""
         return prod(len(indices) for indices in self.ranges)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a tensor of this shape, at these offsets, that a tile is computed from element by element."""
+
+    shape: tuple[Size, ...]
+    offsets: tuple[Value, ...]
+
+
+def part_of(value: Value) -> Part | None:
+    """What a tile is a part of where an element is computed from those of tensors at its own place and from constants,
+    and is zero where these are: outside of the tensors, where they read as zero. None for other tiles.
+    """
+    parts: set[Part] = set()
+    zero = _of_zeros(value, int_shape(value.type), parts)
+    return parts.pop() if len(parts) == 1 and zero is not None and not zero.any() else None
+
+
+def _of_zeros(value: Value, shape: tuple[int, ...], parts: set[Part]) -> np.ndarray | None:
+    """What an element is where those of tensors are zero; None where it depends on more than constants. `parts` gets
+    what is loaded.
+    """
+    op = value.defining_op
+    if op is None:
+        return None
+    if op.definition.has(CONSTANT):
+        return np.full((1,), op.attributes["value"], np.float32)
+    if op.name == "load":
+        part = _part(op.operands[0], shape)
+        if part is None:
+            return None
+        parts.add(part)
+        return np.zeros((1,) * (1 + len(shape)), np.float32)
+    if not op.definition.has(ELEMENTWISE) or op.definition.evaluate is None:
+        return None
+    if isinstance(op.result.type, TileType) and int_shape(op.result.type) != shape:
+        return None
+    operands = [_of_zeros(operand, shape, parts) for operand in op.operands]
+    if any(operand is None for operand in operands):
+        return None
+    with np.errstate(all="ignore"):
+        return np.asarray(op.definition.evaluate(op, *operands), np.float32)
+
+
+def _part(view: Value, shape: tuple[int, ...]) -> Part | None:
+    """The window of a whole tensor that a tile is loaded through."""
+    window = view.defining_op
+    if window is None or window.name != "window" or not all(window.attributes["kept"]):
+        return None
+    made = window.operands[0].defining_op
+    tensor = window.operands[0].type
+    if made is not None and made.name != "element" or not isinstance(tensor, ViewType):
+        return None
+    if window.attributes["extents"] != shape or len(window.operands) != 1 + len(shape):
+        return None
+    return Part(tuple(tensor.shape), tuple(window.operands[1:]))
 
 
 def computed_operands(kernel: Kernel, reasons: list[str] | None = None) -> list[Operand]:
@@ -102,4 +162,4 @@ def _holds(op: Op, value: Value) -> bool:
     return any(value in inner.results for region in op.regions for inner in region.walk())
 
 
-__all__ = ["Operand", "computed_operands"]
+__all__ = ["Operand", "Part", "computed_operands", "part_of"]

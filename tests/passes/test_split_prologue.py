@@ -8,6 +8,7 @@ from tessera import Tensor, tile
 from tessera.compiler import compile_kernel
 from tessera.errors import SourceError
 from tessera.ir.compare import difference
+from tessera.ir.dims import cdiv, symbol
 from tessera.ir.parser import parse_module
 from tessera.ir.printer import print_module
 from tessera.ir.types import BufferType
@@ -72,6 +73,18 @@ def test_every_bit_stays(definition, dims, pins):
         found = execute.interpret_all(later.module, copied(arguments), dims).outputs
         assert_same_bits(expected, {name: found[name] for name in expected}, later.name)
         assert difference(later.module, parse_module(print_module(later.module))) is None, later.name
+
+
+def test_a_workspace_is_a_tensor_where_the_operand_is_a_part_of_one():
+    """As long as what it is computed from, for each iteration; else as many tiles as programs."""
+    shapes = {}
+    for definition, dims, pins in (CASES[0], CASES[4]):
+        program = prepared(definition, dims, pins)[0].program
+        assert program is not None
+        shapes[definition.name] = [space.shape for space in program.workspaces]
+    m, n, k, b = (symbol(name) for name in "MNKB")
+    tiles = (cdiv(n, 16) * b, cdiv(m, 16) * 4, 16, 16)  # the left operand has the number of its program as a factor
+    assert shapes == {"layered": [(3, m, 128)], "both": [tiles, (4, k, n)]}
 
 
 @pytest.mark.parametrize("definition, dims, pins", CASES)
