@@ -58,7 +58,7 @@ def ir(
             entry = {"name": item.name, "level": item.module.level, "seconds": item.seconds, "text": texts[id(item)]}
             entries.append(entry | ({"diff": changes[id(item)]} if diff else {}))
         body = {"ok": True, "target": target, "lane": None, "arch": arch, "dims": chosen}
-        plan = plan_json(compilation.plan, chosen) if isinstance(compilation, FunctionCompilation) else {}
+        plan = plan_json(compilation) if isinstance(compilation, FunctionCompilation) else {}
         choices = {"choice": asdict(choice)} if choice is not None else {}
         report.print_json(body | plan | choices | {"stages": entries})
         return report.OK
@@ -67,6 +67,7 @@ def ir(
             print(f"// ---- after {item.name}")
         if isinstance(compilation, FunctionCompilation) and item.name == LOWERED:
             print(plan_text(compilation.plan))
+            print(f"// workspace {report.memory_text(compilation.footprint)}")
         if diff:
             report.code(changes[id(item)] or "// no change\n", "diff")
         else:

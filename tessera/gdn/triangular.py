@@ -5,6 +5,8 @@ inverse. Sizes are powers of two, 16 or more. All products go to the matrix unit
 tf32 where `precision` says so.
 """
 
+from typing import Any
+
 import tessera as ts
 from tessera import tile
 
@@ -60,7 +62,7 @@ def blocked_inverse(lower, precision=None):
     own = [tile.cast(inverse[i, i], dtype) for i in range(count)]
     for distance in range(1, count):
         places = [(i, i - distance) for i in range(distance, count)]
-        sums = [None for _ in places]
+        sums: list[Any] = [None for _ in places]
         for m in range(distance):
             terms = [(_block(lower, i, j + m), tile.cast(inverse[j + m, j], dtype)) for i, j in places]
             sums = [tile.mma(a, b, total, precision=precision) for (a, b), total in zip(terms, sums, strict=True)]
