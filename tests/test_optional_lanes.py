@@ -6,7 +6,7 @@ import pytest
 import tessera as ts
 from tessera import Tensor, tile
 from tessera.compiler import compile_kernel
-from tessera.config import config
+from tessera.config import of_environment
 from tessera.runtime import api
 from tests.lanes import define, run
 
@@ -39,9 +39,9 @@ def twice(x: Tensor["M", "N", ts.f32], bias: Tensor["N", ts.f32]) -> Tensor["M",
 @pytest.fixture(params=["interpret", "emulate"])
 def lane(request, monkeypatch):
     monkeypatch.setenv("TESSERA_BACKEND", request.param)
-    config.cache_clear()
+    of_environment.cache_clear()
     yield request.param
-    config.cache_clear()
+    of_environment.cache_clear()
 
 
 X = np.arange(20 * 8, dtype=np.float32).reshape(20, 8)

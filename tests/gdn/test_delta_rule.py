@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tessera as ts
-from tessera.config import config
+from tessera.config import of_environment
 from tessera.gdn import delta_rule, gated_delta_rule
 from tessera.gdn.delta_rule import _by_shape
 from tests.gdn import cases
@@ -14,17 +14,17 @@ from tests.gdn.problems import NUMPY, Problem, arguments, check
 @pytest.fixture
 def emulated(monkeypatch):
     monkeypatch.setenv("TESSERA_BACKEND", "emulate")
-    config.cache_clear()
+    of_environment.cache_clear()
     yield
-    config.cache_clear()
+    of_environment.cache_clear()
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
     monkeypatch.setenv("TESSERA_BACKEND", "interpret")
-    config.cache_clear()
+    of_environment.cache_clear()
     yield
-    config.cache_clear()
+    of_environment.cache_clear()
 
 
 @pytest.mark.parametrize("problem", cases.EVERYTHING, ids=str)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tessera.config import config
+from tessera.config import of_environment
 from tessera.gdn import gated_delta_rule
 from tessera.runtime import launch
 from tests.gdn import cases
@@ -16,9 +16,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs a GPU")
 @pytest.fixture(autouse=True)
 def cuda(monkeypatch):
     monkeypatch.setenv("TESSERA_BACKEND", "cuda")
-    config.cache_clear()
+    of_environment.cache_clear()
     yield
-    config.cache_clear()
+    of_environment.cache_clear()
 
 
 @pytest.mark.parametrize("problem", cases.EVERYTHING, ids=str)
