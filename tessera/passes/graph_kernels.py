@@ -6,57 +6,30 @@ rows each. Tile-and-fuse then slices the columns, and the depth of a product, as
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tessera.dtypes import DType, i64
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Kernel, Op, Value, merge_origins
-from tessera.ir.dims import Size, cdiv, evaluate, symbol, symbols
+from tessera.ir.dims import Size, cdiv, symbol
 from tessera.ir.opdef import ELEMENTWISE
 from tessera.ir.types import ScalarType, Shape, TileType, ViewType, dtype_of, shape_of
 from tessera.location import Loc
+from tessera.passes.fusion_cost import Sizes, count, power_of_two, program_rows
+from tessera.passes.graph_access import Access, access, rows_in_place
 from tessera.passes.graph_groups import (
     Group,
     columns_of,
+    is_alias,
     is_free,
     is_made_again,
     is_scalar_op,
-    is_spread,
-    is_widening,
+    is_view,
+    one_row,
     rows_of,
 )
 
-PRODUCT_ROWS = 128  # of a program that multiplies matrices
-TILE_ELEMENTS = 4096  # of the widest tile of a program that does not
-COMPUTED_ELEMENTS = 1 << 13  # of a left operand that a program computes before it multiplies it
 LARGEST_ROW = 1 << 15
-
-
-class Sizes:
-    """The dims of a call. `fixed` collects those whose values a kernel is made for."""
-
-    def __init__(self, dims: Mapping[str, int]) -> None:
-        self.dims = dims
-        self.fixed: dict[str, int] = {}
-
-    def fix(self, size: Size) -> int:
-        """The value of a size, for code that is made for it."""
-        self.fixed.update({name: self.dims[name] for name in symbols(size)})
-        found = evaluate(size, self.dims)
-        if found == 0:
-            raise SourceError("TS301", f"the size {size} is 0, but a reduction or a product needs an element")
-        return found
-
-    def guess(self, size: Size) -> int:
-        """The value of a size, where only speed depends on it."""
-        return evaluate(size, self.dims)
-
-
-def count(shape: Sequence[Size]) -> Size:
-    total: Size = 1
-    for size in shape:
-        total = total * size
-    return total
 
 
 class KernelMaker:
@@ -78,6 +51,13 @@ class KernelMaker:
             return size
         self.dims[name] = size
         return symbol(name)
+
+    def dim_of(self, size: Size) -> Size:
+        """The dim of the kernel that a size of the function is, an old one if one is equal."""
+        for name, known in self.dims.items():
+            if known == size:
+                return symbol(name)
+        return self.dim(f"N{len(self.dims)}", size)
 
     def view(self, value: Value, shape: Shape, role: str = "in", dtype: DType | None = None) -> Value:
         name = f"{'out' if role == 'out' else 'in'}{sum(r == role for _, r in self.roles)}"
@@ -140,29 +120,22 @@ class KernelMaker:
 class RowKernel:
     """The kernel of a row group."""
 
-    def __init__(
-        self,
-        group: Group,
-        outputs: Sequence[Value],
-        sizes: Sizes,
-        skipped: frozenset[Op] = frozenset(),
-        stored: frozenset[Op] = frozenset(),
-    ) -> None:
-        self.group, self.sizes, self.skipped, self.stored = group, sizes, skipped, stored
-        assert group.rows is not None
+    def __init__(self, group: Group, sizes: Sizes, skipped: frozenset[Op] = frozenset()) -> None:
+        self.group, self.sizes, self.skipped = group, sizes, skipped
+        self.inside = set(group.ops)
         self.maker = KernelMaker(merge_origins(*(op.origin for op in group.ops)))
         self.made: dict[Value, Value] = {}
+        self.indices: list[Value] = []  # of a batch, one per leading axis
         self.flat = self._is_flat()
         if self.flat:
             self._grid_of_elements()
         else:
             self._grid_of_rows()
         for op in group.ops:
-            # The second operand of a product is loaded with it, whole.
-            for value in op.operands[:1] if op.name == "matmul" else op.operands:
-                self._need(value)
-            self._emit(op)
-        for value in outputs:
+            if not _is_lazy(op):
+                self._make(op)
+        for value in group.outputs:
+            self._need(value)
             self.maker.store(self._window(self._view(value, "out"), value), self.made[value])
 
     # -- shapes
@@ -174,19 +147,16 @@ class RowKernel:
         """
         shapes, indices = set(), False
         for op in self.group.ops:
-            if not (op.definition.has(ELEMENTWISE) or is_free(op)):
+            if is_view(op) or not (op.definition.has(ELEMENTWISE) or is_free(op)):
                 return False
             for value in (*op.operands, *op.results):
-                source = _source(value)
-                if source is not None and is_spread(source):
-                    return False
-                indices |= source is not None and source.name == "iota"
+                indices |= op.name == "iota"
                 if isinstance(value.type, TileType):
                     shapes.add(value.type.shape)
         return len(shapes) == 1 and not (indices and len(shapes.pop()) > 1)
 
     def _grid_of_elements(self) -> None:
-        shape = shape_of(self.group.ops[0].result.type)
+        shape = shape_of(self.group.outputs[0].type)
         total = count(shape)
         block = min(1024, 1 << max(self.sizes.guess(total) - 1, 0).bit_length())
         self.rows: Size = self.maker.dim("T", total)
@@ -194,37 +164,36 @@ class RowKernel:
         self.offsets = self.maker.programs([(self.rows, block)])
 
     def _grid_of_rows(self) -> None:
-        rows = self.group.rows or ()
+        rows = self.group.rows
         batch, own = (rows[:-1], rows[-1:]) if self.group.batched else ((), rows)
         self.rows = self.maker.dim("M", count(own))
         self.batch = self.maker.dim("P", count(batch))
-        product = self.group.product
         widest = max(self.sizes.fix(columns_of(shape_of(v.type))) for v in self._tensors())
-        if product is None and widest > LARGEST_ROW:
+        if not self.group.products and widest > LARGEST_ROW:
             raise SourceError(
                 "TS501",
                 f"a row of {widest} elements does not fit a program, which holds {LARGEST_ROW}; reshape the tensor so "
                 "that its last axis is shorter",
                 self.group.ops[0].loc,
             )
-        most = PRODUCT_ROWS if product is not None else max(1, TILE_ELEMENTS // (1 << (widest - 1).bit_length()))
-        least = 16 if product is not None else 1
-        if product is not None and product.operands[0] in self.group.results:
-            # What is multiplied is computed first, whole rows of it.
-            depth = self.sizes.fix(columns_of(shape_of(product.operands[0].type)))
-            most = min(most, max(least, COMPUTED_ELEMENTS // power_of_two(depth)))
-        self.block = max(least, min(most, 128, 1 << max(self.sizes.guess(count(own)) - 1, 0).bit_length()))
+        self.block = program_rows(self.group.ops, widest, count(own), self.sizes)
         axes: list[tuple[Size, int]] = [(self.rows, self.block)]
         self.offsets = self.maker.programs([*axes, (self.batch, 1)] if self.group.batched else axes)
 
     def _tensors(self) -> list[Value]:
-        found = {value: None for op in self.group.ops for value in (*op.operands, *op.results)}
+        """The tensors of which programs hold rows."""
+        found: dict[Value, None] = {}
+        for op in self.group.ops:
+            operands = op.operands[:1] if op.name == "matmul" or is_view(op) or is_alias(op) else op.operands
+            if not _is_lazy(op):
+                found.update(dict.fromkeys((*operands, *op.results)))
+        found.update(dict.fromkeys(self.group.outputs))
         return [value for value in found if isinstance(value.type, TileType)]
 
     def _one_row(self, value: Value) -> bool:
         """Whether all rows of the group share the one row of `value`."""
-        rows = rows_of(shape_of(value.type))
-        return rows != self.group.rows and all(size == 1 for size in rows)
+        shape = shape_of(value.type)
+        return rows_of(shape) != self.group.rows and one_row(shape)
 
     def _tile_shape(self, value: Value) -> tuple[int, ...]:
         if self.flat:
@@ -254,24 +223,23 @@ class RowKernel:
         return self.maker.window(view, [self.offsets[0], 0], shape, (True, True))
 
     def _need(self, value: Value) -> None:
-        """Makes `value` available: a scalar computed again, a constant tensor, or a tensor that is loaded."""
+        """Makes `value` available: a scalar computed again, a tensor made of others, or one that is loaded."""
         if value in self.made:
             return
         op = value.defining_op
         if isinstance(value.type, ScalarType):
             if op is None:
                 self.made[value] = self.maker.scalar(value)
-                return
-            if op.name == "size":
+            elif op.name == "size":
                 self.made[value] = self.maker.builder.at(op).value("size", size=self._size(op.attributes["size"]))
-                return
-            for operand in op.operands:
-                self._need(operand)
-            self._clone(op)
-        elif op is not None and is_made_again(op) and op not in self.group.ops and self._made_here(op):
-            for operand in op.operands:
-                self._need(operand)
-            self._emit(op)
+            else:
+                for operand in op.operands:
+                    self._need(operand)
+                self._clone(op)
+        elif op in self.inside and is_made_again(op):
+            self._make(op)
+        elif op in self.inside:  # a view, or another shape of one
+            self.made[value] = self._load(value)
         else:
             self.made[value] = self.maker.load(self._window(self._view(value, "in"), value))
 
@@ -279,18 +247,110 @@ class RowKernel:
         """A size of the function, whose value a kernel computes with, over the kernel's dims."""
         return self.maker.dim(f"size{len(self.maker.dims)}", size)
 
-    def _made_here(self, op: Op) -> bool:
-        """Whether this kernel makes the tensor again: it is no kernel's result."""
-        return op not in self.stored
+    def _is_inside(self, op: Op) -> bool:
+        return op in self.inside
 
-    def _matrix(self, value: Value) -> Value:
-        shape = tuple(self.sizes.fix(size) for size in shape_of(value.type)[-2:])
-        if self.group.batched:
-            view = self.maker.view(value, (self.batch, *shape))
-            return self.maker.load(self.maker.window(view, [self.offsets[1], 0, 0], (1, *shape), (False, True, True)))
-        return self.maker.load(self.maker.view(value, shape))
+    # -- values that are read in place
+
+    def _load(self, value: Value) -> Value:
+        """The rows of a value, of one row, or of a batch, out of the tensor that has them."""
+        found, shape, wanted = access(value, self._is_inside), shape_of(value.type), self._tile_shape(value)
+        in_rows = rows_in_place(value, found)
+        if one_row(shape):
+            # All share it, or there is no other: those behind it in a program are not stored.
+            tile = self._upright(self._tile(found, [None] * len(found.axes), (1, wanted[1])))
+            tile = tile if wanted[0] == 1 else self.maker.builder.value("broadcast", tile, shape=wanted)
+        elif self.group.batched:
+            tile = self._upright(self._tile(found, [*self._batch_indices(), self.offsets[0], None], wanted))
+        else:
+            assert in_rows is not None
+            (first, column), root = in_rows, shape_of(found.root.type)
+            view = self.maker.view(found.root, (self.maker.dim_of(count(rows_of(root))), self.sizes.fix(root[-1])))
+            row = self._plus(self.offsets[0], first)
+            tile = self.maker.load(self.maker.window(view, [row, self.sizes.decide(column)], wanted, (True, True)))
+        return self._widened(tile, value)
+
+    def _widened(self, tile: Value, value: Value) -> Value:
+        if dtype_of(tile.type) == dtype_of(value.type):
+            return tile
+        return self.maker.builder.value("cast", tile, dtype=dtype_of(value.type), implicit=True)
+
+    def _upright(self, made: tuple[Value, bool]) -> Value:
+        tile, flipped = made
+        return self.maker.builder.value("transpose", tile) if flipped else tile
+
+    def _tile(self, found: Access, offsets: Sequence[Value | None], shape: tuple[int, ...]) -> tuple[Value, bool]:
+        """The tile of the last two axes of a value at `offsets` (None: from the first element), and whether it is
+        transposed.
+        """
+        root = shape_of(found.root.type)
+        inner = [axis for axis in found.axes[-2:] if axis is not None]
+        # What a tile has all of is compiled in; rows of which it has a block are not.
+        whole = inner if offsets[-2:] == [None, None] else inner[-1:]
+        sizes = [self.sizes.fix(size) if axis in whole else self.maker.dim_of(size) for axis, size in enumerate(root)]
+        at: list[Value | Size] = [self._start(start) for start in found.starts]
+        extents, kept = [1] * len(root), [False] * len(root)
+        for axis, offset in zip(found.axes, offsets, strict=True):
+            if axis is not None and offset is not None:
+                at[axis] = self._plus(offset, found.starts[axis])
+        for axis, extent in zip(found.axes[-2:], shape[-len(found.axes) :], strict=True):
+            if axis is not None:
+                extents[axis], kept[axis] = extent, True
+        kept[-1] |= not inner  # a window without axes would be a scalar
+        tile = self.maker.load(self.maker.window(self.maker.view(found.root, tuple(sizes)), at, extents, kept))
+        flipped = len(inner) == 2 and inner[0] > inner[1]
+        wanted = shape[::-1] if flipped else shape
+        if shape_of(tile.type) != wanted:
+            tile = self.maker.builder.value("reshape", tile, shape=wanted)
+        return tile, flipped
+
+    def _batch_indices(self) -> list[Value]:
+        """This program's index along each leading axis of a batch."""
+        if not self.indices:
+            builder, sizes = self.maker.builder, [self.maker.dim_of(size) for size in self.group.rows[:-1]]
+            rest = self.offsets[1]
+            for size in reversed(sizes[1:]):
+                number = self.maker.index(size)
+                self.indices.insert(0, builder.value("mod", rest, number))
+                rest = builder.value("floordiv", rest, number)
+            self.indices.insert(0, rest)
+        return self.indices
+
+    def _start(self, start: Size) -> Size:
+        return start if isinstance(start, int) else self.maker.dim_of(start)
+
+    def _plus(self, offset: Value, start: Size) -> Value:
+        if start == 0:
+            return offset
+        return self.maker.builder.value("add", offset, self.maker.index(self._start(start)))
+
+    def _matrix(self, value: Value) -> tuple[Value, bool]:
+        """The right operand of a product, all of it, and whether it is transposed."""
+        found, shape = access(value, self._is_inside), shape_of(value.type)
+        matrix = (self.sizes.fix(shape[-2]), self.sizes.fix(shape[-1]))
+        batched = len(shape) > 2
+        root = found.root if found.viewed else value
+        while not found.viewed and (op := root.defining_op) in self.inside:
+            assert op is not None
+            root = op.operands[0]  # behind wider dtypes
+        if found.viewed:
+            offsets = [*(self._batch_indices() if batched else ()), None, None]
+            tile, flipped = self._tile(found, offsets, matrix)
+        elif batched:
+            view = self.maker.view(root, (self.batch, *matrix))
+            window = self.maker.window(view, [self.offsets[1], 0, 0], (1, *matrix), (False, True, True))
+            tile, flipped = self.maker.load(window), False
+        else:
+            tile, flipped = self.maker.load(self.maker.view(root, matrix)), False
+        return self._widened(tile, value), flipped
 
     # -- ops
+
+    def _make(self, op: Op) -> None:
+        # The second operand of a product is loaded with it, whole.
+        for value in op.operands[:1] if op.name == "matmul" else op.operands:
+            self._need(value)
+        self._emit(op)
 
     def _widens_nothing(self, op: Op) -> bool:
         """Whether an op is an implicit cast of a value that a skipped cast has left in the dtype wanted."""
@@ -316,9 +376,15 @@ class RowKernel:
             self._clone(op)
         elif op.name == "matmul":
             a, b = op.operands
-            matrix = self._matrix(b)
+            self.maker.builder.at(op)
+            matrix, flipped = self._matrix(b)
             self.made[op.result] = self.maker.builder.at(op).value(
-                "mma", self.made[a], matrix, hint=op.result.name, precision=op.attributes["precision"]
+                "mma",
+                self.made[a],
+                matrix,
+                hint=op.result.name,
+                precision=op.attributes["precision"],
+                transpose_b=flipped,
             )
         elif op.name in ("broadcast", "full"):
             self._clone(op, shape=self._tile_shape(op.result))
@@ -338,29 +404,14 @@ class RowKernel:
         return builder.value("cast", numbers, hint=op.result.name, dtype=op.attributes["dtype"])
 
 
-def _source(value: Value) -> Op | None:
-    """The op of the tensor that a kernel makes `value` again from, through casts, up to a broadcast."""
-    op = value.defining_op
-    while op is not None and is_widening(op):
-        op = op.operands[0].defining_op
-    return op
+def _is_lazy(op: Op) -> bool:
+    """Whether an op is done where something needs its result, and then perhaps by a load."""
+    return is_made_again(op) or is_view(op) or is_alias(op)
 
 
-def row_kernel(
-    group: Group,
-    outputs: Sequence[Value],
-    sizes: Sizes,
-    skipped: frozenset[Op] = frozenset(),
-    stored: frozenset[Op] = frozenset(),
-) -> KernelMaker:
-    """`skipped`: implicit casts of the group whose operand serves in the place of their result. `stored`: ops of
-    tensors that could be made again but lie in memory.
-    """
-    return RowKernel(group, outputs, sizes, skipped, stored).maker
+def row_kernel(group: Group, sizes: Sizes, skipped: frozenset[Op] = frozenset()) -> KernelMaker:
+    """`skipped`: implicit casts of the group whose operand serves in the place of their result."""
+    return RowKernel(group, sizes, skipped).maker
 
 
-def power_of_two(size: int) -> int:
-    return 1 << max(size - 1, 0).bit_length()
-
-
-__all__ = ["KernelMaker", "Sizes", "count", "power_of_two", "row_kernel"]
+__all__ = ["LARGEST_ROW", "KernelMaker", "Sizes", "count", "power_of_two", "row_kernel"]
