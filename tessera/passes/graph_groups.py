@@ -91,6 +91,11 @@ def is_alias(op: Op) -> bool:
     return op.name == "reshape"
 
 
+def is_lazy(op: Op) -> bool:
+    """Whether an op is done where something needs its result, and then perhaps by a load."""
+    return is_made_again(op) or is_view(op) or is_alias(op)
+
+
 def is_along(op: Op) -> bool:
     """Whether an op looks at all elements of a line: a reduction or a scan."""
     return op.definition.has(REDUCTION) or op.definition.has(SCAN)

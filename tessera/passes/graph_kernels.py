@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tessera.dtypes import DType, i64
+from tessera.dtypes import DType, f32, i64
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Kernel, Op, Value, merge_origins
 from tessera.ir.dims import Size, cdiv, symbol
-from tessera.ir.opdef import ELEMENTWISE
-from tessera.ir.types import ScalarType, Shape, TileType, ViewType, dtype_of, shape_of
+from tessera.ir.opdef import CONSTANT, ELEMENTWISE
+from tessera.ir.types import ListType, ScalarType, Shape, TileType, ViewType, dtype_of, shape_of
 from tessera.location import Loc
 from tessera.passes.fusion_cost import Sizes, count, power_of_two, program_rows
 from tessera.passes.graph_access import Access, access, rows_in_place
@@ -22,12 +22,14 @@ from tessera.passes.graph_groups import (
     columns_of,
     is_alias,
     is_free,
+    is_lazy,
     is_made_again,
     is_scalar_op,
     is_view,
     one_row,
     rows_of,
 )
+from tessera.passes.graph_loops import Chain, find_chain, progression
 
 LARGEST_ROW = 1 << 15
 
@@ -42,7 +44,9 @@ class KernelMaker:
         self.roles: list[tuple[str, str]] = []
         self.dims: dict[str, Size] = {}  # of the kernel, over the function's
         self.grid: tuple[Size, ...] = (1,)
-        self.tensors: dict[str, Value] = {}  # by parameter, the function's value
+        self.tensors: dict[
+            str, Value | tuple[Value, ...]
+        ] = {}  # by parameter, the function's value, or those of a list
         self.scalars: dict[str, Value] = {}
 
     def dim(self, name: str, size: Size) -> Size:
@@ -66,6 +70,14 @@ class KernelMaker:
         type_ = value.type
         assert isinstance(type_, TileType)
         return self.body.add_argument(ViewType(shape, dtype or type_.dtype), name)
+
+    def views(self, values: Sequence[Value], shape: Shape) -> Value:
+        """A list of tensors of one shape, all of them read."""
+        name = f"in{sum(r == 'in' for _, r in self.roles)}"
+        self.roles.append((name, "in"))
+        self.tensors[name] = tuple(values)
+        view = ViewType(shape, dtype_of(values[0].type))
+        return self.body.add_argument(ListType(view, len(values)), name)
 
     def scalar(self, value: Value) -> Value:
         assert isinstance(value.type, ScalarType)
@@ -131,12 +143,20 @@ class RowKernel:
             self._grid_of_elements()
         else:
             self._grid_of_rows()
+        self.chain = find_chain(group.ops, self._uses(), group.outputs)
+        if self.chain is not None and not self._alike(self.chain):
+            self.chain = None
+        self.looped: Value | None = None  # the number of the iteration, inside of the chain's loop
         for op in group.ops:
-            if not _is_lazy(op):
+            if self.chain is not None and op in self.chain.members:
+                if op is self.chain.result.defining_op:
+                    self._loop(self.chain)
+            elif not is_lazy(op):
                 self._make(op)
         for value in group.outputs:
             self._need(value)
-            self.maker.store(self._window(self._view(value, "out"), value), self.made[value])
+            view = self.maker.view(value, self._rows_shape(value), "out")
+            self.maker.store(self._window(view, value), self.made[value])
 
     # -- shapes
 
@@ -185,7 +205,7 @@ class RowKernel:
         found: dict[Value, None] = {}
         for op in self.group.ops:
             operands = op.operands[:1] if op.name == "matmul" or is_view(op) or is_alias(op) else op.operands
-            if not _is_lazy(op):
+            if not is_lazy(op):
                 found.update(dict.fromkeys((*operands, *op.results)))
         found.update(dict.fromkeys(self.group.outputs))
         return [value for value in found if isinstance(value.type, TileType)]
@@ -203,14 +223,17 @@ class RowKernel:
 
     # -- values
 
-    def _view(self, value: Value, role: str) -> Value:
+    def _view(self, value: Value) -> Value:
+        return self._source(value, self._rows_shape(value))
+
+    def _rows_shape(self, value: Value) -> Shape:
+        """The shape under which a kernel sees a tensor of rows."""
         if self.flat:
-            return self.maker.view(value, (self.rows,), role)
+            return (self.rows,)
         columns = self.sizes.fix(columns_of(shape_of(value.type)))
         if self._one_row(value):
-            return self.maker.view(value, (1, columns), role)
-        shape = (self.batch, self.rows, columns) if self.group.batched else (self.rows, columns)
-        return self.maker.view(value, shape, role)
+            return (1, columns)
+        return (self.batch, self.rows, columns) if self.group.batched else (self.rows, columns)
 
     def _window(self, view: Value, value: Value) -> Value:
         shape = self._tile_shape(value)
@@ -222,6 +245,21 @@ class RowKernel:
             return self.maker.window(view, [self.offsets[1], self.offsets[0], 0], (1, *shape), (False, True, True))
         return self.maker.window(view, [self.offsets[0], 0], shape, (True, True))
 
+    def _uses(self) -> dict[Value, list[Op]]:
+        found: dict[Value, list[Op]] = {}
+        for op in self.group.ops:
+            for value in op.operands:
+                found.setdefault(value, []).append(op)
+        return found
+
+    def _source(self, value: Value, shape: Shape) -> Value:
+        """The view of a tensor in memory, under a shape: a parameter, or inside of a loop an element of a list."""
+        tensors = self.chain.differing(value) if self.chain is not None and self.looped is not None else []
+        if not tensors:
+            return self.maker.view(value, shape)
+        assert self.looped is not None
+        return self.maker.builder.value("element", self.maker.views(tensors, shape), self.looped)
+
     def _need(self, value: Value) -> None:
         """Makes `value` available: a scalar computed again, a tensor made of others, or one that is loaded."""
         if value in self.made:
@@ -230,6 +268,8 @@ class RowKernel:
         if isinstance(value.type, ScalarType):
             if op is None:
                 self.made[value] = self.maker.scalar(value)
+            elif op.definition.has(CONSTANT) and (numbers := self._numbers_of(value)):
+                self.made[value] = self._counted(numbers)
             elif op.name == "size":
                 self.made[value] = self.maker.builder.at(op).value("size", size=self._size(op.attributes["size"]))
             else:
@@ -241,7 +281,13 @@ class RowKernel:
         elif op in self.inside:  # a view, or another shape of one
             self.made[value] = self._load(value)
         else:
-            self.made[value] = self.maker.load(self._window(self._view(value, "in"), value))
+            self.made[value] = self.maker.load(self._window(self._view(value), value))
+
+    def _numbers_of(self, value: Value) -> list[int]:
+        """What a constant is in each iteration of the loop, where that differs."""
+        if self.chain is None or self.looped is None:
+            return []
+        return [one.defining_op.attributes["value"] for one in self.chain.differing(value) if one.defining_op]
 
     def _size(self, size: Size) -> Size:
         """A size of the function, whose value a kernel computes with, over the kernel's dims."""
@@ -252,20 +298,41 @@ class RowKernel:
 
     # -- values that are read in place
 
+    def _access(self, value: Value) -> tuple[Access, list[Value | Size]]:
+        """How a value is read, and where it begins along each axis of its root, in this iteration of a loop."""
+        found = access(value, self._is_inside)
+        starts: list[Value | Size] = list(found.starts)
+        if self.chain is None or self.looped is None:
+            return found, starts
+        each = [access(one, self._is_inside).starts for one in self.chain.differing(value)]
+        for axis, numbers in enumerate(zip(*each, strict=True)):
+            if len(set(numbers)) > 1:
+                starts[axis] = self._counted(numbers)
+        return found, starts
+
+    def _counted(self, numbers: Sequence[Size]) -> Value:
+        """The number of this iteration, of an arithmetic progression."""
+        terms = progression(numbers)
+        assert terms is not None and self.looped is not None
+        first, step = terms
+        builder = self.maker.builder
+        scaled = builder.value("mul", self.looped, self.maker.index(step)) if step != 1 else self.looped
+        return builder.value("add", scaled, self.maker.index(first)) if first else scaled
+
     def _load(self, value: Value) -> Value:
         """The rows of a value, of one row, or of a batch, out of the tensor that has them."""
-        found, shape, wanted = access(value, self._is_inside), shape_of(value.type), self._tile_shape(value)
+        (found, starts), shape, wanted = self._access(value), shape_of(value.type), self._tile_shape(value)
         in_rows = rows_in_place(value, found)
         if one_row(shape):
             # All share it, or there is no other: those behind it in a program are not stored.
-            tile = self._upright(self._tile(found, [None] * len(found.axes), (1, wanted[1])))
+            tile = self._upright(self._tile(found, starts, [None] * len(found.axes), (1, wanted[1])))
             tile = tile if wanted[0] == 1 else self.maker.builder.value("broadcast", tile, shape=wanted)
         elif self.group.batched:
-            tile = self._upright(self._tile(found, [*self._batch_indices(), self.offsets[0], None], wanted))
+            tile = self._upright(self._tile(found, starts, [*self._batch_indices(), self.offsets[0], None], wanted))
         else:
             assert in_rows is not None
             (first, column), root = in_rows, shape_of(found.root.type)
-            view = self.maker.view(found.root, (self.maker.dim_of(count(rows_of(root))), self.sizes.fix(root[-1])))
+            view = self._source(found.root, (self.maker.dim_of(count(rows_of(root))), self.sizes.fix(root[-1])))
             row = self._plus(self.offsets[0], first)
             tile = self.maker.load(self.maker.window(view, [row, self.sizes.decide(column)], wanted, (True, True)))
         return self._widened(tile, value)
@@ -279,28 +346,31 @@ class RowKernel:
         tile, flipped = made
         return self.maker.builder.value("transpose", tile) if flipped else tile
 
-    def _tile(self, found: Access, offsets: Sequence[Value | None], shape: tuple[int, ...]) -> tuple[Value, bool]:
+    def _tile(
+        self, found: Access, starts: Sequence[Value | Size], offsets: Sequence[Value | None], shape: tuple[int, ...]
+    ) -> tuple[Value, bool]:
         """The tile of the last two axes of a value at `offsets` (None: from the first element), and whether it is
-        transposed.
+        transposed. `starts`: where the value begins in its root.
         """
         root = shape_of(found.root.type)
         inner = [axis for axis in found.axes[-2:] if axis is not None]
         # What a tile has all of is compiled in; rows of which it has a block are not.
         whole = inner if offsets[-2:] == [None, None] else inner[-1:]
         sizes = [self.sizes.fix(size) if axis in whole else self.maker.dim_of(size) for axis, size in enumerate(root)]
-        at: list[Value | Size] = [self._start(start) for start in found.starts]
+        at: list[Value | Size] = [self._start(start) for start in starts]
         extents, kept = [1] * len(root), [False] * len(root)
         for axis, offset in zip(found.axes, offsets, strict=True):
             if axis is not None and offset is not None:
-                at[axis] = self._plus(offset, found.starts[axis])
+                at[axis] = self._plus(offset, starts[axis])
         for axis, extent in zip(found.axes[-2:], shape[-len(found.axes) :], strict=True):
             if axis is not None:
                 extents[axis], kept[axis] = extent, True
-        kept[-1] |= not inner  # a window without axes would be a scalar
-        tile = self.maker.load(self.maker.window(self.maker.view(found.root, tuple(sizes)), at, extents, kept))
+        tile = self.maker.load(self.maker.window(self._source(found.root, tuple(sizes)), at, extents, kept))
         flipped = len(inner) == 2 and inner[0] > inner[1]
         wanted = shape[::-1] if flipped else shape
-        if shape_of(tile.type) != wanted:
+        if not inner:
+            tile = self.maker.builder.value("full", tile, shape=wanted, dtype=dtype_of(found.root.type))
+        elif shape_of(tile.type) != wanted:
             tile = self.maker.builder.value("reshape", tile, shape=wanted)
         return tile, flipped
 
@@ -316,17 +386,18 @@ class RowKernel:
             self.indices.insert(0, rest)
         return self.indices
 
-    def _start(self, start: Size) -> Size:
-        return start if isinstance(start, int) else self.maker.dim_of(start)
+    def _start(self, start: Value | Size) -> Value | Size:
+        return start if isinstance(start, (int, Value)) else self.maker.dim_of(start)
 
-    def _plus(self, offset: Value, start: Size) -> Value:
-        if start == 0:
+    def _plus(self, offset: Value, start: Value | Size) -> Value:
+        begin = self._start(start)
+        if begin == 0:
             return offset
-        return self.maker.builder.value("add", offset, self.maker.index(self._start(start)))
+        return self.maker.builder.value("add", offset, begin if isinstance(begin, Value) else self.maker.index(begin))
 
     def _matrix(self, value: Value) -> tuple[Value, bool]:
         """The right operand of a product, all of it, and whether it is transposed."""
-        found, shape = access(value, self._is_inside), shape_of(value.type)
+        (found, starts), shape = self._access(value), shape_of(value.type)
         matrix = (self.sizes.fix(shape[-2]), self.sizes.fix(shape[-1]))
         batched = len(shape) > 2
         root = found.root if found.viewed else value
@@ -335,14 +406,82 @@ class RowKernel:
             root = op.operands[0]  # behind wider dtypes
         if found.viewed:
             offsets = [*(self._batch_indices() if batched else ()), None, None]
-            tile, flipped = self._tile(found, offsets, matrix)
+            tile, flipped = self._tile(found, starts, offsets, matrix)
         elif batched:
-            view = self.maker.view(root, (self.batch, *matrix))
+            view = self._source(root, (self.batch, *matrix))
             window = self.maker.window(view, [self.offsets[1], 0, 0], (1, *matrix), (False, True, True))
             tile, flipped = self.maker.load(window), False
         else:
-            tile, flipped = self.maker.load(self.maker.view(root, matrix)), False
+            tile, flipped = self.maker.load(self._source(root, matrix)), False
         return self._widened(tile, value), flipped
+
+    # -- loops
+
+    def _alike(self, chain: Chain) -> bool:
+        """Whether one body computes all iterations: they round alike, and what differs in numbers may differ here."""
+        last, before = chain.result.defining_op, chain.carried.defining_op
+        for value in chain.template:
+            ops = [one.defining_op for one in (chain.differing(value) or [value])]
+            ops = ops[:-1] if value is chain.result else ops
+            if len({op in self.skipped for op in ops}) > 1:
+                return False
+            op = value.defining_op
+            if op is not None and op.name == "extract" and not one_row(shape_of(value.type)):
+                starts = {each.attributes["starts"] for each in ops if each is not None}
+                right = all(user.name == "matmul" and value is user.operands[1] for user in self._uses()[value])
+                if len(starts) > 1 and not right:
+                    return False
+        if last in self.skipped and before not in self.skipped:
+            return False
+        first = chain.values[0]
+        if first is not None and first.defining_op in self.skipped and before not in self.skipped:
+            return False
+        return self._computed_numbers_are_f32(chain)
+
+    def _computed_numbers_are_f32(self, chain: Chain) -> bool:
+        """Whether tiles are f32 where a number that differs meets them: it is not weak in a loop, and could widen."""
+        for op in chain.ops(self.group.ops):
+            numbers = [v for v in op.operands if isinstance(v.type, ScalarType) and chain.differing(v)]
+            tiles = [v for v in op.operands if isinstance(v.type, TileType)]
+            if numbers and not all(dtype_of(value.type) == f32 for value in (*tiles, op.result)):
+                return False
+            if any(dtype_of(value.type) not in (f32, i64) for value in numbers):
+                return False
+        return True
+
+    def _loop(self, chain: Chain) -> None:
+        """The iterations of a chain as one loop that carries what the last one makes."""
+        last, before = chain.result.defining_op, chain.carried.defining_op
+        assert last is not None
+        wider = before in self.skipped  # the loop goes on with what the iterations do not round
+        dtype = dtype_of(last.operands[0].type) if wider else dtype_of(chain.result.type)
+        shape, builder = self._tile_shape(chain.result), self.maker.builder.at(last)
+        first = chain.values[0]
+        if first is None:
+            initial = builder.value("full", builder.value("constant", value=-0.0, dtype=f32), shape=shape, dtype=dtype)
+        else:
+            self._need(first)
+            initial = self.made[first]
+            if dtype_of(initial.type) != dtype:
+                initial = builder.value("cast", initial, dtype=dtype, implicit=True)
+        bounds = [builder.value("constant", value=n, dtype=i64) for n in (0, len(chain.iterations), 1)]
+        body = Block()
+        self.looped = body.add_argument(bounds[0].type, "i")
+        saved, indices = dict(self.made), list(self.indices)
+        self.made = {value: tile for value, tile in saved.items() if not chain.differing(value)}
+        self.made[chain.carried] = body.add_argument(initial.type, chain.result.name)
+        self.maker.builder = builder.inner(body)
+        for op in chain.ops(self.group.ops):
+            if op is last and wider:
+                self.made[chain.result] = self.made[op.operands[0]]
+            elif not is_lazy(op):
+                self._make(op)
+        self.maker.builder.at(last).op("yield", [self.made[chain.result]])
+        self.maker.builder, self.made, self.indices, self.looped = builder, saved, indices, None
+        total = builder.at(last).op("for", [*bounds, initial], [body], [chain.result.name]).result
+        if wider and last not in self.skipped:
+            total = builder.value("cast", total, hint=chain.result.name, **last.attributes)
+        self.made[chain.result] = total
 
     # -- ops
 
@@ -402,11 +541,6 @@ class RowKernel:
         numbers = builder.value("iota", shape=(self.block,), axis=0, dtype=i64)
         numbers = builder.value("add", numbers, self.offsets[0])
         return builder.value("cast", numbers, hint=op.result.name, dtype=op.attributes["dtype"])
-
-
-def _is_lazy(op: Op) -> bool:
-    """Whether an op is done where something needs its result, and then perhaps by a load."""
-    return is_made_again(op) or is_view(op) or is_alias(op)
 
 
 def row_kernel(group: Group, sizes: Sizes, skipped: frozenset[Op] = frozenset()) -> KernelMaker:

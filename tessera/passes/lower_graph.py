@@ -146,7 +146,10 @@ class _Lowering:
 
     def _launch(self, maker: KernelMaker, what: str) -> None:
         number = self._kernel(maker.kernel("kernel"), what)
-        tensors = {name: self._name(value) for name, value in maker.tensors.items()}
+        tensors = {
+            name: tuple(map(self._name, given)) if isinstance(given, tuple) else self._name(given)
+            for name, given in maker.tensors.items()
+        }
         scalars = {name: value.name for name, value in maker.scalars.items()}
         self.launches.append(PlanLaunch(number, tensors, scalars, dict(maker.dims)))
 

@@ -198,12 +198,13 @@ def _store(store: Op, products: list[Op], kernel: Kernel) -> Rows:
     deepest = max(products, key=_depth)
     top = {id(op) for op in kernel.body.ops}
     made = [operand.defining_op for operand in deepest.operands[:2]]
+    alone = len(products) == 1  # several share the registers and the shared memory, as the iterations of a loop do
     return Rows(
         rows,
         columns,
         _depth(deepest),
-        any(id(op) not in top for op in products),
-        all(op is not None and op.name != "read" for op in made) and not any(map(_flipped, products)),
+        not alone or any(id(op) not in top for op in products),
+        alone and all(op is not None and op.name != "read" for op in made) and not any(map(_flipped, products)),
     )
 
 
