@@ -23,7 +23,7 @@ LEAST = 2  # iterations of a loop
 @dataclass(eq=False)
 class Chain:
     """`values`: T_0 .. T_n, where T_0 is None for -0. `iterations`: for each, by the value of the template, its own
-    value; the template's are the last. `members`: the ops of all iterations.
+    value; the template's are the last. `members`: the ops of all iterations but those made where they are needed.
     """
 
     values: list[Value | None]
@@ -77,9 +77,10 @@ def find_chain(ops: Sequence[Op], used: dict[Value, list[Op]], outputs: Sequence
             continue
         if best is not None and last in best.members:
             continue
-        for op in ops[: ops.index(last)]:
-            if op.name == last.name and [r.type for r in op.results] == [r.type for r in last.results]:
-                chain = _chain(last.result, op.result, inside)
+        before = [op.result for op in ops[: ops.index(last)] if op.name == last.name and len(op.results) == 1]
+        for value in dict.fromkeys((*before, *(last.operands if last.name == "add" else ()))):
+            if value.type == last.result.type:
+                chain = _chain(last.result, value, inside)
                 if chain is not None and _alone(chain, used, outputs) and _products(chain) > _products(best):
                     best = chain
     return best
@@ -109,7 +110,7 @@ def _chain(last: Value, before: Value, inside: set[Op]) -> Chain | None:
         op
         for iteration in iterations
         for value in iteration.values()
-        if (op := value.defining_op) is not None and op in inside
+        if (op := value.defining_op) is not None and op in inside and not is_lazy(op)
     }
     chain = Chain(values[::-1], iterations, members)
     return chain if _apart(chain) else None

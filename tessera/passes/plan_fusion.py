@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from tessera.ir.core import Block, Op, Value, uses
 from tessera.ir.dims import Size
 from tessera.ir.opdef import CONSTANT
+from tessera.ir.ops.tiles import format_of
 from tessera.ir.types import TileType, dtype_of, shape_of, shape_text
 from tessera.passes.fusion_cost import Sizes, count, row_cost
 from tessera.passes.graph_access import access, rows_in_place, unit
@@ -38,7 +39,9 @@ from tessera.passes.graph_groups import (
 
 WIDEST_REDUCED_PRODUCT = 512  # columns of a product whose rows a later op of its kernel may reduce, and of a product
 # that is the left operand of another one: registers of a program of 16 rows
+WIDEST_F32_LINE = 128  # the same where f32 is multiplied, by units that are not tensor cores
 WIDEST_ROW = 1 << 15  # that a program holds
+WIDEST_CAST = 1 << 13  # elements of a right operand that is cast behind its load: registers of a program hold all of it
 WIDEST_VIEW = 4096  # columns of rows that are read in place: kernels are made for their number
 MOST_PRODUCTS = 16  # of a kernel: each is code of its own
 MOST_TENSORS = 128  # that a kernel reads and writes: arguments of a launch
@@ -136,8 +139,20 @@ class _Planner:
             after = self.used.get(user.result, [])
             return bool(after) and all(self._reads_in_place(user.result, other) for other in after)
         if user.name == "matmul":
+            if value is user.operands[1] and self._computed(value) > WIDEST_CAST:
+                return False
             return is_batched(user) or value is not user.operands[0] or self._is_rows(value)
         return _takes_rows(user) and self._is_rows(value)
+
+    def _computed(self, value: Value) -> int:
+        """Elements of a right operand that a kernel would cast in registers; 0 where it is loaded as it is."""
+        source = value
+        while (op := source.defining_op) is not None and self._through(op) and (is_view(op) or unit(op)):
+            source = op.operands[0]
+        if op is None or not is_widening(op) or not self._through(op):
+            return 0
+        depth, columns = (self.sizes.decide(size) for size in shape_of(value.type)[-2:])
+        return depth * columns if columns <= WIDEST_F32_LINE else 0  # of more, a few columns are computed at a time
 
     def _through(self, op: Op) -> bool:
         """Whether nothing has an op's result in memory, as far as is known."""
@@ -253,8 +268,9 @@ class _Planner:
             line = op.operands[0] if op.name == "matmul" or is_along(op) else None
             if line is not None and behind and source_of(line, hard) in hard:
                 columns = self.sizes.decide(columns_of(shape_of(line.type)))
-                if columns > WIDEST_REDUCED_PRODUCT:
-                    return f"lines of {columns} columns behind a product are more than a program holds"
+                most = WIDEST_F32_LINE if any(map(_multiplies_f32, products)) else WIDEST_REDUCED_PRODUCT
+                if columns > most:
+                    return f"lines of {columns} columns behind a product are more than a program holds ({most})"
             decided |= is_along(op) or op.name == "matmul" and behind
             if behind or op.name == "matmul":
                 hard.update(op.results)
@@ -425,6 +441,10 @@ class _Planner:
             return True, bytes_ if stored else 2 * bytes_, "one kernel" + (", which stores it too" if stored else "")
         why = self.refusal(first, second) or "storing it inside of a kernel would compute a product twice"
         return False, 2 * bytes_, why
+
+
+def _multiplies_f32(product: Op) -> bool:
+    return format_of(product) == "f32"
 
 
 def _takes_rows(op: Op) -> bool:
