@@ -13,9 +13,7 @@ from tessera.ir.core import Block, Builder, Kernel, Op, Value, clone_op, merge_o
 from tessera.ir.dead_code import drop_unused
 from tessera.passes.graph_access import access, unit
 from tessera.passes.graph_groups import is_alias
-from tessera.passes.plan_fusion import Cluster, Fusion, plan_fusion
-
-ROWS = "rows"
+from tessera.passes.plan_fusion import MOVE, Cluster, Fusion, plan_fusion
 
 
 def fuse(function: Kernel, dims: Mapping[str, int]) -> Kernel:
@@ -25,7 +23,7 @@ def fuse(function: Kernel, dims: Mapping[str, int]) -> Kernel:
     """
     if any(op.name == "fused" for op in function.body.ops):
         return function
-    return fused(function, plan_fusion(function.body, dims))
+    return fused(function, plan_fusion(function, dims))
 
 
 def fused(function: Kernel, fusion: Fusion) -> Kernel:
@@ -46,7 +44,7 @@ class _Regions:
 
     def fill(self, body: Block) -> None:
         for cluster in self.fusion.clusters:
-            if cluster.own:
+            if cluster.kind == MOVE:
                 (op,) = cluster.ops
                 for value in op.operands:
                     self._outside(value)
@@ -80,22 +78,22 @@ class _Regions:
         inside = Builder(region, self.builder.origin)
         for op in cluster.ops:
             for value in op.operands:
-                self._inside(inside, inner, value)
+                self._inside(inside, inner, value, cluster)
             clone_op(inside, op, inner)
         inside.at(cluster.ops[-1]).op("yield", [inner[value] for value in cluster.outputs])
         self.builder.origin = merge_origins(*(op.origin for op in cluster.ops))
         names = [value.name for value in cluster.outputs]
-        made = self.builder.op("fused", [], [region], names, region=ROWS)
+        made = self.builder.op("fused", [], [region], names, region=cluster.kind)
         self.mapping.update(zip(cluster.outputs, made.results, strict=True))
 
-    def _inside(self, builder: Builder, inner: dict[Value, Value], value: Value) -> None:
+    def _inside(self, builder: Builder, inner: dict[Value, Value], value: Value, cluster: Cluster) -> None:
         """Makes `value` available in a region: made there, made again there, or from outside."""
         if value in inner:
             return
         op = value.defining_op
-        if op is not None and op in self.fusion.nowhere and self._belongs(op):
+        if op is not None and (op in cluster.again or op in self.fusion.nowhere and self._belongs(op)):
             for operand in op.operands:
-                self._inside(builder, inner, operand)
+                self._inside(builder, inner, operand, cluster)
             clone_op(builder, op, inner)
         else:
             self._outside(value)
@@ -109,4 +107,4 @@ class _Regions:
         return op in self.fusion.nowhere
 
 
-__all__ = ["ROWS", "fuse", "fused"]
+__all__ = ["fuse", "fused"]

@@ -24,7 +24,7 @@ class Access:
     root: Value
     axes: tuple[int | None, ...]
     starts: tuple[Size, ...]
-    viewed: bool  # not the root itself
+    viewed: bool  # not the root itself, or a wider one
 
 
 def anywhere(op: Op) -> bool:
@@ -44,8 +44,9 @@ def access(value: Value, through: Callable[[Op], bool] = anywhere) -> Access:
     while ops and unit(ops[-1]):
         source = ops.pop().result  # a reshape of a root is a name of it
     if not any(map(is_view, ops)):
-        source = value
-        ops = []
+        source, ops = value, []
+        while (op := source.defining_op) is not None and through(op) and is_widening(op):
+            source = op.operands[0]
     shape = shape_of(source.type)
     axes: list[int | None] = list(range(len(shape)))
     starts: list[Size] = [0] * len(shape)

@@ -133,11 +133,7 @@ class RowKernel:
     """The kernel of a row group."""
 
     def __init__(self, group: Group, sizes: Sizes, skipped: frozenset[Op] = frozenset()) -> None:
-        self.group, self.sizes, self.skipped = group, sizes, skipped
-        self.inside = set(group.ops)
-        self.maker = KernelMaker(merge_origins(*(op.origin for op in group.ops)))
-        self.made: dict[Value, Value] = {}
-        self.indices: list[Value] = []  # of a batch, one per leading axis
+        self.begin(group, sizes, skipped)
         self.flat = self._is_flat()
         if self.flat:
             self._grid_of_elements()
@@ -146,7 +142,6 @@ class RowKernel:
         self.chain = find_chain(group.ops, self._uses(), group.outputs)
         if self.chain is not None and not self._alike(self.chain):
             self.chain = None
-        self.looped: Value | None = None  # the number of the iteration, inside of the chain's loop
         for op in group.ops:
             if self.chain is not None and op in self.chain.members:
                 if op is self.chain.result.defining_op:
@@ -157,6 +152,15 @@ class RowKernel:
             self._need(value)
             view = self.maker.view(value, self._rows_shape(value), "out")
             self.maker.store(self._window(view, value), self.made[value])
+
+    def begin(self, group: Group, sizes: Sizes, skipped: frozenset[Op]) -> None:
+        self.group, self.sizes, self.skipped = group, sizes, skipped
+        self.inside = set(group.ops)
+        self.maker = KernelMaker(merge_origins(*(op.origin for op in group.ops)))
+        self.made: dict[Value, Value] = {}
+        self.indices: list[Value] = []  # of a batch, one per leading axis
+        self.chain: Chain | None = None
+        self.looped: Value | None = None  # the number of the iteration, inside of the chain's loop
 
     # -- shapes
 
@@ -355,7 +359,11 @@ class RowKernel:
         root = shape_of(found.root.type)
         inner = [axis for axis in found.axes[-2:] if axis is not None]
         # What a tile has all of is compiled in; rows of which it has a block are not.
-        whole = inner if offsets[-2:] == [None, None] else inner[-1:]
+        whole = [
+            axis
+            for axis, offset in zip(found.axes[-2:], offsets[-2:], strict=True)
+            if axis is not None and offset is None
+        ]
         sizes = [self.sizes.fix(size) if axis in whole else self.maker.dim_of(size) for axis, size in enumerate(root)]
         at: list[Value | Size] = [self._start(start) for start in starts]
         extents, kept = [1] * len(root), [False] * len(root)
@@ -400,10 +408,7 @@ class RowKernel:
         (found, starts), shape = self._access(value), shape_of(value.type)
         matrix = (self.sizes.fix(shape[-2]), self.sizes.fix(shape[-1]))
         batched = len(shape) > 2
-        root = found.root if found.viewed else value
-        while not found.viewed and (op := root.defining_op) in self.inside:
-            assert op is not None
-            root = op.operands[0]  # behind wider dtypes
+        root = found.root
         if found.viewed:
             offsets = [*(self._batch_indices() if batched else ()), None, None]
             tile, flipped = self._tile(found, starts, offsets, matrix)

@@ -14,10 +14,12 @@ from tessera.ir.opdef import CONSTANT
 from tessera.ir.printer import print_kernel
 from tessera.ir.types import ListType, ScalarType, TileType, dtype_of, shape_of
 from tessera.passes.fuse import fuse
+from tessera.passes.graph_attention import attention_kernel
 from tessera.passes.graph_groups import Group, is_alias, is_batched, is_made_again, is_scalar_op, rows_of
 from tessera.passes.graph_kernels import KernelMaker, Sizes, row_kernel
 from tessera.passes.graph_movers import copy_kernel, mover_kernels
 from tessera.passes.graph_scalars import host_scalar
+from tessera.passes.plan_fusion import ATTENTION
 from tessera.plan import GraphPlan, PlanBuffer, PlanLaunch, Rounding, Scalar
 
 
@@ -43,6 +45,7 @@ class _Lowering:
         self.known: dict[str, int] = {}  # text of a kernel without its name -> its place
         self.launches: list[PlanLaunch] = []
         self.roundings: list[Rounding] = []
+        self.reordered: list[str] = []
         self.inner: dict[Value, Value] = {}  # values that a region ends with, and its results
 
     def plan(self) -> GraphPlan:
@@ -69,6 +72,7 @@ class _Lowering:
             dict(self.sizes.fixed),
             tuple(attributes.get("notes", ())),
             tuple(self.roundings),
+            tuple(dict.fromkeys(self.reordered)),
         )
 
     # -- buffers
@@ -105,9 +109,16 @@ class _Lowering:
             self.inner[value] = result
         outputs = list(dict.fromkeys(end.operands))
         group = Group(ops, rows_of(shape_of(outputs[0].type)), any(map(is_batched, ops)), outputs)
-        maker = row_kernel(group, self.sizes, self._skipped(group, set(outputs)))
+        skipped = self._skipped(group, set(outputs))
+        exact = op.attributes["region"] != ATTENTION or self.function.attributes.get("precision") == "strict"
+        if op.attributes["region"] == ATTENTION:
+            maker = attention_kernel(group, self.sizes, skipped, exact)
+        else:
+            maker = row_kernel(group, self.sizes, skipped)
         named = [each for each in ops if not is_made_again(each)] or ops
         self._launch(maker, named[-1].name)
+        if not exact:
+            self.reordered.append(self.kernels[self.launches[-1].kernel].name)
 
     def _skipped(self, group: Group, outputs: set[Value]) -> frozenset[Op]:
         """The implicit casts of a group that it does without, all of them reported.

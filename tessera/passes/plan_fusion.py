@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tessera.ir.core import Block, Op, Value, uses
+from tessera.ir.core import Block, Kernel, Op, Value, uses
 from tessera.ir.dims import Size
 from tessera.ir.opdef import CONSTANT
 from tessera.ir.ops.tiles import format_of
 from tessera.ir.types import TileType, dtype_of, shape_of, shape_text
 from tessera.passes.fusion_cost import Sizes, count, row_cost
 from tessera.passes.graph_access import access, rows_in_place, unit
+from tessera.passes.graph_attention import WIDEST_HEAD, Attention, find_attention
 from tessera.passes.graph_groups import (
     Group,
     columns_of,
@@ -48,6 +49,9 @@ MOST_TENSORS = 128  # that a kernel reads and writes: arguments of a launch
 MOST_SHARED = 16  # the same, where nothing but a read brings clusters together
 
 
+ROWS, MOVE, ATTENTION = "rows", "move", "attention"  # kinds of clusters
+
+
 @dataclass(frozen=True)
 class Edge:
     """A tensor that one op makes and another one takes. `bytes`: what it does not cost, or costs, in memory traffic."""
@@ -62,11 +66,14 @@ class Edge:
 
 @dataclass(eq=False)
 class Cluster(Group):
-    """A group under construction; of no row op where `own`. `before`: the bits of clusters that must run before it."""
+    """A group under construction. `before`: the bits of clusters that must run before it; `kind`: of kernel; `again`:
+    ops outside of it that it does once more.
+    """
 
     number: int = 0
     before: int = 0
-    own: bool = False
+    kind: str = ROWS
+    again: set[Op] = field(default_factory=set)
 
     @property
     def bit(self) -> int:
@@ -85,9 +92,9 @@ class Fusion:
     fixed: dict[str, int] = field(default_factory=dict)
 
 
-def plan_fusion(body: Block, dims: Mapping[str, int]) -> Fusion:
-    """The clusters of a function's body: straight-line code without placement ops."""
-    return _Planner(body, Sizes(dims)).run()
+def plan_fusion(function: Kernel, dims: Mapping[str, int]) -> Fusion:
+    """The clusters of a function: straight-line code without placement ops."""
+    return _Planner(function.body, Sizes(dims)).run()
 
 
 class _Planner:
@@ -100,20 +107,60 @@ class _Planner:
         self.nowhere: set[Op] = set()
 
     def run(self) -> Fusion:
+        attentions = self._attentions()
         for op in self.body.ops:
-            if op.name == "return" or is_scalar_op(op) or op.definition.has(CONSTANT):
+            if op.name == "return" or is_scalar_op(op) or op.definition.has(CONSTANT) or op in self.nowhere:
                 continue
-            if is_alias(op) or self._nowhere(op):
+            if op in attentions:
+                if attentions[op].result.defining_op is op:
+                    self._attend(attentions[op])
+            elif is_alias(op) or self._nowhere(op):
                 self.nowhere.add(op)
             else:
                 self._add(op)
         self._share_reads()
         for cluster in list(self.clusters.values()):
-            self._cut(cluster)
+            if cluster.kind == ROWS:
+                self._cut(cluster)
         clusters = self._ordered()
         for cluster in clusters:
             cluster.outputs = self.outputs(cluster)
         return Fusion(clusters, self.nowhere, self._edges(), self.sizes.fixed)
+
+    # -- attention
+
+    def _attentions(self) -> dict[Op, Attention]:
+        """The attention that each op is part of. Masks that nothing else needs have no kernel."""
+        found: dict[Op, Attention] = {}
+        free: set[Op] = set()
+        for op in self.body.ops:
+            made = find_attention(op, self.used) if op.name == "matmul" else None
+            if made is not None and self._width(made) <= WIDEST_HEAD and not any(each in found for each in made.ops):
+                found.update(dict.fromkeys(made.ops, made))
+                free |= made.free
+        for op in reversed(self.body.ops):
+            if op in free and all(user in found or user in self.nowhere for user in self.used.get(op.results[0], [])):
+                self.nowhere.add(op)
+        return found
+
+    def _width(self, made: Attention) -> int:
+        widths = (made.first.operands[0], made.second.operands[1])
+        return max(self.sizes.decide(columns_of(shape_of(value.type))) for value in widths)
+
+    def _attend(self, made: Attention) -> None:
+        ops = sorted(made.ops, key=lambda op: self.place[op])
+        cluster = Cluster(ops, rows_of(shape_of(made.scores.type)), number=self.place[ops[-1]], kind=ATTENTION)
+        cluster.again = made.free
+        self._place(cluster)
+
+    def _place(self, cluster: Cluster) -> None:
+        """A cluster of ops whose operands are known."""
+        for op in cluster.ops:
+            self.home.update(dict.fromkeys(op.results, cluster))
+        for maker in (maker for op in cluster.ops for value in op.operands for maker in self.makers(value)):
+            if maker is not cluster:
+                cluster.before |= maker.before | maker.bit
+        self.clusters[cluster.number] = cluster
 
     # -- ops without a kernel
 
@@ -169,15 +216,11 @@ class _Planner:
     # -- clusters
 
     def _add(self, op: Op) -> None:
-        place = self.place[op]
-        row_op = is_row_op(op)
-        cluster = Cluster([op], rows_of(shape_of(op.results[0].type)), is_batched(op), [], place, 0, not row_op)
-        for value in op.operands:
-            for maker in self.makers(value):
-                cluster.before |= maker.before | maker.bit
-        self.clusters[place] = cluster
-        self.home.update(dict.fromkeys(op.results, cluster))
-        if not row_op:
+        kind = ROWS if is_row_op(op) else MOVE
+        rows = rows_of(shape_of(op.results[0].type))
+        cluster = Cluster([op], rows, is_batched(op), number=self.place[op], kind=kind)
+        self._place(cluster)
+        if kind != ROWS:
             return
         producers = {maker.number: maker for value in op.operands for maker in self.makers(value)}
         for maker in sorted(producers.values(), key=lambda c: (-self._weight(c, op), -c.number)):
@@ -222,8 +265,10 @@ class _Planner:
     def refusal(self, first: Cluster, second: Cluster) -> str | None:
         """Why two clusters are not one kernel, in the terms of the author's ops, or None."""
         for cluster in (first, second):
-            if cluster.own:
-                return f"'{cluster.ops[0].name}' moves whole tensors: its kernel is its own"
+            if cluster.kind == MOVE:
+                return f"'{cluster.ops[0].name}' has a kernel of its own: it moves whole tensors"
+            if cluster.kind == ATTENTION:
+                return "attention has a kernel of its own: it walks over its keys more than once"
         if first.rows != second.rows:
             return f"rows {shape_text(first.rows)} and {shape_text(second.rows)} are not the same"
         return self._reads(first, second) or self._between(first, second) or self._fits(first, second)
@@ -325,7 +370,7 @@ class _Planner:
         """Merges clusters that read the same rows, where no product is involved: one reads for both."""
         readers: dict[Value, list[Cluster]] = {}
         for cluster in self.clusters.values():
-            if not cluster.own and not cluster.products:
+            if cluster.kind == ROWS and not cluster.products:
                 for value in self._read(cluster.ops):
                     if rows_of(shape_of(value.type)) == cluster.rows and not one_row(shape_of(value.type)):
                         readers.setdefault(value, []).append(cluster)
@@ -360,7 +405,7 @@ class _Planner:
                 continue
             ops = cluster.ops
             cluster.ops = ops[: end + 1]
-            rest = Cluster(ops[end + 1 :], cluster.rows, any(map(is_batched, ops[end + 1 :])), [], 0, 0)
+            rest = Cluster(ops[end + 1 :], cluster.rows, any(map(is_batched, ops[end + 1 :])))
             rest.number = self.place[rest.ops[0]]
             cluster.batched = any(map(is_batched, cluster.ops))
             self.clusters[rest.number] = rest
@@ -456,4 +501,6 @@ def _takes(op: Op, values: set[Value], made: set[Value]) -> bool:
     return any(source_of(value, made) in values for value in op.operands)
 
 
-__all__ = ["MOST_PRODUCTS", "WIDEST_REDUCED_PRODUCT", "Cluster", "Edge", "Fusion", "plan_fusion"]
+__all__ = [
+    "ATTENTION", "MOST_PRODUCTS", "MOVE", "ROWS", "WIDEST_REDUCED_PRODUCT", "Cluster", "Edge", "Fusion", "plan_fusion",
+]  # fmt: skip

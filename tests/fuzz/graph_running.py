@@ -89,7 +89,7 @@ def _root(plan: GraphPlan, name: str) -> PlanBuffer:
 
 
 def checked(program: GraphProgram) -> list[PlanRun]:
-    """Holds a function to every law that needs no build; its plans before and after the passes."""
+    """Holds a function to every law that needs no build; its plans before and after the passes, and a strict one."""
     function, dims = program.function, program.dims
     module = Module(GRAPH, [function])
     verify(module)
@@ -116,10 +116,15 @@ def checked(program: GraphProgram) -> list[PlanRun]:
         made.results = made.run(execute.interpret)
         runs.append(made)
     for run, before, what in ((runs[0], expected, "the plan"), (runs[1], values, "the plan after all passes")):
-        if any(rounding.skipped for rounding in run.plan.roundings):
+        if run.plan.reordered or any(rounding.skipped for rounding in run.plan.roundings):
             assert_in_bars(run.results, bars, what)
         else:
             assert_same(before, run.results, what)
+    strict = Kernel(kernel.name, kernel.body, {**kernel.attributes, "precision": "strict"}, kernel.origin)
+    made = PlanRun(program, lower_graph(strict, dims))
+    check_plan(made.plan, dims)
+    assert not made.plan.reordered and not any(rounding.skipped for rounding in made.plan.roundings)
+    assert_same(values, made.run(execute.interpret), "the plan of a strict function")
     return runs
 
 

@@ -127,7 +127,7 @@ def test_random_functions_store_one_tensor_behind_a_product():
     found = 0
     for seed in range(150):
         program = graph_program(seed)
-        for cluster in plan_fusion(program.function.body, program.dims).clusters:
+        for cluster in plan_fusion(program.function, program.dims).clusters:
             for product in cluster.products:
                 found += 1
                 behind = {product.result}
