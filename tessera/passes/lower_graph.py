@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tessera.errors import InternalError
-from tessera.ir.core import Kernel, Op, Value, clone_kernel, uses
+from tessera.ir.core import Kernel, Op, Value, clone_kernel, is_strict, uses
 from tessera.ir.opdef import CONSTANT
 from tessera.ir.printer import print_kernel
 from tessera.ir.types import ListType, ScalarType, TileType, dtype_of, shape_of
@@ -110,7 +110,7 @@ class _Lowering:
         outputs = list(dict.fromkeys(end.operands))
         group = Group(ops, rows_of(shape_of(outputs[0].type)), any(map(is_batched, ops)), outputs)
         skipped = self._skipped(group, set(outputs))
-        exact = op.attributes["region"] != ATTENTION or self.function.attributes.get("precision") == "strict"
+        exact = op.attributes["region"] != ATTENTION or is_strict(self.function)
         if op.attributes["region"] == ATTENTION:
             maker = attention_kernel(group, self.sizes, skipped, exact)
         else:
@@ -145,7 +145,7 @@ class _Lowering:
     def _why_kept(self, op: Op, outputs: set[Value]) -> str:
         if not op.attributes["implicit"]:
             return "it is written in the program"
-        if self.function.attributes.get("precision") == "strict":
+        if is_strict(self.function):
             return "the function is strict"
         if op.result in outputs:
             return "the value is stored"
@@ -156,7 +156,10 @@ class _Lowering:
         return ""
 
     def _launch(self, maker: KernelMaker, what: str) -> None:
-        number = self._kernel(maker.kernel("kernel"), what)
+        made = maker.kernel("kernel")
+        if is_strict(self.function):
+            made.attributes["precision"] = "strict"
+        number = self._kernel(made, what)
         tensors = {
             name: tuple(map(self._name, given)) if isinstance(given, tuple) else self._name(given)
             for name, given in maker.tensors.items()

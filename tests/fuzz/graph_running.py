@@ -124,8 +124,9 @@ def checked(program: GraphProgram) -> list[PlanRun]:
     made = PlanRun(program, lower_graph(strict, dims))
     check_plan(made.plan, dims)
     assert not made.plan.reordered and not any(rounding.skipped for rounding in made.plan.roundings)
-    assert_same(values, made.run(execute.interpret), "the plan of a strict function")
-    return runs
+    made.results = made.run(execute.interpret)
+    assert_same(values, made.results, "the plan of a strict function")
+    return [*runs, made]
 
 
 def run_graph_pass(step: Pass, function: Kernel, dims: dict[str, int]) -> Kernel:
@@ -193,10 +194,12 @@ def check_workspace(plan: GraphPlan, dims: dict[str, int]) -> None:
 
 def emulate(runs: Sequence[PlanRun], seed: int = 0) -> None:
     """Examines the emitted CUDA of plans, built as one unit, against what they give on the interpreter."""
-    texts: dict[tuple[Any, ...], tuple[CudaKernel, Kernel]] = {}
+    texts: dict[tuple[Any, ...], tuple[CudaKernel, Kernel, Kernel | None]] = {}
 
-    def compiled(kernel: Kernel, dims: dict[str, int]) -> tuple[CudaKernel, Kernel]:
-        """The text of a kernel, and the kernel as it was emitted: passes may give rows programs of their own."""
+    def compiled(kernel: Kernel, dims: dict[str, int]) -> tuple[CudaKernel, Kernel, Kernel | None]:
+        """The text of a kernel, the kernel as it was emitted, since passes may give rows programs of their own, and
+        what the last pass made that changes bits, if one does.
+        """
         divisors = launch_divisors(kernel, dims)
         static = {name: dims[name] for name in unbound_dims(kernel)}
         code = print_kernel(Kernel("kernel", kernel.body, kernel.attributes, kernel.origin), locations=False)
@@ -204,7 +207,8 @@ def emulate(runs: Sequence[PlanRun], seed: int = 0) -> None:
         if key not in texts:
             named = Kernel(f"kernel_{len(texts)}", kernel.body, kernel.attributes, kernel.origin)
             made = compile_kernel(Module(TILE, [named]), dims, ARCH, divisors=divisors)
-            texts[key] = (made.cuda[0], made.target.kernel())
+            inexact = [stage.module.kernel() for stage in made.stages if not stage.exact]
+            texts[key] = (made.cuda[0], made.target.kernel(), inexact[-1] if inexact else None)
         return texts[key]
 
     for run in runs:
@@ -212,11 +216,11 @@ def emulate(runs: Sequence[PlanRun], seed: int = 0) -> None:
             compiled(kernel, dims)
     if not texts:
         return
-    emitted = [text for text, _ in texts.values()]
+    emitted = [text for text, _, _ in texts.values()]
     library = emulator.build(joined(emitted), [text.name for text in emitted])
 
     def launched(kernel: Kernel, arguments: dict[str, Any], dims: dict[str, int]) -> None:
-        text, target = compiled(kernel, dims)
+        text, target, _ = compiled(kernel, dims)
         roles = dict(kernel.attributes["parameters"])
         values = []
         for name in text.pointers:
@@ -235,9 +239,18 @@ def emulate(runs: Sequence[PlanRun], seed: int = 0) -> None:
             if roles[name] != "in":
                 arguments[name][...] = array
 
+    def interpreted(kernel: Kernel, arguments: dict[str, Any], dims: dict[str, int]) -> None:
+        execute.interpret(compiled(kernel, dims)[2] or kernel, arguments, dims)
+
     for run in runs:
         try:
-            assert_same(run.results, run.run(launched), "the emitted CUDA")
+            results, expected = run.run(launched), run.results
+            if any(compiled(kernel, dims)[2] for _, kernel, dims in run.launches()):
+                expected = run.run(interpreted)
+                program = run.program
+                bars = function_reference(program.function, program.arguments(), program.dims)
+                assert_in_bars(results, bars, "the emitted CUDA")
+            assert_same(expected, results, "the emitted CUDA")
         except Exception as error:
             error.program = run.program  # type: ignore[attr-defined]
             raise
