@@ -25,6 +25,7 @@ from tessera.ir.types import ListType, dtype_of, tensor_type
 from tessera.ir.verify import verify
 from tessera.passes import GRAPH_PIPELINE, PIPELINE, Context, Pass
 from tessera.passes.lower_graph import lower_graph
+from tessera.passes.plan_fusion import Fusion, plan_fusion
 from tessera.passes.specialise import unbound_dims
 from tessera.plan import GraphPlan, PlanLaunch
 from tessera.program import MAP_ALIGNMENT, MAP_KINDS, Argument, Launch, Parameter, Program, Workspace
@@ -287,15 +288,22 @@ def check_room(kernel: Kernel, parameters: Sequence[Parameter], arguments: Seque
 class FunctionCompilation:
     """Everything that compiling one function for one architecture made.
 
-    `graph` holds the traced function and what each pass over it made. `kernels` are those of the plan, each once for
-    all launches that run the same code; `chosen` says which one a launch runs.
+    `graph` holds the traced function and what each pass over it made, for a call with these `dims`. `kernels` are those
+    of the plan, each once for all launches that run the same code; `chosen` says which one a launch runs.
     """
 
     graph: list[Stage]
     plan: GraphPlan
+    dims: Mapping[str, int] = field(default_factory=dict)
     kernels: list[Compilation] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def fusion(self) -> Fusion:
+        """Which ops share a kernel, and why others do not."""
+        names = [stage.name for stage in self.graph]
+        return plan_fusion(self.graph[names.index("fuse") - 1].module.kernel(), self.dims)
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -329,7 +337,7 @@ def compile_function(
 
     start = time.perf_counter()
     plan = lower_function(function, dims, arch, keep, called)
-    result = FunctionCompilation(graph, plan)
+    result = FunctionCompilation(graph, plan, dict(dims))
     result.times["graph"] = time.perf_counter() - start
     known: dict[tuple[Any, ...], int] = {}
     for launch in plan.launches:
