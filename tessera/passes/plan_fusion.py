@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from tessera.ir.core import Block, Kernel, Op, Value, uses
 from tessera.ir.dims import Size
-from tessera.ir.opdef import CONSTANT
+from tessera.ir.opdef import CONSTANT, ELEMENTWISE
 from tessera.ir.ops.tiles import format_of
 from tessera.ir.types import TileType, dtype_of, shape_of, shape_text
 from tessera.passes.fusion_cost import Sizes, count, row_cost
@@ -118,10 +118,12 @@ class _Planner:
                 self.nowhere.add(op)
             else:
                 self._add(op)
+        self._sink()
         self._share_reads()
         for cluster in list(self.clusters.values()):
             if cluster.kind == ROWS:
                 self._cut(cluster)
+        self._sink()
         clusters = self._ordered()
         for cluster in clusters:
             cluster.outputs = self.outputs(cluster)
@@ -364,6 +366,60 @@ class _Planner:
                 return True
         return False
 
+    # -- where a cluster ends
+
+    def _sink(self) -> None:
+        """Moves ops that only another cluster needs into that one where it stores less."""
+        for cluster in sorted(self.clusters.values(), key=lambda c: -c.number):
+            for op in reversed(list(cluster.ops)):
+                target = self._sinks(cluster, op)
+                if target is not None:
+                    cluster.ops.remove(op)
+                    target.ops = sorted([op, *target.ops], key=lambda each: self.place[each])
+                    self.home.update(dict.fromkeys(op.results, target))
+                    if not cluster.ops:
+                        del self.clusters[cluster.number]
+
+    def _sinks(self, cluster: Cluster, op: Op) -> Cluster | None:
+        """The one cluster that needs the result of an elementwise op and would rather read its operands."""
+        if cluster.kind != ROWS or not op.definition.has(ELEMENTWISE) or not self._leaves(op.result, set(cluster.ops)):
+            return None
+        users = self._users(op.result)
+        targets = {self.home[user.results[0]].number: self.home[user.results[0]] for user in users if user.results}
+        if len(targets) != 1 or any(user.name == "return" for user in users):
+            return None
+        (target,) = targets.values()
+        if target is cluster or target.kind != ROWS or target.rows != cluster.rows or self._reads(cluster, target):
+            return None
+        rest = [other for other in cluster.ops if other is not op]
+        old, read = {*self._stored(cluster.ops)}, {*self._read(target.ops)}
+        stored = [value for value in self._stored(rest) if value not in old]
+        taken = [value for value in self._read([op]) if value not in read]
+        shapes = {columns_of(shape_of(value.type)) for value in (op.result, *stored, *taken) if not _one_row(value)}
+        size = 1 if len(shapes) == 1 else None  # bytes are compared without looking at sizes that are the same
+        less = 2 * self._row_bytes([op.result], size)
+        return target if less > 2 * self._row_bytes(stored, size) + self._row_bytes(taken, size) else None
+
+    def _users(self, value: Value) -> list[Op]:
+        """The ops that need a value, itself or made again from it or in another shape."""
+        found: list[Op] = []
+        pending = [value]
+        while pending:
+            for user in self.used.get(pending.pop(), []):
+                if user in self.nowhere:
+                    pending += user.results
+                else:
+                    found.append(user)
+        return found
+
+    def _row_bytes(self, values: Iterable[Value], columns: int | None) -> int:
+        """Bytes per row of tensors of so many columns; None: of as many as they have."""
+        return sum(
+            (columns or self.sizes.decide(columns_of(shape_of(value.type)))) * dtype_of(value.type).bytes
+            for value in values
+            if not _one_row(value)
+        )
+
     # -- clusters that read the same
 
     def _share_reads(self) -> None:
@@ -486,6 +542,10 @@ class _Planner:
             return True, bytes_ if stored else 2 * bytes_, "one kernel" + (", which stores it too" if stored else "")
         why = self.refusal(first, second) or "storing it inside of a kernel would compute a product twice"
         return False, 2 * bytes_, why
+
+
+def _one_row(value: Value) -> bool:
+    return one_row(shape_of(value.type))
 
 
 def _multiplies_f32(product: Op) -> bool:
