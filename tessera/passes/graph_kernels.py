@@ -291,7 +291,8 @@ class RowKernel:
         """What a constant is in each iteration of the loop, where that differs."""
         if self.chain is None or self.looped is None:
             return []
-        return [one.defining_op.attributes["value"] for one in self.chain.differing(value) if one.defining_op]
+        numbers = [one.defining_op.attributes["value"] for one in self.chain.differing(value) if one.defining_op]
+        return numbers if len(set(numbers)) > 1 else []
 
     def _size(self, size: Size) -> Size:
         """A size of the function, whose value a kernel computes with, over the kernel's dims."""

@@ -67,7 +67,7 @@ def progression(numbers: Sequence[Size]) -> tuple[int, int] | None:
 
 
 def find_chain(ops: Sequence[Op], used: dict[Value, list[Op]], outputs: Sequence[Value]) -> Chain | None:
-    """The chain of a kernel that covers the most products, two at least. `used`: by value, the ops that use it."""
+    """The chain of a kernel that covers the most products, two at least, in the most iterations. `used`: by value, the ops that use it."""
     inside = set(ops)
     if sum(op.name == "matmul" for op in ops) < LEAST:
         return None
@@ -81,13 +81,16 @@ def find_chain(ops: Sequence[Op], used: dict[Value, list[Op]], outputs: Sequence
         for value in dict.fromkeys((*before, *(last.operands if last.name == "add" else ()))):
             if value.type == last.result.type:
                 chain = _chain(last.result, value, inside)
-                if chain is not None and _alone(chain, used, outputs) and _products(chain) > _products(best):
+                if chain is not None and _alone(chain, used, outputs) and _worth(chain) > _worth(best):
                     best = chain
     return best
 
 
-def _products(chain: Chain | None) -> int:
-    return 1 if chain is None else sum(op.name == "matmul" for op in chain.members)
+def _worth(chain: Chain | None) -> tuple[int, int]:
+    """How many products a loop covers, and in how many iterations."""
+    if chain is None:
+        return (1, 0)
+    return sum(op.name == "matmul" for op in chain.members), len(chain.iterations)
 
 
 def _chain(last: Value, before: Value, inside: set[Op]) -> Chain | None:
@@ -174,7 +177,7 @@ class _Match:
         if [r.type for r in a.results] != [r.type for r in b.results]:
             return False
         differ = {name for name, value in a.attributes.items() if b.attributes[name] != value}
-        if a.definition.has(CONSTANT):
+        if differ and a.definition.has(CONSTANT):
             whole = all(isinstance(op.attributes["value"], int) for op in (a, b))
             return differ <= {"value"} and whole and dtype_of(a.result.type).is_int
         return differ <= ({"starts"} if a.name == "extract" else set())
@@ -197,7 +200,8 @@ def _apart(chain: Chain) -> bool:
             if any(len(set(axis)) > 1 and progression(axis) is None for axis in starts):
                 return False
         if op.definition.has(CONSTANT):
-            if progression([each.attributes["value"] for each in ops if each is not None]) is None:
+            numbers = [each.attributes["value"] for each in ops if each is not None]
+            if len(set(numbers)) > 1 and progression(numbers) is None:
                 return False
     return True
 
