@@ -67,7 +67,10 @@ def progression(numbers: Sequence[Size]) -> tuple[int, int] | None:
 
 
 def find_chain(ops: Sequence[Op], used: dict[Value, list[Op]], outputs: Sequence[Value]) -> Chain | None:
-    """The chain of a kernel that covers the most products, two at least, in the most iterations. `used`: by value, the ops that use it."""
+    """The chain of a kernel that covers the most products, two at least, in the most iterations.
+
+    `used`: by value, the ops that use it.
+    """
     inside = set(ops)
     if sum(op.name == "matmul" for op in ops) < LEAST:
         return None
