@@ -26,7 +26,9 @@ LAUNCH_BYTES = 1536  # 2 us at 3 TB/s are 6 MB, a row's share of which this is
 
 PRODUCT_ROWS = 256  # of a program that multiplies: more than the tile compiler computes at a time, so it may share them
 MOST_PRODUCT_ROWS = 1024  # where there are very many
-PROGRAMS = 264  # two for each multiprocessor of an H100: fewer rows a program where there would be less
+MULTIPROCESSORS = 132  # of an H100
+WIDEST_RESIDENT = 256  # columns and depth of a right operand that the tile compiler keeps in shared memory
+LEAST_SHARED_ROWS = 32  # of a program where there are few rows
 LEAST_PRODUCT_ROWS = 16  # of an instruction
 TILE_ELEMENTS = 4096  # of the widest tile of a program that does not multiply
 WHOLE_ELEMENTS = 1 << 13  # of a line-wise tile of a program that multiplies: 64 registers of 128 threads
@@ -91,16 +93,31 @@ def program_rows(ops: Sequence[Op], widest: int, rows: Size, sizes: Sizes) -> in
     if not any(op.name == "matmul" for op in ops):
         return max(1, min(found, MOST_ROWS, TILE_ELEMENTS // power_of_two(widest)))
     lines = [sizes.decide(columns) for columns in whole_lines(ops)]
-    if lines:
-        most = min(MOST_ROWS, WHOLE_ELEMENTS // power_of_two(max(lines)))
-    else:
-        most = max(PRODUCT_ROWS, min(MOST_PRODUCT_ROWS, power_of_two(sizes.guess(rows) // PROGRAMS + 1) // 2))
+    most = _rows_of_lines(lines) if lines else _product_rows(ops, sizes.guess(rows), sizes)
     return max(LEAST_PRODUCT_ROWS, min(found, most))
 
 
+def _product_rows(ops: Sequence[Op], rows: int, sizes: Sizes) -> int:
+    """How many of so many rows a program with products takes, whose lines may be cut.
+
+    Right operands that stay in shared memory want many rows, and every multiprocessor a program; of wider ones the tile
+    compiler gives columns programs of their own, however many rows there are.
+    """
+    shapes = [shape_of(op.operands[1].type)[-2:] for op in ops if op.name == "matmul"]
+    share = power_of_two(rows // MULTIPROCESSORS + 1) // 2  # the power of two below
+    if share < PRODUCT_ROWS and max(sizes.decide(size) for shape in shapes for size in shape) <= WIDEST_RESIDENT:
+        return max(LEAST_SHARED_ROWS, min(MOST_ROWS, share))
+    return max(PRODUCT_ROWS, min(MOST_PRODUCT_ROWS, share // 2))
+
+
 def nominal_rows(ops: Sequence[Op], sizes: Sizes) -> int:
-    """`program_rows` where there are NOMINAL_ROWS rows."""
-    return program_rows(ops, 1, NOMINAL_ROWS, sizes)
+    """Rows of a program where there are many."""
+    lines = [sizes.decide(columns) for columns in whole_lines(ops)]
+    return _rows_of_lines(lines) if lines else PRODUCT_ROWS
+
+
+def _rows_of_lines(lines: Sequence[int]) -> int:
+    return max(LEAST_PRODUCT_ROWS, min(MOST_ROWS, WHOLE_ELEMENTS // power_of_two(max(lines))))
 
 
 def row_cost(ops: Sequence[Op], read: Sequence[Value], stored: Sequence[Value], sizes: Sizes) -> int:
