@@ -54,8 +54,23 @@ def _launch(definition: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str,
 _definition.launcher = _launch
 
 
+def _operator(definition: Any) -> Any:
+    import importlib
+
+    return importlib.import_module("tessera.runtime.torch_op").automatic(definition)
+
+
+_definition.operator_maker = _operator
+
+
 # Public names of modules that import more than the language does, and load when they are first asked for.
-_LATER = {"distribute": "tessera.dist", "dist": "tessera.dist", "parameters": "tessera.runtime.parameters"}
+_LATER = {
+    "compile": "tessera.runtime.compiled",
+    "distribute": "tessera.dist",
+    "dist": "tessera.dist",
+    "parameters": "tessera.runtime.parameters",
+    "torch_op": "tessera.runtime.torch_op",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -65,7 +80,7 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         module = importlib.import_module(_LATER[name])
-        return getattr(module, name) if name == "distribute" else module
+        return module if name in ("dist", "parameters") else getattr(module, name)
     if not name.startswith("_"):
         try:
             return getattr(tensors, name)

@@ -24,6 +24,8 @@ from tessera.frontend.namespace import tensors
 from tessera.frontend.namespace import tile as tile
 from tessera.modes import manual_seed as manual_seed
 from tessera.runtime import parameters as parameters
+from tessera.runtime import torch_op as torch_op
+from tessera.runtime.compiled import compile as compile
 
 bool_ = boolean
 abs = tensors.abs

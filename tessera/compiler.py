@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from tessera import dtypes
+from tessera.buffers import Buffer, Footprint, Order, place
 from tessera.codegen_cuda.emit import CudaKernel, emit
 from tessera.errors import SourceError, TesseraError, did_you_mean
 from tessera.frontend.definition import KernelDefinition
@@ -31,7 +32,9 @@ from tessera.plan import GraphPlan, PlanLaunch
 from tessera.program import MAP_ALIGNMENT, MAP_KINDS, Argument, Launch, Parameter, Program, Workspace
 from tessera.target.arch import ARCHS, PARAMETER_BYTES, Arch, find
 from tessera.target.schedule import Schedule, schedule_of
+from tessera.target.schedules import may_change_lane, on_base_lane
 
+CHOICE = next(number for number, step in enumerate(PIPELINE) if step.name == "choose_schedule")
 VECTOR_DIVISOR = 16  # a dim's divisibility is worth knowing up to 16 elements: the widest vector of any dtype
 
 
@@ -128,12 +131,24 @@ def compile_kernel(
     name = module.kernel().name
     if module.level == TILE:
         context = make_context(module.kernel(), facts, dims, alignment, divisors, schedule)
-        for step in PIPELINE:
-            start = time.perf_counter()
-            before, module = module, run_pass(step, module, context)
-            exact = step.exact or module.kernels == before.kernels
-            keep(step.name, module, time.perf_counter() - start, exact)
-        result.schedule = schedule_of(module.kernel())
+
+        def run(steps: Sequence[Pass], module: Module) -> Module:
+            for step in steps:
+                start = time.perf_counter()
+                before, module = module, run_pass(step, module, context)
+                exact = step.exact or module.kernels == before.kernels
+                keep(step.name, module, time.perf_counter() - start, exact)
+            return module
+
+        def lower(kernel: Kernel) -> list[Kernel]:
+            del result.stages[CHOICE + 1 :]  # of another lane; the frontend is a stage too
+            return run(PIPELINE[CHOICE:], Module(TILE, [kernel])).kernels
+
+        kernel = run(PIPELINE[:CHOICE], module).kernel()
+        module = Module(TARGET, lower_on_a_lane(kernel, facts, lower) if schedule is None else lower(kernel))
+        # Later passes may make several kernels, each with a schedule of its own.
+        chosen = next(stage for stage in reversed(result.stages) if stage.name == "choose_schedule")
+        result.schedule = schedule_of(chosen.module.kernel())
     for kernel in module.kernels:
         check_signature(kernel, placed=True)
     start = time.perf_counter()
@@ -141,6 +156,29 @@ def compile_kernel(
     result.times["emit"] = time.perf_counter() - start
     result.program = make_program(name, module.kernels, result.cuda, arch)
     return result
+
+
+def lower_on_a_lane(kernel: Kernel, arch: Arch, lower: Callable[[Kernel], list[Kernel]]) -> list[Kernel]:
+    """What `lower` makes of a kernel whose schedule is not chosen yet, on the base lane where nobody has asked for
+    warpgroups and shared memory does not hold what they need, no producer can have the copies, or products are not for
+    them as the author has fixed the rest.
+    """
+    try:
+        changes = may_change_lane(kernel, arch)
+    except TesseraError as error:  # what the schedule cannot be chosen for
+        raise error.at(kernel.loc) from None
+    if not changes:
+        return lower(kernel)
+    try:
+        found = lower(kernel)
+    except SourceError as error:
+        if error.code != "TS501":
+            raise
+        return lower(on_base_lane(kernel, arch, error.message))
+    if {"roles", "wgmma"} <= {op.name for each in found for op in each.body.walk()}:
+        return found
+    notes = [note for each in found for note in each.attributes.get("notes", ())]
+    return lower(on_base_lane(kernel, arch, "; ".join(dict.fromkeys(notes))))
 
 
 def make_context(
@@ -288,16 +326,27 @@ def check_room(kernel: Kernel, parameters: Sequence[Parameter], arguments: Seque
 class FunctionCompilation:
     """Everything that compiling one function for one architecture made.
 
-    `graph` holds the traced function and what each pass over it made, for a call with these `dims`. `kernels` are those
-    of the plan, each once for all launches that run the same code; `chosen` says which one a launch runs.
+    `graph` holds the traced function and what each pass over it made. `kernels` are those of the plan, each once for
+    all launches that run the same code; `chosen` says which one a launch runs. `dims` are those of the call.
     """
 
     graph: list[Stage]
     plan: GraphPlan
-    dims: Mapping[str, int] = field(default_factory=dict)
     kernels: list[Compilation] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
+    dims: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What a call needs whose launches run one after the other."""
+        buffers: dict[Any, Buffer] = {**self.plan.temporaries(self.dims)}
+        for number, (launch, chosen) in enumerate(zip(self.plan.launches, self.chosen, strict=True)):
+            program, sizes = self.kernels[chosen].program, launch_dims(launch, self.dims)
+            for space in () if program is None else program.workspaces:
+                buffers[number, space.name] = Buffer(space.bytes(sizes), 1 << number)
+        _, size = place(buffers, Order.sequential(len(self.plan.launches)))
+        return self.plan.footprint(self.dims, buffers, size)
 
     @cached_property
     def fusion(self) -> Fusion:
@@ -337,7 +386,7 @@ def compile_function(
 
     start = time.perf_counter()
     plan = lower_function(function, dims, arch, keep, called)
-    result = FunctionCompilation(graph, plan, dict(dims))
+    result = FunctionCompilation(graph, plan, dims=dict(dims))
     result.times["graph"] = time.perf_counter() - start
     known: dict[tuple[Any, ...], int] = {}
     for launch in plan.launches:

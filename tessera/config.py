@@ -1,4 +1,4 @@
-"""Every environment variable that Tessera reads, in one frozen value that is read once.
+"""Every environment variable that Tessera reads, in one frozen value that is read once; `ts.compile` replaces fields.
 
 Nothing else in the package looks at the environment, so this file is the whole list of settings.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ PREFIX = "TESSERA_"
 BACKENDS = ("auto", "interpret", "emulate", "cuda")
 DUMPS = ("graph", "tile", "target", "cuda")
 TUNES = ("auto", "cached", "off")
+GRAPHS = ("auto", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Config:
     dump: frozenset[str] = frozenset()  # comma-separated DUMPS to print to stderr while compiling
     cxx: str = "g++"  # C++ compiler of the emulate lane
     tune: str = "auto"  # autotuned kernels, one of TUNES: measure once and keep it, use what is kept, only predict
+    graphs: str = "auto"  # repeated calls of functions, one of GRAPHS: replay them as CUDA graphs, or queue launches
 
 
 def read_config(environment: Mapping[str, str]) -> Config:
@@ -49,10 +52,33 @@ def read_config(environment: Mapping[str, str]) -> Config:
     return Config(**values)  # type: ignore[arg-type]
 
 
-@cache
+_chosen: ContextVar[Config | None] = ContextVar("tessera_config", default=None)
+
+
 def config() -> Config:
+    """The settings in force: those of `using` around the call, else those of this process."""
+    return _chosen.get() or of_environment()
+
+
+@cache
+def of_environment() -> Config:
     """The settings of this process, read from its environment at the first call."""
     return read_config(os.environ)
+
+
+class using:
+    """Other settings for a block, in this thread or asyncio task."""
+
+    __slots__ = ("_settings", "_token")
+
+    def __init__(self, settings: Config) -> None:
+        self._settings = settings
+
+    def __enter__(self) -> None:
+        self._token = _chosen.set(self._settings)
+
+    def __exit__(self, *raised: object) -> None:
+        _chosen.reset(self._token)
 
 
 def _parse(name: str, variable: str, text: str) -> object:
@@ -66,6 +92,8 @@ def _parse(name: str, variable: str, text: str) -> object:
         return _one_of(BACKENDS, variable, text)
     if name == "tune":
         return _one_of(TUNES, variable, text)
+    if name == "graphs":
+        return _one_of(GRAPHS, variable, text)
     if name == "dump":
         return frozenset(_one_of(DUMPS, variable, item.strip()) for item in text.split(","))
     return text

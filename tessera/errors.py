@@ -97,6 +97,10 @@ CODES: dict[str, Code] = {
         "in each round acquire, announce and copy, then wait and release, once each",
     ),
     "TS515": Code("cuda-bindings is missing", "pip install 'tessera[cuda12]', or 'tessera[cuda13]' beside its CuPy"),
+    "TS516": Code(
+        "no memory while a graph is captured", "call it once with such arguments before, on the stream that is captured"
+    ),
+    "TS517": Code("torch is missing", "pip install torch; other arrays need no operator"),
     # 6: launch and arguments
     "TS601": Code("missing or unexpected argument", "pass every parameter without a default; outputs may be left out"),
     "TS602": Code("output shares memory with another argument", "pass a separate array, or leave the output out"),
@@ -117,6 +121,10 @@ CODES: dict[str, Code] = {
     ),
     "TS610": Code("file of parameters cannot be loaded", "load a file that ParameterStore.save has written"),
     "TS611": Code("array cannot be copied by TMA", "copy it first, or choose a schedule that copies another way"),
+    "TS612": Code(
+        "no gradient",
+        "call it under torch.no_grad(), or on detached tensors",
+    ),
     # 7: IR text
     "TS701": Code("syntax error in IR text", "correct the line; the printed form of any IR is a valid example"),
     "TS702": Code("IR text has the wrong version or level", "print the IR again with this version of Tessera"),

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from tessera.buffers import ALIGNMENT, Buffer, Footprint, Order, aligned, place
 from tessera.dtypes import DType
 from tessera.ir.core import Kernel
 from tessera.ir.dims import Size, evaluate
 from tessera.location import Loc
-
-ALIGNMENT = 256  # bytes: where a buffer of the workspace begins
 
 
 @dataclass(frozen=True)
@@ -93,47 +93,63 @@ class GraphPlan:
     roundings: tuple[Rounding, ...] = ()
     reordered: tuple[str, ...] = ()
 
-    def lifetimes(self) -> dict[str, tuple[int, int]]:
-        """The first and the last launch that touches each temporary, by the buffer that has the memory."""
-        found: dict[str, tuple[int, int]] = {}
+    def root(self, name: str) -> PlanBuffer:
+        """The buffer that has the memory."""
+        buffer = self.buffers[name]
+        return self.buffers[buffer.alias] if buffer.alias else buffer
+
+    def users(self) -> dict[str, int]:
+        """The launches that touch each temporary, as bits, by the buffer that has the memory."""
+        found: dict[str, int] = {}
         for number, launch in enumerate(self.launches):
             for name in launch.buffers:
-                buffer = self.buffers[name]
-                root = self.buffers[buffer.alias] if buffer.alias else buffer
+                root = self.root(name)
                 if root.role == "temporary":
-                    first, _ = found.get(root.name, (number, number))
-                    found[root.name] = (first, number)
+                    found[root.name] = found.get(root.name, 0) | 1 << number
         return found
 
+    def lifetimes(self) -> dict[str, tuple[int, int]]:
+        """The first and the last launch that touches each temporary, by the buffer that has the memory."""
+        users = self.users().items()
+        return {name: ((bits & -bits).bit_length() - 1, bits.bit_length() - 1) for name, bits in users}
+
+    def accesses(self, launch: PlanLaunch) -> tuple[frozenset[str], frozenset[str]]:
+        """What a launch reads and what it writes, by the buffers that have the memory."""
+        roles = dict(self.kernels[launch.kernel].attributes["parameters"])
+        reads: set[str] = set()
+        writes: set[str] = set()
+        for parameter, given in launch.tensors.items():
+            roots = {self.root(name).name for name in ((given,) if isinstance(given, str) else given)}
+            if roles[parameter] != "out":
+                reads |= roots
+            if roles[parameter] != "in":
+                writes |= roots
+        return frozenset(reads), frozenset(writes)
+
+    def bytes_of(self, name: str, dims: Mapping[str, int]) -> int:
+        """The bytes of a buffer's elements."""
+        buffer = self.buffers[name]
+        total = buffer.dtype.bytes
+        for size in buffer.shape:
+            total *= evaluate(size, dims)
+        return total
+
+    def temporaries(self, dims: Mapping[str, int]) -> dict[str, Buffer]:
+        """What launches hand on to one another, by the buffer that has the memory; users are launches by number."""
+        return {name: Buffer(self.bytes_of(name, dims), bits) for name, bits in self.users().items()}
+
     def workspace(self, dims: Mapping[str, int]) -> tuple[dict[str, int], int]:
-        """Where each temporary lies in one block of memory, and the bytes of that: the peak of what temporaries take.
+        """Where each temporary lies in one block of memory, and the bytes of that, for launches one after the other."""
+        return place(self.temporaries(dims), Order.sequential(len(self.launches)))
 
-        Largest first, each at the lowest offset that is free during its lifetime.
-        """
-        lives = self.lifetimes()
-        sizes = {name: _bytes(self.buffers[name], dims) for name in lives}
-        placed: dict[str, int] = {}
-        for name in sorted(lives, key=lambda n: (-sizes[n], lives[n])):
-            first, last = lives[name]
-            busy = sorted(
-                (placed[other], placed[other] + sizes[other])
-                for other in placed
-                if lives[other][0] <= last and first <= lives[other][1]
-            )
-            offset = 0
-            for begin, end in busy:
-                if begin - offset >= sizes[name]:
-                    break
-                offset = max(offset, end)
-            placed[name] = offset
-        return placed, max((placed[name] + sizes[name] for name in placed), default=0)
-
-
-def _bytes(buffer: PlanBuffer, dims: Mapping[str, int]) -> int:
-    total = buffer.dtype.bytes
-    for size in buffer.shape:
-        total *= evaluate(size, dims)
-    return -(-total // ALIGNMENT) * ALIGNMENT
+    def footprint(self, dims: Mapping[str, int], buffers: Mapping[Any, Buffer], workspace: int) -> Footprint:
+        """What a call with these dims needs whose launches hand on `buffers` in so many bytes of workspace."""
+        held = {"parameter": 0, "result": 0, "temporary": 0}
+        for name, buffer in self.buffers.items():
+            if not buffer.alias:
+                held[buffer.role] += self.bytes_of(name, dims)
+        unshared = sum(aligned(buffer.bytes) for buffer in buffers.values())
+        return Footprint(held["parameter"], held["result"], workspace, unshared)
 
 
 __all__ = ["ALIGNMENT", "GraphPlan", "PlanBuffer", "PlanLaunch", "Rounding", "Scalar"]

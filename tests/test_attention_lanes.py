@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tessera.compiler import compile_kernel
-from tessera.config import config
+from tessera.config import of_environment
 from tessera.runtime.check import examine_kernel
 from tessera.runtime.execute import check, reference_bars
 from tessera.runtime.interpreter import interpret
@@ -67,13 +67,13 @@ def test_lanes_agree_and_are_right(case):
 def test_heads_may_lie_inside_the_sequence(lane, monkeypatch):
     """Tensors [B, T, H, D] are the same tensors with other strides."""
     monkeypatch.setenv("TESSERA_BACKEND", lane)
-    config.cache_clear()
+    of_environment.cache_clear()
     generator = np.random.default_rng(0)
     q, k, v, out = (generator.standard_normal((1, 70, 2, 64)).astype(ml_dtypes.bfloat16) for _ in range(4))
     lse = np.full((1, 2, 70), np.nan, np.float32)
     heads = [x.swapaxes(1, 2) for x in (q, k, v, out)]
     load("causal_attention")(*heads[:3], 0.125, heads[3], lse)
-    config.cache_clear()
+    of_environment.cache_clear()
     expected, sums = model(*heads[:3], 0.125, causal=True)
     assert np.abs(heads[3].astype(np.float64) - expected).max() < 0.02 and np.abs(lse - sums).max() < 1e-5
 
@@ -86,10 +86,13 @@ BLOCKS = [  # D, constants, most registers
 
 @pytest.mark.parametrize("depth, constants, registers", BLOCKS, ids=str)
 def test_weights_go_from_registers_to_the_product(depth, constants, registers):
-    """A turn of the loop has one barrier, writes nothing but copies to shared memory and shuffles maxima only."""
+    """A turn of the loop has one barrier, writes nothing but copies to shared memory and shuffles maxima only: on the
+    base lane, of which both architectures have the instructions.
+    """
     dims = {"B": 1, "H": 1, "T": 1024, "D": depth}
     for arch in ("sm_80", "sm_90a"):
-        compilation = compile_kernel(load("causal_attention"), dims, arch, constants=constants)
+        base = load("causal_attention").scheduled({"family": ""})
+        compilation = compile_kernel(base, dims, arch, constants=constants)
         loop = next(op for op in compilation.target.kernel().body.ops if op.name == "for")
         turn = loop.regions[0]
         blocks = constants["BLOCK_N"] // 16
@@ -103,3 +106,18 @@ def test_weights_go_from_registers_to_the_product(depth, constants, registers):
         resources = compile_cubin(source.text, arch, source.name).resources[source.name]
         assert resources.spill_stores == resources.spill_loads == 0 and resources.registers <= registers
         assert math.ceil(resources.registers / 8) * 8 * constants["num_warps"] * 32 <= 65536
+
+
+@pytest.mark.parametrize("depth, constants, registers", BLOCKS, ids=str)
+def test_weights_go_from_registers_to_the_product_of_warpgroups(depth, constants, registers):
+    """Consumers write nothing to shared memory in a turn, and no barrier but those of the ring holds them."""
+    dims = {"B": 1, "H": 1, "T": 1024, "D": depth}
+    compilation = compile_kernel(load("causal_attention"), dims, "sm_90a", constants=constants)
+    assert (compilation.schedule.family, compilation.schedule.copies) == ("wgmma", "tma")
+    (roles,) = [op for op in compilation.target.kernel().body.walk() if op.name == "roles"]
+    (loop,) = [op for op in roles.regions[-1].walk() if op.name == "for" and ops(op.regions[0], "wgmma")]
+    turn = loop.regions[0]
+    assert len(ops(turn, "wgmma")) == 2 and not ops(turn, "barrier", "st_shared", "st_flat", "cp_async")
+    source = compilation.cuda[0]
+    resources = compile_cubin(source.text, "sm_90a", source.name).resources[source.name]
+    assert resources.spill_stores == resources.spill_loads == 0 and resources.registers <= registers

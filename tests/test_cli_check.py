@@ -88,7 +88,7 @@ def test_a_right_kernel(tessera):
     assert lines[0] == "softmax  M=33,N=100  lane emulate (sm_80)" and lines[1].startswith("  launch softmax, grid 3")
     assert lines[-1] == "ok: no findings in 3 runs (seeds 0, 1, 2), equal to the interpreter bit for bit"
     load = next(line for line in lines if " ld_global " in line)
-    assert load.startswith("softmax.py:18 ") and "rows = tile.cast(" in load
+    assert load.startswith("softmax.py:20 ") and "rows = tile.cast(" in load
     assert re.search(r"^total .*\d", out, re.MULTILINE)
 
 

@@ -35,14 +35,17 @@ def test_the_table(tessera):
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == "matmul_nn_bf16  M=512,K=512,N=512  sm_90a  predicted, not measured"
-    assert lines[1] == "  schedule warps=4 streamed=none subtile=0 block_k=64 rows=0 blocks=1 stages=3 group=8"
+    base = "  schedule warps=4 streamed=none subtile=0 block_k=64 rows=0 "
+    assert lines[1] == base + "blocks=2 stages=6 group=8 family=wgmma copies=tma panels=64 persistent=True"
     assert lines[2].startswith("  time ") and "launch 2.5 us" in lines[2]
     assert lines[4].split() == ["predicted", "limit", "shared", "registers", "blocks/SM", "waves", "differs", "by"]
-    assert lines[5].startswith("chosen  ") and "24 KiB" in lines[5]
+    assert lines[5].startswith("chosen  ") and "56.1 KiB" in lines[5]
     others = [line for line in lines[6 : lines.index("", 6)] if not line.startswith("and ")]
     assert any(line.endswith("  stages=4") for line in others) and all("=" in line for line in others)
     assert "left out  because" in lines
     assert tessera("ir", MATMUL, *DIMS, "--schedule")[1] == out  # nothing in it depends on the machine or the time
+    lines = tessera("ir", MATMUL, *DIMS, "--schedule", "--pin", "family=")[1].splitlines()
+    assert lines[1] == base + "blocks=1 stages=3 group=8" and "24 KiB" in lines[5]
 
 
 def test_the_table_of_a_tuning_space(tessera, kernels):
@@ -55,9 +58,10 @@ def test_json_has_all_of_it(tessera):
     code, out, _ = tessera("ir", MATMUL, *DIMS, "--schedule", "--json")
     found = strict_json(out)
     assert code == 0 and found["measured"] is False and found["arch"] == "sm_90a"
-    assert found["chosen"]["schedule"]["stages"] == 3 and found["chosen"] in found["candidates"]
+    assert found["chosen"]["schedule"]["stages"] == 6 and found["chosen"] in found["candidates"]
     assert found["candidates"][0]["cost"]["seconds"] <= found["chosen"]["cost"]["seconds"]
-    assert set(found["chosen"]["cost"]["terms"]) == {"dram", "l2", "mma", "shared", "alu", "latency", "launch"}
+    terms = {"dram", "l2", "mma", "shared", "alu", "latency", "fill", "launch"}
+    assert set(found["chosen"]["cost"]["terms"]) == terms
     assert all(item["reason"] and item["schedule"] for item in found["pruned"])
 
 
@@ -105,7 +109,9 @@ def test_pins_of_a_whole_file_leave_functions_alone(tessera, kernels):
         ((MATMUL, "--pin", "wraps=8"), "--pin of matmul_nn_bf16: a schedule has no field 'wraps'; it has warps, "),
         ((MATMUL, "--pin", "warps=7"), "the field warps of a schedule is a power of two from 1 to 32, not 7"),
         ((MATMUL, "--pin", "warps=many"), "from 1 to 32, not 'many'"),
-        ((MATMUL, "--pin", "warps"), "--pin"),
+        ((MATMUL, "--pin", "warps"), "--pin takes NAME=VALUE pairs separated by commas, and 'warps' is not one"),
+        ((MATMUL, "--pin", "warps="), "the field warps of a schedule is a power of two from 1 to 32, not ''"),
+        ((MATMUL, "--pin", "=8"), "--pin takes NAME=VALUE pairs separated by commas, and '=8' is not one"),
         (
             ("KERNELS::double", "--pin", "warps=3"),
             "double: the field warps of a schedule is a power of two from 1",

@@ -22,11 +22,12 @@ def test_every_setting():
         "TESSERA_DUMP": "tile, cuda",
         "TESSERA_CXX": "clang++",
         "TESSERA_TUNE": "cached",
+        "TESSERA_GRAPHS": "off",
     }
     assert set(environment) == {PREFIX + field.name.upper() for field in fields(Config)}
     assert len(environment) <= 10
     assert read_config(environment) == Config(
-        Path.home() / "c", 1000, "interpret", "sm_80", frozenset({"tile", "cuda"}), "clang++", "cached"
+        Path.home() / "c", 1000, "interpret", "sm_80", frozenset({"tile", "cuda"}), "clang++", "cached", "off"
     )
 
 
@@ -38,6 +39,7 @@ def test_every_setting():
         ("TESSERA_CACHE_BYTES", "-1", "TESSERA_CACHE_BYTES is '-1' and must be a number of bytes"),
         ("TESSERA_DUMP", "tile,ptx", "TESSERA_DUMP is 'ptx' and must be one of graph, tile, target, cuda"),
         ("TESSERA_TUNE", "on", "TESSERA_TUNE is 'on' and must be one of auto, cached, off"),
+        ("TESSERA_GRAPHS", "on", "TESSERA_GRAPHS is 'on' and must be one of auto, off"),
         ("TESSERA_BAKCEND", "auto", "there is no variable TESSERA_BAKCEND .*did you mean 'TESSERA_BACKEND'"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tessera.config import config
+from tessera.config import of_environment
 
 DELTA_LAYER = str(Path(__file__).parents[1] / "examples" / "gdn" / "delta_layer.py")
 
@@ -14,9 +14,9 @@ DELTA_LAYER = str(Path(__file__).parents[1] / "examples" / "gdn" / "delta_layer.
 @pytest.fixture(params=["interpret", "emulate"])
 def lane(request, monkeypatch):
     monkeypatch.setenv("TESSERA_BACKEND", request.param)
-    config.cache_clear()
+    of_environment.cache_clear()
     yield request.param
-    config.cache_clear()
+    of_environment.cache_clear()
 
 
 def test_the_delta_layer_is_what_numpy_computes(lane, capsys):

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "tessera"
 # A module imports from lower layers and from its own part. Parts of one layer never import one another, except
 # those of the ground layer.
 LAYERS = [
-    {"errors", "location", "dtypes", "config", "modes", "workers"},
+    {"errors", "location", "dtypes", "config", "buffers", "modes", "workers"},
     {"ir"},
     {"target"},
     {"program", "plan"},
@@ -121,6 +121,16 @@ def test_imports_point_down(module):
 def test_the_rule_itself(module, statement, allowed):
     found = [violation(module, name) for name in imports_of(module, ast.parse(statement))]
     assert (found == [None]) == allowed
+
+
+def test_no_module_hides_a_public_name():
+    """An import of `tessera.x` sets `ts.x`, which is then found before any name that is looked up later."""
+    from tessera.frontend.namespace import tensors
+
+    modules = {path.stem for path in PACKAGE.glob("[!_]*.py")} | {
+        path.parent.name for path in PACKAGE.glob("*/__init__.py")
+    }
+    assert not {name for name in modules if hasattr(tensors, name)}
 
 
 def test_import_tessera_is_light():

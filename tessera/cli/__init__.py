@@ -29,7 +29,7 @@ _pins = click.option(
     "pins",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="Fix a field of the schedule, as in warps=8,stages=3; names of buffers are joined by +.",
+    help="Fix a field of the schedule, as in warps=8,stages=3 or family=; names of buffers are joined by +.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
@@ -188,7 +188,7 @@ def opt(**options: Any) -> int:
     "pins",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="Time our kernels once more with fields of their schedules fixed, as in family=wgmma.",
+    help="Time our kernels once more with fields of their schedules fixed, as in family=.",
 )
 @_json
 def bench(**options: Any) -> int:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tessera.buffers import Footprint
 from tessera.cli import report
 from tessera.cli.constants import check_names, pin, read_args, read_pins, read_shapes
 from tessera.cli.ir import compile_target
@@ -29,7 +30,8 @@ class Built:
     """One kernel for one architecture. `products` holds the texts and bytes that were asked for, by kind.
 
     `cached`: NVRTC's part was read from the disk cache; None where nothing of NVRTC's was asked for. `choice`: the
-    point of an autotuned kernel.
+    point of an autotuned kernel. `function` is the one that the kernel is a part of, `footprint` what a call of that
+    needs.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Built:
     cached: bool | None = None
     files: list[str] = field(default_factory=list)
     choice: Choice | None = None
+    function: str | None = None
+    footprint: Footprint | None = None
 
 
 def compile_(
@@ -108,9 +112,10 @@ def build(
         raise target.error
     compilation, dims, choice = compile_target(target, given, arch)
     if isinstance(compilation, FunctionCompilation):
-        return [
+        made = [
             _built(one.stages[0].module.kernel().name, one, dims, arch, kinds, timed) for one in compilation.kernels
         ]
+        return [replace(one, function=target.name, footprint=compilation.footprint) for one in made]
     return [replace(_built(target.name, compilation, dims, arch, kinds, timed), choice=choice)]
 
 
@@ -192,6 +197,9 @@ def _show(
             ["kernel", "arch", "threads", "registers", "shared", "spills", "instructions"],
             [_row(entry) for item in built for entry in item.resources],
         )
+    if "resources" in kinds:
+        for (function, arch), found in _footprints(built).items():
+            print(f"{function} for {arch}: workspace {report.memory_text(found)}")
     for item in built:
         if item.choice is not None and "resources" in kinds:
             print(f"note: {item.name} for {item.arch}: {note_of(item.choice)}")
@@ -199,6 +207,15 @@ def _show(
         _show_times(built)
     for name, error in failures:
         print(f"\n{name}: {report.error_text(error)}" if name else f"\n{report.error_text(error)}")
+
+
+def _footprints(built: list[Built]) -> dict[tuple[str, str], Footprint]:
+    """What calls of functions need, by name and architecture."""
+    return {
+        (item.function, item.arch): item.footprint
+        for item in built
+        if item.function is not None and item.footprint is not None
+    }
 
 
 def _row(entry: dict[str, Any]) -> list[str]:
@@ -236,6 +253,8 @@ def _show_json(target: str, built: list[Built], failures: list[tuple[str, Tesser
         "dims": built[0].dims if built else {},
         "kernels": kernels,
     }
+    if memory := _footprints(built):
+        body["memory"] = [{"name": n, "arch": a, **report.memory_json(found)} for (n, a), found in memory.items()]
     if failures:
         body["functions"] = [{"name": n or None, "ok": False, "error": to_json(error)} for n, error in failures]
     report.print_json(body)

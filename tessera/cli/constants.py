@@ -27,8 +27,8 @@ def constants_of(definition: KernelDefinition | None) -> tuple[str, ...]:
 
 
 def read_pins(texts: Sequence[str]) -> dict[str, str]:
-    """The options `--pin` as texts by field. Raises ArgumentError TS605."""
-    return {name: value for text in texts for name, value in inputs.parse_assignments(text, "--pin").items()}
+    """The options `--pin` as texts by field, empty for a value that is. Raises ArgumentError TS605."""
+    return {name: value for text in texts for name, value in inputs.parse_assignments(text, "--pin", True).items()}
 
 
 def pin(

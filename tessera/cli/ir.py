@@ -60,7 +60,7 @@ def ir(
             entry = {"name": item.name, "level": item.module.level, "seconds": item.seconds, "text": texts[id(item)]}
             entries.append(entry | ({"diff": changes[id(item)]} if diff else {}))
         body = {"ok": True, "target": target, "lane": None, "arch": arch, "dims": chosen}
-        plan = plan_json(compilation.plan, chosen) if isinstance(compilation, FunctionCompilation) else {}
+        plan = plan_json(compilation) if isinstance(compilation, FunctionCompilation) else {}
         if isinstance(compilation, FunctionCompilation) and any(item.name == FUSED for item in stages):
             plan["fusion"] = fusion_json(compilation.fusion, compilation.dims)
         choices = {"choice": asdict(choice)} if choice is not None else {}
@@ -71,6 +71,7 @@ def ir(
             print(f"// ---- after {item.name}")
         if isinstance(compilation, FunctionCompilation) and item.name == LOWERED:
             print(plan_text(compilation.plan))
+            print(f"// workspace {report.memory_text(compilation.footprint)}")
         if isinstance(compilation, FunctionCompilation) and item.name == FUSED and after is not None:
             print(fusion_text(compilation.fusion, compilation.dims))
         if diff:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from tessera.cli import report
+from tessera.compiler import FunctionCompilation
 from tessera.ir.dims import to_text
 from tessera.ir.types import shape_text
 from tessera.plan import GraphPlan, PlanLaunch
@@ -66,8 +67,9 @@ def roundings_json(plan: GraphPlan) -> list[dict[str, Any]]:
     ]
 
 
-def plan_json(plan: GraphPlan, dims: Mapping[str, int]) -> dict[str, Any]:
-    """The launches, and the bytes of memory that they need beside arguments and results."""
+def plan_json(compilation: FunctionCompilation) -> dict[str, Any]:
+    """The launches, and the bytes of memory that a call needs."""
+    plan = compilation.plan
     launches = [
         {
             "kernel": plan.kernels[launch.kernel].name,
@@ -77,7 +79,7 @@ def plan_json(plan: GraphPlan, dims: Mapping[str, int]) -> dict[str, Any]:
         }
         for launch in plan.launches
     ]
-    return {"launches": launches, "results": list(plan.results)}
+    return {"launches": launches, "results": list(plan.results), **report.memory_json(compilation.footprint)}
 
 
 __all__ = ["plan_json", "plan_text", "roundings_json", "roundings_table"]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from tessera import errors
+from tessera.buffers import Footprint
 from tessera.errors import TesseraError
 
 SCHEMA = 1
@@ -102,6 +103,22 @@ def bytes_text(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.3g} {unit}"
     return f"{count} B"
+
+
+def memory_text(found: Footprint) -> str:
+    """What a call of a function needs, in a clause."""
+    unshared = f" ({bytes_text(found.unshared)} without reuse)" if found.unshared != found.workspace else ""
+    return f"{bytes_text(found.workspace)}{unshared}, peak {bytes_text(found.peak)}"
+
+
+def memory_json(found: Footprint) -> dict[str, int]:
+    """The same in bytes."""
+    return {
+        "workspace_bytes": found.workspace,
+        "workspace_unshared_bytes": found.unshared,
+        "peak_bytes": found.peak,
+        "peak_unshared_bytes": found.peak_unshared,
+    }
 
 
 def number_text(value: float) -> str:

@@ -91,7 +91,7 @@ def run_function(subject: FunctionSubject, given: Given, options: Options) -> Re
     found, ran = functions.run_on_host(setup.call, lane, result.arch, TIMED_REPEATS)
     names = setup.call.state.trace.function.attributes["results"]
     result.outcome = Outcome(lane, ran.kernels, ran.seconds or 0.0, dict(zip(names, found, strict=True)))
-    result.workspace = None if lane == "interpret" else ran.workspace
+    result.footprint = None if lane == "interpret" else ran.footprint
     result.comparisons = functions.verify_results(setup.call, found)
     if lane == "cuda" and ran.seconds:
         result.roofline = _function_roofline(setup, result) / ran.seconds

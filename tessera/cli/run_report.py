@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tessera.buffers import Footprint
 from tessera.cli import report
 from tessera.errors import TesseraError, to_json
 from tessera.runtime.compare import RMS_LIMIT, Comparison
@@ -16,7 +17,7 @@ from tessera.runtime.execute import Outcome
 @dataclass
 class Result:
     """The run of one kernel or function. `roofline` is the fraction of the least time over the measured one, on a GPU;
-    `workspace` the bytes of memory that a function's launches need beside its arguments and results.
+    `footprint` what a call of a function needs.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Result:
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     roofline: float | None = None
     notes: tuple[str, ...] = ()
-    workspace: int | None = None
+    footprint: Footprint | None = None
     error: TesseraError | None = None
 
     @property
@@ -55,8 +56,8 @@ def show_one(result: Result, target: str, as_json: bool) -> None:
         rows.append([name, f"{_dtype(array)}{list(array.shape)}", *_errors(comparison), verdict])
     report.table(["output", "type", "max error", "bound", ""], rows)
     share = f", {result.roofline:.0%} of the roofline" if result.roofline is not None else ""
-    if result.workspace is not None:
-        print(f"workspace {report.bytes_text(result.workspace)} in {len(outcome.kernels)} launches")
+    if result.footprint is not None:
+        print(f"launches {len(outcome.kernels)}, workspace {report.memory_text(result.footprint)}")
     print(f"time {report.seconds_text(outcome.seconds)}{share}")
 
 
@@ -110,8 +111,8 @@ def _as_json(result: Result) -> dict[str, Any]:
         "roofline": result.roofline,
         "notes": list(result.notes),
     }
-    if result.workspace is not None:
-        body["workspace_bytes"] = result.workspace
+    if result.footprint is not None:
+        body |= report.memory_json(result.footprint)
     return body | ({"error": to_json(result.error)} if result.error is not None else {})
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
+import sys
+import weakref
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +32,42 @@ REQUIRED = inspect.Parameter.empty
 # itself knows nothing about running.
 launcher: Callable[..., Any] | None = None
 
+# Whether torch is tracing the caller; None until a definition is made in a process that has imported torch. It then
+# sees a call as one of an operator: torch can neither trace what a launch does nor run it on tensors without memory.
+tracing: Callable[[], bool] | None = None
+# Makes the operator of a definition. The package sets it.
+operator_maker: Callable[[Any], Callable[..., Any]] | None = None
+_numbers = itertools.count()
+_numbered: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def numbered(callee: Any) -> int:
+    """A number for a definition or a callable around one, by which `make_operator` finds it."""
+    number = next(_numbers)
+    _numbered[number] = callee
+    return number
+
+
+def make_operator(number: int) -> int:
+    """Gives the definition of this number its `operator`, which a traced call of it is."""
+    if operator_maker is None:
+        raise InternalError("TS901", "a call was traced, but nothing is there to make an operator of it")
+    definition = _numbered[number]
+    definition.operator = operator_maker(definition)
+    return number
+
+
+# torch runs such a function while it traces, for which it takes and returns numbers alone.
+make_operator._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def notice_torch() -> None:
+    """Asks torch from now on whether it traces, if the process has imported it."""
+    global tracing
+    torch = sys.modules.get("torch")
+    if tracing is None and hasattr(torch, "compiler"):
+        tracing = torch.compiler.is_compiling  # type: ignore[union-attr]
+
 
 @dataclass(frozen=True)
 class ParameterDefinition:
@@ -43,6 +82,7 @@ class Definition:
     """A decorated function. `options` is what the decorator was told beside the function."""
 
     kind = "function"
+    operator: Callable[..., Any]
 
     def __init__(
         self, function: Callable[..., Any], options: Mapping[str, Any] | None = None, name: str | None = None
@@ -54,8 +94,18 @@ class Definition:
         self.function = function
         self.name: str = name or function.__name__
         self.options: dict[str, Any] = dict(options or {})
+        self.number = numbered(self)
+        notice_torch()
         # Also sets __wrapped__, through which the source of the definition is the source of its function.
         update_wrapper(self, function)  # type: ignore[arg-type]
+
+    def __copy__(self) -> Definition:
+        """The same with nothing that was made for its calls."""
+        made = object.__new__(type(self))
+        own = ("operator", "_function_state", "_runtime_state")
+        vars(made).update({name: value for name, value in vars(self).items() if name not in own})
+        made.number = numbered(made)
+        return made
 
     @cached_property
     def source(self) -> FunctionSource:
@@ -132,6 +182,13 @@ class Definition:
 
     def __repr__(self) -> str:
         return f"<tessera {self.kind} {self.name}>"
+
+
+class Wrapper:
+    """A callable around a definition or a plain function; a call of it inside of a function is one of `wrapped`."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
 
 
 class KernelDefinition(Definition):
@@ -277,6 +334,9 @@ class KernelDefinition(Definition):
         return self.loc
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if tracing is not None and tracing():
+            make_operator(self.number)
+            return self.operator(*args, **kwargs)
         run = launcher
         return _launch(self, None, args, kwargs) if run is None else run(self, None, args, kwargs)
 
@@ -336,6 +396,9 @@ class FunctionDefinition(Definition):
         FUNCTIONS[self.name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if tracing is not None and tracing():
+            make_operator(self.number)
+            return self.operator(*args, **kwargs)
         if launcher is None:
             raise InternalError("TS901", f"'{self.name}' was called, but nothing is there to run it")
         return launcher(self, None, args, kwargs)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tessera.dtypes import f32, i64
 from tessera.errors import SourceError, TesseraError
-from tessera.frontend.definition import Definition, LaunchOn
+from tessera.frontend.definition import Definition, LaunchOn, Wrapper
 from tessera.frontend.evaluator_arithmetic import binary, elementwise
 from tessera.frontend.evaluator_emit import Emitter
 from tessera.frontend.evaluator_frames import Frame, open_function
@@ -132,6 +132,8 @@ class Calls:
                 kwargs[keyword.arg] = value
                 named[keyword.arg] = keyword.value
         self.at(node)
+        if isinstance(callee, Wrapper):
+            callee = callee.wrapped
         if isinstance(callee, Intrinsic):
             return self._call_intrinsic(node, callee, args, kwargs, nodes, named)
         if isinstance(callee, (Definition, LaunchOn)):

@@ -108,12 +108,12 @@ def _hull(r: Array, *ends: Array) -> Array:
 
 
 def monotone(
-    function: Callable[[Array], Array], amplification: Callable[[Array], Array] | None = None, flushes: bool = False
+    function: Callable[[Array], Array], amplification: Callable[[Array], Array] | None = None, flushes: float = 0.0
 ) -> Callable[..., Bar]:
     """A monotone smooth function: the bar's ends give its largest change; plus the stated CUDA error of the op.
 
     `amplification` gives further ulp, by argument, to the stated error: what the function makes of the rounding of an
-    intermediate result. `flushes`: a subnormal result may be zero.
+    intermediate result. `flushes`: a result below it may be zero.
     """
 
     def bound(op: Any, a: Bar) -> Bar:
@@ -123,20 +123,23 @@ def monotone(
             ulp = op.definition.ulp + (0.0 if amplification is None else amplification(a.r))
             stated = ulp * np.maximum(2 * HALF_ULP_F32 * np.abs(r), 2.0**-149)
             if flushes:
-                stated = np.where(np.abs(r) < 2.0**-126, np.abs(r) + stated, stated)
+                stated = np.where(np.abs(r) < flushes, np.abs(r) + stated, stated)
         return widen(r, spread, stated)
 
     return bound
 
 
 def unimodal(
-    function: Callable[[Array], Array], minimum: float, amplification: Callable[[Array], Array] | None = None
+    function: Callable[[Array], Array],
+    minimum: float,
+    amplification: Callable[[Array], Array] | None = None,
+    flushes: float = 0.0,
 ) -> Callable[..., Bar]:
     """A smooth function that falls up to `minimum` and rises after it: a bar that holds the minimum reaches down to it.
 
-    `amplification` as for `monotone`.
+    `amplification` and `flushes` as for `monotone`.
     """
-    rising = monotone(function, amplification)
+    rising = monotone(function, amplification, flushes)
 
     def bound(op: Any, a: Bar) -> Bar:
         ends = rising(op, a)

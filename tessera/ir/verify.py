@@ -153,7 +153,7 @@ KERNEL_ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, dict) and all(map(_tuple_of(_is_size), value.values())),
     ),
     "constants": ("numbers, bools and strings by name", _constants),
-    "arch": ("a string", lambda value: isinstance(value, str)),
+    **dict.fromkeys(("arch", "lane"), ("a string", lambda value: isinstance(value, str))),
     "producer_warps": ("an integer from 1 to 32", lambda value: _is_int(value) and 0 < value <= 32),
     "warps": ("an integer from 1 to 32", lambda value: _is_int(value) and 0 < value <= 32),
     "shared_bytes": ("an integer", lambda value: _is_int(value) and value >= 0),

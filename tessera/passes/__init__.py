@@ -39,7 +39,9 @@ from tessera.passes.promote_buffers import buffers_to_promote, promote_buffers
 from tessera.passes.specialise import bind_decisions, specialise
 from tessera.passes.split_k import split_k
 from tessera.passes.split_panels import split_panels
+from tessera.passes.split_prologue import split_prologue
 from tessera.passes.split_roles import split_roles
+from tessera.passes.squeeze_loads import squeeze_loads
 from tessera.passes.stack_invariants import stack_invariants
 from tessera.passes.stage_operands import stage_operands
 from tessera.passes.subtile import subtile
@@ -82,6 +84,8 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("defer_sums", lambda k, c: defer_sums(k), exact=False),
     # The choice is written into the IR, where every later pass reads it and a reader sees it.
     Pass("choose_schedule", lambda k, c: choose_schedule(k, c.arch, c.schedule)),
+    # While an operand is one value; what it leaves is cut and staged like any other kernel.
+    Pass("split_prologue", lambda k, c: split_prologue(k, schedule_of(k))),
     # Before operands are staged: a streamed operand becomes a load in a K loop, which staging turns into a copy.
     Pass("subtile", lambda k, c: subtile(k, schedule_of(k))),
     # Before anything is shared between iterations: loops over rows that are programs of their own.
@@ -90,7 +94,9 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("split_k", lambda k, c: split_k(k, schedule_of(k), c.sizes), exact=False),
     # After the grid has its last shape; before programs are put in order, which then are whole clusters.
     Pass("form_clusters", lambda k, c: form_clusters(k, schedule_of(k))),
-    # The same.
+    # Loads of parts are made by now; before these are cut and staged.
+    Pass("squeeze_loads", lambda k, c: squeeze_loads(k)),
+    # After the grid has its last shape.
     Pass("order_programs", lambda k, c: order_programs(k, schedule_of(k))),
     # Before tiles are cut, while a load is one.
     Pass("hoist_tiles", lambda k, c: hoist_tiles(k, schedule_of(k))),

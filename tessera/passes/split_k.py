@@ -21,20 +21,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
-from tessera.dtypes import f32, i64
+from tessera.dtypes import f32
 from tessera.errors import SourceError
 from tessera.ir.affine import loop_progression
 from tessera.ir.core import Block, Builder, Kernel, Op, Value, clone_op, clone_with_regions, new_kernel_like, uses
 from tessera.ir.dims import Size, evaluate
 from tessera.ir.programs import names_program
 from tessera.ir.types import ViewType, int_shape
-from tessera.passes.canonicalise import canonicalise
 from tessera.passes.distribute import distribute
+from tessera.passes.launches import constant, divided, finished, free_stem, size_value
 from tessera.passes.subtile import subtile
 from tessera.passes.sum_loops import SumLoop, sum_loops
-from tessera.target.reuse import ops_behind
+from tessera.target.reuse import ops_behind, written, written_names
 from tessera.target.schedule import Schedule, root, schedule_of
 
 PART_AXIS = 2  # of the grid
@@ -84,22 +84,12 @@ def _loops(kernel: Kernel, count: int, sizes: Mapping[str, int]) -> list[SumLoop
 
 def _check_reads(parts: Kernel, kernel: Kernel, count: int) -> None:
     """Raises SourceError TS512 where the parts read what the kernel writes: they run before it does."""
-    written = _written_names(kernel)
+    written = written_names(kernel)
     for op in parts.body.walk():
         for effect, value in op.definition.effects_of(op):
             if effect == "reads" and isinstance(value.type, ViewType) and root(value).name in written:
                 message = f"split_k = {count}: '{kernel.name}' writes '{root(value).name}', which its product reads"
                 raise SourceError("TS512", message, op.loc)
-
-
-def _written(op: Op) -> list[Value]:
-    """The views that an op writes."""
-    return [v for e, v in op.definition.effects_of(op) if e != "reads" and isinstance(v.type, ViewType)]
-
-
-def _written_names(kernel: Kernel) -> set[str]:
-    """The parameters that a kernel writes."""
-    return {root(value).name for op in kernel.body.walk() for value in _written(op)}
 
 
 def _grid(kernel: Kernel) -> tuple[Size, Size, Size]:
@@ -122,7 +112,7 @@ class _Space:
 
     def window(self, builder: Builder, workspace: Value, places: list[Value]) -> Value:
         """The tile at an index for each axis but its own."""
-        zero = _constant(builder, 0)
+        zero = constant(builder, 0)
         return builder.value(
             "window",
             workspace,
@@ -136,9 +126,7 @@ class _Space:
 def _spaces(kernel: Kernel, loops: list[SumLoop], count: int) -> list[_Space]:
     """In the order of loops and of their results, under names that no parameter has."""
     results = [(loop, result) for loop in loops for result in loop.op.results]
-    stem = "partials"
-    while any(parameter.name.startswith(stem) for parameter in kernel.parameters):
-        stem += "_"
+    stem = free_stem(kernel, "partials")
     found = []
     for number, (loop, result) in enumerate(results):
         name = stem if len(results) == 1 else f"{stem}_{number}"
@@ -161,14 +149,8 @@ class _Rewriter(ABC):
 
     def finished(self, suffix: str, role: str, schedule: Schedule) -> Kernel:
         """The new kernel; `role`: that of its workspaces. Both keep the signature that a call has."""
-        new = canonicalise(self.new)
-        new.name = f"{self.old.name}_{suffix}"
-        written = _written_names(new)
-        roles = [(name, given if name in written else "in") for name, given in self.old.attributes["parameters"]]
-        new.attributes["parameters"] = (*roles, *((space.name, role) for space in self.spaces))
-        new.attributes["workspaces"] = tuple(space.name for space in self.spaces)
-        new.attributes["schedule"] = asdict(schedule)
-        return new
+        names = tuple(space.name for space in self.spaces)
+        return finished(self.new, self.old, f"{self.old.name}_{suffix}", names, role, schedule)
 
     def block(self, block: Block, builder: Builder) -> None:
         for op in block.ops:
@@ -193,15 +175,15 @@ class _Rewriter(ABC):
         for outer, indices in zip(loop.around, loop.ranges, strict=True):
             number = self.mapping[outer.regions[0].arguments[0]]
             if indices.start:
-                number = builder.value("sub", number, _constant(builder, indices.start))
-            found.append(_divided(builder, number, indices.step))
+                number = builder.value("sub", number, constant(builder, indices.start))
+            found.append(divided(builder, number, indices.step))
         return found
 
     def grid_index(self, builder: Builder, axis: int) -> Value:
         """The index of the program in the grid of the old kernel."""
         # The ids of one axis have one scale in a kernel.
         scale = self.scales.get(axis, 1)
-        return _divided(builder, builder.value("program_id", axis=axis, scale=scale), scale)
+        return divided(builder, builder.value("program_id", axis=axis, scale=scale), scale)
 
 
 class _Parts(_Rewriter):
@@ -212,9 +194,9 @@ class _Parts(_Rewriter):
         self.builder.at(*self.loops)
         self.count = schedule_of(kernel).split_k
         number = self.builder.value("program_id", axis=PART_AXIS)
-        counted = _constant(self.builder, self.count)
+        counted = constant(self.builder, self.count)
         if _grid(kernel)[PART_AXIS] == 1:
-            self.part, self.index = number, _constant(self.builder, 0)
+            self.part, self.index = number, constant(self.builder, 0)
         else:
             self.part = self.builder.value("mod", number, counted)
             self.index = self.builder.value("floordiv", number, counted)
@@ -226,14 +208,14 @@ class _Parts(_Rewriter):
         return self.finished("parts", "out", schedule_of(self.old))
 
     def op(self, op: Op, builder: Builder) -> None:
-        if _written(op) or names_program(op):
+        if written(op) or names_program(op):
             return  # the sum does it
         if op.name == "program_id" and op.attributes["axis"] == PART_AXIS:
             scale = op.attributes["scale"]
-            index = self.index if scale == 1 else builder.value("mul", self.index, _constant(builder, scale))
+            index = self.index if scale == 1 else builder.value("mul", self.index, constant(builder, scale))
             self.mapping[op.result] = index
         elif op.name == "num_programs" and op.attributes["axis"] == PART_AXIS:
-            self.mapping[op.result] = _size(builder, _grid(self.old)[PART_AXIS])
+            self.mapping[op.result] = size_value(builder, _grid(self.old)[PART_AXIS])
         else:
             clone_op(builder, op, self.mapping)
 
@@ -244,8 +226,8 @@ class _Parts(_Rewriter):
         old = loop.op
         lower, upper, step = (self.mapping[value] for value in old.operands[:3])
         trips = builder.value("neg", builder.value("floordiv", builder.value("sub", lower, upper), step))
-        trips = builder.value("max", trips, _constant(builder, 0))
-        following = builder.value("add", self.part, _constant(builder, 1))
+        trips = builder.value("max", trips, constant(builder, 0))
+        following = builder.value("add", self.part, constant(builder, 1))
         bounds = [self._end(builder, lower, step, trips, part) for part in (self.part, following)]
         body = Block()
         for argument in old.regions[0].arguments:
@@ -262,7 +244,7 @@ class _Parts(_Rewriter):
 
     def _end(self, builder: Builder, lower: Value, step: Value, trips: Value, part: Value) -> Value:
         """The index at which a part begins, and the one before it ends."""
-        done = builder.value("floordiv", builder.value("mul", part, trips), _constant(builder, self.count))
+        done = builder.value("floordiv", builder.value("mul", part, trips), constant(builder, self.count))
         return builder.value("add", lower, builder.value("mul", done, step))
 
 
@@ -287,7 +269,7 @@ class _Sum(_Rewriter):
         for space, first, result in zip(spaces, loop.op.operands[3:], loop.op.results, strict=True):
             total: Value | None = None
             for part in range(self.schedule.split_k):
-                number = _constant(builder, part)
+                number = constant(builder, part)
                 window = space.window(builder, self.workspaces[space.name], [number, *places])
                 loaded = builder.value("load", window)
                 total = loaded if total is None else builder.value("add", total, loaded, hint=result.name)
@@ -310,15 +292,3 @@ def _is_zero(value: Value) -> bool:
         return False
     number = op.operands[0].defining_op
     return number is not None and number.name == "constant" and number.attributes["value"] == 0
-
-
-def _constant(builder: Builder, number: int) -> Value:
-    return builder.value("constant", value=number, dtype=i64)
-
-
-def _size(builder: Builder, size: Size) -> Value:
-    return _constant(builder, size) if isinstance(size, int) else builder.value("size", size=size)
-
-
-def _divided(builder: Builder, value: Value, by: int) -> Value:
-    return value if by == 1 else builder.value("floordiv", value, _constant(builder, by))

@@ -73,9 +73,7 @@ def call(
     state = vars(definition).get("_runtime_state")
     if state is None:
         if isinstance(definition, FunctionDefinition):
-            from tessera.runtime import functions
-
-            return functions.call(definition, args, kwargs)
+            return _call_function(definition, args, kwargs)
         state = _state(definition)
     values = (*args, *kwargs.values()) if kwargs else args
     form = None if grid is None and not kwargs else (tuple(kwargs), grid, partial)
@@ -86,9 +84,21 @@ def call(
         if done:
             state.last_run = known.record
             return result
+    if arrays.any_without_memory(values):
+        from tessera.runtime.torch_op import automatic
+
+        return automatic(definition)(*args, **kwargs)
     return _cold_call(
         state, grid, args, kwargs, partial, lambda: plan.read(form, values) if plan.learn(values) else None
     )
+
+
+def _call_function(definition: FunctionDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    global _call_function
+    from tessera.runtime.functions import call
+
+    _call_function = call  # from now on without this detour: an import costs as much as a launch
+    return call(definition, args, kwargs)
 
 
 def _cold_call(

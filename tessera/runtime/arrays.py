@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -105,6 +105,7 @@ class Adapter(ABC):
 
     library: str
     immutable = ""  # why the library's arrays cannot be outputs, as a clause; empty where they can
+    keeps_captured = False  # whether memory made while a graph is captured stays with the graph
     read: Reader | None = None  # for warm calls; None where the library has no cheap way to tell
 
     @abstractmethod
@@ -223,6 +224,7 @@ def _read_torch(tensor: Any) -> tuple[Hashable, int]:
 
 class TorchAdapter(Adapter):
     library = "torch"
+    keeps_captured = True  # `torch.cuda.graph` gives each graph a pool of its own
     read = staticmethod(_read_torch)
 
     def __init__(self) -> None:
@@ -298,6 +300,12 @@ def describe(value: Any) -> ArrayInfo | None:
     """What a launch needs to know about an array, or None when `value` is no array of a known library."""
     found = adapter(value)
     return None if found is None else found.describe(value)
+
+
+def any_without_memory(values: Iterable[Any]) -> bool:
+    """Whether one of these, or one in a list, is a tensor that stands for one while torch traces."""
+    several = (item for value in values for item in (value if isinstance(value, (list, tuple)) else (value,)))
+    return any(type(item).__name__ == "FakeTensor" for item in several)
 
 
 def is_of(value: Any, module: str, type_name: str) -> bool:

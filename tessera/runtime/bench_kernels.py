@@ -9,7 +9,8 @@ from tessera.frontend.definition import KernelDefinition
 from tessera.runtime import api
 from tessera.runtime.autotune_calls import Bench, Chooser, Compiled, note_of
 from tessera.runtime.autotune_report import Choice, settings_text
-from tessera.target.schedule import BASE_LANE, WARPGROUP_LANE
+from tessera.target.arch import BASE_LANE
+from tessera.target.schedule import WARPGROUP_LANE
 
 
 def tuned(definition: KernelDefinition, arguments: Sequence[Any]) -> tuple[KernelDefinition, str]:

@@ -1,34 +1,45 @@
-"""Launches the kernels of a function on a GPU: one block of workspace per call, everything on the caller's stream.
+"""Launches the kernels of a function on a GPU, on the caller's stream: one by one, or all of them as a CUDA graph.
 
 A call that is like an earlier one (equal dtypes, shapes, strides, devices, alignments and mode) finds what that one
-prepared: it makes the results, packs arguments and queues the launches.
+prepared: it makes the results, packs arguments and queues the launches. If all addresses and numbers are those of an
+earlier call too, it replays the graph of that (`function_graphs`). While the caller captures a graph, launches are
+queued one by one, and become a part of it.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import struct
 import threading
+import warnings
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from itertools import count
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from tessera import dtypes, modes
+from tessera.buffers import Buffer, place
 from tessera.config import config
 from tessera.errors import EnvironmentProblem
 from tessera.frontend.function import element_name
+from tessera.ir.core import Kernel
 from tessera.ir.dims import evaluate
+from tessera.plan import Scalar
 from tessera.program import Parameter, Program
 from tessera.runtime import arrays, launch, plan, workspace
 from tessera.runtime.arrays import Adapter, ArrayInfo, contiguous_strides
 from tessera.runtime.bind import Binding, as_result, bind, expand
 from tessera.runtime.execute import KernelRun
+from tessera.runtime.function_graphs import GRAPHS, LEAST_LAUNCHES, Graph, capture
 from tessera.runtime.function_plans import PlanPrograms, Step
+from tessera.runtime.function_scalars import scalar_value
 from tessera.runtime.function_state import Call, FunctionRun, FunctionState
+from tessera.runtime.function_streams import Streams, assign, leaves_room
 from tessera.runtime.launch import Driver, Launcher, PreparedLaunch, _picker
 from tessera.runtime.parameters import ParameterSpec, ParameterStore, current_store
 
@@ -76,16 +87,20 @@ def _values(made: Call) -> list[Any]:
     return values
 
 
+_serial = count()
+
+
 class DeviceCall:
-    """The launches of a function for calls of one signature. `record` is what `last_run` says of each.
+    """The launches of a function for calls of one signature. `record` is what `last_run` says of the last one.
 
     What launches pick their arguments from, in this order: a value per parameter of the trace, addresses of the store's
-    parameters, the seed, addresses of results and of temporaries, numbers that the host computes of the function's, and
-    numbers that never change.
+    parameters, the seed, addresses of results and of what lies in the workspace, numbers that the host computes of the
+    function's, and those that never change.
     """
 
     def __init__(self, launcher: Launcher, made: Call, library: Adapter, device: int, stream: int) -> None:
         state, dims = made.state, made.dims
+        self.name, self.serial = made.name, next(_serial)
         self.launcher, self.driver, self.settings = launcher, launcher.driver, config()
         self.library, self.device = library, device
         self.programs = state.plan(dims)
@@ -99,32 +114,40 @@ class DeviceCall:
         results = self.programs.plan.results
         types = [(self.programs.shape(name, dims), self.programs.plan.buffers[name].dtype) for name in results]
         self.makers = [partial(library.empty, shape, dtype, device) for shape, dtype in types]
-        temporaries, self.workspace = self.programs.plan.workspace(dims)
-        offsets: dict[Hashable, int] = {**temporaries}
         hidden = [*made.specs, *([] if seed is None else [seed])]
-        for name in (*hidden, *self.programs.result_roots(), *offsets):
+        for name in (*hidden, *self.programs.result_roots()):
             places[name] = len(places)
         steps = self.programs.steps(dims)
         compiled = [self._program(step, made.binding, places) for step in steps]
-        # Launches of one step use their workspaces before those of the next begin: they lie in the same place.
-        inside = [workspace.offsets_of(program, step.dims) for step, program in zip(steps, compiled, strict=True)]
-        for step, (within, _) in zip(steps, inside, strict=True):
-            for name, offset in within.items():
-                offsets[id(step), name] = self.workspace + offset
-                places[id(step), name] = len(places)
-        self.workspace += max((size for _, size in inside), default=0)
-        self.offsets = tuple(offsets.values())
-        self.numbers = [Numbers(step, places) for step in steps if step.computes]
-        self.constants: list[Any] = []
-        self.launches: list[PreparedLaunch] = []
-        for key in (key for numbers in self.numbers for key in numbers.keys):
+        buffers: dict[Hashable, Buffer] = {**self.programs.temporaries(steps, dims)}
+        buffers |= self.programs.workspaces(steps, compiled)
+        for name in buffers:
+            places[name] = len(places)
+        self.numbers = [numbers for step in steps if (numbers := Numbers(step, places)).keys]
+        fixed = {(id(step), name): number for step in steps for name, number in _fixed_numbers(step)}
+        for key in (*(key for numbers in self.numbers for key in numbers.keys), *fixed):
             places[key] = len(places)
-        ran = [
-            one
-            for step, program in zip(steps, compiled, strict=True)
-            for one in self._prepare(step, program, places, stream)
+        self.constants: list[Any] = []
+        self.floats = [places[p.name] for p in state.parameters if p.kind == "scalar" and p.dtype[0] == "f"]
+        prepared = [
+            self._prepare(number, step, program, places, stream)
+            for number, (step, program) in enumerate(zip(steps, compiled, strict=True))
         ]
-        self.record = FunctionRun("cuda", tuple(ran), self.workspace, state.notes)
+        self.tail = [*fixed.values(), *self.constants]
+        self.steps = [launches for launches, _ in prepared]
+        self.launches = [one for launches in self.steps for one in launches]
+        # A seed is another one in each call, and no call repeats another.
+        self.graphs = self.settings.graphs == "auto" and not self.seeded and len(self.launches) >= LEAST_LAUNCHES
+        self.streams = self._streams(steps)
+        offsets, self.workspace = place(buffers, self.streams.order)
+        self.offsets = tuple(offsets[name] for name in buffers)
+        self.asks = bool(self.workspace or self.graphs or self.strided)
+        self.last: tuple[Any, Graph] | None = None
+        self.captured: list[Any] = []
+        ran = tuple(run for _, runs in prepared for run in runs)
+        footprint = self.programs.plan.footprint(dims, buffers, self.workspace)
+        self.queued = self.record = FunctionRun("cuda", ran, footprint, state.notes)
+        self.replayed = replace(self.queued, replayed=True)
 
     def _program(self, step: Step, binding: Binding, places: Mapping[Hashable, int]) -> Program:
         from tessera.runtime.api import device_arch
@@ -132,23 +155,25 @@ class DeviceCall:
         alignment = {name: info.alignment for name, info in binding.infos.items() if places[name] not in self.strided}
         return self.programs.program(step, device_arch(self.device), alignment, machine_code=True)
 
-    def _prepare(self, step: Step, program: Program, places: Mapping[Hashable, int], stream: int) -> list[KernelRun]:
+    def _prepare(
+        self, number: int, step: Step, program: Program, places: Mapping[Hashable, int], stream: int
+    ) -> tuple[list[PreparedLaunch], list[KernelRun]]:
         tensors = expand([p for p in program.parameters if p.kind != "scalar"])
         infos = {p.name: _info(self.library, step, p, self.device) for p in tensors}
         bound = Binding(program.name, program.parameters, infos=infos, dims=step.dims)
         prepared = self.launcher.prepare(program, bound, stream)
         first = len(places) + len(self.constants)
         chosen: list[Any] = [self._place(step, parameter.name, places) for parameter in program.parameters]
-        chosen += [places[id(step), space.name] for space in program.workspaces]
-        for place in prepared.lists:
-            chosen += chosen[place]
+        chosen += [places[number, space.name] for space in program.workspaces]
+        for where in prepared.lists:
+            chosen += chosen[where]
         chosen += range(first, first + len(prepared.constants))
         self.constants += prepared.constants
-        self.launches += [
+        launches = [
             replace(one, pick=_picker(one.pick(chosen)), maps=one.maps and one.maps.moved(chosen))
             for one in prepared.launches
         ]
-        return [KernelRun(*one) for one in self.launcher.grids(program, step.dims, self.device)]
+        return launches, [KernelRun(*one) for one in self.launcher.grids(program, step.dims, self.device)]
 
     def _place(self, step: Step, parameter: str, places: Mapping[Hashable, int]) -> int | list[int]:
         """The place of the value that a launch passes for a parameter of its kernel, of each tensor for a list."""
@@ -159,61 +184,156 @@ class DeviceCall:
         scalar = step.launch.scalars[parameter]
         return places[scalar if isinstance(scalar, str) else (id(step), parameter)]
 
+    def _streams(self, steps: Sequence[Step]) -> Streams:
+        accesses = [self.programs.plan.accesses(step.launch) for step in steps]
+        small = [False] * len(steps)
+        if self.graphs:
+            most = self.launcher.multiprocessors(self.device)
+            small = [
+                leaves_room(max((math.prod(one.grid) for one in launches), default=0), most) for launches in self.steps
+            ]
+        return assign(accesses, small)
+
     def run(self, values: list[Any]) -> list[Any]:
         """Queues the launches; returns new arrays. `values` as of the class, up to the parameters of the trace.
 
         Raises SourceError TS403 for a number that the function cannot take, struct.error or OverflowError for one that
-        its dtype cannot hold.
+        its dtype cannot hold, EnvironmentProblem TS516 where memory cannot be had while the stream is captured.
         """
-        for place, guard in self.guards:
-            guard.check(values[place])
-        stream = self.library.stream(self.device)
-        alive = []
-        for place, info in self.strided.items():
-            copy = gathered(values[place], info, stream, self.device)
-            values[place] = copy.data.ptr
-            alive.append(copy)
-        if self.specs:
-            store = current_store()
-            values += [address_of(store, spec, self.driver, stream, self.device) for spec in self.specs]
-        if self.seeded:
-            values.append(modes.next_seed() if self.seed is None else self.seed)
-        made = [make() for make in self.makers]
-        values += [workspace.address_of(array) for array in made]
-        if self.workspace:
-            block, base = workspace.allocate(self.library, self.workspace, self.device)
-            alive.append(block)
-            values += [base + offset for offset in self.offsets]
+        if self.guards:
+            for where, guard in self.guards:
+                guard.check(values[where])
+        stream, device = self.library.stream(self.device), self.device
+        capturing = self.asks and self.driver.capturing(stream, device)
+        alive: list[Any] = []
+        base = 0
+        try:
+            if self.strided:
+                alive = [self._gather(values, where, stream) for where in self.strided]
+            if self.specs:
+                store = current_store()
+                values += [address_of(store, spec, self.driver, stream, device) for spec in self.specs]
+            if self.seeded:
+                values.append(modes.next_seed() if self.seed is None else self.seed)
+            made = [make() for make in self.makers]
+            values += [workspace.address_of(array) for array in made]
+            if self.workspace:
+                block, base = self._block(stream, capturing)
+                alive.append(block)
+        except (RuntimeError, MemoryError) as error:  # what allocators raise, each its own
+            if not self.driver.capturing(stream, device):
+                raise
+            message = f"{self.name} needs memory that cannot be had while its stream is captured into a CUDA graph"
+            raise EnvironmentProblem("TS516", f"{message}: {error}") from error
+        if capturing:
+            self._keep(alive)
+        elif self.graphs and self._replay(values, base, stream):
+            self.record = self.replayed
+            return made
+        values = self._completed(values, base)
+        for one in self.launches:
+            one.queue(self.driver, values, stream, device)
+        self.record = self.queued
+        return made
+
+    def _completed(self, values: list[Any], base: int) -> list[Any]:
+        """What launches pick from, of the values up to the addresses of results and the place of the workspace."""
+        values = [*values, *[base + offset for offset in self.offsets]]
         for numbers in self.numbers:
             values += numbers.of(values)
-        values += self.constants
-        for one in self.launches:
-            one.queue(self.driver, values, stream, self.device)
-        return made
+        values += self.tail
+        return values
+
+    def _gather(self, values: list[Any], where: int, stream: int) -> Any:
+        copy = gathered(values[where], self.strided[where], stream, self.device)
+        values[where] = copy.data.ptr
+        return copy
+
+    def _block(self, stream: int, capturing: bool) -> tuple[Any, int]:
+        if capturing or self.workspace > workspace.KEPT_BYTES:
+            return workspace.allocate(self.library, self.workspace, self.device)
+        return workspace.KEPT.block(self.library, self.workspace, self.device, stream)
+
+    def _keep(self, alive: list[Any]) -> None:
+        """Keeps what the launches of a captured call use beside arguments and results: the caller's graph may run
+        whenever it likes, and a library that knows nothing of graphs would give that memory to others.
+        """
+        self.captured += alive[: len(self.strided)]
+        if not self.library.keeps_captured:
+            self.captured += alive[len(self.strided) :]
+
+    def _replay(self, values: list[Any], base: int, stream: int) -> bool:
+        """Queues the graph of an equal call, which this one captures if it is the second; False where there is none."""
+        key: tuple[Any, ...] = (self.serial, stream, base, *values)
+        if self.floats:  # 0.0 and -0.0 are equal, but no equal arguments
+            key += tuple([math.copysign(1.0, values[where]) for where in self.floats])
+        last = self.last
+        if last is None or last[0] != key:
+            seen, graph = GRAPHS.find(key)
+            if seen and graph is None:
+                graph = self._capture(self._completed(values, base))
+                if graph is not None:
+                    GRAPHS.put(key, graph)
+            if graph is None:
+                return False
+            last = self.last = key, graph
+        last[1].replay(stream)
+        return True
+
+    def _capture(self, values: Sequence[Any]) -> Graph | None:
+        try:
+            return capture(self.driver, self.steps, self.streams, values, self.device)
+        except RuntimeError as error:  # of CUDA: everything else about these launches went well in the first call
+            self.graphs = False
+            message = (
+                f"the launches of {self.name} cannot be captured as a CUDA graph and are queued one by one: {error}"
+            )
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            return None
 
     def results(self, made: list[Any]) -> Any:
         return as_result([self.library.returned(array, self.device) for array in made])
 
 
 class Numbers:
-    """The numbers that one launch passes and the host computes, kept for the numbers that they were computed of."""
+    """The numbers that one launch passes and the host computes of those of a call, kept for what they were computed of.
+
+    `keys` has none where there are none.
+    """
 
     def __init__(self, step: Step, places: Mapping[Hashable, int]) -> None:
-        self.step = step
-        self.keys = [(id(step), name) for name in step.computes]
-        self.given = {name: places[name] for name in step.scalar_names}
+        self.dims = step.call
+        self.scalars = {name: one for name, one in step.launch.scalars.items() if _depends(one)}
+        self.keys = [(id(step), name) for name in self.scalars]
+        needed = dict.fromkeys(p.name for one in self.scalars.values() for p in one.parameters)
+        self.given = {name: places[name] for name in needed}
         self._known: dict[tuple[Any, ...], list[int | float]] = {}
 
     def of(self, values: Sequence[Any]) -> list[int | float]:
         given = {name: values[place] for name, place in self.given.items()}
         key = tuple(given.values())
+        if 0 in key:  # 0.0 and -0.0 are equal
+            key += tuple([math.copysign(1.0, number) for number in key])
         found = self._known.get(key)
         if found is None:
             if len(self._known) >= plan.LARGEST:
                 self._known.clear()
-            computed = self.step.scalars(given)
-            found = self._known[key] = [computed[name] for name in self.step.computes]
+            found = self._known[key] = [scalar_value(one, given, self.dims) for one in self.scalars.values()]
         return found
+
+
+def _depends(scalar: Scalar) -> TypeGuard[Kernel]:
+    """Whether the host computes a number of others that calls pass."""
+    return isinstance(scalar, Kernel) and bool(scalar.parameters)
+
+
+def _fixed_numbers(step: Step) -> list[tuple[str, int | float]]:
+    """The numbers of a launch that are the same in every call with such sizes."""
+    return [
+        (name, scalar_value(one, {}, step.call))
+        for name, one in step.launch.scalars.items()
+        if not isinstance(one, str) and not _depends(one)
+    ]
 
 
 class Warm:

@@ -7,18 +7,20 @@ reshaped views of the plan's buffers, which are contiguous.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from tessera import dtypes
+from tessera.buffers import ALIGNMENT, Buffer, Footprint, Order, place
 from tessera.dtypes import DType
 from tessera.ir.core import Kernel, Module
 from tessera.ir.dims import evaluate
 from tessera.ir.opdef import TILE
 from tessera.ir.types import tensor_type
-from tessera.plan import ALIGNMENT, GraphPlan, PlanBuffer, PlanLaunch
+from tessera.plan import GraphPlan, PlanBuffer, PlanLaunch
 from tessera.program import Program
 from tessera.runtime import execute, programs
 from tessera.runtime.arrays import ALIGNED, alignment_class
@@ -117,8 +119,7 @@ class PlanPrograms:
 
     def root(self, name: str) -> PlanBuffer:
         """The buffer that has the memory."""
-        buffer = self.plan.buffers[name]
-        return self.plan.buffers[buffer.alias] if buffer.alias else buffer
+        return self.plan.root(name)
 
     def result_roots(self) -> list[str]:
         return [self.root(name).name for name in self.plan.results]
@@ -130,8 +131,23 @@ class PlanPrograms:
         """Arrays for the results on the host."""
         return [poisoned(self.shape(name, dims), self.plan.buffers[name].dtype) for name in self.plan.results]
 
-    def temporaries(self) -> Iterator[PlanBuffer]:
-        yield from (b for b in self.plan.buffers.values() if b.role == "temporary" and not b.alias)
+    def temporaries(self, steps: Sequence[Step], dims: Mapping[str, int]) -> dict[str, Buffer]:
+        """What the steps of a call hand on to one another, by buffer; the users are the steps by number."""
+        users: dict[str, int] = {}
+        for number, step in enumerate(steps):
+            for name in step.launch.buffers:
+                root = self.root(name)
+                if root.role == "temporary":
+                    users[root.name] = users.get(root.name, 0) | 1 << number
+        return {name: Buffer(self.plan.bytes_of(name, dims), bits) for name, bits in users.items()}
+
+    def workspaces(self, steps: Sequence[Step], compiled: Sequence[Program]) -> dict[tuple[int, str], Buffer]:
+        """What each step's program needs between its own launches, by the step's number and the workspace's name."""
+        return {
+            (number, space.name): Buffer(space.bytes(step.dims), 1 << number)
+            for number, (step, program) in enumerate(zip(steps, compiled, strict=True))
+            for space in program.workspaces
+        }
 
 
 # ---- on the CPU ----------------------------------------------------------------------------------------------------
@@ -139,10 +155,11 @@ class PlanPrograms:
 
 @dataclass(frozen=True)
 class PlanRun:
-    """The launches, and their time in seconds without compilation."""
+    """The launches, their time in seconds without compilation, and what they needed."""
 
     kernels: tuple[KernelRun, ...]
     seconds: float
+    footprint: Footprint
 
 
 Runner = Callable[[Step, dict[str, Any]], Outcome]
@@ -166,12 +183,21 @@ def emulate_plan(
 ) -> PlanRun:
     """Runs the emitted CUDA of each kernel. Arguments as of `run_plan`; errors as of `execute.emulate`."""
 
-    def run(step: Step, arguments: dict[str, Any]) -> Outcome:
-        return execute.emulate(programs_.program(step, arch, alignment, machine_code=False), arguments, step.dims, seed)
-
     tensors = {name: value for name, value in arguments.items() if isinstance(value, np.ndarray)}
     alignment = {name: alignment_class(array.ctypes.data) for name, array in tensors.items()}
-    return run_plan(programs_, arguments, dims, run)
+
+    def program(step: Step) -> Program:
+        return programs_.program(step, arch, alignment, machine_code=False)
+
+    def run(step: Step, arguments: dict[str, Any]) -> Outcome:
+        return execute.emulate(program(step), arguments, step.dims, seed)
+
+    ran = run_plan(programs_, arguments, dims, run)
+    steps = programs_.steps(dims)
+    buffers: dict[Hashable, Buffer] = {**programs_.temporaries(steps, dims)}
+    buffers |= programs_.workspaces(steps, [program(step) for step in steps])
+    _, size = place(buffers, Order.sequential(len(steps)))
+    return replace(ran, footprint=programs_.plan.footprint(dims, buffers, size))
 
 
 def run_plan(
@@ -183,17 +209,26 @@ def run_plan(
     """Runs each launch by `run`, which gets arrays and numbers by the kernel's parameter.
 
     `arguments`: a contiguous array or a number for each parameter of the traced function, and an array for each buffer
-    that has the memory of a result, under the name of that buffer. Temporaries begin as NaN.
+    that has the memory of a result, under the name of that buffer. Temporaries share one block as they do on a GPU, and
+    each is NaN when its first launch begins.
     """
-    memory = dict(arguments)
-    memory |= {b.name: poisoned(programs_.shape(b.name, dims), b.dtype) for b in programs_.temporaries()}
+    memory, steps = dict(arguments), programs_.steps(dims)
+    temporaries = programs_.temporaries(steps, dims)
+    offsets, size = place(temporaries, Order.sequential(len(steps)))
+    block = poisoned((size,), dtypes.i8)
     kernels: list[KernelRun] = []
     seconds = 0.0
-    for step in programs_.steps(dims):
+    for number, step in enumerate(steps):
+        for name, buffer in temporaries.items():
+            if buffer.users & -buffer.users == 1 << number:
+                shape, dtype = programs_.shape(name, dims), programs_.plan.buffers[name].dtype
+                room = block[offsets[name] : offsets[name] + buffer.bytes]
+                memory[name] = room.view(dtype.numpy).reshape(shape)
+                memory[name][...] = poison(shape, dtype)
         outcome = run(step, launch_arguments(programs_, step, memory))
         kernels += outcome.kernels
         seconds += outcome.seconds
-    return PlanRun(tuple(kernels), seconds)
+    return PlanRun(tuple(kernels), seconds, programs_.plan.footprint(dims, temporaries, size))
 
 
 def launch_arguments(programs_: PlanPrograms, step: Step, memory: Mapping[str, Any]) -> dict[str, Any]:

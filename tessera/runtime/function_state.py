@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tessera import modes
+from tessera.buffers import Footprint
 from tessera.errors import ArgumentError
 from tessera.frontend.definition import FunctionDefinition
 from tessera.frontend.function import FunctionTrace, trace_function
@@ -28,15 +29,21 @@ from tessera.runtime.parameters import ParameterSpec
 
 @dataclass(frozen=True)
 class FunctionRun:
-    """What a call did: its lane, its launches (none on the interpreter), the bytes of memory that its launches needed
-    beside arguments and results, and the compiler's notes to the author. `seconds` without compilation, where measured.
+    """What a call did: its lane, its launches and what they needed (nothing on the interpreter), and the compiler's
+    notes to the author. `seconds` without compilation, where measured. `replayed`: the launches were a CUDA graph.
     """
 
     lane: str
     kernels: tuple[KernelRun, ...] = ()
-    workspace: int = 0
+    footprint: Footprint = Footprint()
     notes: tuple[str, ...] = ()
     seconds: float | None = None
+    replayed: bool = False
+
+    @property
+    def workspace(self) -> int:
+        """The bytes of memory that the launches needed beside arguments and results."""
+        return self.footprint.workspace
 
 
 class TraceState:

@@ -30,12 +30,16 @@ def call(definition: FunctionDefinition, args: tuple[Any, ...], kwargs: dict[str
     not fit (`runtime.bind`), SourceError for a body that they make wrong, and EnvironmentProblem TS505 when the cuda
     lane is asked for without a GPU.
     """
-    from tessera.runtime.api import choose_lane
-
     state = vars(definition).get("_function_state") or state_of(definition)
     done, result = function_launch.warm_call(state, args, kwargs)
     if done:
         return result
+    from tessera.runtime.api import choose_lane
+
+    if arrays.any_without_memory((*args, *kwargs.values())):
+        from tessera.runtime.torch_op import automatic
+
+        return automatic(definition)(*args, **kwargs)
     if is_native(definition):
         return _native(definition, args, kwargs)
     made = state.prepare(args, kwargs)
@@ -87,15 +91,14 @@ def run_on_host(
         seconds = time.perf_counter() - start
         shapes = [tuple(evaluate(size, made.dims) for size in type_.shape) for type_ in made.state.result_types()]
         found = [array.reshape(shape) for array, shape in zip(found, shapes, strict=True)]
-        return found, FunctionRun(lane, (), 0, made.state.notes, seconds)
+        return found, FunctionRun(lane, notes=made.state.notes, seconds=seconds)
     from tessera.runtime.api import choose_arch
 
     programs = made.state.plan(made.dims)
     results = programs.empty_results(made.dims)
     values |= dict(zip(programs.result_roots(), results, strict=True))
     ran = emulate_plan(programs, values, made.dims, choose_arch(arch))
-    workspace = programs.plan.workspace(made.dims)[1]
-    return results, FunctionRun(lane, ran.kernels, workspace, made.state.notes, ran.seconds)
+    return results, FunctionRun(lane, ran.kernels, ran.footprint, made.state.notes, ran.seconds)
 
 
 def host_arguments(made: Call) -> dict[str, Any]:

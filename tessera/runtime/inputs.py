@@ -35,12 +35,14 @@ def dims_of(parameters: Iterable[Parameter]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def parse_assignments(text: str, option: str) -> dict[str, str]:
-    """`B=2,S=300` as a dict of texts. Raises ArgumentError TS605 for anything else and for a name given twice."""
+def parse_assignments(text: str, option: str, empty: bool = False) -> dict[str, str]:
+    """`B=2,S=300` as a dict of texts, which can be `empty`. Raises ArgumentError TS605 for anything else and for a name
+    given twice.
+    """
     result: dict[str, str] = {}
     for item in text.split(","):
         name, equals, value = (part.strip() for part in item.partition("="))
-        if not (name and equals and value):
+        if not (name and equals and (value or empty)):
             raise ArgumentError(
                 "TS605", f"{option} takes NAME=VALUE pairs separated by commas, and '{item}' is not one"
             )

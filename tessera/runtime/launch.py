@@ -10,7 +10,6 @@ import ctypes
 import struct
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -24,6 +23,9 @@ from tessera.program import MAP_ALIGNMENT, MAP_BYTES, MAP_KINDS, Launch, Program
 from tessera.runtime import tensor_maps
 from tessera.runtime.arrays import Adapter
 from tessera.runtime.bind import Binding, element_name, stride_values
+from tessera.runtime.cupy_graphs import CupyGraphs
+from tessera.runtime.cupy_graphs import cuda as _cuda
+from tessera.runtime.cupy_graphs import on_device as _on_device
 from tessera.runtime.tensor_maps import Encoding, Maps, mapped_names, maps_of
 from tessera.runtime.workspace import allocate, offsets_of
 
@@ -77,6 +79,42 @@ class Driver(Protocol):
         """Waits for everything that is queued on the GPU."""
         ...
 
+    def own_streams(self, count: int, device: int) -> Sequence[int]:
+        """So many streams that nobody else queues anything on, always the same ones."""
+        ...
+
+    def begin_capture(self, stream: int, device: int) -> None:
+        """What is queued on the stream from now on, and on streams that wait for it, becomes part of a graph."""
+        ...
+
+    def end_capture(self, stream: int, device: int) -> Any:
+        """The graph, ready to be replayed."""
+        ...
+
+    def abandon_capture(self, stream: int, device: int) -> None:
+        """Ends a capture that went wrong; raises nothing."""
+        ...
+
+    def record(self, stream: int, device: int) -> Any:
+        """An event behind everything that is queued on the stream."""
+        ...
+
+    def wait(self, stream: int, event: Any, device: int) -> None:
+        """What is queued on the stream from now on runs after the event."""
+        ...
+
+    def forget(self, event: Any, device: int) -> None:
+        """Frees an event; waits for it that are queued still hold."""
+        ...
+
+    def replay(self, graph: Any, stream: int, device: int) -> None:
+        """Queues a graph."""
+        ...
+
+    def destroy(self, graph: Any, device: int) -> None:
+        """Frees a graph; replays that are queued still run."""
+        ...
+
     def multiprocessors(self, device: int) -> int:
         """How many multiprocessors a GPU has."""
         ...
@@ -99,10 +137,11 @@ class Driver(Protocol):
         ...
 
 
-class CupyDriver:
+class CupyDriver(CupyGraphs):
     """CUDA through CuPy's thin bindings, which the first use imports."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._calls: tuple[Callable[[], int], Callable[..., None]] | None = None
         self._threads = threading.local()
 
@@ -178,17 +217,6 @@ class CupyDriver:
 
 def _bytes_address(data: bytes) -> int:
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
-
-
-def _on_device(device: int) -> Any:
-    # Entering the device that is current already would still make two calls into the driver.
-    return nullcontext() if _cuda().runtime.getDevice() == device else _cuda().Device(device)
-
-
-def _cuda() -> Any:
-    import cupy
-
-    return cupy.cuda
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,13 +364,15 @@ class Launcher:
 
     def grid_of(self, step: Launch, dims: dict[str, int], device: int) -> tuple[int, int, int]:
         """The three sizes of a launch's grid on a GPU."""
-        count = 1
-        if step.persistent:
-            if device not in self._multiprocessors:
-                self._multiprocessors[device] = self.driver.multiprocessors(device)
-            count = self._multiprocessors[device]
+        count = self.multiprocessors(device) if step.persistent else 1
         x, y, z = (*step.extents(dims, count), 1, 1, 1)[:3]
         return x, y, z
+
+    def multiprocessors(self, device: int) -> int:
+        """How many multiprocessors a GPU has."""
+        if device not in self._multiprocessors:
+            self._multiprocessors[device] = self.driver.multiprocessors(device)
+        return self._multiprocessors[device]
 
     def grids(self, program: Program, dims: dict[str, int], device: int) -> list[tuple[str, tuple[int, ...]]]:
         """The kernels that a call with these dims launches on a GPU, with their grids."""

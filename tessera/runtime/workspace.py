@@ -1,18 +1,26 @@
 """Memory that a call needs between its launches: one block of the caller's library, so its allocator orders reuse by
 the stream, also while a graph is captured.
+
+Functions keep small blocks, one for each stream, which all their calls on it share: those run one after the other.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 from tessera import dtypes
+from tessera.buffers import aligned
 from tessera.errors import InternalError
-from tessera.plan import ALIGNMENT
 from tessera.program import Program
 from tessera.runtime import arrays
 from tessera.runtime.arrays import ALIGNED, Adapter, Reader
+
+KEPT_BYTES = 32 << 20  # a larger block is made for each call, whose launches take longer than that does
+LEAST_KEPT = 1 << 20
+MOST_KEPT = 16  # streams
 
 _readers: dict[type, Reader] = {}  # of arrays that libraries make, by their type
 
@@ -23,7 +31,7 @@ def offsets_of(program: Program, dims: Mapping[str, int]) -> tuple[dict[str, int
     total = 0
     for space in program.workspaces:
         offsets[space.name] = total
-        total += -(-space.bytes(dims) // ALIGNMENT) * ALIGNMENT
+        total += aligned(space.bytes(dims))
     return offsets, total
 
 
@@ -31,6 +39,35 @@ def allocate(library: Adapter, size: int, device: int) -> tuple[Any, int]:
     """A block of so many bytes on a GPU, and its address. Launches that are queued may use it after it is let go."""
     block = library.empty((size,), dtypes.i8, device)
     return block, address_of(block)
+
+
+class KeptBlocks:
+    """The blocks that are kept, those of the streams that came last."""
+
+    def __init__(self) -> None:
+        self._blocks: OrderedDict[tuple[Adapter, int, int], tuple[Any, int, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def block(self, library: Adapter, size: int, device: int, stream: int) -> tuple[Any, int]:
+        """A block of at least so many bytes, and its address, for what is queued on a stream.
+
+        Launches that are queued may use it after it is let go.
+        """
+        key = library, device, stream
+        known = self._blocks.get(key)
+        if known is not None and known[2] >= size:
+            return known[:2]
+        with self._lock:
+            room = max(LEAST_KEPT, 1 << (size - 1).bit_length())
+            made = *allocate(library, room, device), room
+            self._blocks.pop(key, None)
+            while len(self._blocks) >= MOST_KEPT:
+                self._blocks.popitem(last=False)
+            self._blocks[key] = made
+        return made[:2]
+
+
+KEPT = KeptBlocks()
 
 
 def address_of(array: Any) -> int:

@@ -18,6 +18,7 @@ from tessera.search.points import Points
 from tessera.search.workers import Workers
 from tessera.target.arch import Arch
 
+NEARLY = 1.15  # times a prediction: what the model does not tell apart from it
 BASES = 2  # points at which fields of the schedule are changed
 VARIATIONS = 32  # of them that are lowered, at most
 BETTER = 0.99  # of a prediction: what makes another step worth it
@@ -52,7 +53,9 @@ class Entry:
 
 
 def _worth_asking(base: Entry) -> tuple[int, int]:
-    """Blocks that a multiprocessor can be asked to hold: those that are predicted to fit, and one more."""
+    """Blocks that a multiprocessor can be asked to hold: those that are predicted to fit, and one more. Of persistent
+    programs it runs as many as it is asked to hold.
+    """
     assert base.lowered.cost is not None
     return base.lowered.cost.blocks_per_sm, base.lowered.cost.blocks_per_sm + 1
 
@@ -133,7 +136,7 @@ class Engine:
                 if value == values[0]:
                     del changes[name]  # as the point has it by itself
                 changed = replace(request, changes=tuple(sorted(changes.items())))
-                asks = name != "blocks" or value in _worth_asking(base)
+                asks = name != "blocks" or schedule.persistent or value in _worth_asking(base)
                 if asks and value != getattr(schedule, name) and changed not in self._seen:
                     found.append(changed)
         return found
@@ -197,10 +200,10 @@ class Engine:
         return min(self.entries, key=lambda entry: (self._spills(entry), entry.seconds))
 
     def roomiest(self, entry: Entry) -> Point:
-        """The constants of the last point that was tried and is predicted as this one is, kept or as the same code: of
-        points in the order of their tile sizes, the one whose tiles more warps can share.
+        """The constants of the last point that was tried and is predicted as this one is, nearly, kept or as the same
+        code: of points in the order of their tile sizes, the one whose tiles more warps can share.
         """
-        alike = [other for other in self.order if other.lowered.cost and other.seconds == entry.seconds]
+        alike = [other for other in self.order if other.lowered.cost and other.seconds < NEARLY * entry.seconds]
         return (alike or [entry])[-1].constants
 
     def ranked(self, slowest: float, limit: int | None) -> list[Entry]:

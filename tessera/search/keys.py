@@ -13,7 +13,7 @@ from tessera.ir.types import ScalarType, ViewType
 from tessera.target.cost import Cost
 
 # Attributes that say how a kernel came about, not what it does.
-HISTORY = ("constants", "schedule", "pins", "notes", "logical_bytes", "shape_dims")
+HISTORY = ("constants", "schedule", "pins", "lane", "notes", "logical_bytes", "shape_dims")
 _INDEXING = ("window", "element", "stage")
 
 

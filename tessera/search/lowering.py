@@ -5,11 +5,12 @@ before it is kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tessera.codegen_cuda.emit import emit
-from tessera.compiler import find_arch, make_context, make_program
+from tessera.compiler import CHOICE, find_arch, lower_on_a_lane, make_context, make_program
 from tessera.errors import SourceError, TesseraError
 from tessera.ir.core import Kernel, Module
 from tessera.ir.opdef import TARGET
@@ -20,15 +21,12 @@ from tessera.passes import PIPELINE, Context, Pass
 from tessera.program import Program
 from tessera.search.keys import access_key, code_key
 from tessera.target.cost import Cost, cost, total
-from tessera.target.schedule import Schedule, schedule_of
-from tessera.target.schedules import candidates, own_point
+from tessera.target.schedule import Schedule
+from tessera.target.schedules import candidates, may_change_lane, own_point
 
-_CHOICE, _LAST = (
-    next(number for number, step in enumerate(PIPELINE) if step.name == name)
-    for name in ("choose_schedule", "insert_barriers")
-)
+_LAST = next(number for number, step in enumerate(PIPELINE) if step.name == "insert_barriers")
 # Barriers and what lies between them follow from the rest: kernels that are equal before are equal behind.
-BEFORE, AFTER, LAST = PIPELINE[:_CHOICE], PIPELINE[_CHOICE:_LAST], PIPELINE[_LAST:]
+BEFORE, AFTER, LAST = PIPELINE[:CHOICE], PIPELINE[CHOICE:_LAST], PIPELINE[_LAST:]
 
 
 @dataclass(frozen=True)
@@ -64,29 +62,40 @@ class Setting:
     divisors: dict[str, int] | None
 
 
+@dataclass
+class _Settled:
+    """A kernel whose schedule can be chosen, and what its own point is lowered to where that was tried."""
+
+    kernel: Kernel
+    own: tuple[list[Kernel], list[Kernel]] | None = None
+
+
+_Source = tuple[int, tuple[tuple[str, Any], ...]]  # a module, and its constants
+
+
 class Lowering:
     """`modules` are Tile-level, or their text."""
 
     def __init__(self, modules: list[Module | str], setting: Setting) -> None:
         self.modules, self.setting = modules, setting
         self.arch = find_arch(setting.arch)
-        self._prepared: dict[tuple[int, tuple[tuple[str, Any], ...]], tuple[Kernel, Context]] = {}
+        self._prepared: dict[_Source, tuple[Kernel, Context]] = {}
+        self._settled: dict[_Source, _Settled] = {}
         self._kernels: dict[Request, list[Kernel]] = {}  # whole
 
     def lower(self, request: Request) -> Lowered:
         """Down to Target IR, with its cost."""
         try:
-            kernel, context = self._prepare(request)
-            schedule = replace(own_point(kernel, self.arch), **dict(request.changes))
-            context = replace(context, schedule=schedule)
-            kernels = _run(AFTER, [kernel], context)
-            whole = _run(LAST, kernels, context)
+            settled = self._settle(request)
+            own = None if request.changes else settled.own
+            kernels, whole = own or self._lower(request, settled.kernel)
             found = total([cost(each, self.arch, self.setting.dims) for each in whole])
+            schedule = self._schedule(request, settled.kernel)
         except TesseraError as error:
             return Lowered(request, error=error.at(self._module(request.source).kernel().loc))
         self._kernels[request] = whole
         code = "\n".join(map(code_key, kernels))
-        return Lowered(request, schedule_of(kernels[0]), found, code, access_key(kernels, found))
+        return Lowered(request, schedule, found, code, access_key(kernels, found))
 
     def finish(self, request: Request) -> Program:
         """The program of a request that was lowered, verified."""
@@ -100,7 +109,33 @@ class Lowering:
 
     def choices(self, request: Request) -> dict[str, tuple[Any, ...]]:
         """The values of each field that are worth trying at a point, its own first."""
-        return candidates(self._prepare(request)[0], self.arch)
+        return candidates(self._settle(request).kernel, self.arch)
+
+    def _lower(self, request: Request, kernel: Kernel) -> tuple[list[Kernel], list[Kernel]]:
+        """What the kernels of a request are before and behind the last passes."""
+        context = replace(self._prepare(request)[1], schedule=self._schedule(request, kernel))
+        kernels = _run(AFTER, [kernel], context)
+        return kernels, _run(LAST, kernels, context)
+
+    def _schedule(self, request: Request, kernel: Kernel) -> Schedule:
+        return replace(own_point(kernel, self.arch), **dict(request.changes))
+
+    def _settle(self, request: Request) -> _Settled:
+        """The prepared kernel on the lane that holds its own point."""
+        key = request.source, request.constants
+        if key not in self._settled:
+            kernel, _ = self._prepare(request)
+            found = self._settled[key] = _Settled(kernel)
+
+            def lower(kernel: Kernel) -> list[Kernel]:
+                found.kernel, found.own = kernel, None
+                found.own = self._lower(replace(request, changes=()), kernel)
+                return found.own[1]
+
+            if may_change_lane(kernel, self.arch):
+                with suppress(SourceError):  # no lane holds it: whoever lowers that point is told
+                    lower_on_a_lane(kernel, self.arch, lower)
+        return self._settled[key]
 
     def _prepare(self, request: Request) -> tuple[Kernel, Context]:
         """The kernel as the schedule is chosen for it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-__all__ = ["ARCHS", "PARAMETER_BYTES", "Arch", "arch", "find", "nearest_lane"]
+__all__ = ["ARCHS", "BASE_LANE", "PARAMETER_BYTES", "Arch", "arch", "find", "nearest_lane"]
 
 # What the arguments of one launch may take in all since CUDA 12.1, on every architecture of the table; 4,096 before.
 PARAMETER_BYTES = 32_764
@@ -57,6 +57,8 @@ class Arch:
     def __str__(self) -> str:
         return self.name
 
+
+BASE_LANE = "sm_80"  # of cp.async and mma.sync
 
 ARCHS: dict[str, Arch] = {
     facts.name: facts
@@ -124,7 +126,7 @@ ARCHS: dict[str, Arch] = {
         Arch(
             name="sm_90a",
             compute_capability=(9, 0),
-            lane="sm_80",
+            lane="sm_90a",
             shared_bytes_per_block=232448,
             shared_bytes_per_sm=233472,
             max_threads_per_sm=2048,
@@ -196,7 +198,8 @@ def nearest_lane(compute_capability: tuple[int, int]) -> Arch:
     """Facts for a device: its own row, or those of the newest known one that is not newer, under the device's name.
 
     (10, 3) gives the row of sm_100a as `sm_103`: machine code runs on no other generation, and that of an
-    architecture-specific target such as sm_100a on no other chip, so the code is compiled for the device itself.
+    architecture-specific target such as sm_100a on no other chip, so the code is compiled for the device itself,
+    without the instructions that only such targets have.
     ValueError for a device older than 8.0.
     """
     major, minor = compute_capability
@@ -206,7 +209,12 @@ def nearest_lane(compute_capability: tuple[int, int]) -> Arch:
     facts = max(older, key=lambda row: row.compute_capability)
     if facts.compute_capability == compute_capability:
         return facts
-    return replace(facts, name=f"sm_{major}{minor}", compute_capability=compute_capability)
+    return replace(_plain(facts, f"sm_{major}{minor}"), compute_capability=compute_capability)
+
+
+def _plain(facts: Arch, name: str) -> Arch:
+    """Facts under a name that is no architecture-specific target: ptxas refuses it wgmma, and so its lane (PTX ISA)."""
+    return replace(facts, name=name, wgmma=False, lane=BASE_LANE if facts.wgmma else facts.lane)
 
 
 _NAME = re.compile(r"sm_(\d+)(\d)")
@@ -217,4 +225,4 @@ def find(name: str) -> Arch | None:
     match = _NAME.fullmatch(name)
     if name in ARCHS or match is None or int(match[1]) < 8:
         return ARCHS.get(name)
-    return replace(nearest_lane((int(match[1]), int(match[2]))), name=name)
+    return _plain(nearest_lane((int(match[1]), int(match[2]))), name)

@@ -118,15 +118,14 @@ def _turns(kernel: Kernel, counter: Counter, programs: int) -> float:
         return 1.0
     turns = total * cluster_of(kernel) / programs  # the loop is over clusters
     counter.iterations.update(dict.fromkeys(loops, turns))
+    counter.turns.update(dict.fromkeys(loops, (total, programs // cluster_of(kernel))))
     return turns
 
 
 def _launch(counter: Counter, arch: Arch, constants: Constants, programs: int, resident: int, turns: float) -> Launch:
     counted = counter.work, counter.stall
-    warps = counter.threads // arch.warp_size
-    if not counter.rings:
-        return Launch(arch, constants, programs, resident, warps, turns, *counted)
-    return RolesLaunch(arch, constants, programs, resident, warps, turns, *counted, tuple(counter.rings.values()))
+    common = arch, constants, programs, resident, counter.threads // arch.warp_size, turns, counter.uneven, *counted
+    return RolesLaunch(*common, tuple(counter.rings.values())) if counter.rings else Launch(*common)
 
 
 def _promised_blocks(kernel: Kernel) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from tessera.ir.core import Block, Op, Value
 from tessera.ir.dims import evaluate
 from tessera.ir.layout import LANES, RegisterLayout
-from tessera.ir.opdef import ELEMENTWISE, LOOP, REDUCTION, SCAN
+from tessera.ir.opdef import COUNTED, ELEMENTWISE, LOOP, REDUCTION, SCAN
 from tessera.ir.types import (
     BufferType,
     ListType,
@@ -121,6 +121,8 @@ class Counter:
         self.traffic: dict[Value, Traffic] = {}
         self.loops: list[tuple[frozenset[Value], float]] = []  # arguments and iterations of those around
         self.iterations: dict[Op, float] = {}  # of loops for which the caller knows them
+        self.turns: dict[Op, tuple[int, int]] = {}  # of persistent loops: all programs, and how many run at one time
+        self.uneven = 1.0  # how many times the mean work the busiest program of a persistent launch has
         self.rings: dict[Value, RingUse] = {}
         self.in_roles = False
         self.flown = 0.0  # bytes of copies that arrive while earlier ones are worked on, of all programs of the wave
@@ -170,6 +172,10 @@ class Counter:
             return
         count: float = trips(self.scalars, op, WHILE_TRIPS)
         count = self.iterations.get(op, count)
+        by_program = self._trips_by_program(op)
+        if by_program is not None:
+            count, busiest = by_program
+            self.uneven = max(self.uneven, busiest / count)
         (body,) = op.regions
         before = self.work.scaled(1.0)
         self.loops.append((frozenset(body.arguments), count))
@@ -180,6 +186,19 @@ class Counter:
             done = (self.work - before).scaled(1.0 / (times * count))
             self.stall.ahead.append((times * count, flying, done))
             self.stall.memory += times  # the first iteration waits for its copies
+
+    def _trips_by_program(self, loop: Op) -> tuple[float, float] | None:
+        """The iterations of a loop that a persistent one is around, where they differ from turn to turn: the mean, and
+        that of the program with the most work. None for other loops.
+        """
+        for outer, (total, at_once) in self.turns.items():
+            found = None
+            if loop is not outer and loop.definition.has(COUNTED):
+                found = self.scalars.trips_by_program(loop, outer.regions[0].arguments[0], total)
+            if found is not None and found.any():
+                done = np.bincount(np.arange(total) % at_once, weights=found)  # programs take turns in order
+                return float(found.mean()), float(found.mean() * done.max() / done.mean())
+        return None
 
     def _is_near(self, op: Op) -> bool:
         """Whether a load is one of a number that all programs load: the level-1 cache has it from the first turn on."""

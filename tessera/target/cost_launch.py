@@ -21,7 +21,7 @@ class Launch:
     """A grid of `programs` on a GPU whose multiprocessors hold `resident` blocks of `warps` that compute each.
 
     `work` and `stall` are those of one program; `turns`: how many programs of the author's grid each of them is, one
-    after the other, in the mean.
+    after the other, in the mean; `uneven`: how many times the mean work of a program the busiest one has.
     """
 
     arch: Arch
@@ -30,6 +30,7 @@ class Launch:
     resident: int
     warps: int
     turns: float
+    uneven: float
     work: Work
     stall: Stall
 
@@ -56,7 +57,7 @@ class Launch:
         full, rest = divmod(self.programs, self.arch.typical_sm_count * self.resident)
         last = -(-rest // self.arch.typical_sm_count)
         seconds = full * self._wave(self.resident, waiting) + (self._wave(last, waiting) if last else 0.0)
-        return seconds * math.ceil(self.turns) / self.turns
+        return seconds * max(self.uneven, math.ceil(self.turns) / self.turns)
 
     def _in_phase(self) -> float:
         """The share of their lives in which all blocks load at one time, and then all work: the first wave, and later

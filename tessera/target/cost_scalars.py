@@ -71,6 +71,19 @@ class Scalars:
             return None
         return max(0, int(np.ceil(np.mean(-((lower - upper) // step)))))
 
+    def trips_by_program(self, loop: Op, index: Value, total: int) -> np.ndarray | None:
+        """Iterations of `loop` in each of the `total` programs that a persistent loop goes through, whose number is
+        `index`; None where they are the same in all, or not known.
+        """
+        bounds = loop.operands[:3]
+        if not any(index in self.behind(bound) for bound in bounds):
+            return None
+        lower, upper, step = (self.value(bound, {index: np.arange(total)}) for bound in bounds)
+        if lower is None or upper is None or step is None or np.any(np.equal(step, 0)):
+            return None
+        found = np.maximum(0, -((lower - upper) // step))
+        return found if isinstance(found, np.ndarray) and found.shape == (total,) else None
+
     def value(self, value: Value, given: Mapping[Value, Number] | None = None) -> Number:
         """The number that a scalar is; with `given` in the place of what it is computed from."""
         known = dict(given) if given else self._known

@@ -5,7 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tessera.ir.core import Kernel, Op, Value, uses
-from tessera.ir.types import BufferType
+from tessera.ir.types import BufferType, ViewType
+
+
+def root(value: Value) -> Value:
+    """The parameter behind a view; other values are their own root."""
+    while isinstance(value.type, ViewType) and value.defining_op is not None:
+        value = value.defining_op.operands[0]  # a window, or a window with a limit
+    return value
+
+
+def written(op: Op) -> list[Value]:
+    """The views that an op writes."""
+    return [v for e, v in op.definition.effects_of(op) if e != "reads" and isinstance(v.type, ViewType)]
+
+
+def written_names(kernel: Kernel) -> set[str]:
+    """The parameters that a kernel writes."""
+    return {root(value).name for op in kernel.body.walk() for value in written(op)}
 
 
 def shares_operands_both_ways(kernel: Kernel) -> bool:

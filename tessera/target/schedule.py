@@ -12,9 +12,9 @@ from typing import Any
 from tessera.errors import SourceError
 from tessera.ir.core import Kernel, Op, Value
 from tessera.ir.opdef import REDUCTION, SCAN
-from tessera.ir.types import BufferType, TileType, ViewType, dtype_of, int_shape
+from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
 from tessera.target.arch import Arch
-from tessera.target.reuse import shares_operands_both_ways
+from tessera.target.reuse import root, shares_operands_both_ways
 from tessera.target.row_slices import COLUMNS, Rows, row_slices
 from tessera.target.warpgroup_point import warpgroup_point
 
@@ -27,7 +27,6 @@ LARGEST_AT_ONCE = 64  # elements per thread beyond which such a kernel takes its
 MOST_ROWS = 128  # of a stored tile behind a product: of more, few are computed at a time
 GROUP = 8  # blocks of a product's rows whose columns are computed one after the other
 LARGE_GRID = 2 * GROUP  # blocks along an axis from which a wave is no column of them
-BASE_LANE = "sm_80"  # of cp.async and mma.sync
 WARPGROUP_LANE = "sm_90a"  # the lane of wgmma, TMA and roles
 BLOCK_K = 64  # K extent of a streamed matrix operand: 128-byte rows of bf16
 
@@ -58,6 +57,7 @@ class Schedule:
     walk: str = ""  # slices that are iterations of one program, not programs of their own: "", "columns" or "rows"
     group: int = 0  # blocks of grid axis 0 that programs walk before one along axis 1 (0: all); `order_programs`
     split_k: int = 1  # programs that share the sum of a product along K, which a second launch adds up; `split_k`
+    prologue: str = ""  # a computed operand of a product: "" beside it, or "launch", into a workspace; `split_prologue`
     family: str = ""  # instructions of products: "" (mma.sync) or "wgmma", where operands allow it; `warpgroup`
     copies: str = ""  # into shared memory: "" (cp.async) or "tma", by a producer of its own; `split_roles`
     panels: int = 0  # columns of tiles that are loaded, computed and stored one after the other (0: all at once)
@@ -110,13 +110,6 @@ def plain_copies(kernel: Kernel) -> dict[Value, Op]:
     return found
 
 
-def root(value: Value) -> Value:
-    """The parameter behind a view; other values are their own root."""
-    while isinstance(value.type, ViewType) and value.defining_op is not None:
-        value = value.defining_op.operands[0]  # a window, or a window with a limit
-    return value
-
-
 def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
     """The point of `lane`, that of the architecture where it is not said.
 
@@ -130,7 +123,7 @@ def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
     if products:
         warps = 8 if product >= 128 * 128 or _reduced_tile(kernel) >= REDUCED_TILE else 4
     elif LONG_LINE < lines <= LINE_OF_A_WARP:
-        warps = 8
+        warps = 4  # of lines that fill registers: of smaller blocks more fit
     else:
         per_thread = ELEMENTS_PER_THREAD if lines else VECTORS_PER_THREAD
         warps = min(max(largest // (per_thread * 32), 4), 16)

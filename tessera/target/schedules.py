@@ -14,12 +14,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tessera.errors import SourceError, did_you_mean
-from tessera.ir.core import Kernel
+from tessera.ir.core import Kernel, add_notes
 from tessera.ir.opdef import LOOP
 from tessera.ir.types import TileType, int_shape
-from tessera.target.arch import Arch
+from tessera.target.arch import BASE_LANE, Arch
 from tessera.target.schedule import (
-    BASE_LANE,
     FIXED_BY_CONSTANTS,
     REGISTER_TILE_LIMIT,
     WARPGROUP_LANE,
@@ -28,11 +27,11 @@ from tessera.target.schedule import (
     elements,
     plain_copies,
 )
-from tessera.target.warpgroup_values import VALUES
+from tessera.target.warpgroup_values import VALUES, WIDE
 
 MOST_WARPS, MOST_BLOCKS, MOST_STAGES = 32, 32, 16
 RESIDENT, WALKS = ("", "left", "both"), ("", "columns", "rows")
-SUMS, EPILOGUES = ("", "shared"), ("", "direct")
+SUMS, EPILOGUES, PROLOGUES = ("", "shared"), ("", "direct"), ("", "launch")
 FAMILIES, COPIES, CLUSTERS = ("", "wgmma"), ("", "tma"), (1, 2, 4, 8)
 K_STEP = 16  # of a bf16 product: no operand tile is a part of it
 
@@ -143,6 +142,11 @@ def _walk(kernel: Structure, default: Schedule) -> tuple[str, ...]:
     return WALKS if kernel.computed and default.rows else ()
 
 
+def _prologue(kernel: Structure, default: Schedule) -> tuple[str, ...]:
+    """Where columns are computed in several programs, each of which computes the left operand again."""
+    return PROLOGUES if kernel.computed and default.rows and kernel.columns >= WIDE else ()
+
+
 def _through(kernel: Structure, default: Schedule) -> tuple[bool, ...]:
     return (True, False) if kernel.loops and kernel.computed and (default.rows or default.subtile) else ()
 
@@ -208,6 +212,7 @@ FIELDS: dict[str, Field] = {
     "walk": Field(_walk, WALKS.__contains__, "one of " + ", ".join(map(repr, WALKS)), str),
     "group": Field(_group, _whole(0), "an integer that is not negative"),
     "split_k": Field(_split_k, _whole(1, 64), "an integer from 1 to 64"),
+    "prologue": Field(_prologue, PROLOGUES.__contains__, "one of " + ", ".join(map(repr, PROLOGUES)), str),
     "family": Field(_none, FAMILIES.__contains__, "one of " + ", ".join(map(repr, FAMILIES)), str),
     "copies": Field(_none, COPIES.__contains__, "one of " + ", ".join(map(repr, COPIES)), str),
     "panels": Field(_none, _whole(0), "an integer that is not negative"),
@@ -259,12 +264,27 @@ def own_point(kernel: Kernel, arch: Arch) -> Schedule:
 
 def _default(kernel: Kernel, arch: Arch, pins: Mapping[str, Any]) -> Schedule:
     """The default schedule of the lane of warpgroups where an instruction or a copy of it is asked for, of the base
-    lane where mma.sync is, and of the architecture where nobody asks.
+    lane where mma.sync is, and of the kernel's lane, or the architecture's, where nobody asks.
     """
     asked = pins.get("family") == "wgmma" or pins.get("copies") == "tma"
     if asked and arch.wgmma:
         return default_schedule(kernel, arch, WARPGROUP_LANE)
-    return default_schedule(kernel, arch, BASE_LANE if pins.get("family") == "" else "")
+    return default_schedule(kernel, arch, BASE_LANE if pins.get("family") == "" else kernel.attributes.get("lane", ""))
+
+
+def may_change_lane(kernel: Kernel, arch: Arch) -> bool:
+    """Whether a kernel has the point of warpgroups, and nobody has asked for it."""
+    pins = pins_of(kernel)
+    asked = "family" in pins or "copies" in pins or "lane" in kernel.attributes
+    return not asked and arch.lane == WARPGROUP_LANE and _default(kernel, arch, pins).family == "wgmma"
+
+
+def on_base_lane(kernel: Kernel, arch: Arch, reason: str) -> Kernel:
+    """The kernel with a note of what keeps it from the lane of its architecture."""
+    attributes = {**kernel.attributes, "lane": BASE_LANE}
+    new = Kernel(kernel.name, kernel.body, attributes, kernel.origin)
+    add_notes(new, f"not on the lane of {arch.name}: {reason}")
+    return new
 
 
 # What a value other than the first of a field asks for: of the facts of an architecture, and in words.
@@ -340,5 +360,5 @@ def check_streamed(kernel: Kernel, pins: Mapping[str, Any]) -> None:
 
 __all__ = [
     "FIELDS", "Field", "Structure", "candidates", "check_arch", "check_pins", "check_streamed", "decided_by",
-    "own_point", "parse_pin", "pins_of", "schedules", "structure_of",
+    "may_change_lane", "on_base_lane", "own_point", "parse_pin", "pins_of", "schedules", "structure_of",
 ]  # fmt: skip

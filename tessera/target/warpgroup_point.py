@@ -9,11 +9,14 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from tessera.ir.affine import PROGRAM_IDS, expression
 from tessera.ir.core import Kernel, Op
-from tessera.ir.opdef import LOOP
+from tessera.ir.dims import symbols
+from tessera.ir.opdef import COUNTED, LOOP
 from tessera.ir.products import is_fp8
 from tessera.ir.types import TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
+from tessera.target.computed_operands import computed_operands
 from tessera.target.row_slices import Rows
 from tessera.target.tensor_maps import tensor_reason
 from tessera.target.wgmma import WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS
@@ -21,8 +24,10 @@ from tessera.target.wgmma import WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS
 PANEL_BYTES = 128  # of a row: the widest swizzle
 MOST_SLOTS, LEAST_SLOTS = 6, 2
 ACCUMULATORS = 128  # f32 registers of a thread for the sums of a product
-WIDEST_WHOLE = 256  # K and columns up to which a right operand stays in shared memory, and sums in registers
-STREAMED_COLUMNS = {False: 256, True: 128}  # of a product whose right operand streams, by whether a sum is carried
+HELD = 176  # where a loop works on the sums of one product and carries others: of 192, attention spills
+WIDEST_WHOLE = 256  # K up to which a right operand stays in shared memory; half of it for those of a loop
+WIDE_PROLOGUE = 2048  # columns from which on an operand that is computed beside a carried sum has a launch of its own
+SUMS_AT_ONCE = {False: 256, True: 128}  # columns of a product at a time, by whether a loop carries a sum of it
 
 
 def warpgroup_point(
@@ -42,7 +47,18 @@ def warpgroup_point(
         fields = _rows(store, warps, stages, arch) if _item(products) == 2 else None
     if fields is None:
         return None
-    return {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": True, **fields}
+    lane = {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": not _uneven(kernel), **fields}
+    if store is not None and store.looped and store.columns >= WIDE_PROLOGUE and len(computed_operands(kernel)) == 1:
+        lane["prologue"] = "launch"
+    return lane if lane["persistent"] else {**lane, "blocks": 1}  # others fill a multiprocessor by themselves
+
+
+def _uneven(kernel: Kernel) -> bool:
+    """Whether programs differ in how long they loop. The device gives the next one to whoever is done; programs of a
+    persistent launch take turns.
+    """
+    bounds = [v for op in kernel.body.walk() if op.definition.has(COUNTED) for v in op.operands[:3]]
+    return any(not symbols(expression(bound)).isdisjoint(PROGRAM_IDS) for bound in bounds)
 
 
 def _has_instruction(product: Op) -> bool:
@@ -62,6 +78,15 @@ def _registers(product: Op) -> int:
     return prod(int_shape(product.result.type)) * (2 if in_parts else 1)
 
 
+def _held(loop: Op) -> int:
+    """Elements of what a loop carries beside the sums of a product that it works on; 0 where it works on none."""
+    body = loop.regions[-1]
+    carried = {id(value) for value in body.ops[-1].operands}
+    others = [_registers(op) for op in body.walk() if op.name == "mma" and id(op.result) not in carried]
+    tiles = [result.type for result in loop.results if isinstance(result.type, TileType)]
+    return sum(prod(int_shape(tile)) for tile in tiles) + max(others) if others else 0
+
+
 def _has_maps(kernel: Kernel) -> bool:
     """Whether tensor maps describe every tensor of which tiles are loaded."""
     ops = list(kernel.body.walk())
@@ -79,10 +104,13 @@ def _tiles(
     warps = warps or (2 * WGMMA_WARPS if rows >= 2 * WGMMA_ROWS else WGMMA_WARPS)
     if warps % WGMMA_WARPS or any(shape[0] % (WGMMA_ROWS // WGMMA_WARPS * warps) for shape in shapes):
         return None
-    if max(map(_registers, products)) > ACCUMULATORS * 32 * warps:
+    loops = [op for op in kernel.body.walk() if op.definition.has(LOOP)]
+    if (
+        max(map(_registers, products)) > ACCUMULATORS * 32 * warps
+        or max(map(_held, loops), default=0) > HELD * 32 * warps
+    ):
         return None
     panel = PANEL_BYTES // _item(products)
-    loops = [op for op in kernel.body.walk() if op.definition.has(LOOP)]
     inside = {inner.id for loop in loops for region in loop.regions for inner in region.walk()}
     slot = kept = stored = 0
     for op in kernel.body.walk():
@@ -92,11 +120,11 @@ def _tiles(
             slot, kept = (slot + size, kept) if op.id in inside else (slot, kept + size)
         if op.name == "store":
             stored = max(stored, _stored_bytes(int_shape(op.operand("value").type), panel))
-    return {
-        "warps": warps,
-        "panels": panel,
-        "stages": stages or _slots(arch, kept + stored, slot),
-    }
+    slots = stages or _slots(arch, kept + stored, slot)
+    # Where one warpgroup waits for the few bytes that its slots hold, another one has products to start.
+    half = arch.shared_bytes_per_sm // 2 - arch.reserved_shared_bytes - PANEL_BYTES * 8
+    twice = warps == WGMMA_WARPS and kept + stored + slots * slot <= half
+    return {"blocks": 2 if twice else 1, "warps": warps, "panels": panel, "stages": slots}
 
 
 def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dict[str, Any] | None:
@@ -107,11 +135,10 @@ def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dic
     if warps % WGMMA_WARPS or store.rows % rows or store.columns % panel or store.depth % panel or not store.placeable:
         return None
     columns, depth = _columns(store), store.depth
-    whole = depth <= (2 * WIDEST_WHOLE if not store.looped else WIDEST_WHOLE)
+    whole = depth <= WIDEST_WHOLE // (2 if store.looped else 1)
     slot = (1 if store.looped else 2) * rows * panel * 2
-    kept = depth * columns * 2 if whole else 0
-    if not whole or store.looped:  # the right operand streams beside
-        kept, slot = 0, slot + panel * columns * 2
+    kept = depth * columns * 2 if whole and not store.looped else 0
+    slot += 0 if kept else panel * columns * 2  # the right operand streams beside the left one
     stored = (2 if columns > panel else 1) * rows * panel * 2
     return {
         "warps": warps,
@@ -128,16 +155,8 @@ def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dic
 
 
 def _columns(store: Rows) -> int:
-    """Columns of a product at a time. A carried sum takes registers, and so do the panels of a left operand that the
-    sums meet again: they are kept where all of its columns are computed by one program.
-    """
-    if store.looped:
-        widest = store.columns if max(store.columns, store.depth) <= WIDEST_WHOLE // 2 else PANEL_BYTES // 2
-        widest = STREAMED_COLUMNS[True] if store.depth > WIDEST_WHOLE else widest
-    elif max(store.columns, store.depth) <= WIDEST_WHOLE:
-        widest = store.columns
-    else:
-        widest = STREAMED_COLUMNS[False] // 2 if store.depth <= 2 * WIDEST_WHOLE else STREAMED_COLUMNS[False]
+    """Columns of a product at a time: as many as registers hold the sums of. A carried sum takes as many as these."""
+    widest = SUMS_AT_ONCE[store.looped]
     return next(size for size in range(min(widest, store.columns), 0, -16) if store.columns % size == 0)
 
 

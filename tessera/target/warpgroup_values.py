@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PANEL = PANEL_BYTES // 2  # columns of 16-bit elements
 TURNS = 2  # times 64 rows of each warpgroup, at most
 DEEPEST = 512  # K of which a right operand may stay in shared memory
+WIDE = 1024  # columns from which on a computed operand may be worth a pass through memory
 
 
 def _warps(kernel: Structure, default: Schedule) -> tuple[int, ...]:
@@ -70,8 +71,10 @@ VALUES: dict[str, Callable[[Structure, Schedule], tuple[Any, ...]]] = {
     "blocks": lambda kernel, default: (1, 2),
     "group": lambda kernel, default: (0, 4, 8, 16) if default.group else (),
     "panels": lambda kernel, default: (0, PANEL),
+    "prologue": lambda kernel, default: ("", "launch") if kernel.computed and kernel.columns >= WIDE else (),
+    "cluster": lambda kernel, default: (1, 2) if kernel.computed and kernel.columns >= WIDE else (),
     "persistent": lambda kernel, default: (True, False),
     "split_k": lambda kernel, default: (1, 2, 4) if kernel.loops and not default.rows else (),
 }
 
-__all__ = ["VALUES"]
+__all__ = ["VALUES", "WIDE"]

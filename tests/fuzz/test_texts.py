@@ -21,7 +21,7 @@ import pytest
 import tessera
 from tessera import cli
 from tessera.compiler import compile_kernel
-from tessera.config import config
+from tessera.config import of_environment
 from tessera.frontend.document import load_document
 from tessera.ir.printer import print_module
 from tests.fuzz.mutations import mutated
@@ -191,14 +191,14 @@ def bad_error(error: dict, path: Path, lines: int) -> str:
 @pytest.fixture(autouse=True)
 def _settings_are_read_again():
     yield
-    config.cache_clear()
+    of_environment.cache_clear()
 
 
 @pytest.mark.parametrize("kind, batch", CASES)
 def test_a_damaged_text_is_answered(kind, batch, tmp_path, monkeypatch):
     texts, suffix, verbs = KINDS[kind]
     monkeypatch.setenv("TESSERA_BACKEND", "interpret" if batch % 2 else "emulate")
-    config.cache_clear()
+    of_environment.cache_clear()
     chance = random.Random(f"{kind} {batch}")
     complaints = []
     for number in range(BATCH):

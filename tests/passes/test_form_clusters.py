@@ -49,9 +49,9 @@ def stage(compilation: Compilation, name: str) -> Kernel:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("name", "cluster"), [("gemm_nn", 2), ("gemm_nt", 4), ("gemm_tn", 2)])
-def test_every_stage_and_the_emulator_keep_every_bit(name: str, cluster: int) -> None:
-    compilation = compiled(name, cluster, group=4)
+@pytest.mark.parametrize(("name", "cluster", "blocks"), [("gemm_nn", 2, 1), ("gemm_nt", 4, 2), ("gemm_tn", 2, 2)])
+def test_every_stage_and_the_emulator_keep_every_bit(name: str, cluster: int, blocks: int) -> None:
+    compilation = compiled(name, cluster, group=4, blocks=blocks)
     kernel = stage(compilation, "frontend")
     expected = outputs_of(kernel, DIMS, "tile")
     for step, level in (
@@ -62,7 +62,7 @@ def test_every_stage_and_the_emulator_keep_every_bit(name: str, cluster: int) ->
     ):
         assert_same_bits(expected, outputs_of(stage(compilation, step), DIMS, level), step)
     (launch,) = program_of(compilation).launches
-    assert launch.extents(DIMS, 4) == (4,) and launch.extents(DIMS, 1) == (cluster,)
+    assert launch.extents(DIMS, 4) == (4 * blocks,) and launch.extents(DIMS, 1) == (cluster,)
     assert launch.extents(DIMS, 132) == (-(-5 // cluster) * 3 * cluster,)
     for seed in (0, 1):
         given = arguments_of(kernel, DIMS)
@@ -78,7 +78,7 @@ def test_the_right_operand_is_loaded_for_all() -> None:
     assert [op.attributes["multicast"] for op in named(kernel, "tma_load")] == [1, 2]
     assert persistent_loop(stage(compilation, "persist")) is not None
     source = program_of(compilation).cuda
-    assert "TS_KERNEL_CLUSTER(gemm, 256, 1, 2)" in source and source.count("ts_cluster_barrier();") == 2
+    assert "TS_KERNEL_CLUSTER(gemm, 256, 2, 2)" in source and source.count("ts_cluster_barrier();") == 2
     maps = {a.name: a.box for a in program_of(compilation).launches[0].arguments if a.kind == "map"}
     assert (maps["a"], maps["b"]) == ((64, 64), (64, 32))
     resources = compile_cubin(source, "sm_90a", "gemm").resources["gemm"]

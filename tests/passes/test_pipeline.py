@@ -44,7 +44,7 @@ def arguments_of(kernel, dims, seed=0):
     parameters = parameters_of(kernel)
     arrays = make_arrays(parameters, dims, seed)
     scalars = {p.name: 3 if p.dtype.startswith("i") else 1.25 for p in parameters if p.kind == "scalar"}
-    return {p.name: arrays[p.name] if p.kind == "tensor" else scalars[p.name] for p in parameters}
+    return {p.name: scalars[p.name] if p.kind == "scalar" else arrays[p.name] for p in parameters}
 
 
 def outputs_of(kernel, dims, level, grid=None):

@@ -33,7 +33,8 @@ needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++
 
 
 def compiled(kernel, dims, stages, arch="sm_80", **changed):
-    """The kernel by its default schedule, but for the stages."""
+    """The kernel by the default schedule of the base lane, but for the stages."""
+    kernel = kernel.scheduled({"family": ""})
     schedule = dataclasses.replace(compile_kernel(kernel, dims, arch).schedule, stages=stages, **changed)
     return compile_kernel(kernel, dims, arch, schedule=schedule)
 
@@ -457,7 +458,7 @@ def test_the_examination_finds(name):
 )
 def test_loops_stay_rolled_and_nothing_spills(name, instructions, arch):
     dims = {"B": 2, "M": 192, "N": 200, "K": 2048}
-    kernel = load(name)
+    kernel = load(name).scheduled({"family": ""})
     names = compile_kernel(kernel, dims, arch).target.kernel().attributes["dims"]
     made = compile_kernel(kernel, {dim: dims[dim] for dim in names}, arch).cuda[0]
     result = compile_cubin(made.text, arch, made.name, want_ptx=True)

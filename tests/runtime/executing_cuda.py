@@ -2,6 +2,7 @@
 
 import ctypes
 import struct
+import weakref
 
 import numpy as np
 
@@ -40,6 +41,30 @@ class Library(fake_cuda.Library):
         return next(start + size - pointer for start, size in reversed(self.extents) if start <= pointer < start + size)
 
 
+class Pool(Library):
+    """One whose memory goes back when an array goes, and to the next of its size, as that of real libraries does.
+
+    `fails` is raised instead of new memory; arrays that were given back still serve.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.free, self.fails = {}, None
+
+    def empty(self, shape, dtype, device):
+        self.made += 1
+        size = int(np.prod(shape)) * dtype.bytes
+        free = self.free.setdefault((size, device), [])
+        if not free and self.fails is not None:
+            raise self.fails
+        memory = free.pop() if free else fake_cuda.aligned((size,), np.uint8, device).memory
+        memory[...] = 0xFF
+        array = fake_cuda.Array(memory.view(dtype.numpy).reshape(shape), device)
+        self.extents.append((array.pointer, size))
+        weakref.finalize(array, free.append, memory)
+        return array
+
+
 class Driver(fake_cuda.Driver):
     """Loads what `compiled` of the fixture made: `programs` by their make-believe cubin."""
 
@@ -68,6 +93,8 @@ class Driver(fake_cuda.Driver):
         self.written.append((address, data, stream, device))
 
     def launch(self, function, grid, threads, arguments, shared_bytes, stream, device):
+        if self.into_graph(function, grid, threads, arguments, shared_bytes, stream):
+            return
         program, kernel = function
         step = next(step for step in program.launches if step.kernel == kernel)
         parameters = {parameter.name: parameter for parameter in (*program.parameters, *program.workspaces)}

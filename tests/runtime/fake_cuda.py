@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import random
 import struct
 
 import numpy as np
@@ -54,9 +56,57 @@ class Library(arrays.Adapter):
         return self.current_stream
 
 
+class Captured:
+    """Launches that become a graph: `nodes` are (arguments of `launch`, numbers of the nodes that it runs after).
+
+    `tails` has, for each stream that is part of the capture, the nodes behind which its next launch runs.
+    """
+
+    def __init__(self, origin):
+        self.origin, self.nodes, self.tails, self.alive = origin, [], {origin: frozenset()}, True
+
+    def add(self, function, grid, threads, arguments, shared_bytes, stream):
+        self.nodes.append(((function, grid, threads, copied(arguments), shared_bytes), self.tails[stream]))
+        self.tails[stream] = frozenset({len(self.nodes) - 1})
+
+    def before(self, numbers):
+        """These nodes, and all that run before them."""
+        found = set(numbers)
+        for number in reversed(range(len(self.nodes))):
+            if number in found:
+                found |= self.nodes[number][1]
+        return found
+
+    def edges(self):
+        """(kernel, kernel before it) of all nodes, by number."""
+        return [(number, earlier) for number, (_, after) in enumerate(self.nodes) for earlier in sorted(after)]
+
+    def shuffled(self, seed):
+        """The numbers of the nodes in some order that their edges allow."""
+        draw, done, left = random.Random(seed), set(), set(range(len(self.nodes)))
+        while left:
+            number = draw.choice(sorted(n for n in left if self.nodes[n][1] <= done))
+            left.remove(number)
+            done.add(number)
+            yield number
+
+
+def copied(arguments):
+    """Argument memory as a capture keeps it."""
+    slots = bytes(arguments.slots)
+    base = ctypes.addressof(arguments.slots)
+    starts = [(address - base) // launch.SLOT for address in arguments.addresses]
+    made = launch.Arguments(struct.Struct(f"{len(slots)}x"), starts)
+    ctypes.memmove(made.slots, slots, len(slots))
+    return made
+
+
 class Driver:
     """Launches are (kernel, grid, argument slots as integers, stream, device). A tensor map is the number of its
     encoding in `encoded`, sixteen times.
+
+    `graphs` are what was captured, and `replays` their numbers with the stream, in order; a replay runs its launches in
+    any order that the edges allow. `refuses` is what a capture raises.
 
     `written` are copies to the GPU, (address, integers, stream, device); `waits` the devices that were waited for,
     `counted` those whose multiprocessors were asked for: device n has n + 2.
@@ -66,6 +116,51 @@ class Driver:
         self.loaded, self.launches, self.captured = [], [], set()
         self.written, self.waits, self.allocated, self.counted = [], [], [], []
         self.encoded = []
+        self.graphs, self.replays, self.capture, self.refuses = [], [], None, None
+
+    def own_streams(self, count, device):
+        return [1000 + 10 * device + number for number in range(count)]
+
+    def begin_capture(self, stream, device):
+        assert self.capture is None and not self.captured & {stream}
+        if self.refuses is not None:
+            raise self.refuses
+        self.capture = Captured(stream)
+
+    def end_capture(self, stream, device):
+        found, self.capture = self.capture, None
+        assert stream == found.origin
+        assert found.before(found.tails[stream]) == set(range(len(found.nodes))), "a stream is not joined"
+        self.graphs.append(found)
+        return found
+
+    def abandon_capture(self, stream, device):
+        self.capture = None
+
+    def record(self, stream, device):
+        return self.capture.tails[stream]
+
+    def wait(self, stream, event, device):
+        self.capture.tails[stream] = self.capture.tails.get(stream, frozenset()) | event
+
+    def forget(self, event, device):
+        pass
+
+    def replay(self, graph, stream, device):
+        assert graph.alive and stream not in self.captured and self.capture is None
+        self.replays.append((self.graphs.index(graph), stream))
+        for number in graph.shuffled(len(self.replays)):
+            self.launch(*graph.nodes[number][0], stream, device)
+
+    def destroy(self, graph, device):
+        graph.alive = False
+
+    def into_graph(self, function, grid, threads, arguments, shared_bytes, stream):
+        """Whether a launch became part of a graph."""
+        if self.capture is None or stream not in self.capture.tails:
+            return False
+        self.capture.add(function, grid, threads, arguments, shared_bytes, stream)
+        return True
 
     def load(self, cubin, device):
         self.loaded.append(device)
@@ -96,6 +191,8 @@ class Driver:
         return struct.pack("<16Q", *[len(self.encoded) - 1] * 16)
 
     def launch(self, function, grid, threads, arguments, shared_bytes, stream, device):
+        if self.into_graph(function, grid, threads, arguments, shared_bytes, stream):
+            return
         count = len(arguments.slots) // launch.SLOT
         self.launches.append((function, grid, struct.unpack(f"<{count}q", arguments.slots.raw), stream, device))
 

@@ -87,12 +87,23 @@ def test_cold_and_warm_calls_are_right(gpu):
     assert run.lane == "cuda" and len(run.kernels) * 3 == len(gpu.driver.launches) and run.workspace > 0
 
 
-def test_one_workspace_per_call(gpu):
+def test_calls_on_a_stream_share_a_small_workspace(gpu):
+    layer, xs, w = make_layer(), [gpu.array(values(20, 24))] * 2, gpu.array(values(24, 24))
+    other, made = make_layer(), []
+    for function, stream in ((layer, 7), (layer, 7), (other, 7), (layer, 8), (layer, 8)):
+        gpu.current_stream, before = stream, gpu.made
+        function(xs, w)
+        made.append(gpu.made - before)
+    assert made == [2, 1, 1, 2, 1]  # the result, and a block that is new on a stream
+
+
+def test_a_large_workspace_is_made_for_each_call(gpu, monkeypatch):
+    monkeypatch.setattr(function_launch.workspace, "KEPT_BYTES", 100)
     layer, xs, w = make_layer(), [gpu.array(values(20, 24))] * 2, gpu.array(values(24, 24))
     for _ in range(3):
         before = gpu.made
         layer(xs, w)
-        assert gpu.made == before + 2  # the result, and everything that is only passed on
+        assert gpu.made == before + 2
 
 
 def test_keywords_defaults_and_the_order_of_arguments(gpu):
@@ -188,6 +199,25 @@ def test_guards_of_warm_calls(gpu):
         divided(x, 0.0)
     assert len(gpu.driver.launches) == launched
     assert (divided(x, 1e300).memory == 0).all()  # as the cold call rounds it
+
+
+def test_numbers_that_the_host_computes(gpu):
+    """They follow the call's numbers, 0.0 and -0.0 among them, and constants stay."""
+
+    @ts.kernel
+    def times(x: Tensor["B", "D", ts.f32], t: float, u: float, out: Tensor["B", "D", ts.f32]):
+        row = tile.program_id(0) * 16
+        tile.store(x[row : row + 16] * t + u, out[row : row + 16])
+
+    @ts.function
+    def product(x: Tensor["B", "D", ts.f32], t: float) -> Tensor["B", "D", ts.f32]:
+        return times(x, t * 2.0, -0.0)
+
+    x = gpu.array(np.ones((5, 4), np.float32))
+    for t in (1.5, 0.0, -0.0, 1.5, 0.0):
+        result = product(x, t).memory
+        assert (result == 2 * t).all() and (np.signbit(result) == np.signbit(t)).all(), t
+    assert len(gpu.cold) == 1
 
 
 def test_parameters_are_copied_once_and_after_each_change(gpu):

@@ -5,10 +5,10 @@ What goes wrong in a ring, goes wrong now and then.
 
 from __future__ import annotations
 
-import pytest
-from click.testing import CliRunner
+from collections.abc import Callable
 
-from tessera.cli import main
+import pytest
+
 from tests.command_line import strict_json
 from tests.runtime.test_api import GPU
 from tests.suite import DOCUMENT
@@ -51,9 +51,11 @@ CASES = [
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
 @pytest.mark.parametrize(("target", "dims", "constants"), CASES)
-def test_a_kernel_of_warpgroups(target: str, dims: str, constants: list[str]) -> None:
+def test_a_kernel_of_warpgroups(
+    tessera: Callable[..., tuple[int, str, str]], target: str, dims: str, constants: list[str]
+) -> None:
     arguments = [f"--arg={text}" for text in constants]
     for seed in SEEDS:
         command = ["run", target, f"--dims={dims}", *arguments, LANE, "--backend=cuda", f"--seed={seed}", "--json"]
-        found = strict_json(CliRunner().invoke(main, command).stdout)
+        found = strict_json(tessera(*command)[1])
         assert found["ok"] and found["lane"] == "cuda", found

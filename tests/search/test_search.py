@@ -212,6 +212,14 @@ def test_sums_of_warpgroups_that_would_spill_are_left_out():
     assert lost == ["needs about 194 registers a thread, and 2 blocks of 8 warps leave 128"]
 
 
+def test_how_many_persistent_programs_a_multiprocessor_runs_is_tried():
+    """Where more fit than are asked for too: the field says how many there are, and no more than bounds registers."""
+    found = search(load("matmul_nn_bf16"), {"M": 2048, "N": 2048, "K": 2048}, "sm_90a", pins={"stages": 6})
+    found = [one for one in found.candidates if one.schedule.persistent]
+    best = {blocks: min(one.cost.seconds for one in found if one.schedule.blocks == blocks) for blocks in (1, 2)}
+    assert best[1] > 1.5 * best[2]
+
+
 def test_pinned_subjects():
     assert pinned(scale, {}) is scale
     assert pinned(scale, {"BLOCK": 64, "stages": 2}).schedule == {"stages": 2}

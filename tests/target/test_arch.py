@@ -70,6 +70,7 @@ def test_nearest_lane(capability: tuple[int, int], name: str) -> None:
 def test_a_plain_name_that_the_table_lacks_takes_the_facts_below_it() -> None:
     assert find("sm_103").shared_bytes_per_block == arch("sm_100a").shared_bytes_per_block
     assert find("sm_90").name == "sm_90" and find("sm_90a") is arch("sm_90a")
+    assert find("sm_90").tma and not find("sm_90").wgmma and find("sm_90").lane == "sm_80"  # wgmma is of sm_90a alone
     assert find("sm_75") is None and find("gfx90a") is None and find("sm_103a") is None
 
 

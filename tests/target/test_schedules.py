@@ -31,9 +31,14 @@ def test_every_field_has_a_row():
     assert BEFORE[-1].name == "defer_sums" and LAST[0].name == "insert_barriers"
 
 
+def offered(definition, dims):
+    """What is worth trying on the base lane."""
+    return candidates(prepared(definition.scheduled({"family": ""}), dims), ARCH)
+
+
 def test_what_makes_no_difference_is_not_tried():
     open_fields = {
-        name: {field for field, values in candidates(prepared(load(name), dims), ARCH).items() if len(values) > 1}
+        name: {field for field, values in offered(load(name), dims).items() if len(values) > 1}
         for name, dims in (
             ("vector_add", {"N": 4096}),
             ("softmax_bf16", {"M": 64, "N": 1024}),
@@ -118,6 +123,15 @@ def test_pins_that_an_architecture_cannot_do(pins, arch, sentence):
     with pytest.raises(SourceError, match="TS512") as caught:
         compile_kernel(load("gemm_nn").scheduled(pins), {"M": 64, "N": 64, "K": 64}, arch)
     assert sentence in caught.value.message and caught.value.loc is not None
+
+
+def test_pins_of_a_dump_that_are_none_are_errors_at_the_kernel():
+    module = trace_kernel(load("gemm_nn"), {"M": 64, "N": 64, "K": 64})
+    module.kernel().attributes["pins"] = {"wraps": 4}
+    for arch in ("sm_80", "sm_90a"):
+        with pytest.raises(SourceError, match="TS201") as caught:
+            compile_kernel(module, {"M": 64, "N": 64, "K": 64}, arch)
+        assert caught.value.loc == module.kernel().loc is not None
 
 
 def test_pins_of_a_command_line():

@@ -5,15 +5,22 @@ import pytest
 
 import tessera as ts
 from tessera import Tensor, tile
-from tessera.compiler import compile_kernel, find_arch
+from tessera.compiler import CHOICE, compile_kernel, find_arch
+from tessera.errors import SourceError
+from tessera.ir.parser import parse_module
+from tessera.ir.printer import print_module
+from tessera.runtime.nvrtc import compile_cubin
+from tessera.search import choose
+from tessera.target.cost import cost
 from tessera.target.schedule import default_schedule
 from tests.passes import lane_kernels
 from tests.passes.lane_kernels import CASES, make_gemm
+from tests.passes.test_pipeline import assert_same_bits, emulated, outputs_of
 from tests.suite import load
 from tests.target.test_schedules import prepared
 
 ARCH = find_arch("sm_90a")
-LANE = {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": True, "panels": 64}
+LANE = {"family": "wgmma", "copies": "tma", "persistent": True, "panels": 64}
 LARGE = {"M": 4096, "N": 4096, "K": 4096}
 
 
@@ -26,19 +33,35 @@ def fields(schedule, *names):
 
 
 @pytest.mark.parametrize(
-    ("tiles", "warps", "stages"),
+    ("tiles", "warps", "stages", "blocks"),
     [
-        ((64, 64, 64), 4, 6),
-        ((128, 128, 64), 8, 6),
-        ((128, 256, 64), 8, 4),
-        ((64, 256, 64), 4, 5),
+        ((64, 64, 32), 4, 6, 2),
+        ((64, 64, 64), 4, 6, 2),
+        ((64, 128, 64), 4, 6, 1),
+        ((128, 64, 64), 8, 6, 1),
+        ((128, 128, 64), 8, 6, 1),
+        ((128, 256, 64), 8, 4, 1),
+        ((64, 256, 64), 4, 5, 1),
     ],
 )
-def test_tiles_of_the_author(tiles, warps, stages):
-    """As many slots as fit beside the buffers through which panels are stored."""
+def test_tiles_of_the_author(tiles, warps, stages, blocks):
+    """As many slots as fit beside the buffers through which panels are stored, and two blocks of a warpgroup each where
+    all of that fits twice.
+    """
     found = point(make_gemm(tiles=tiles), LARGE)
     assert {name: getattr(found, name) for name in LANE} == LANE
-    assert fields(found, "warps", "stages") == (warps, stages)
+    assert fields(found, "warps", "stages", "blocks") == (warps, stages, blocks)
+
+
+@pytest.mark.parametrize("tiles", [(64, 64, 32), (64, 64, 64), (64, 128, 64), (128, 64, 64), (128, 128, 64)], ids=str)
+def test_it_is_predicted_to_be_faster_than_the_base_lane(tiles):
+    dims = {"M": 2048, "N": 2048, "K": 2048}
+    lane, base = (
+        compile_kernel(make_gemm(tiles=tiles).scheduled(pins), dims, "sm_90a") for pins in ({}, {"family": ""})
+    )
+    assert lane.schedule.family == "wgmma" and len(lane.program.notes) == 0
+    lane, base = (cost(found.target.kernel(), ARCH, dims).seconds for found in (lane, base))
+    assert lane < 0.8 * base
 
 
 def test_constants_of_the_author_decide():
@@ -62,9 +85,10 @@ def test_rows_of_a_large_store():
     """A right operand stays where shared memory holds all of its depth; sums that are carried take registers."""
     assert fields(layered(128, 1), "rows", "subtile", "block_k") == (128, 128, 128)
     assert fields(layered(256, 1), "rows", "subtile", "block_k") == (128, 256, 256)
-    assert fields(layered(512, 1), "rows", "subtile", "block_k") == (128, 128, 512)
+    assert fields(layered(512, 1), "rows", "subtile", "block_k") == (128, 256, 64)
     assert fields(layered(1024, 1), "rows", "subtile", "block_k") == (128, 256, 64)
-    assert fields(layered(256, 4), "rows", "subtile", "block_k") == (128, 64, 256)
+    assert fields(layered(128, 4), "rows", "subtile", "block_k") == (128, 128, 128)
+    assert fields(layered(256, 4), "rows", "subtile", "block_k") == (128, 128, 64)
     assert fields(layered(512, 4), "rows", "subtile", "block_k") == (128, 128, 64)
 
 
@@ -89,11 +113,48 @@ def test_copies_of_the_author_fill_slots():
 
 
 @ts.kernel
+def triangle(a: Tensor["M", "M", ts.bf16], b: Tensor["M", 64, ts.bf16], out: Tensor["M", 64, ts.bf16]):
+    """Each block of rows takes what is left of the diagonal, its own block too."""
+    m = tile.program_id(0) * 64
+    acc = tile.zeros([64, 64], ts.f32)
+    for k in tile.range(0, m + 64, 64):
+        acc = tile.mma(a[m : m + 64, k : k + 64], b[k : k + 64], acc)
+    tile.store(acc, out[m : m + 64])
+
+
+@pytest.mark.parametrize(
+    ("definition", "dims", "persistent"),
+    [
+        (triangle, {"M": 4096}, False),
+        (load("causal_attention"), {"B": 2, "H": 16, "T": 4096, "D": 128}, False),
+        (load("attention"), {"B": 2, "H": 16, "T": 4096, "D": 128}, True),
+        (make_gemm(), LARGE, True),
+    ],
+    ids=["triangle", "causal attention", "attention", "gemm"],
+)
+def test_programs_that_differ_in_how_long_they_loop_are_not_persistent(definition, dims, persistent):
+    found = point(definition, dims)
+    assert {name: getattr(found, name) for name in LANE} == {**LANE, "persistent": persistent}
+    assert persistent or found.blocks == 1
+
+
+@ts.kernel
 def unequal(a: Tensor["M", 64, ts.bf16], b: Tensor[64, 64, ts.bf16], out: Tensor["M", 64, ts.bf16]):
     """Products of 64 and of 32 rows: no number of warpgroups suits both."""
     m = tile.program_id(0) * 64
     tile.store(tile.mma(a[m : m + 64], b), out[m : m + 64])
     tile.store(tile.mma(a[m : m + 32], b), out[m : m + 32])
+
+
+@pytest.mark.parametrize(
+    ("depth", "rows", "keys", "warps", "family"),
+    [(64, 128, 128, 8, "wgmma"), (64, 128, 128, 4, ""), (128, 64, 128, 4, "wgmma"), (256, 64, 64, 4, "wgmma")],
+)
+def test_sums_beside_those_that_a_loop_carries(depth, rows, keys, warps, family):
+    """Of attention: 128 registers of scores beside 64 of what is added up spill."""
+    dims = {"B": 2, "H": 16, "T": 4096, "D": depth}
+    found = point(load("attention"), dims, BLOCK_M=rows, BLOCK_N=keys, num_warps=warps, num_stages=2)
+    assert found.family == family
 
 
 @pytest.mark.parametrize(
@@ -114,10 +175,83 @@ def test_kernels_that_are_not_for_warpgroups(definition, dims):
     assert default_schedule(kernel, ARCH, "sm_90a") == default_schedule(kernel, ARCH, "sm_80")
 
 
-def test_the_point_is_that_of_kernels_that_ask():
-    dims = {"M": 72, "N": 72, "K": 72}
-    assert compile_kernel(make_gemm(), dims, "sm_90a").schedule.family == ""
+def scaled(rows, depth):
+    """A product of one block, of an operand that the author changes where it lies."""
+
+    @ts.kernel
+    def scaled(a: Tensor["M", depth, ts.bf16], b: Tensor[depth, 64, ts.bf16], out: Tensor["M", 64, ts.bf16]):
+        m = tile.program_id(0) * rows
+        left, right = tile.alloc_shared([rows, depth], ts.bf16), tile.alloc_shared([depth, 64], ts.bf16)
+        tile.copy_async(left, a[m : m + rows])
+        tile.copy_async(right, b)
+        tile.cp_commit_group()
+        tile.cp_wait_group(0)
+        tile.add(left, 1.0, left)
+        tile.store(tile.mma(left, right), out[m : m + rows])
+
+    return scaled
+
+
+NOT_HELD = [
+    (make_gemm("tt", tiles=(128, 256, 128)), {"M": 40, "N": 264, "K": 136}, {}, "shared memory does not hold 2 slots"),
+    (scaled(64, 64), {"M": 150}, {}, "'left' is used otherwise than by reading it after its copy"),
+    (make_gemm(tiles=(128, 128, 64)), {"M": 40, "N": 136, "K": 72}, {"rows": 32}, "its 32 rows are not shared out"),
+]
+
+
+@pytest.mark.parametrize(("definition", "dims", "pins", "reason"), NOT_HELD, ids=["memory", "copies", "rows"])
+def test_a_kernel_that_the_lane_does_not_hold_is_on_the_base_lane(definition, dims, pins, reason):
+    """A note says why, and answers are those of the interpreter."""
+    found, base = (
+        compile_kernel(definition.scheduled({**pins, **more}), dims, "sm_90a") for more in ({}, {"family": ""})
+    )
+    assert point(definition.scheduled(pins), dims).family == "wgmma"
+    assert found.schedule == base.schedule and found.program.cuda == base.program.cuda
+    assert [stage.name for stage in found.stages] == [stage.name for stage in base.stages]
+    (note,) = found.program.notes
+    assert note.startswith("not on the lane of sm_90a: ") and reason in note and base.program.notes == ()
+    expected = outputs_of(found.stages[0].module.kernel(), dims, "tile")
+    assert_same_bits(expected, outputs_of(found.target.kernel(), dims, "target"), "the base lane")
+    assert_same_bits(expected, emulated(found, dims), "the emitted CUDA")
+    again = compile_kernel(parse_module(print_module(found.stages[CHOICE + 1].module)), dims, "sm_90a")
+    assert again.program.cuda == base.program.cuda and again.program.notes == (note,)  # a dump says it too
+    resources = compile_cubin(found.program.cuda, "sm_90a", found.program.name).resources[found.program.name]
+    assert resources.spill_stores == resources.spill_loads == 0
+
+
+def test_who_asks_for_the_lane_gets_what_can_be_had_of_it():
+    definition, dims, _, reason = NOT_HELD[0]
     for pins in ({"family": "wgmma"}, {"copies": "tma"}):
+        found = compile_kernel(definition.scheduled(pins), dims, "sm_90a")
+        assert found.schedule.family == "wgmma" and reason in found.program.notes[0]
+    with pytest.raises(SourceError, match="TS501.*pinned to 6 stages"):
+        compile_kernel(make_gemm(tiles=(128, 256, 64)).scheduled({"family": "wgmma", "stages": 6}), LARGE, "sm_90a")
+    found = compile_kernel(make_gemm(tiles=(128, 256, 64)).scheduled({"stages": 4}), LARGE, "sm_90a")
+    assert (found.schedule.family, found.schedule.stages) == ("wgmma", 4)
+
+
+def test_a_search_is_on_the_lane_that_holds_the_kernel():
+    definition, dims, _, reason = NOT_HELD[0]
+    chosen = choose(definition, dims, "sm_90a", pins={"warps": 8})
+    assert (chosen.schedule.family, chosen.schedule.copies, chosen.schedule.persistent) == ("", "", False)
+    assert any(reason in note for note in chosen.program.notes)
+
+
+def test_the_point_is_that_of_kernels_that_do_not_ask_for_another():
+    dims = {"M": 72, "N": 72, "K": 72}
+    for pins in ({}, {"family": "wgmma"}, {"copies": "tma"}, {"cluster": 2}):
         found = compile_kernel(make_gemm().scheduled(pins), dims, "sm_90a").schedule
         assert {name: getattr(found, name) for name in LANE} == LANE
-    assert compile_kernel(make_gemm().scheduled({"persistent": True}), dims, "sm_90a").schedule.family == ""
+    base = compile_kernel(make_gemm().scheduled({"family": ""}), dims, "sm_90a").schedule
+    assert base == compile_kernel(make_gemm(), dims, "sm_80").schedule and base.family == base.copies == ""
+    assert compile_kernel(make_gemm(), dims, "sm_90").schedule == base  # its machine code has no wgmma
+    both = compile_kernel(make_gemm().scheduled({"family": "", "copies": "tma"}), dims, "sm_90a").schedule
+    assert (both.family, both.copies, both.persistent) == ("", "tma", True)
+
+
+def test_an_operand_beside_a_carried_sum_has_a_launch_of_its_own_where_rows_are_wide():
+    assert [layered(width, layers).prologue for width, layers in ((1024, 4), (2048, 1), (2048, 4))] == [
+        "",
+        "",
+        "launch",
+    ]

@@ -11,7 +11,7 @@ from tessera.target.schedules import candidates, own_point
 from tessera.target.warpgroup_values import VALUES
 from tests.suite import load
 
-ARCH = find_arch("sm_90a")
+ARCH, BASE = find_arch("sm_90a"), find_arch("sm_90")
 SIZES = {"M": 1024, "N": 1024, "K": 512}
 CONSTANTS = {"BLOCK_S": 128, "num_warps": 8}
 
@@ -41,7 +41,8 @@ def test_nothing_is_offered_on_the_base_lane(make):
     found = candidates(prepared(*make(), family=""), ARCH)
     assert (found["family"], found["copies"], found["panels"], found["persistent"]) == (("",), ("",), (0,), (False,))
     point = own_point(prepared(*make(), family=""), ARCH)
-    assert (point.family, point.copies) == ("", "") and point == replace(own_point(prepared(*make()), ARCH))
+    assert (point.family, point.copies) == ("", "")
+    assert replace(own_point(prepared(*make()), BASE), stages=point.stages) == point  # slices by its own memory
 
 
 def test_what_is_offered():
@@ -54,6 +55,13 @@ def test_what_is_offered():
     # A sum that a loop carries takes half of the registers; K of 1024 stays in no shared memory.
     found = open_fields(*aggregation(1024, 4), family="wgmma")
     assert found["subtile"] == (128, 64) and "block_k" not in found
+
+
+def test_a_launch_for_the_operand_is_offered_where_rows_are_wide():
+    wide, narrow = (open_fields(*aggregation(width, 4), family="wgmma") for width in (2048, 512))
+    assert (wide["prologue"], wide["cluster"]) == (("launch", ""), (1, 2))  # its own point first
+    assert open_fields(*aggregation(1024, 1), family="wgmma")["prologue"] == ("", "launch")
+    assert not {"prologue", "cluster"} & narrow.keys()
 
 
 def test_stages_and_warps_where_the_author_leaves_them_open():

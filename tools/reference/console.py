@@ -47,11 +47,11 @@ def plain_environment() -> Iterator[None]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith(config.PREFIX)}
     plain |= {"TESSERA_BACKEND": "interpret", "TESSERA_ARCH": "sm_80"}
     with mock.patch.dict(os.environ, plain, clear=True):
-        config.config.cache_clear()
+        config.of_environment.cache_clear()
         try:
             yield
         finally:
-            config.config.cache_clear()
+            config.of_environment.cache_clear()
 
 
 @cache

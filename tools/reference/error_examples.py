@@ -385,7 +385,10 @@ EXAMPLES: dict[str, Example] = {
 # Codes without an example, each with the reason.
 WITHOUT = {
     "TS510": "it needs a GPU whose stream is being captured into a graph",
+    "TS516": "it needs a GPU whose stream is being captured into a graph",
     "TS515": "it needs a GPU, and an installation without one of the packages of its extra",
+    "TS517": "it needs an installation without torch",
+    "TS612": "it needs torch",
     "TS611": "it needs a kernel that was compiled for another tensor than it gets",
     "TS802": "it needs a cache folder that cannot be written",
     "TS901": "it is raised only where Tessera itself is wrong",

@@ -235,8 +235,22 @@ _declare(
 )
 
 # The stated ulp are the maximum errors of CUDA's f32 functions (CUDA C++ Programming Guide, mathematical functions).
+SMALLEST_NORMAL = 2.0**-126
+
+
+def _of_sigmoid(x: np.ndarray) -> np.ndarray:
+    """Ulp of a sigmoid that its exponential's argument is off by."""
+    return np.where(x < 0, 0.62 * np.minimum(-x, 128.0), 0.0)
+
+
+def _of_gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """Ulp of a sigmoid whose argument is off by 2 ulp, and those of its own."""
+    argument = special.gelu_tanh_argument(np.clip(x, special.GELU_LOWEST, -special.GELU_LOWEST))
+    return 2 * np.abs(argument) + _of_sigmoid(argument)
+
+
 _function("exp", "e to the a", np.exp, "ts_exp({0})", 2)
-_function("exp2", "2 to the a", np.exp2, "ts_exp2({0})", 2, bounds.monotone(np.exp2, flushes=True))
+_function("exp2", "2 to the a", np.exp2, "ts_exp2({0})", 2, bounds.monotone(np.exp2, flushes=SMALLEST_NORMAL))
 _function("log", "natural logarithm", np.log, "ts_log({0})", 1)
 _function("log2", "logarithm to base 2", np.log2, "ts_log2({0})", 1)
 _function("sqrt", "square root", np.sqrt, "ts_sqrt({0})", 0.5)
@@ -249,7 +263,7 @@ _function(
     "ts_sigmoid({0})",
     4,
     # Derived beside ts_sigmoid in the device header.
-    bounds.monotone(numeric.sigmoid, lambda x: np.where(x < 0, 0.62 * np.minimum(-x, 128.0), 0.0), flushes=True),
+    bounds.monotone(numeric.sigmoid, _of_sigmoid, flushes=SMALLEST_NORMAL),
 )
 _function("erf", "the error function", special.erf, "ts_erf({0})", 2)
 # The device header derives these errors.
@@ -258,8 +272,8 @@ _function(
     "a * sigmoid(a); 0 at -infinity",
     special.silu,
     "ts_silu({0})",
-    7,
-    bounds.unimodal(special.silu, special.SILU_MINIMUM),
+    5,
+    bounds.unimodal(special.silu, special.SILU_MINIMUM, _of_sigmoid, flushes=128 * SMALLEST_NORMAL),
 )
 _function(
     "gelu",
@@ -274,12 +288,8 @@ _function(
     "a * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 * a^3))) / 2; 0 at -infinity",
     special.gelu_tanh,
     "ts_gelu_tanh({0})",
-    7,
-    bounds.unimodal(
-        special.gelu_tanh,
-        special.GELU_TANH_MINIMUM,
-        lambda x: 2 * np.abs(special.gelu_tanh_argument(np.clip(x, special.GELU_LOWEST, -special.GELU_LOWEST))),
-    ),
+    5,
+    bounds.unimodal(special.gelu_tanh, special.GELU_TANH_MINIMUM, _of_gelu_tanh, flushes=16 * SMALLEST_NORMAL),
 )
 _declare("floor", "a", "the largest integer not above a", np.floor, bounds.monotone(np.floor), "ts_floor({0})", ulp=0)
 _declare("ceil", "a", "the smallest integer not below a", np.ceil, bounds.monotone(np.ceil), "ts_ceil({0})", ulp=0)
