@@ -72,6 +72,7 @@ rsqrt = tensors.rsqrt
 sigmoid = tensors.sigmoid
 silu = tensors.silu
 softmax = tensors.softmax
+softplus = tensors.softplus
 sqrt = tensors.sqrt
 stack = tensors.stack
 subtract = tensors.subtract

@@ -33,6 +33,7 @@ HAND_WRITTEN = (
     "README.md",
     "docs/guide.md",
     "docs/functions.md",
+    "docs/gated_delta_rule.md",
     "docs/check.md",
     "docs/schedules.md",
     "docs/tuning.md",

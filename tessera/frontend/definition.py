@@ -11,7 +11,7 @@ import inspect
 import itertools
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, update_wrapper
@@ -196,8 +196,8 @@ class KernelDefinition(Definition):
 
     `kernel(*arguments)` runs it on the grid of its definition, `kernel[grid](*arguments)` on the one given. `space` is
     that of an autotuned kernel, `constants` the point of it that `ctx` shows: the default one, unless it is pinned;
-    `fixed` names the constants that are. `schedule` holds the fields of the schedule that are not the compiler's to
-    choose, by name.
+    `fixed` names the constants that are. `absent` names the optional tensors that it does without. `schedule` holds the
+    fields of the schedule that are not the compiler's to choose, by name.
     """
 
     kind = "kernel"
@@ -220,15 +220,35 @@ class KernelDefinition(Definition):
         self.constants: Point = constants if constants is not None else space.default if space else {}
         self.fixed: frozenset[str] = frozenset()
         self.schedule: dict[str, Any] = self._checked(schedule) if schedule else {}
+        self.absent: frozenset[str] = frozenset()
         self._inferred: dict[str, TensorAnnotation] = {}
 
     @cached_property
     def parameters(self) -> tuple[ParameterDefinition, ...]:
-        """As of every definition, with the annotations that were inferred."""
+        """As of every definition, without those that are absent, and with the annotations that were inferred."""
         return tuple(
             replace(parameter, annotation=_refined(parameter.annotation, self._inferred.get(parameter.name)))
             for parameter in super().parameters
+            if parameter.name not in self.absent
         )
+
+    @cached_property
+    def optional(self) -> frozenset[str]:
+        """The tensors with the default None: a call need not have them, the kernel is then compiled without them."""
+        return frozenset(
+            p.name for p in self.parameters if p.default is None and isinstance(p.annotation, TensorAnnotation)
+        )
+
+    def without(self, names: Iterable[str]) -> KernelDefinition:
+        """This kernel for calls that have none of these optional tensors: in its body they are None.
+
+        Raises SourceError TS201 for a name that is no optional tensor.
+        """
+        for name in (left_out := frozenset(names)):
+            if name not in self.optional:
+                message = f"'{name}' is no optional tensor of '{self.name}': those have the default None"
+                raise SourceError("TS201", message, self.loc)
+        return self._with(absent=self.absent | left_out) if left_out else self
 
     def annotated(self, tensors: Mapping[str, TensorAnnotation]) -> KernelDefinition:
         """This kernel with other annotations of the tensors, or of lists' tensors, of these names."""
@@ -239,6 +259,7 @@ class KernelDefinition(Definition):
     def _with(self, **changed: Any) -> KernelDefinition:
         made = KernelDefinition(self.function, self.grid, self.options, self.name, self.space, self.constants)
         made.fixed, made.schedule, made._inferred = self.fixed, self.schedule, self._inferred
+        made.absent = self.absent
         for name, value in changed.items():
             setattr(made, name, value)
         return made

@@ -89,6 +89,7 @@ class _Attempt:
         self.emit = Emitter(self.body, self.names, dict(static), constants, definition.loc)
         self.emit.decided |= {length_name(name) for name in lengths}
         arguments = {name: self._argument(name, type_, lengths) for name, type_ in types.items()}
+        arguments.update(dict.fromkeys(definition.absent))
         self.statements = Statements(self.emit)
         self.statements.rerolls = rerolls
         self.statements.frames.append(open_function(definition.function, arguments, self.body))

@@ -42,7 +42,8 @@ def launch_kernel(
     leave elements unwritten. Raises SourceError TS202 for a missing argument, TS203 for an output that is passed, what
     `Binder` raises, and what tracing the kernel raises.
     """
-    return _Call(emit, callee, arguments).launch(grid, partial)
+    passed = {name: value for name, value in arguments.items() if value is not None or name not in callee.optional}
+    return _Call(emit, callee.without(callee.optional - passed.keys()), passed).launch(grid, partial)
 
 
 def kernel_arguments(

@@ -107,8 +107,27 @@ def _scan(op: str) -> Callable[..., Any]:
     return build
 
 
-for _name in ("cumsum", "cummax"):
-    Intrinsic(f"tile.{_name}", _scan(_name), op=_name)
+Intrinsic("tile.cummax", _scan("cummax"), op="cummax")
+
+
+@intrinsic("tile.cumsum")
+def cumsum(emit: Emitter, x: Any, axis: Any = -1, reverse: Any = False) -> Handle:
+    """Sum of each element and those before it along `axis`, in f32.
+
+    With `reverse` of each element and those behind it, as (total - sum up to it) + element: right to the last bits of
+    the total, not of a much smaller sum.
+    """
+    tile = _operand(emit, x)
+    along = _axis(emit, tile, axis) - len(tile.shape)
+    if type(reverse) is not bool:
+        emit.fail("TS203", f"reverse= is True or False, not {describe(reverse)}", "reverse")
+    if not reverse:
+        return emit.emit("cumsum", tile, axis=along)
+    wide = emit.cast(tile, f32) if tile.dtype.is_float else tile
+    texts = ("the total", "the sum up to an element")
+    total = emit.spread(emit.emit("reduce_sum", wide, axis=along), wide.shape)
+    rest = elementwise(emit, "sub", (total, emit.emit("cumsum", wide, axis=along)), texts)
+    return emit.cast(elementwise(emit, "add", (rest, wide), ("what follows", emit.text("x"))), tile.dtype)
 
 
 @intrinsic("tile.arange")

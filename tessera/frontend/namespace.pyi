@@ -180,8 +180,13 @@ class tile:
     def cummax(x: Any, axis: Any = -1) -> Tensor:
         """maximum of each element and those before it along `axis`; NaN stays"""
     @staticmethod
-    def cumsum(x: Any, axis: Any = -1) -> Tensor:
-        """sum of each element and those before it along `axis`, in f32"""
+    def cumsum(x: Any, axis: Any = -1, reverse: bool = False) -> Tensor:
+        """Sum of each element and those before it along `axis`, in f32.
+
+        With `reverse` of each element and those behind it, as (total - sum up to it) + element: right to
+        the last bits of
+        the total, not of a much smaller sum.
+        """
     @staticmethod
     def divide(a: Any, b: Any, dst: Any = None) -> Any:
         """a / b, of floats; with `dst`, a shared buffer, the result is also written there, rounded to its
@@ -338,6 +343,11 @@ class tile:
     @staticmethod
     def silu(a: Any, dst: Any = None) -> Any:
         """a * sigmoid(a); 0 at -infinity; with `dst`, a shared buffer, the result is also written there,
+        rounded to its dtype
+        """
+    @staticmethod
+    def softplus(a: Any, dst: Any = None) -> Any:
+        """log(1 + exp(a)): nothing overflows; with `dst`, a shared buffer, the result is also written there,
         rounded to its dtype
         """
     @staticmethod
@@ -677,6 +687,9 @@ class tensors:
     @staticmethod
     def softmax(x: Any, axis: Any = -1) -> Tensor:
         """exp(x - max) / sum(exp(x - max)) along `axis`, computed in f32, in the dtype of `x`."""
+    @staticmethod
+    def softplus(a: Any) -> Any:
+        """log(1 + exp(a)): nothing overflows; computed in f32 and rounded to the operand's dtype"""
     @staticmethod
     def sqrt(a: Any) -> Any:
         """square root; computed in f32 and rounded to the operand's dtype"""

@@ -52,6 +52,11 @@ def sigmoid(x: Array) -> Array:
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
 
 
+def softplus(x: Array) -> Array:
+    """log(1 + exp(x)), with no intermediate that overflows or that loses the digits of a small result."""
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
 def maximum(a: Array, b: Array) -> Array:
     with np.errstate(invalid="ignore"):
         return np.where((a == 0) & (b == 0), a + b, np.maximum(a, b))

@@ -325,10 +325,21 @@ def _spread_extract(op: Op, groups: _Groups, known: dict[int, RegisterLayout]) -
 def _spread_transpose(op: Op, groups: _Groups, known: dict[int, RegisterLayout]) -> bool:
     """A transpose keeps every element in its thread: its users take the layout that follows."""
     source, target = groups.of(op.operands[0]), groups.of(op.result)
-    if source not in known or target in known:
-        return False
-    known[target] = transposed_layout(known[source])
-    return True
+    if source in known and target not in known:
+        known[target] = transposed_layout(known[source])
+        return True
+    if target in known and source not in known and _comes_from_buffers(op.operands[0]):
+        known[source] = transposed_layout(known[target])
+        return True
+    return False
+
+
+def _comes_from_buffers(value: Value) -> bool:
+    """Whether a tile is computed, element by element, from parts of buffers alone, which any layout can be read in."""
+    op = value.defining_op
+    if op is None or not isinstance(value.type, TileType):
+        return op is not None
+    return op.name == "read" or op.definition.has(ELEMENTWISE) and all(map(_comes_from_buffers, op.operands))
 
 
 def _assign_buffers(kernel: Kernel, layouts: Layouts) -> None:

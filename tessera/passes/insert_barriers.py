@@ -5,7 +5,8 @@ visible to that thread only) until a barrier, and *busy* from a read until a bar
 write to a dirty or busy one need a barrier in between. A loop body is entered in the state that its own end leaves
 behind as well. Buffers that share bytes (`place_shared` ran before) count as one, and so do the stages of a buffer: a
 copy into one stage makes nothing dirty until it is waited for, so that one barrier behind that wait, and in front of
-the copy that refills what the iteration before has read, serves both.
+the copy that refills what the iteration before has read, serves both. Windows of one buffer at constant places, which
+stores write and loads read, count apart where they do not overlap.
 
 Roles meet at a barrier of the block before they begin, and hand buffers on through rings: a copy that a ring counts
 makes nothing dirty. Inside of a role a barrier is one of its own threads.
@@ -16,26 +17,38 @@ another, or of itself, inside.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, COUNTED, LOOP
-from tessera.ir.ops.control import loop_range
+from tessera.ir.ops.control import constant_value, loop_range
 from tessera.ir.stages import allocation, derived_values
-from tessera.ir.types import BufferType, TokenType, ViewType
+from tessera.ir.types import BufferType, TokenType, ViewType, tile_layout
 from tessera.passes.place_shared import share_bytes
 from tessera.target.schedule import root
 
 CONSUMERS = 1  # number of the hardware's barrier for the threads of the consumers
 
 
+@dataclass(frozen=True)
+class Part:
+    """A window of a buffer at a constant place: start and end along each axis."""
+
+    buffer: Value
+    window: tuple[tuple[int, int], ...]
+
+
+Place = Value | Part
+
+
 @dataclass
 class State:
-    """Buffers, and tensors, by what a barrier has not separated yet."""
+    """Buffers, parts of them, and tensors, by what a barrier has not separated yet."""
 
-    dirty: set[Value] = field(default_factory=set)
-    busy: set[Value] = field(default_factory=set)
+    dirty: set[Place] = field(default_factory=set)
+    busy: set[Place] = field(default_factory=set)
 
     def clear(self) -> None:
         self.dirty.clear()
@@ -86,7 +99,8 @@ class _Flow:
         """Runs the block over `state`, noting the ops before which a barrier is needed."""
         for op in block.ops:
             if op.get("scope") == "warp":  # each warp for itself: nobody else meets the rows that it stores
-                state.dirty -= _buffers(op, "reads")
+                stored = _buffers(op, "reads")
+                state.dirty = {place for place in state.dirty if _whole(place) not in stored}
             elif op.definition.has(COLLECTIVE):
                 self._meet_all(op, state)
             elif op.name == "roles":
@@ -97,9 +111,8 @@ class _Flow:
                 self._access(op, state, needed)
 
     def _access(self, op: Op, state: State, needed: set[int]) -> None:
-        reads = _buffers(op, "reads") | _tensors(op, self.tracked, "reads")
-        buffers = _buffers(op, "writes")
-        writes = buffers | _tensors(op, self.tracked, "writes", "accumulates")
+        reads = _places(op, "reads") | _tensors(op, self.tracked, "reads")
+        writes = _places(op, "writes") | _tensors(op, self.tracked, "writes", "accumulates")
         if op.id in needed or _meet(reads, state.dirty) or _meet(writes, state.dirty | state.busy):
             needed.add(op.id)
             self._meet_all(op, state)
@@ -159,12 +172,37 @@ class _Flow:
             state.merge(exit_state)
 
 
-def _meet(buffers: set[Value], others: set[Value]) -> bool:
-    return any(
-        share_bytes(a, b) if isinstance(a.type, BufferType) and isinstance(b.type, BufferType) else a is b
-        for a in buffers
-        for b in others
-    )
+def _meet(places: Iterable[Place], others: Iterable[Place]) -> bool:
+    return any(_overlap(a, b) for a in places for b in others)
+
+
+def _overlap(a: Place, b: Place) -> bool:
+    first, second = _whole(a), _whole(b)
+    if isinstance(a, Part) and isinstance(b, Part) and first is second:
+        axes = zip(a.window, b.window, strict=True)
+        return all(start < other_end and other < end for (start, end), (other, other_end) in axes)
+    both = isinstance(first.type, BufferType) and isinstance(second.type, BufferType)
+    return share_bytes(first, second) if both else first is second
+
+
+def _whole(place: Place) -> Value:
+    return place.buffer if isinstance(place, Part) else place
+
+
+def _places(op: Op, effect: str) -> set[Place]:
+    """The buffers that an op reads or writes; of a store or a load at a constant place that part."""
+    return {_part(op, buffer) or buffer for buffer in _buffers(op, effect)}
+
+
+def _part(op: Op, buffer: Value) -> Part | None:
+    if op.name not in ("st_shared", "ld_shared") or op.operands[0] is not buffer:
+        return None
+    tile = op.operand("value") if op.name == "st_shared" else op.result
+    offsets = [constant_value(value) for value in op.operands[2 if op.name == "st_shared" else 1 :]]
+    shape = tile_layout(tile.type).shape  # padding included
+    if None in offsets or len(offsets) != len(shape):
+        return None
+    return Part(buffer, tuple((start, start + size) for start, size in zip(offsets, shape, strict=True)))
 
 
 def _buffers(op: Op, effect: str) -> set[Value]:

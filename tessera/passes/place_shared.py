@@ -104,7 +104,11 @@ def _lives(kernel: Kernel) -> list[Life]:
             for value in op.operands:
                 for buffer in behind.get(value, ()):
                     _extend(lives[buffer], buffer, position, loops)
-            if op.regions:
+            if op.name == "if":  # its regions run at most once: what is used in them has no other life for that
+                for region in op.regions:
+                    visit(region, loops)
+                position += 1
+            elif op.regions:
                 start = position
                 frame: tuple[int, set[Value]] = (start, set())
                 for region in op.regions:

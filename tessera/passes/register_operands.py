@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tessera.ir.core import Op, Value
-from tessera.ir.opdef import ELEMENTWISE
+from tessera.ir.core import Block, Op, Value
+from tessera.ir.opdef import ELEMENTWISE, LOOP
 from tessera.ir.ops.tiles import format_of
 from tessera.ir.types import TileType, dtype_of, int_shape
 from tessera.passes.warpgroup import by_warpgroups
@@ -31,15 +31,19 @@ def in_registers(product: Op) -> bool:
 
 
 def may_stay_in_registers(
-    product: Op, schedule: Schedule, is_copied: Callable[[Op], bool], used: Mapping[Value, list[Op]]
+    product: Op,
+    schedule: Schedule,
+    is_copied: Callable[[Op], bool],
+    used: Mapping[Value, list[Op]],
+    loops: Mapping[Block, Op],
 ) -> bool:
     """Whether the left operand of a product, which is computed, is best taken from registers.
 
     Its k-blocks are whole, since nothing masks what lies beyond them, and few enough to be one straight line, since
     registers have no index at run time. All that it is computed from can be had in the fragments' layout: parts of
-    buffers, loads that `is_copied` turns into copies, and products. Where accumulators may meet it, in what it is
-    computed from or in another use of that, their layout must be that of the fragments: each warp has whole rows.
-    `used`: users of every value.
+    buffers, loads that `is_copied` turns into copies, and products, those that a loop carries included. Where
+    accumulators may meet it, in what it is computed from or in another use of that, their layout must be that of the
+    fragments: each warp has whole rows. `used`: users of every value; `loops`: the op of every region.
     """
     value = product.operands[0]
     warps, atom = schedule.warps, product_atom(format_of(product))
@@ -53,10 +57,8 @@ def may_stay_in_registers(
         return False
     for leaf in leaves:
         source = leaf.defining_op
-        if source is None:
-            return False
-        loaded = source.name == "read" or source.name == "load" and is_copied(source)
-        if not loaded and product_behind(leaf) is None:
+        loaded = source is not None and (source.name == "read" or source.name == "load" and is_copied(source))
+        if not loaded and product_behind(_carried(leaf, loops)) is None:
             return False
     if by_warpgroups(product, schedule):
         return m // (atom.m * warps) * (depth // atom.k) * atom.a_words <= WARPGROUP_WORDS
@@ -103,13 +105,26 @@ def product_behind(value: Value) -> Op | None:
     return op if op is not None and op.name == "mma" else None
 
 
+def _carried(value: Value, loops: Mapping[Block, Op]) -> Value:
+    """What a loop carries from iteration to iteration in the place of a value: its yield; other values themselves."""
+    loop = loops.get(value.owner) if isinstance(value.owner, Block) else None
+    if loop is None or not loop.definition.has(LOOP):
+        return value
+    (body,) = loop.regions
+    missing = len(body.arguments) - len(body.ops[-1].operands)  # a counted loop's index is not carried
+    return body.ops[-1].operands[value.index - missing] if value.index >= missing else value
+
+
 def from_product(value: Value) -> bool:
     """Whether a tile is computed from accumulators, element by element."""
     return any(product_behind(leaf) is not None for leaf in _leaves(value))
 
 
 def _weight(leaves: list[Value]) -> int:
-    return 0 if any(product_behind(leaf) is not None for leaf in leaves) else len(leaves)
+    """How many tiles have to be read; none where accumulators are among them, which a loop may carry."""
+    return (
+        0 if any(isinstance(leaf.owner, Block) or product_behind(leaf) is not None for leaf in leaves) else len(leaves)
+    )
 
 
 def _tree(value: Value) -> dict[Value, bool]:
@@ -136,7 +151,7 @@ def _sources(op: Op, result: Value) -> list[Value] | None:
     """What a result is computed from in the same registers; None where it is not."""
     if op.name == "if":
         return [region.ops[-1].operands[op.results.index(result)] for region in op.regions]
-    return op.operands if op.definition.has(ELEMENTWISE) or op.name == "reshape" else None
+    return op.operands if op.definition.has(ELEMENTWISE) or op.name in ("reshape", "transpose") else None
 
 
 def _leaves(value: Value) -> list[Value]:

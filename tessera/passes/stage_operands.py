@@ -19,6 +19,7 @@ from tessera.passes.warpgroup import by_warpgroups
 from tessera.target.schedule import Schedule, elements, schedule_of
 from tessera.target.tensor_maps import why_not
 
+MOVES = ("reshape", "transpose", "broadcast")  # ops that leave elements in their threads, or repeat them there
 LEAST_COPY = 2048  # bytes of a tile from which a copy by tensor map pays
 
 
@@ -34,8 +35,10 @@ class _Stager:
     def __init__(self, kernel: Kernel, schedule: Schedule):
         self.kernel, self.schedule = kernel, schedule
         self.used, self.persistent = uses(kernel.body), persistent_loop(kernel)
+        self.loops = {region: op for op in kernel.body.walk() for region in op.regions}
         self.copied: set[int] = set()  # loads that became copies
         self.allocations: list[Op] = []
+        self.staged: dict[tuple[Value, Block], Value] = {}  # buffers of what was computed, by the block that wrote them
 
     def block(self, block: Block, builder: Builder, mapping: Mapping, in_loop: bool = False) -> None:
         pending: list[tuple[Value, Value, Value]] = []  # loaded value, its buffer, token
@@ -102,7 +105,8 @@ class _Stager:
         return why_not(load.operands[0], BufferType(type_.shape, type_.dtype), self.kernel, load=True) is None
 
     def _leads_to_product(self, value: Value, block: Block) -> bool:
-        """Whether an operand of a product is computed from a loaded tile, in this block and element by element.
+        """Whether an operand of a product, or what it is added to, is computed from a loaded tile, in this block and
+        element by element.
 
         In a loop such a load is worth a copy, too: copies of later iterations fly while a product is computed.
         """
@@ -111,9 +115,9 @@ class _Stager:
         for op in self.used.get(value, ()):
             if op not in block.ops:
                 continue
-            if op.name == "mma" and value in op.operands[:2]:
+            if op.name == "mma":
                 return True
-            passes = op.definition.has(ELEMENTWISE) or op.name == "reshape"
+            passes = op.definition.has(ELEMENTWISE) or op.name in MOVES
             if passes and self._leads_to_product(op.result, block):
                 return True
         return False
@@ -152,11 +156,12 @@ class _Stager:
         if loaded or _reads_stable_buffer(block, value, op) and self._reads_zeros_beyond(value, op, index):
             return mapping.get(value, value)
         computed = source is not None and source.name != "read"
-        if index == 0 and computed and may_stay_in_registers(op, self.schedule, self._is_copied, self.used):
+        if index == 0 and computed and may_stay_in_registers(op, self.schedule, self._is_copied, self.used, self.loops):
             return mapping.get(value, value)
-        buffer = self._allocate(builder, op, value)
-        builder.op("write", [buffer, mapping.get(value, value)])
-        return builder.value("read", buffer, hint=value.name)
+        if (value, block) not in self.staged:
+            self.staged[value, block] = self._allocate(builder, op, value)
+            _write_early(builder, self.staged[value, block], mapping.get(value, value))
+        return builder.value("read", self.staged[value, block], hint=value.name)
 
     def _is_copied(self, load: Op) -> bool:
         return load.id in self.copied
@@ -177,6 +182,18 @@ class _Stager:
         if start is None or start.name != "constant":
             return False
         return start.attributes["value"] + extents[k_axis] == int_shape(buffer.type)[k_axis]
+
+
+def _write_early(builder: Builder, buffer: Value, value: Value) -> None:
+    """Writes a fresh buffer as soon as the value is there: what several products take is then written before the first
+    of them, and one barrier serves all.
+    """
+    ops, source = builder.block.ops, value.defining_op
+    place = ops.index(source) + 1 if source is not None and source in ops else len(ops)
+    behind = ops[place:]
+    del ops[place:]
+    builder.op("write", [buffer, value])
+    ops.extend(behind)
 
 
 def _writes_part(op: Op, buffer: Value) -> bool:

@@ -75,8 +75,11 @@ def call(
         if isinstance(definition, FunctionDefinition):
             return _call_function(definition, args, kwargs)
         state = _state(definition)
+    absent: frozenset[str] = frozenset()
+    if state.optional:
+        args, kwargs, absent = state.present(args, kwargs)
     values = (*args, *kwargs.values()) if kwargs else args
-    form = None if grid is None and not kwargs else (tuple(kwargs), grid, partial)
+    form = None if grid is None and not kwargs and not absent else (tuple(kwargs), grid, partial, absent)
     seen = plan.read(form, values)
     known = None if seen is None else state.plan_for(seen[0])
     if known is not None and seen is not None:
@@ -89,7 +92,7 @@ def call(
 
         return automatic(definition)(*args, **kwargs)
     return _cold_call(
-        state, grid, args, kwargs, partial, lambda: plan.read(form, values) if plan.learn(values) else None
+        state, absent, grid, args, kwargs, partial, lambda: plan.read(form, values) if plan.learn(values) else None
     )
 
 
@@ -103,6 +106,7 @@ def _call_function(definition: FunctionDefinition, args: tuple[Any, ...], kwargs
 
 def _cold_call(
     state: KernelState,
+    absent: frozenset[str],
     grid: tuple[Any, ...] | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -111,7 +115,7 @@ def _cold_call(
 ) -> Any:
     """A call with everything checked; where it runs on a GPU it leaves a plan for the calls that are like it."""
     chosen = None if grid is None else _grid(state.definition.name, grid)
-    outer, state = state, state.for_arguments(args, kwargs)
+    outer, state = state, state.without(absent).for_arguments(args, kwargs)
     binding, kernel = _bind(state, chosen, args, kwargs)
     lane = choose_lane(config().backend, binding.device)
     extents = launch_grid(kernel, binding.dims)
@@ -203,6 +207,7 @@ class KernelState:
     def __init__(self, definition: KernelDefinition) -> None:
         self.definition = definition
         self.defaults = {p.name: p.default for p in definition.parameters if p.default is not REQUIRED}
+        self.optional = definition.optional
         self.last_run: Run | None = None
         self._kernels: list[tuple[dict[str, int], Kernel]] = []
         self._gridded: dict[tuple[int, tuple[int, ...]], Kernel] = {}
@@ -212,6 +217,7 @@ class KernelState:
         self._covered: set[tuple[Any, ...]] = set()
         self._resolved: dict[tuple[str, ...], KernelState] = {}
         self._points: dict[tuple[Any, ...], KernelState] = {}
+        self._without: dict[frozenset[str], KernelState] = {}
         self._chooser = autotune_calls.Chooser(definition, self.kernel) if definition.space else None
         self._compiling = threading.RLock()
 
@@ -253,6 +259,33 @@ class KernelState:
             found = resolve(self.definition, _dims_of(annotated, given, lenient=True), actual)
             key = tuple(str(p.annotation) for p in found.parameters)
             return self._resolved.setdefault(key, KernelState(found))
+
+    def present(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], frozenset[str]]:
+        """Arguments by name from the first that is not passed, without optional tensors that are None or left out, and
+        the names of these.
+        """
+        names = [p.name for p in self.definition.parameters]
+        if len(args) > len(names):
+            return args, kwargs, frozenset()  # one too many, as `bind` says
+        given = dict(zip(names, args, strict=False))
+        passed = {name for name, value in (*given.items(), *kwargs.items()) if value is not None}
+        absent = self.optional - passed
+        if not absent:
+            return args, kwargs, absent
+        repeated = {name: value for name, value in kwargs.items() if name not in absent or name in given}
+        kept = {name: value for name, value in given.items() if name not in absent}
+        return tuple(kept.values()), {n: v for n, v in repeated.items() if v is not None or n not in absent}, absent
+
+    def without(self, names: frozenset[str]) -> KernelState:
+        """The state of this kernel for calls that do not have these optional tensors."""
+        if not names:
+            return self
+        with self._compiling:
+            if names not in self._without:
+                self._without[names] = KernelState(self.definition.without(names))
+            return self._without[names]
 
     def at(self, constants: Mapping[str, Any]) -> KernelState:
         """The state of this kernel at another point of its tuning space."""

@@ -102,6 +102,7 @@ UNARY: list[tuple[str, Callable[[float], float]]] = [
     ("tile.where({} > 0.0, 1.0, -0.5)", lambda a: 1.0),
     ("tile.erf({})", _capped(1.0)),
     ("tile.silu({})", _capped(LIMIT)),
+    ("tile.softplus({})", lambda a: a + 1),
     ("tile.gelu({})", _capped(LIMIT)),
     ("tile.gelu_tanh({})", _capped(LIMIT)),
     ("tile.floor({})", lambda a: a + 1),

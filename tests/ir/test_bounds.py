@@ -46,6 +46,7 @@ UNARY = {
     "exp2": np.exp2,
     "tanh": np.tanh,
     "sigmoid": numeric.sigmoid,
+    "softplus": numeric.softplus,
     "sqrt": np.sqrt,
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "log": np.log,

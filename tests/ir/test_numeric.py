@@ -36,6 +36,7 @@ FUNCTIONS = {
     "sqrt": (lambda x: x.sqrt(), (0, 1e6)),
     "rsqrt": (lambda x: 1 / x.sqrt(), (1e-6, 1e3)),
     "tanh": (decimal_tanh, (-10, 10)),
+    "softplus": (lambda x: (1 + x.exp()).ln(), (-100, 100)),
     "sigmoid": (decimal_sigmoid, (-100, 30)),
 }
 

@@ -1,12 +1,17 @@
-"""Fences: what threads write to shared memory is made visible to wgmma before the barrier that orders the two."""
+"""Fences: what threads write to shared memory is made visible to wgmma before the barrier that orders the two; and
+barriers that parts of a buffer do without.
+"""
 # ruff: noqa: F821  (the names of dims)
 
 import itertools
 
+import numpy as np
 import pytest
 
 import tessera as ts
 from tessera import Tensor, tile
+from tessera.compiler import compile_kernel
+from tests.lanes import define, run
 from tests.passes import lane_kernels
 from tests.passes.lane_kernels import CASES, make_gemm
 from tests.passes.lane_running import ops, reached
@@ -68,3 +73,25 @@ def test_no_fence_where_threads_read(fields):
     """mma.sync reads through the threads' own path: a barrier is enough."""
     kernel = lowered(lane_kernels.own_scratch, CASES["own_scratch"], **fields)
     assert not ops(kernel, "fence_async") and ops(kernel, "barrier")
+
+
+PARTS = """
+    @ts.kernel(grid=lambda d: (1,))
+    def k(x: Tensor[64, 32, ts.f32], out: Tensor[64, 32, ts.f32]):
+        whole = tile.alloc_shared([64, 32], ts.f32)
+        parts = [tile.load(x[i : i + 32]) for i in ({starts})]
+        for i, part in zip(({starts}), parts):
+            whole[i : i + 32] = part
+        tile.store(whole[:], out)
+"""
+
+
+@pytest.mark.parametrize(("starts", "together"), [((0, 32), 2), ((0, 16, 32), 1)], ids=str)
+def test_windows_that_do_not_overlap_need_no_barrier_between(starts, together):
+    text = PARTS.format(starts=", ".join(map(str, starts)))
+    x = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    outputs, _ = run(text, {"x": x, "out": np.full_like(x, np.nan)}, {})
+    np.testing.assert_array_equal(outputs["out"], x)
+    body = compile_kernel(define(text), {}).target.kernel().body
+    stores = [op.name for op in body.walk() if op.name in ("st_shared", "barrier")]
+    assert stores[: stores.index("barrier") + 1].count("st_shared") == together

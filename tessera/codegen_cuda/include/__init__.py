@@ -14,8 +14,8 @@ DEVICE_HEADER_NAME = "tessera_device.h"
 
 # Largest error of each device function in units in the last place of its f32 result, over the whole range of its
 # argument (CUDA C++ Programming Guide, "Mathematical Functions", single precision, without -use_fast_math; sigmoid,
-# silu, gelu and gelu_tanh as the header says, which adds errors that grow with the argument). A normal result y is off
-# by at most ulp * 2^-23 * |y|. 0.5 means correctly rounded, 0 exact.
+# softplus, silu, gelu and gelu_tanh as the header says, which adds errors that grow with the argument). A normal result
+# y is off by at most ulp * 2^-23 * |y|. 0.5 means correctly rounded, 0 exact.
 CUDA_ULP: dict[str, float] = {
     "exp": 2,
     "exp2": 2,
@@ -23,6 +23,7 @@ CUDA_ULP: dict[str, float] = {
     "log2": 1,
     "tanh": 2,
     "sigmoid": 4,
+    "softplus": 4,
     "erf": 2,
     "silu": 5,
     "gelu": 13,

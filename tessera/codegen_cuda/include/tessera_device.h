@@ -424,6 +424,9 @@ TS_DEVICE float ts_neg(float x) { return -x; }
 TS_DEVICE float ts_floor(float x) { return floorf(x); }
 TS_DEVICE float ts_ceil(float x) { return ceilf(x); }
 
+// Off by 2 for expf, which log1pf makes no larger, 1 for log1pf, 0.5 for the sum.
+TS_DEVICE float ts_softplus(float x) { return ts_max(x, 0.0f) + log1pf(expf(-fabsf(x))); }  // 4
+
 // The activations, in an order in which nothing overflows and no intermediate is a subnormal whose bits are missed.
 // Errors are sums of relative units of 2^-23: exp 2, erfcx 4, an addition, a product or a quotient 0.5. The smallest
 // arguments are clamped to some whose result is zero already, so that -infinity gives zero and not NaN.

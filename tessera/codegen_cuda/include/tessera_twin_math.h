@@ -65,6 +65,11 @@ inline long double precise_erf(long double x) {
     return __builtin_copysignl(y, x);
 }
 
+inline double softplus(double x) { return (x > 0 ? x : 0) + __builtin_log1p(__builtin_exp(-__builtin_fabs(x))); }
+inline long double softplus(long double x) {
+    return (x > 0 ? x : 0) + __builtin_log1pl(__builtin_expl(-__builtin_fabsl(x)));
+}
+
 template <class T>
 inline T silu(T x) {
     x = x < -256 ? T(-256) : x;
@@ -103,6 +108,7 @@ TS_TWIN_ROUNDED(ts_tanh, __builtin_tanh(x), __builtin_tanhl(x))
 TS_TWIN_ROUNDED(ts_rsqrt, 1.0 / __builtin_sqrt(x), 1.0L / __builtin_sqrtl(x))
 TS_TWIN_ROUNDED(ts_erf, __builtin_erf(x), ts_twin::precise_erf(x))
 TS_TWIN_ROUNDED(ts_sigmoid, ts_twin::sigmoid(x), ts_twin::sigmoid(x))
+TS_TWIN_ROUNDED(ts_softplus, ts_twin::softplus(x), ts_twin::softplus(x))
 TS_TWIN_ROUNDED(ts_silu, ts_twin::silu(x), ts_twin::silu(x))
 TS_TWIN_ROUNDED(ts_gelu, ts_twin::gelu(x), ts_twin::gelu(x))
 TS_TWIN_ROUNDED(ts_gelu_tanh, ts_twin::gelu_tanh(x), ts_twin::gelu_tanh(x))

@@ -265,6 +265,7 @@ _function(
     # Derived beside ts_sigmoid in the device header.
     bounds.monotone(numeric.sigmoid, _of_sigmoid, flushes=SMALLEST_NORMAL),
 )
+_function("softplus", "log(1 + exp(a)): nothing overflows", numeric.softplus, "ts_softplus({0})", 4)
 _function("erf", "the error function", special.erf, "ts_erf({0})", 2)
 # The device header derives these errors.
 _function(
