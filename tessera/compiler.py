@@ -26,6 +26,7 @@ from tessera.ir.types import ListType, dtype_of, tensor_type
 from tessera.ir.verify import verify
 from tessera.passes import GRAPH_PIPELINE, PIPELINE, Context, Pass
 from tessera.passes.lower_graph import lower_graph
+from tessera.passes.plan_fusion import Fusion, plan_fusion
 from tessera.passes.specialise import unbound_dims
 from tessera.plan import GraphPlan, PlanLaunch
 from tessera.program import MAP_ALIGNMENT, MAP_KINDS, Argument, Launch, Parameter, Program, Workspace
@@ -346,6 +347,12 @@ class FunctionCompilation:
                 buffers[number, space.name] = Buffer(space.bytes(sizes), 1 << number)
         _, size = place(buffers, Order.sequential(len(self.plan.launches)))
         return self.plan.footprint(self.dims, buffers, size)
+
+    @cached_property
+    def fusion(self) -> Fusion:
+        """Which ops share a kernel, and why others do not."""
+        names = [stage.name for stage in self.graph]
+        return plan_fusion(self.graph[names.index("fuse") - 1].module.kernel(), self.dims)
 
     @cached_property
     def stages(self) -> list[Stage]:

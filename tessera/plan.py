@@ -78,7 +78,10 @@ class Rounding:
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """`kernels` are Tile IR; equal ones are shared between launches. `buffers` by name, in order of definition."""
+    """`kernels` are Tile IR; equal ones are shared between launches. `buffers` by name, in order of definition.
+
+    `reordered`: the kernels, by name, that add up in another order than the function does.
+    """
 
     name: str
     kernels: tuple[Kernel, ...]
@@ -88,6 +91,7 @@ class GraphPlan:
     static: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     roundings: tuple[Rounding, ...] = ()
+    reordered: tuple[str, ...] = ()
 
     def root(self, name: str) -> PlanBuffer:
         """The buffer that has the memory."""

@@ -92,7 +92,7 @@ def test_run(functions, capsys, backend):
     assert (output["name"], output["shape"], output["dtype"]) == ("result", [2, 20, 24], "bf16") and output["ok"]
     if backend == "emulate":
         assert body["arch"] == "sm_80" and body["workspace_bytes"] == 0
-        assert [kernel["grid"] for kernel in body["kernels"]] == [[1]]
+        assert [kernel["grid"] for kernel in body["kernels"]] == [[2]]
     else:
         assert body["kernels"] == [] and body["arch"] is None
 
@@ -197,6 +197,26 @@ def test_ir_after_a_pass(functions, tessera, capsys):
     assert code == 2 and "there is no pass 'nothing'" in body["error"]["message"]
     code, body = call(capsys, "ir", f"{functions}::copy", "--stage", "graph")
     assert code == 2 and "this is a kernel" in body["error"]["message"]
+
+
+def test_ir_says_what_was_fused_and_why(functions, tessera, capsys):
+    """Every edge between ops has its verdict, in text and as JSON."""
+    shape = ("--dims", "D=24", "--shape", "xs=2,20,24", "--arg", "xs=2")
+    code, out, _ = tessera("ir", f"{functions}::total", *shape, "--after", "fuse")
+    edges = [line for line in out.splitlines() if line.startswith("// edge ")]
+    assert code == 0 and out.startswith("// cluster 0: rows, ") and "fused {region = " in out
+    line = FUNCTIONS.splitlines().index(SUM_LINE) + 1
+    assert any(x.startswith("// edge matmul line") and x.endswith("fused, saves 7680 bytes: one kernel") for x in edges)
+    assert f"// edge permute line {line} -> " not in out  # it is a result, and no op takes it
+    parse_module(out)  # the report is comments
+    code, body = call(capsys, "ir", f"{functions}::total", *shape, "--after", "fuse")
+    found = body["fusion"]
+    assert len(found["edges"]) == len(edges) and all(edge["why"] for edge in found["edges"])
+    refused = [edge for edge in found["edges"] if not edge["fused"]]
+    assert refused and all(edge["bytes"] > 0 and edge["clusters"][0] != edge["clusters"][1] for edge in refused)
+    assert {cluster["kind"] for cluster in found["clusters"]} == {"rows", "move"}
+    code, body = call(capsys, "ir", f"{functions}::total", *shape, "--after", "lower_graph")
+    assert "fusion" not in body
 
 
 def test_compile(functions, capsys, tmp_path):

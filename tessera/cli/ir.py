@@ -9,6 +9,7 @@ from typing import Any
 from tessera.cli import report
 from tessera.cli.constants import check_names, pin, read_args, read_pins, read_shapes
 from tessera.cli.functions import choose, load_function
+from tessera.cli.fusion import fusion_json, fusion_text
 from tessera.cli.plans import plan_json, plan_text, roundings_json, roundings_table
 from tessera.cli.schedule import explain
 from tessera.cli.sizes import sizes_of
@@ -22,6 +23,7 @@ from tessera.runtime.autotune_report import Choice
 
 ALL = "all"
 LOWERED = "lower_graph"  # the stage at which a function is kernels for the first time
+FUSED = "fuse"  # the stage at which it is known which ops share a kernel
 CONTEXT_LINES = 3
 
 
@@ -59,6 +61,8 @@ def ir(
             entries.append(entry | ({"diff": changes[id(item)]} if diff else {}))
         body = {"ok": True, "target": target, "lane": None, "arch": arch, "dims": chosen}
         plan = plan_json(compilation) if isinstance(compilation, FunctionCompilation) else {}
+        if isinstance(compilation, FunctionCompilation) and any(item.name == FUSED for item in stages):
+            plan["fusion"] = fusion_json(compilation.fusion, compilation.dims)
         choices = {"choice": asdict(choice)} if choice is not None else {}
         report.print_json(body | plan | choices | {"stages": entries})
         return report.OK
@@ -68,6 +72,8 @@ def ir(
         if isinstance(compilation, FunctionCompilation) and item.name == LOWERED:
             print(plan_text(compilation.plan))
             print(f"// workspace {report.memory_text(compilation.footprint)}")
+        if isinstance(compilation, FunctionCompilation) and item.name == FUSED and after is not None:
+            print(fusion_text(compilation.fusion, compilation.dims))
         if diff:
             report.code(changes[id(item)] or "// no change\n", "diff")
         else:

@@ -259,6 +259,11 @@ def clone_kernel(kernel: Kernel) -> tuple[Kernel, Mapping]:
     return new, mapping
 
 
+def is_strict(kernel: Kernel) -> bool:
+    """Whether a function, or a kernel of one, keeps every rounding and every order of sums that it is written with."""
+    return kernel.attributes.get("precision") == "strict"
+
+
 def add_notes(kernel: Kernel, *notes: str) -> None:
     """What a pass tells the author of a kernel that it has made, behind what others told."""
     kernel.attributes["notes"] = (*kernel.attributes.get("notes", ()), *notes)

@@ -146,7 +146,10 @@ ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 KERNEL_ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "grid": ("a tuple of sizes", _tuple_of(_is_size)),
     "static": ("integers by dim", _counts),
-    "divisors": ("integers by dim", _counts),
+    "divisors": (
+        "positive integers by dim",
+        lambda value: _counts(value) and all(number > 0 for number in value.values()),
+    ),
     "alignment": ("bytes by parameter", _counts),
     "strides": (
         "a tuple of sizes by parameter",

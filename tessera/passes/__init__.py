@@ -18,6 +18,7 @@ from tessera.passes.choose_schedule import choose_schedule
 from tessera.passes.defer_sums import defer_sums
 from tessera.passes.distribute import distribute
 from tessera.passes.form_clusters import form_clusters
+from tessera.passes.fuse import fuse
 from tessera.passes.graph_simplify import drop_placement, inline_scopes, simplify
 from tessera.passes.hoist_invariants import hoist_invariants
 from tessera.passes.hoist_loads import hoist_loads
@@ -150,6 +151,8 @@ GRAPH_PIPELINE: tuple[Pass, ...] = (
     Pass("precision", lambda k, c: precision(k), GRAPH, exact=False),
     # Casts that cancel, and what merging left.
     Pass("simplify_casts", lambda k, c: simplify(k), GRAPH),
+    # Last: what shares a kernel is decided once, on the ops that are left.
+    Pass("fuse", lambda k, c: fuse(k, c.static), GRAPH),
 )
 
 

@@ -6,14 +6,15 @@ the matrix unit. Products that warpgroups cannot take, such as those whose opera
 
 from __future__ import annotations
 
-from tessera.ir.core import Kernel, clone_kernel
+from tessera.ir.core import Kernel, clone_kernel, is_strict
 from tessera.ir.products import AS_FP8
 from tessera.passes.warpgroup import takes_fp8, why_not
 from tessera.target.schedule import Schedule
 
 
 def choose_formats(kernel: Kernel, schedule: Schedule) -> Kernel:
-    if schedule.family != "wgmma":
+    """A strict kernel stays as it is."""
+    if schedule.family != "wgmma" or is_strict(kernel):
         return kernel
     new, _ = clone_kernel(kernel)
     chosen = [

@@ -14,7 +14,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tessera.dtypes import f32
-from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
+from tessera.ir.core import (
+    Block,
+    Builder,
+    Kernel,
+    Mapping,
+    Op,
+    Value,
+    clone_op,
+    clone_with_regions,
+    is_strict,
+    new_kernel_like,
+)
 from tessera.ir.core import uses as uses_of
 from tessera.ir.opdef import COUNTED
 from tessera.ir.ops.control import carried_values, constant_value
@@ -38,6 +49,9 @@ class RowSum:
 
 
 def defer_sums(kernel: Kernel) -> Kernel:
+    """A strict kernel stays as it is."""
+    if is_strict(kernel):
+        return kernel
     used = uses_of(kernel.body)
     found = {
         op.id: sums

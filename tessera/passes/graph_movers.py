@@ -11,7 +11,8 @@ from tessera.ir.dims import Size
 from tessera.ir.opdef import REDUCTION, SCAN
 from tessera.ir.ops.tiles import negative_axis
 from tessera.ir.types import Shape, dtype_of, shape_of
-from tessera.passes.graph_kernels import KernelMaker, Sizes, count, power_of_two
+from tessera.passes.fusion_cost import Sizes, count, power_of_two
+from tessera.passes.graph_kernels import KernelMaker
 
 ELEMENTS = 4096  # of a program's tile
 WIDTH = 128  # columns of a tile that a copy moves

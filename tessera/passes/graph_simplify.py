@@ -195,11 +195,33 @@ def _extract(made: Simplifier, operands: list[Value], attributes: dict[str, Any]
     starts, extents = attributes["starts"], tuple(attributes["extents"])
     if extents == shape_of(value.type):
         return value
+    part = _part_of_parts(made, value, tuple(starts), extents)
+    if part is not None:
+        return part
     inner = _producer(value, "extract")
     if inner is None:
         return None
     moved = tuple(start + more for start, more in zip(inner.attributes["starts"], starts, strict=True))
     return made.make("extract", inner.operands[0], starts=moved, extents=extents)
+
+
+def _part_of_parts(made: Simplifier, value: Value, starts: Sequence[Any], extents: Sequence[Any]) -> Value | None:
+    """A part of concatenated tensors, or of a cast of them, that is one of them."""
+    cast = _producer(value, "cast")
+    joined = _producer(cast.operands[0] if cast is not None else value, "concatenate")
+    if joined is None:
+        return None
+    shape = shape_of(value.type)
+    axis = joined.attributes["axis"] % len(shape)
+    if any(starts[i] != 0 or extents[i] != shape[i] for i in range(len(shape)) if i != axis):
+        return None
+    offset: Any = 0
+    for part in joined.operands:
+        size = shape_of(part.type)[axis]
+        if starts[axis] == offset and extents[axis] == size:
+            return part if cast is None else made.make("cast", part, **cast.attributes)
+        offset = offset + size
+    return None
 
 
 def _concatenate(made: Simplifier, operands: list[Value], attributes: dict[str, Any]) -> Value | None:

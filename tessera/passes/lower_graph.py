@@ -1,7 +1,7 @@
 """From Graph IR to a plan: which kernels run, in which order, on which buffers.
 
-The function is straight-line: scopes are inlined, placement ops are gone. Each group of ops (`graph_groups`) becomes
-one kernel, every other op its own; equal kernels are one. A reshape is another name of a buffer.
+The function is straight-line: scopes are inlined, placement ops are gone. Each `fused` region becomes one kernel, every
+other op its own; equal kernels are one. A reshape is another name of a buffer.
 """
 
 from __future__ import annotations
@@ -9,27 +9,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tessera.errors import InternalError
-from tessera.ir.core import Kernel, Op, Value, clone_kernel, uses
+from tessera.ir.core import Kernel, Op, Value, clone_kernel, is_strict, uses
+from tessera.ir.opdef import CONSTANT
 from tessera.ir.printer import print_kernel
-from tessera.ir.types import ListType, ScalarType, TileType, dtype_of
-from tessera.passes.graph_groups import Group, is_alias, make_groups, outputs_of
+from tessera.ir.types import ListType, ScalarType, TileType, dtype_of, shape_of
+from tessera.passes.fuse import fuse
+from tessera.passes.graph_attention import attention_kernel
+from tessera.passes.graph_groups import Group, is_alias, is_batched, is_made_again, is_scalar_op, rows_of
 from tessera.passes.graph_kernels import KernelMaker, Sizes, row_kernel
 from tessera.passes.graph_movers import copy_kernel, mover_kernels
 from tessera.passes.graph_scalars import host_scalar
+from tessera.passes.plan_fusion import ATTENTION
 from tessera.plan import GraphPlan, PlanBuffer, PlanLaunch, Rounding, Scalar
 
 
 def lower_graph(function: Kernel, dims: Mapping[str, int], kernels: Mapping[str, Kernel] | None = None) -> GraphPlan:
     """The plan of a function for a call with these dims; `GraphPlan.static` says which of them it is made for.
 
-    `kernels`: those that its `launch` ops name. Raises SourceError TS501 for a row that no program can hold.
+    A function that was not fused yet is. `kernels`: those that its `launch` ops name. Raises SourceError TS501 for a
+    row that no program can hold.
     """
-    return _Lowering(function, dims, kernels or {}).plan()
+    if any(op.regions and op.name != "fused" for op in function.body.ops):
+        raise InternalError("TS901", f"'{function.name}' still has regions", function.loc)
+    return _Lowering(fuse(function, dims), dims, kernels or {}).plan()
 
 
 class _Lowering:
     def __init__(self, function: Kernel, dims: Mapping[str, int], callees: Mapping[str, Kernel]) -> None:
         self.function, self.sizes, self.callees = function, Sizes(dims), callees
+        self.sizes.fixed.update(function.attributes.get("fixed", {}))
         self.used = uses(function.body)
         self.buffers: dict[str, PlanBuffer] = {}
         self.names: dict[Value, str] = {}
@@ -37,19 +45,22 @@ class _Lowering:
         self.known: dict[str, int] = {}  # text of a kernel without its name -> its place
         self.launches: list[PlanLaunch] = []
         self.roundings: list[Rounding] = []
-        self.stored: frozenset[Op] = frozenset()
+        self.reordered: list[str] = []
+        self.inner: dict[Value, Value] = {}  # values that a region ends with, and its results
 
     def plan(self) -> GraphPlan:
         body = self.function.body
-        if any(op.regions for op in body.ops):
-            raise InternalError("TS901", f"'{self.function.name}' still has regions", self.function.loc)
         for parameter in self.function.parameters:
             if isinstance(parameter.type, TileType):
                 self._buffer(parameter, parameter.name, "parameter")
-        groups = make_groups(body)
-        self.stored = frozenset(op for group in groups for op in group.ops)
-        for group in groups:
-            self._group(group)
+        for op in body.ops[:-1]:
+            if op.name == "fused":
+                self._region(op)
+            elif op.name == "launch":
+                self._authored(op)
+            elif not (is_alias(op) or is_scalar_op(op) or op.definition.has(CONSTANT)):
+                for maker in mover_kernels(op, self.sizes):
+                    self._launch(maker, op.name)
         results = self._results(body.ops[-1])
         attributes = self.function.attributes
         return GraphPlan(
@@ -61,6 +72,7 @@ class _Lowering:
             dict(self.sizes.fixed),
             tuple(attributes.get("notes", ())),
             tuple(self.roundings),
+            tuple(dict.fromkeys(self.reordered)),
         )
 
     # -- buffers
@@ -73,6 +85,7 @@ class _Lowering:
 
     def _name(self, value: Value) -> str:
         """The buffer of a value; a reshape gets one when it is first asked for."""
+        value = self.inner.get(value, value)
         if value in self.names:
             return self.names[value]
         op = value.defining_op
@@ -90,19 +103,22 @@ class _Lowering:
 
     # -- launches
 
-    def _group(self, group: Group) -> None:
-        if group.rows is not None:
-            outputs = outputs_of(group, self.used)
-            if outputs:
-                skipped = self._skipped(group, set(outputs))
-                self._launch(row_kernel(group, outputs, self.sizes, skipped, self.stored), group.ops[-1].name)
-            return
-        for op in group.ops:
-            if op.name == "launch":
-                self._authored(op)
-                continue
-            for maker in mover_kernels(op, self.sizes):
-                self._launch(maker, op.name)
+    def _region(self, op: Op) -> None:
+        *ops, end = op.regions[0].ops
+        for value, result in zip(end.operands, op.results, strict=True):
+            self.inner[value] = result
+        outputs = list(dict.fromkeys(end.operands))
+        group = Group(ops, rows_of(shape_of(outputs[0].type)), any(map(is_batched, ops)), outputs)
+        skipped = self._skipped(group, set(outputs))
+        exact = op.attributes["region"] != ATTENTION or is_strict(self.function)
+        if op.attributes["region"] == ATTENTION:
+            maker = attention_kernel(group, self.sizes, skipped, exact)
+        else:
+            maker = row_kernel(group, self.sizes, skipped)
+        named = [each for each in ops if not is_made_again(each)] or ops
+        self._launch(maker, named[-1].name)
+        if not exact:
+            self.reordered.append(self.kernels[self.launches[-1].kernel].name)
 
     def _skipped(self, group: Group, outputs: set[Value]) -> frozenset[Op]:
         """The implicit casts of a group that it does without, all of them reported.
@@ -129,7 +145,7 @@ class _Lowering:
     def _why_kept(self, op: Op, outputs: set[Value]) -> str:
         if not op.attributes["implicit"]:
             return "it is written in the program"
-        if self.function.attributes.get("precision") == "strict":
+        if is_strict(self.function):
             return "the function is strict"
         if op.result in outputs:
             return "the value is stored"
@@ -140,8 +156,14 @@ class _Lowering:
         return ""
 
     def _launch(self, maker: KernelMaker, what: str) -> None:
-        number = self._kernel(maker.kernel("kernel"), what)
-        tensors = {name: self._name(value) for name, value in maker.tensors.items()}
+        made = maker.kernel("kernel")
+        if is_strict(self.function):
+            made.attributes["precision"] = "strict"
+        number = self._kernel(made, what)
+        tensors = {
+            name: tuple(map(self._name, given)) if isinstance(given, tuple) else self._name(given)
+            for name, given in maker.tensors.items()
+        }
         scalars = {name: value.name for name, value in maker.scalars.items()}
         self.launches.append(PlanLaunch(number, tensors, scalars, dict(maker.dims)))
 

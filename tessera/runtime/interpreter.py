@@ -328,7 +328,7 @@ _SPECIAL = {
     "tma_store": Machine.store_async,
     "tma_store_wait": Machine.wait_for_stores,
     "launch": lambda machine, op: machine.launched(op),
-    **dict.fromkeys(("checkpoint", "interleave"), lambda machine, op: machine.block(op.regions[0])),
+    **dict.fromkeys(("checkpoint", "fused", "interleave"), lambda machine, op: machine.block(op.regions[0])),
     "print": lambda machine, op: machine.print_line(op),
     "assert": lambda machine, op: machine.check_assertion(op),
     "while": Machine.repeat,

@@ -119,12 +119,14 @@ def choose(
 def _look(engine: Engine, points: Points) -> Entry:
     """The untuned choice among a short list, which is what the engine has tried then."""
     launch = [name for name in points.candidates if name in FIXED_BY_CONSTANTS]
-    engine.try_points(points.short_list(launch))
+    levels = points.short_list(launch)
+    engine.try_points(levels)
     first, best = engine.first(), engine.best()
     for name in launch:
         schedule = best.lowered.schedule
-        # Warpgroups share out whole tiles of 64 rows each, and more of them need more rows.
-        base = engine.roomiest(best) if schedule and schedule.family == "wgmma" else best.constants
+        # Warpgroups share out whole tiles of 64 rows each: more of them need the largest tiles.
+        more = name == "num_warps" and schedule is not None and schedule.family == "wgmma"
+        base = levels[-1] if more else best.constants
         for value in points.candidates[name][1:]:
             if engine.tried < SHORT:
                 engine.try_points([{**base, name: value}])

@@ -18,7 +18,6 @@ from tessera.search.points import Points
 from tessera.search.workers import Workers
 from tessera.target.arch import Arch
 
-NEARLY = 1.15  # times a prediction: what the model does not tell apart from it
 BASES = 2  # points at which fields of the schedule are changed
 VARIATIONS = 32  # of them that are lowered, at most
 BETTER = 0.99  # of a prediction: what makes another step worth it
@@ -198,13 +197,6 @@ class Engine:
         """The fastest predicted one of those that would not spill, if there are any."""
         self.first()
         return min(self.entries, key=lambda entry: (self._spills(entry), entry.seconds))
-
-    def roomiest(self, entry: Entry) -> Point:
-        """The constants of the last point that was tried and is predicted as this one is, nearly, kept or as the same
-        code: of points in the order of their tile sizes, the one whose tiles more warps can share.
-        """
-        alike = [other for other in self.order if other.lowered.cost and other.seconds < NEARLY * entry.seconds]
-        return (alike or [entry])[-1].constants
 
     def ranked(self, slowest: float, limit: int | None) -> list[Entry]:
         """The entries that are kept, best predicted first; the others go to `pruned`.

@@ -22,6 +22,7 @@ REGISTER_TILE_LIMIT = 128  # f32 registers of one tile per thread: half of the 2
 ELEMENTS_PER_THREAD = 32  # of the largest tile where there is no product: more would lower the occupancy
 VECTORS_PER_THREAD = 8  # the same where nothing is reduced: one 16-byte access of bf16 a tensor, and many threads
 LONG_LINE, LINE_OF_A_WARP = 1024, 4096  # reduced lines between these take a warp each, at up to 128 registers a lane
+REDUCED_TILE = 64 * 128  # elements of a reduced tile beside a product: several of its size live at a time
 LARGEST_AT_ONCE = 64  # elements per thread beyond which such a kernel takes its tiles in slices
 MOST_ROWS = 128  # of a stored tile behind a product: of more, few are computed at a time
 GROUP = 8  # blocks of a product's rows whose columns are computed one after the other
@@ -120,7 +121,7 @@ def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
     product = max((elements(op.result) for op in products), default=0)
     lines = _longest_line(kernel)
     if products:
-        warps = 8 if product >= 128 * 128 else 4
+        warps = 8 if product >= 128 * 128 or _reduced_tile(kernel) >= REDUCED_TILE else 4
     elif LONG_LINE < lines <= LINE_OF_A_WARP:
         warps = 4  # of lines that fill registers: of smaller blocks more fit
     else:
@@ -191,12 +192,13 @@ def _store(store: Op, products: list[Op], kernel: Kernel) -> Rows:
     deepest = max(products, key=_depth)
     top = {id(op) for op in kernel.body.ops}
     made = [operand.defining_op for operand in deepest.operands[:2]]
+    alone = len(products) == 1  # several share the registers and the shared memory, as the iterations of a loop do
     return Rows(
         rows,
         columns,
         _depth(deepest),
-        any(id(op) not in top for op in products),
-        all(op is not None and op.name != "read" for op in made) and not any(map(_flipped, products)),
+        not alone or any(id(op) not in top for op in products),
+        alone and all(op is not None and op.name != "read" for op in made) and not any(map(_flipped, products)),
     )
 
 
@@ -206,6 +208,12 @@ def _depth(product: Op) -> int:
 
 def _flipped(product: Op) -> bool:
     return product.attributes["transpose_a"] or product.attributes["transpose_b"]
+
+
+def _reduced_tile(kernel: Kernel) -> int:
+    """Elements of the largest tile that is reduced or scanned; 0 where there is none."""
+    along = [op for op in kernel.body.walk() if op.definition.has(REDUCTION) or op.definition.has(SCAN)]
+    return max((elements(op.operands[0]) for op in along), default=0)
 
 
 def _longest_line(kernel: Kernel) -> int:

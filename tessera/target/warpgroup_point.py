@@ -16,7 +16,6 @@ from tessera.ir.opdef import COUNTED, LOOP
 from tessera.ir.products import is_fp8
 from tessera.ir.types import TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
-from tessera.target.computed_operands import computed_operands
 from tessera.target.row_slices import Rows
 from tessera.target.tensor_maps import tensor_reason
 from tessera.target.wgmma import WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS
@@ -26,7 +25,6 @@ MOST_SLOTS, LEAST_SLOTS = 6, 2
 ACCUMULATORS = 128  # f32 registers of a thread for the sums of a product
 HELD = 176  # where a loop works on the sums of one product and carries others: of 192, attention spills
 WIDEST_WHOLE = 256  # K up to which a right operand stays in shared memory; half of it for those of a loop
-WIDE_PROLOGUE = 2048  # columns from which on an operand that is computed beside a carried sum has a launch of its own
 SUMS_AT_ONCE = {False: 256, True: 128}  # columns of a product at a time, by whether a loop carries a sum of it
 
 
@@ -48,8 +46,6 @@ def warpgroup_point(
     if fields is None:
         return None
     lane = {"blocks": 1, "family": "wgmma", "copies": "tma", "persistent": not _uneven(kernel), **fields}
-    if store is not None and store.looped and store.columns >= WIDE_PROLOGUE and len(computed_operands(kernel)) == 1:
-        lane["prologue"] = "launch"
     return lane if lane["persistent"] else {**lane, "blocks": 1}  # others fill a multiprocessor by themselves
 
 

@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tessera.dtypes import DType, bf16, boolean, f16, f32, fp8_e4m3, fp8_e5m2, i32, i64
@@ -19,6 +20,7 @@ from tessera.ir.dims import Size, evaluate, symbol
 from tessera.ir.products import product_format
 from tessera.ir.types import ScalarType, Shape, TileType, dtype_of, shape_of
 from tessera.location import Loc
+from tests.fuzz.graph_patterns import attention, unrolled_sum
 from tests.fuzz.graph_program import INPUT, SCALARS, GraphProgram, function_of, used_dims
 
 LIMIT = 2.0**12  # largest magnitude that a value may reach
@@ -91,7 +93,12 @@ class Generator:
         moves = [self.permute, self.concatenate, self.extract, self.broadcast, self.reshape]
         rows = [self.reduction, self.reduction, self.scan, self.product, self.product, self.softmax]
         others = [self.full, self.iota, self.uniform, self.scalar_op, self.narrow_product]
-        return elementwise * 3 + moves * 2 + rows * 2 + others
+        patterns = [partial(self.pattern, unrolled_sum), partial(self.pattern, attention)]
+        return elementwise * 3 + moves * 2 + rows * 2 + others + patterns
+
+    def pattern(self, draw: Callable[[Generator], tuple[Value, float] | None]) -> Known | None:
+        made = draw(self)
+        return None if made is None else self.tamed(Known(*made))
 
     def results(self) -> list[Value]:
         """The last values, perhaps one twice, a parameter, a parameter under another shape, a scalar as a tensor."""

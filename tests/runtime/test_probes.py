@@ -152,8 +152,8 @@ DAMAGES = {
         r"constant: thread 0 holds -0.2\S* where it is -0.1",
     ),
     "wrong factor": Damage(
-        "softmax_bf16", {"M": 17, "N": 25}, "exp", "weights", r"\(shifted\[r\]\)", "(shifted[r]) * 1.0009765625f",
-        "weights = tile.exp(shifted)", r"exp 'weights': register 0 of thread \d+ holds", (1, 0, 0),
+        "softmax_bf16", {"M": 17, "N": 25}, "exp2", "weights", r"\(shifted\[r\]\)", "(shifted[r]) * 1.0009765625f",
+        "weights = tile.exp2(shifted)", r"exp2 'weights': register 0 of thread \d+ holds", (1, 0, 0),
     ),
     "one lane alone": Damage(
         "softmax_bf16", {"M": 17, "N": 25}, "reduce_sum", "", r"(?<=ts_cast<float>\()total", "total + (ts_lane() == 6)",

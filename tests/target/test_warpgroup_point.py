@@ -247,11 +247,3 @@ def test_the_point_is_that_of_kernels_that_do_not_ask_for_another():
     assert compile_kernel(make_gemm(), dims, "sm_90").schedule == base  # its machine code has no wgmma
     both = compile_kernel(make_gemm().scheduled({"family": "", "copies": "tma"}), dims, "sm_90a").schedule
     assert (both.family, both.copies, both.persistent) == ("", "tma", True)
-
-
-def test_an_operand_beside_a_carried_sum_has_a_launch_of_its_own_where_rows_are_wide():
-    assert [layered(width, layers).prologue for width, layers in ((1024, 4), (2048, 1), (2048, 4))] == [
-        "",
-        "",
-        "launch",
-    ]

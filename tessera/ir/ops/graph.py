@@ -176,6 +176,18 @@ define(
     lower=BY_GROUPING,
 )
 
+define(
+    "fused",
+    "",
+    _scope_type,
+    "runs its region, which becomes one kernel; `region` says what kind of kernel that is",
+    BRANCH,
+    regions=1,
+    attributes={"region": REQUIRED},
+    levels=GRAPH_ONLY,
+    lower=BY_GROUPING,
+)
+
 
 def _same(op: Op) -> tuple[Type, ...]:
     return (expect_tile(op, "a"),)

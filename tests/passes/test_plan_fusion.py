@@ -4,9 +4,8 @@ import pytest
 
 from tessera.compiler import compile_function
 from tessera.dtypes import bf16, f32, i64
-from tessera.ir.core import uses
 from tessera.ir.dims import symbol
-from tessera.passes.graph_groups import WIDEST_REDUCED_PRODUCT, make_groups, outputs_of
+from tessera.passes.plan_fusion import WIDEST_REDUCED_PRODUCT, plan_fusion
 from tests.fuzz.graph_programs import graph_program
 from tests.passes.graphs import Graph, held, names_of, plan_of
 
@@ -67,14 +66,15 @@ def test_a_product_with_what_feeds_it_and_what_follows_is_one_kernel():
     held(function, **SIZES)
 
 
-def test_two_products_in_a_row_are_two_kernels():
+@pytest.mark.parametrize("columns, expected", [(24, [2]), (WIDEST_REDUCED_PRODUCT, [1, 1])])
+def test_a_product_of_a_product_shares_its_kernel_where_all_of_a_row_fits(columns, expected):
     graph = Graph()
-    x, w = graph.tensor("x", M, K), graph.tensor("w", K, K)
+    x, w = graph.tensor("x", M, K), graph.tensor("w", K, columns)
     first = graph.cast(graph.op("matmul", x, w), bf16, implicit=True)
-    function = graph.function(graph.op("matmul", graph.op("tanh", first), w))
-    plan = plan_of(function, **SIZES)
-    assert [names.count("mma") for names in names_of(plan)] == [1, 1]
-    held(function, **SIZES)
+    function = graph.function(graph.op("matmul", graph.op("tanh", first), graph.tensor("v", columns, columns)))
+    plan = plan_of(function, M=5, K=24)
+    assert [names.count("mma") for names in names_of(plan)] == expected
+    held(function, M=5, K=24)
 
 
 @pytest.mark.parametrize("columns, expected", [(64, 1), (WIDEST_REDUCED_PRODUCT, 1), (WIDEST_REDUCED_PRODUCT + 8, 2)])
@@ -126,17 +126,15 @@ def test_a_stored_value_behind_a_product_ends_its_kernel_where_the_least_is_stor
 def test_random_functions_store_one_tensor_behind_a_product():
     found = 0
     for seed in range(150):
-        body = graph_program(seed).function.body
-        used = uses(body)
-        for group in make_groups(body):
-            if group.product is None:
-                continue
-            found += 1
-            behind = {group.product.result}
-            for op in group.ops:
-                if any(value in behind for value in op.operands):
-                    behind.update(op.results)
-            assert sum(value in behind for value in outputs_of(group, used)) <= 1
+        program = graph_program(seed)
+        for cluster in plan_fusion(program.function, program.dims).clusters:
+            for product in cluster.products:
+                found += 1
+                behind = {product.result}
+                for op in cluster.ops:
+                    if any(value in behind for value in op.operands):
+                        behind.update(op.results)
+                assert sum(value in behind for value in cluster.outputs) <= 1
     assert found > 50
 
 
