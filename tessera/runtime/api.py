@@ -7,7 +7,7 @@ axes, and for the alignment of the arrays; a call that differs in one of these c
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,12 @@ from tessera.ir.core import Kernel, Module
 from tessera.ir.dims import symbols
 from tessera.ir.opdef import TILE
 from tessera.ir.strides import with_strides
-from tessera.ir.types import length_name
 from tessera.program import ANY_LENGTH, Parameter, Program
 from tessera.runtime import arrays, autotune_calls, execute, launch, plan, programs
 from tessera.runtime.autotune_calls import Answer, Bench, Chooser, Compiled
 from tessera.runtime.autotune_report import Choice
-from tessera.runtime.bind import Binding, bind, expand, unify
+from tessera.runtime.bind import Binding, bind
+from tessera.runtime.call_arguments import dims_of, paired, present
 from tessera.runtime.execute import KernelRun
 from tessera.runtime.programs import with_cubin
 from tessera.target.arch import ARCHS, find, nearest_lane
@@ -77,7 +77,7 @@ def call(
         state = _state(definition)
     absent: frozenset[str] = frozenset()
     if state.optional:
-        args, kwargs, absent = state.present(args, kwargs)
+        args, kwargs, absent = present(state.definition.parameters, state.optional, args, kwargs)
     values = (*args, *kwargs.values()) if kwargs else args
     form = None if grid is None and not kwargs and not absent else (tuple(kwargs), grid, partial, absent)
     seen = plan.read(form, values)
@@ -246,7 +246,7 @@ class KernelState:
         parameters = self.definition.parameters
         if not any(is_bare(p.annotation) for p in parameters):
             return self
-        given = dict(_paired([p.name for p in parameters], args, kwargs))
+        given = dict(paired([p.name for p in parameters], args, kwargs))
         actual: dict[str, Actual] = {}
         for parameter in parameters:
             value = given.get(parameter.name)
@@ -256,27 +256,9 @@ class KernelState:
                 actual[parameter.name] = Actual(info.shape, info.dtype)
         annotated = [p for p in (_parameter(p.name, p.annotation) for p in parameters) if p is not None]
         with self._compiling:
-            found = resolve(self.definition, _dims_of(annotated, given, lenient=True), actual)
+            found = resolve(self.definition, dims_of(annotated, given, lenient=True), actual)
             key = tuple(str(p.annotation) for p in found.parameters)
             return self._resolved.setdefault(key, KernelState(found))
-
-    def present(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any], frozenset[str]]:
-        """Arguments by name from the first that is not passed, without optional tensors that are None or left out, and
-        the names of these.
-        """
-        names = [p.name for p in self.definition.parameters]
-        if len(args) > len(names):
-            return args, kwargs, frozenset()  # one too many, as `bind` says
-        given = dict(zip(names, args, strict=False))
-        passed = {name for name, value in (*given.items(), *kwargs.items()) if value is not None}
-        absent = self.optional - passed
-        if not absent:
-            return args, kwargs, absent
-        repeated = {name: value for name, value in kwargs.items() if name not in absent or name in given}
-        kept = {name: value for name, value in given.items() if name not in absent}
-        return tuple(kept.values()), {n: v for n, v in repeated.items() if v is not None or n not in absent}, absent
 
     def without(self, names: frozenset[str]) -> KernelState:
         """The state of this kernel for calls that do not have these optional tensors."""
@@ -349,14 +331,14 @@ class KernelState:
         """The parameters with their roles, for a call with these arguments."""
         if self.symbolic is not None:
             return self.parameters_of(self.symbolic)
-        given = dict(_paired([p.name for p in self.signature], args, kwargs))
+        given = dict(paired([p.name for p in self.signature], args, kwargs))
         for parameter in self.signature:
             value = given.get(parameter.name)
             if parameter.kind == "list" and not isinstance(value, (list, tuple)):
                 needed = f"{self.definition.name} needs a list of tensors for '{parameter.name}'"
                 what = f", but a {type(value).__name__} was passed" if parameter.name in given else ""
                 raise ArgumentError("TS203" if what else "TS601", needed + what)
-        return self.parameters_of(self.kernel(_dims_of(self.signature, given)))
+        return self.parameters_of(self.kernel(dims_of(self.signature, given)))
 
     def parameters_of(self, kernel: Kernel) -> tuple[Parameter, ...]:
         """`execute.parameters_of`, which walks the whole body, once per kernel of this state."""
@@ -480,38 +462,6 @@ def _parameter(name: str, annotation: Annotation) -> Parameter | None:
     if isinstance(annotation, ListAnnotation):
         return Parameter(name, "list", tensor.dtype.name, tensor.shape, length=ANY_LENGTH)
     return Parameter(name, "tensor", tensor.dtype.name, tensor.shape)
-
-
-def _paired(names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Arguments by parameter name, the positional ones in order."""
-    return [*zip(names, args, strict=False), *((name, kwargs[name]) for name in names if name in kwargs)]
-
-
-def _dims_of(parameters: Sequence[Parameter], given: Mapping[str, Any], lenient: bool = False) -> dict[str, int]:
-    """The dims that the shapes of these arguments give, and the lengths of lists.
-
-    Raises what `unify` raises; `lenient`: no dims but lengths then, since a check of all arguments follows.
-    """
-    lengths = {p.name: len(given[p.name]) for p in parameters if p.kind == "list" and _is_list(given.get(p.name))}
-    shapes = {}
-    for parameter in parameters:
-        value = given.get(parameter.name)
-        items: Any = value if parameter.kind == "list" and _is_list(value) else [value]
-        for element, item in zip(expand([parameter], lengths), items, strict=False):
-            info = arrays.describe(item)
-            if info is not None and len(info.shape) == len(parameter.shape):
-                shapes[element.name] = info.shape
-    try:
-        dims = unify(expand(parameters, lengths), shapes)
-    except ArgumentError:
-        if not lenient:
-            raise
-        dims = {}
-    return {**dims, **{length_name(name): length for name, length in lengths.items()}}
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
 
 
 def compile_kernel(*arguments: Any) -> Any:
