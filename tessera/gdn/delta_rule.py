@@ -18,7 +18,8 @@ CHUNKS = (16, 32, 64)
 MOST_KEYS = 256  # elements of a key: a program keeps that many rows of its columns of the state in registers
 FEW_TOKENS = 16  # up to which going token by token takes less time than the two kernels of the chunked form
 MULTIPROCESSORS, MOSTLY = 132, 0.9
-STATE_ELEMENTS = 128 * 128  # of a program with 8 warps: 64 registers of each thread
+WIDE, NARROW = 64, 32  # columns of the state a program
+STATE_ELEMENTS = 64 * 128  # of a program with 4 warps: 64 registers of each thread
 
 
 def gated_delta_rule(
@@ -89,7 +90,10 @@ def gated_delta_rule(
         raise ts.TesseraError("TS301", message)
     chunked = mode == "chunk" or (mode == "auto" and length > max(FEW_TOKENS, sequences))
     longest = 16 if _dtype(q) == ts.f32 else 64  # true f32 takes more registers and shared memory, and no tensor cores
-    chunk = chunk_size or min(longest, 64 if length > 32 else 32 if length > 16 else 16)
+    fields = _by_shape(chunked, sequences * heads, keys, values, state_v_first)
+    # Where there are programs enough, two chunks of 32 are less work than one of 64.
+    usual = 32 if fields["block"] == WIDE else 64
+    chunk = chunk_size or min(longest, usual if length > 32 else 32 if length > 16 else 16)
     variant = Variant(
         _dtype(q),
         ts.f32 if g is None else _dtype(g),
@@ -101,7 +105,7 @@ def gated_delta_rule(
         value_first=state_v_first,
         gate_free=form == "gate_free" or (form == "auto" and use_qk_l2norm_in_kernel),
         chunk=chunk,
-        **{**_by_shape(chunked, sequences * heads, keys, values, state_v_first), **schedule},
+        **{**fields, **schedule},
     )
     scale = keys**-0.5 if scale is None else float(scale)
     final = None
@@ -126,16 +130,17 @@ def gated_delta_rule(
 
 
 def _by_shape(chunked, heads, keys, values, value_first):
-    """Columns of the state a program, and warps.
+    """Columns of the state a program, and warps: those that were fastest on an H200 (`bench/gated_delta_rule.json`).
 
-    A chunk is a chain of products, which more warps pass through faster. They take as many columns as their registers
-    hold, so that what comes from memory serves more of them, unless that leaves multiprocessors without a program.
+    Columns as many as registers hold, so that what comes from memory serves more of them, unless that leaves
+    multiprocessors without a program.
     """
+    wide = heads * -(-values // WIDE) >= MOSTLY * MULTIPROCESSORS and WIDE * keys <= STATE_ELEMENTS
     if not chunked:
-        return {"block": 16 if value_first else 32, "warps": 4}  # either way whole lines of memory
-    fitting = [n for n in (128, 64, 32) if n * keys <= STATE_ELEMENTS]
-    busy = [n for n in fitting if heads * -(-values // n) >= MOSTLY * MULTIPROCESSORS]
-    return {"block": busy[0] if busy else 32, "warps": 8}
+        if wide:
+            return {"block": WIDE, "warps": 8 if value_first else 2}
+        return {"block": 16 if value_first else 32, "warps": 2}  # either way whole lines of memory
+    return {"block": WIDE if wide else NARROW, "warps": 4 if NARROW * keys < STATE_ELEMENTS else 8, "prepare_warps": 2}
 
 
 def _dtype(array):

@@ -122,20 +122,22 @@ def test_wrong_heads_and_batches(interpreted):
 
 
 @pytest.mark.parametrize(
-    ("chunked", "heads", "keys", "values", "value_first", "block"),
+    ("chunked", "heads", "keys", "values", "value_first", "block", "warps"),
     [
-        (True, 32, 128, 128, False, 32),  # B1 HV32: 128 programs
-        (True, 128, 128, 128, False, 128),  # B8 HV16: as many
-        (True, 64, 128, 128, False, 64),
-        (True, 4, 128, 128, False, 32),  # too few heads whatever the block
-        (True, 1024, 256, 256, False, 64),  # what 8 warps hold
-        (False, 2048, 128, 128, False, 32),
-        (False, 2048, 128, 128, True, 16),
+        (True, 32, 128, 128, False, 32, 4),  # B1 HV32: 64 columns would be 64 programs
+        (True, 128, 128, 128, False, 64, 4),  # B8 HV16
+        (True, 4, 128, 128, False, 32, 4),  # too few heads whatever the block
+        (True, 1024, 256, 256, False, 32, 8),  # what registers hold
+        (False, 2048, 128, 128, False, 64, 2),
+        (False, 2048, 128, 128, True, 64, 8),
+        (False, 2048, 256, 128, False, 32, 2),
+        (False, 32, 128, 128, False, 32, 2),
+        (False, 32, 128, 128, True, 16, 2),
     ],
 )
-def test_columns_go_by_shape(chunked, heads, keys, values, value_first, block):
+def test_columns_and_warps_go_by_shape(chunked, heads, keys, values, value_first, block, warps):
     chosen = _by_shape(chunked, heads, keys, values, value_first)
-    assert chosen == {"block": block, "warps": 8 if chunked else 4}
+    assert chosen == {"block": block, "warps": warps, **({"prepare_warps": 2} if chunked else {})}
 
 
 @pytest.mark.parametrize(("length", "kernel"), [(1, "recurrent"), (16, "recurrent"), (17, "chunk")])
