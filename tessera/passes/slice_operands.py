@@ -11,7 +11,7 @@ from tessera.dtypes import i64
 from tessera.ir.core import Block, Builder, Mapping, Op, Value
 from tessera.ir.opdef import ELEMENTWISE
 from tessera.ir.ops.tiles import format_of, k_block
-from tessera.ir.types import TileType, int_shape
+from tessera.ir.types import TileType, dtype_of, int_shape
 from tessera.passes.register_operands import MMA_LIMIT, SPREAD, computed_grid
 from tessera.target.fragments import product_atom
 
@@ -23,7 +23,10 @@ def may_be_sliced(product: Op, mapping: Mapping) -> bool:
     """
     value = product.operands[0]
     atom = product_atom(format_of(product))
-    if atom is None or product.attributes["transpose_a"] or int_shape(value.type)[1] % k_block(product):
+    # Fragments that are loaded are converted on the way where they are of fp8; those that are computed are not.
+    if atom is None or product.attributes["transpose_a"] or dtype_of(value.type).name != atom.operand:
+        return False
+    if int_shape(value.type)[1] % k_block(product):
         return False
     return _readable(value, mapping)
 
