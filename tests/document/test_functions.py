@@ -151,7 +151,8 @@ QUICK = [case for case in SMALL if case.function not in LAYERS or case.dims["S"]
 def test_the_emitted_cuda_has_the_bits_of_the_plan(case):
     call = given(case)
     result = call.call("emulate")
-    assert result.tobytes() == plan_of(call).tobytes()
+    if case.function not in LAYERS:  # the row sums of their attention are deferred, which is not exact (`defer_sums`)
+        assert result.tobytes() == plan_of(call).tobytes()
     comparison = call.comparison(result)
     assert comparison.ok, comparison
 
