@@ -104,6 +104,13 @@ def value_grid(d, variant):
     return (tile.cdiv(d.V, variant.block) * d.HV * (d.B if variant.bounds is None else d.N),)
 
 
+def place_of(program, ctx, columns):
+    """The first column of the state, value head, key head and sequence of a program of `value_grid`."""
+    blocks = tile.cdiv(ctx.V, columns)
+    head = program // blocks % ctx.HV
+    return program % blocks * columns, head, head // (ctx.HV // ctx.H), program // (blocks * ctx.HV)
+
+
 def decay_of(g, A_log, dt_bias, head):
     """The log decay of the loaded `g`: itself, or -exp(A_log) softplus(g + dt_bias) where there is a rate."""
     decay = tile.cast(g, ts.f32)
@@ -184,11 +191,7 @@ def recurrent_kernel(variant: Variant, in_place: bool = False):
         cu_seqlens: Bounds = None, initial_state: States = None, final_state: States = None,
     ):  # fmt: skip
         ctx = tile.context()
-        blocks = tile.cdiv(ctx.V, columns)
-        program = tile.program_id(0)
-        j = program % blocks * columns
-        head, n = program // blocks % ctx.HV, program // (blocks * ctx.HV)
-        key_head = head // (ctx.HV // ctx.H)
+        j, head, key_head, n = place_of(tile.program_id(0), ctx, columns)
         b, first, last = bounds_of(cu_seqlens, n, ctx.T)
         state = tile.zeros([columns, ctx.K] if value_first else [ctx.K, columns])
         if initial_state is not None:
@@ -300,11 +303,7 @@ def chunk_kernel(variant: Variant, in_place: bool = False):
         o: Values, cu_seqlens: Bounds = None, initial_state: States = None, final_state: States = None,
     ):  # fmt: skip
         ctx = tile.context()
-        blocks = tile.cdiv(ctx.V, columns)
-        program = tile.program_id(0)
-        j = program % blocks * columns
-        head, n = program // blocks % ctx.HV, program // (blocks * ctx.HV)
-        key_head = head // (ctx.HV // ctx.H)
+        j, head, key_head, n = place_of(tile.program_id(0), ctx, columns)
         b, first, last = bounds_of(cu_seqlens, n, ctx.T)
         slot, dtype = slot_of(n, cu_seqlens, ctx, C), variant.dtype
         state = tile.zeros([columns, ctx.K])

@@ -79,7 +79,6 @@ class Engine:
         self.entries: list[Entry] = []
         self.pruned: list[Entry] = []
         self.tried = 0
-        self.order: list[Entry] = []  # all that were lowered
         self._seen: dict[Request, None] = {}
         self._by_key: dict[str, Entry] = {}
         self._error: TesseraError | None = None
@@ -146,7 +145,6 @@ class Engine:
         self._seen.update(dict.fromkeys(requests))
         results = self.pool.map("lower", requests) if self.pool else [self.here.lower(r) for r in requests]
         entries = [Entry(dict(result.request.constants), result) for result in results]
-        self.order += entries
         return [entry for entry in entries if self._keep(entry)]
 
     def programs(self, entries: Sequence[Entry]) -> list[Program]:
