@@ -26,12 +26,12 @@ from dataclasses import dataclass, replace
 from tessera.dtypes import f32
 from tessera.errors import SourceError
 from tessera.ir.affine import loop_progression
-from tessera.ir.core import Block, Builder, Kernel, Op, Value, clone_op, clone_with_regions, new_kernel_like, uses
+from tessera.ir.core import Block, Builder, Kernel, Op, Value, clone_op, clone_with_regions, uses
 from tessera.ir.dims import Size, evaluate
 from tessera.ir.programs import names_program
 from tessera.ir.types import ViewType, int_shape
 from tessera.passes.distribute import distribute
-from tessera.passes.launches import constant, divided, finished, free_stem, size_value
+from tessera.passes.launches import LaunchMaker, constant, free_stem, size_value
 from tessera.passes.subtile import subtile
 from tessera.passes.sum_loops import SumLoop, sum_loops
 from tessera.target.reuse import ops_behind, written, written_names
@@ -135,22 +135,13 @@ def _spaces(kernel: Kernel, loops: list[SumLoop], count: int) -> list[_Space]:
     return found
 
 
-class _Rewriter(ABC):
+class _Rewriter(LaunchMaker, ABC):
     """Copies a kernel, but for the loops that have workspaces."""
 
     def __init__(self, kernel: Kernel, spaces: list[_Space]):
-        self.old, self.spaces = kernel, spaces
+        super().__init__(kernel, {space.name: space.type for space in spaces})
+        self.spaces = spaces
         self.loops = {space.loop.op: space.loop for space in spaces}
-        self.new, self.builder, self.mapping = new_kernel_like(kernel)
-        self.workspaces = {space.name: self.new.body.add_argument(space.type, space.name) for space in spaces}
-        self.scales = {
-            op.attributes["axis"]: op.attributes["scale"] for op in kernel.body.walk() if op.name == "program_id"
-        }
-
-    def finished(self, suffix: str, role: str, schedule: Schedule) -> Kernel:
-        """The new kernel; `role`: that of its workspaces. Both keep the signature that a call has."""
-        names = tuple(space.name for space in self.spaces)
-        return finished(self.new, self.old, f"{self.old.name}_{suffix}", names, role, schedule)
 
     def block(self, block: Block, builder: Builder) -> None:
         for op in block.ops:
@@ -172,18 +163,7 @@ class _Rewriter(ABC):
     def places(self, builder: Builder, loop: SumLoop) -> list[Value]:
         """Where the tiles of this program, in these iterations of the loops around, lie in a part of a workspace."""
         found = [self.grid_index(builder, axis) for axis in range(len(self.old.attributes["grid"]))]
-        for outer, indices in zip(loop.around, loop.ranges, strict=True):
-            number = self.mapping[outer.regions[0].arguments[0]]
-            if indices.start:
-                number = builder.value("sub", number, constant(builder, indices.start))
-            found.append(divided(builder, number, indices.step))
-        return found
-
-    def grid_index(self, builder: Builder, axis: int) -> Value:
-        """The index of the program in the grid of the old kernel."""
-        # The ids of one axis have one scale in a kernel.
-        scale = self.scales.get(axis, 1)
-        return divided(builder, builder.value("program_id", axis=axis, scale=scale), scale)
+        return [*found, *self.turns(builder, loop)]
 
 
 class _Parts(_Rewriter):
@@ -205,7 +185,7 @@ class _Parts(_Rewriter):
         self.block(self.old.body, self.builder)
         first, second, third = _grid(self.old)
         self.new.attributes["grid"] = (first, second, third * self.count)
-        return self.finished("parts", "out", schedule_of(self.old))
+        return self.finish(f"{self.old.name}_parts", "out", schedule_of(self.old))
 
     def op(self, op: Op, builder: Builder) -> None:
         if written(op) or names_program(op):
@@ -260,9 +240,9 @@ class _Sum(_Rewriter):
         schedule = replace(self.schedule, split_k=1, group=0)
         moves = not any(op.name == "mma" for op in self.new.body.walk())
         if not moves or schedule.subtile or schedule.streamed or schedule.rows:
-            return self.finished("sum", "in", schedule)  # cut into programs and slices as it was
+            return self.finish(f"{self.old.name}_sum", "in", schedule)  # cut into programs and slices as it was
         schedule = _of_sum(self.spaces[0].tile, self.schedule.split_k)
-        return distribute(subtile(self.finished("sum", "in", schedule), schedule))
+        return distribute(subtile(self.finish(f"{self.old.name}_sum", "in", schedule), schedule))
 
     def sum_loop(self, builder: Builder, loop: SumLoop, spaces: list[_Space]) -> None:
         places = self.places(builder, loop)

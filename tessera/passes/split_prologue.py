@@ -23,11 +23,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tessera.errors import SourceError
-from tessera.ir.core import Block, Builder, Kernel, Value, clone_op, clone_with_regions, new_kernel_like, uses
+from tessera.ir.core import Block, Builder, Kernel, Value, clone_op, clone_with_regions, uses
 from tessera.ir.dims import Size
 from tessera.ir.types import ViewType, dtype_of, int_shape
-from tessera.passes.launches import constant, divided, finished, free_stem, size_value
-from tessera.target.computed_operands import Operand, computed_operands, part_of
+from tessera.passes.computed_operands import Operand, computed_operands, part_of
+from tessera.passes.launches import LaunchMaker, constant, divided, free_stem, size_value
 from tessera.target.reuse import ops_behind
 from tessera.target.schedule import Schedule
 
@@ -84,21 +84,8 @@ class _Space:
         )
 
 
-class _Rewriter:
-    """Copies a kernel to one that has the workspaces."""
-
-    def __init__(self, kernel: Kernel, spaces: Sequence[_Space]):
-        self.old, self.spaces = kernel, spaces
-        self.new, self.builder, self.mapping = new_kernel_like(kernel)
-        self.workspaces = {space.name: self.new.body.add_argument(space.type, space.name) for space in spaces}
-        self.scales = {
-            op.attributes["axis"]: op.attributes["scale"] for op in kernel.body.walk() if op.name == "program_id"
-        }
-
-    def grid_index(self, builder: Builder, axis: int) -> Value:
-        """The index of the program in the grid of the new kernel."""
-        scale = self.scales.get(axis, 1)  # the ids of one axis have one scale in a kernel
-        return divided(builder, builder.value("program_id", axis=axis, scale=scale), scale)
+class _Rewriter(LaunchMaker):
+    """Knows where the tiles of a program lie."""
 
     def window(self, builder: Builder, space: _Space, number: Value, turn: Value) -> Value:
         """Where a program has its tile. `number`: of the program and the iteration along grid axis 0; `turn`: of the
@@ -125,7 +112,7 @@ class _Prologue(_Rewriter):
     """Each program computes one tile of an operand, of one iteration of the loops around it."""
 
     def __init__(self, kernel: Kernel, space: _Space):
-        super().__init__(kernel, [space])
+        super().__init__(kernel, {space.name: space.type})
         self.space = space
         self.behind = ops_behind([space.operand.value], uses(kernel.body))
 
@@ -150,7 +137,7 @@ class _Prologue(_Rewriter):
         width = self.space.tile[-1]
         rows = max(1, WARPS * 32 * ELEMENTS_PER_THREAD // width)
         schedule = Schedule(WARPS, rows=min(rows, self.space.tile[-2]))
-        return finished(self.new, self.old, f"{self.old.name}_{suffix}", [self.space.name], "out", schedule)
+        return self.finish(f"{self.old.name}_{suffix}", "out", schedule)
 
     def _indices(self, builder: Builder, number: Value, operand: Operand) -> None:
         """The iteration of each loop around the operand, the innermost counting fastest."""
@@ -180,14 +167,13 @@ class _Rest(_Rewriter):
     """Everything else, with loads of the operands in the place of what they were computed by."""
 
     def __init__(self, kernel: Kernel, spaces: Sequence[_Space], schedule: Schedule):
-        super().__init__(kernel, spaces)
+        super().__init__(kernel, {space.name: space.type for space in spaces})
         self.schedule = schedule
         self.by_value = {space.operand.value: space for space in spaces}
 
     def kernel(self) -> Kernel:
         self._block(self.old.body, self.builder)
-        names = [space.name for space in self.spaces]
-        return finished(self.new, self.old, self.old.name, names, "in", replace(self.schedule, prologue=""))
+        return self.finish(self.old.name, "in", replace(self.schedule, prologue=""))
 
     def _block(self, block: Block, builder: Builder) -> None:
         for op in block.ops:
@@ -202,12 +188,8 @@ class _Rest(_Rewriter):
 
     def _loaded(self, builder: Builder, space: _Space) -> Value:
         turn = constant(builder, 0)
-        for loop, indices in zip(space.operand.around, space.operand.ranges, strict=True):
-            index = self.mapping[loop.regions[0].arguments[0]]
-            if indices.start:
-                index = builder.value("sub", index, constant(builder, indices.start))
-            inner = divided(builder, index, indices.step)
-            turn = builder.value("add", builder.value("mul", turn, constant(builder, len(indices))), inner)
+        for inner, count in zip(self.turns(builder, space.operand), space.operand.trips, strict=True):
+            turn = builder.value("add", builder.value("mul", turn, constant(builder, count)), inner)
         before = builder.value("mul", self.grid_index(builder, 0), constant(builder, space.operand.count))
         window = self.window(builder, space, builder.value("add", before, turn), turn)
         return builder.value("load", window, hint=space.operand.value.name)

@@ -12,21 +12,27 @@ from tessera.target.schedule import root
 
 
 @dataclass(frozen=True)
-class SumLoop:
-    """A loop whose results are f32 sums of products, and the counted loops around it, outermost first."""
+class InLoops:
+    """What lies inside counted loops of known range, outermost first."""
 
-    op: Op
     around: tuple[Op, ...]
+
+    @property
+    def ranges(self) -> tuple[range, ...]:
+        found = [loop_range(loop.operands[:3]) for loop in self.around]
+        return tuple(indices for indices in found if indices is not None)
 
     @property
     def trips(self) -> tuple[int, ...]:
         """How many iterations the loops around it have."""
         return tuple(len(indices) for indices in self.ranges)
 
-    @property
-    def ranges(self) -> tuple[range, ...]:
-        found = [loop_range(loop.operands[:3]) for loop in self.around]
-        return tuple(indices for indices in found if indices is not None)
+
+@dataclass(frozen=True)
+class SumLoop(InLoops):
+    """A loop whose results are f32 sums of products."""
+
+    op: Op
 
 
 def sum_loops(kernel: Kernel) -> list[SumLoop]:
@@ -41,7 +47,7 @@ def _found(block: Block, around: tuple[Op, ...], written: set[Value], used: dict
     found: list[SumLoop] = []
     for op in block.ops:
         if op.definition.has(COUNTED) and _sums(op, written, used):
-            found.append(SumLoop(op, around))
+            found.append(SumLoop(around, op))
         elif op.definition.has(COUNTED) and not op.results and loop_range(op.operands[:3]) is not None:
             found += _found(op.regions[0], (*around, op), written, used)
         elif op.definition.has(BRANCH) and not op.results:
@@ -90,4 +96,4 @@ def _used_once(value: Value, user: Op | None, used: dict[Value, list[Op]]) -> bo
     return len(found) == 1 and (found[0] is user if user is not None else found[0].definition.has(TERMINATOR))
 
 
-__all__ = ["SumLoop", "sum_loops"]
+__all__ = ["InLoops", "SumLoop", "sum_loops"]

@@ -13,25 +13,20 @@ from tessera.ir.dims import Size
 from tessera.ir.opdef import CONSTANT, COUNTED, ELEMENTWISE, PURE, REDUCTION, SCAN, STRUCTURAL
 from tessera.ir.ops.control import loop_range
 from tessera.ir.types import TileType, ViewType, int_shape
+from tessera.passes.sum_loops import InLoops
 from tessera.target.reuse import ops_behind, root, written_names
 
 
 @dataclass(frozen=True)
-class Operand:
-    """A computed operand of a product, and the counted loops around it, outermost first."""
+class Operand(InLoops):
+    """A computed operand of a product."""
 
     value: Value
-    around: tuple[Op, ...]
-
-    @property
-    def ranges(self) -> tuple[range, ...]:
-        found = [loop_range(loop.operands[:3]) for loop in self.around]
-        return tuple(indices for indices in found if indices is not None)
 
     @property
     def count(self) -> int:
         """How many of it a program computes."""
-        return prod(len(indices) for indices in self.ranges)
+        return prod(self.trips)
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ def computed_operands(kernel: Kernel, reasons: list[str] | None = None) -> list[
             inside = ops_behind([value], used)
             why = _why_not(kernel, value, inside, around, changed)
             if not why:
-                found[value] = Operand(value, tuple(loop for loop in around if _holds(loop, value)))
+                found[value] = Operand(tuple(loop for loop in around if _holds(loop, value)), value)
             elif reasons is not None:
                 reasons.append(f"'{value.name or 'an operand'}' of '{kernel.name}' {why}")
     return list(found.values())
