@@ -21,6 +21,7 @@ from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.opdef import ASYNC, BRANCH, COLLECTIVE, COUNTED, LOOP, TERMINATOR
 from tessera.ir.ops.control import loop_range
 from tessera.ir.ops.roles import fills_ring
+from tessera.ir.parts import overlap, window_in
 from tessera.ir.stages import Numbers, Stage, allocation, derived_values, every_stage, stage_count
 from tessera.ir.types import BufferType, RingType, TokenType
 from tessera.location import Loc
@@ -44,6 +45,7 @@ def name_of(value: Value | Stage) -> str:
 
 
 Place = Value | Stage  # what an access meets: a buffer, or one stage of it
+Ops = tuple[Op, ...]  # each once
 Slot = tuple[Value, "int | None"]  # a ring and the number of a slot, None where the walk does not know it
 
 
@@ -64,8 +66,8 @@ class _State:
     flying: dict[Place, frozenset[_Copy]] = field(default_factory=dict)
     written: set[Place] = field(default_factory=set)
     newer_groups: dict[Value, int] = field(default_factory=dict)  # token of a group -> groups closed after it
-    unread: dict[Place, Op] = field(default_factory=dict)  # written since the last barrier, and by what
-    unwritten: dict[Place, Op] = field(default_factory=dict)  # read since the last barrier, and by what
+    unread: dict[Place, Ops] = field(default_factory=dict)  # written since the last barrier, and by what
+    unwritten: dict[Place, Ops] = field(default_factory=dict)  # read since the last barrier, and by what
     held: Counter[Slot] = field(default_factory=Counter)  # slots of rings that may be waited for and not yet released
 
     def copy(self) -> _State:
@@ -84,9 +86,24 @@ class _State:
         self.written |= other.written
         for token, count in other.newer_groups.items():
             self.newer_groups[token] = min(count, self.newer_groups.get(token, count))
-        self.unread = {**other.unread, **self.unread}
-        self.unwritten = {**other.unwritten, **self.unwritten}
+        for mine, others in ((self.unread, other.unread), (self.unwritten, other.unwritten)):
+            for place, ops in others.items():
+                mine[place] = tuple(dict.fromkeys((*mine.get(place, ()), *ops)))
         self.held |= other.held
+
+
+def _add(found: dict[Place, Ops], place: Place, op: Op) -> None:
+    known = found.get(place, ())
+    if op not in known:
+        found[place] = (*known, op)
+
+
+def _meeting(found: dict[Place, Ops], place: Place, op: Op | None) -> Op | None:
+    """The last op of those that touched a place which touches a part of it that `op` does; None for an `op` of another
+    place, which touches all of it.
+    """
+    window = None if op is None else window_in(op, place)
+    return next((other for other in reversed(found.get(place, ())) if overlap(window, window_in(other, place))), None)
 
 
 Known = tuple[int | None, ...]
@@ -332,7 +349,7 @@ class Order:
                 if copy in flying:
                     self.state.flying[buffer] = flying - {copy}
                     self.state.written.add(buffer)
-                    self.state.unread[buffer] = copy.op
+                    _add(self.state.unread, buffer, copy.op)
 
     def _access(self, op: Op, lands: bool = True) -> None:
         """The effects of `op` on buffers; `lands`: its writes are done when it is."""
@@ -375,25 +392,26 @@ class Order:
     def _read(self, op: Op, buffer: Place) -> None:
         if buffer not in self.state.written:
             raise SourceError("TS503", f"{name_of(buffer)} is read before anything is written to it", op.loc)
-        if self.barriers and buffer in self.state.unread:
-            writer = self.state.unread[buffer].name
+        writer = _meeting(self.state.unread, buffer, op) if self.barriers else None
+        if writer is not None:
             raise invalid(
-                f"no barrier lies between the {writer} that writes {name_of(buffer)} and this {op.name} that reads it",
+                f"no barrier lies between the {writer.name} that writes {name_of(buffer)} "
+                f"and this {op.name} that reads it",
                 op.loc,
             )
-        self.state.unwritten.setdefault(buffer, op)
+        _add(self.state.unwritten, buffer, op)
 
     def _write(self, op: Op, buffer: Place, lands: bool) -> None:
         for other in self._sharing(buffer) if self.barriers else ():
-            if other in self.state.unwritten:
-                reader = self.state.unwritten[other].name
+            reader = _meeting(self.state.unwritten, other, op if other is buffer else None)
+            if reader is not None:
                 raise invalid(
-                    f"no barrier lies between the {reader} that reads {name_of(other)} and this {op.name} "
+                    f"no barrier lies between the {reader.name} that reads {name_of(other)} and this {op.name} "
                     f"that writes {name_of(buffer)} over it",
                     op.loc,
                 )
             if other is not buffer and other in self.state.unread:
-                writer = self.state.unread[other].name
+                writer = self.state.unread[other][-1].name
                 raise invalid(
                     f"no barrier lies between the {writer} that writes {name_of(other)} and this {op.name} "
                     f"that writes {name_of(buffer)} in the same place",
@@ -401,7 +419,7 @@ class Order:
                 )
         if lands:
             self.state.written.add(buffer)
-            self.state.unread[buffer] = op
+            _add(self.state.unread, buffer, op)
 
 
 def _places(buffer: Value) -> frozenset[Place]:

@@ -23,9 +23,10 @@ from functools import partial
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, COUNTED, LOOP
-from tessera.ir.ops.control import constant_value, loop_range
+from tessera.ir.ops.control import loop_range
+from tessera.ir.parts import Window, overlap, window_in
 from tessera.ir.stages import allocation, derived_values
-from tessera.ir.types import BufferType, TokenType, ViewType, tile_layout
+from tessera.ir.types import BufferType, TokenType, ViewType
 from tessera.passes.place_shared import share_bytes
 from tessera.target.schedule import root
 
@@ -37,7 +38,7 @@ class Part:
     """A window of a buffer at a constant place: start and end along each axis."""
 
     buffer: Value
-    window: tuple[tuple[int, int], ...]
+    window: Window
 
 
 Place = Value | Part
@@ -179,8 +180,7 @@ def _meet(places: Iterable[Place], others: Iterable[Place]) -> bool:
 def _overlap(a: Place, b: Place) -> bool:
     first, second = _whole(a), _whole(b)
     if isinstance(a, Part) and isinstance(b, Part) and first is second:
-        axes = zip(a.window, b.window, strict=True)
-        return all(start < other_end and other < end for (start, end), (other, other_end) in axes)
+        return overlap(a.window, b.window)
     both = isinstance(first.type, BufferType) and isinstance(second.type, BufferType)
     return share_bytes(first, second) if both else first is second
 
@@ -195,14 +195,8 @@ def _places(op: Op, effect: str) -> set[Place]:
 
 
 def _part(op: Op, buffer: Value) -> Part | None:
-    if op.name not in ("st_shared", "ld_shared") or op.operands[0] is not buffer:
-        return None
-    tile = op.operand("value") if op.name == "st_shared" else op.result
-    offsets = [constant_value(value) for value in op.operands[2 if op.name == "st_shared" else 1 :]]
-    shape = tile_layout(tile.type).shape  # padding included
-    if None in offsets or len(offsets) != len(shape):
-        return None
-    return Part(buffer, tuple((start, start + size) for start, size in zip(offsets, shape, strict=True)))
+    window = window_in(op, buffer)
+    return None if window is None else Part(buffer, window)
 
 
 def _buffers(op: Op, effect: str) -> set[Value]:

@@ -11,6 +11,8 @@ import pytest
 import tessera as ts
 from tessera import Tensor, tile
 from tessera.compiler import compile_kernel
+from tessera.errors import SourceError
+from tessera.ir.verify import verify
 from tests.lanes import define, run
 from tests.passes import lane_kernels
 from tests.passes.lane_kernels import CASES, make_gemm
@@ -95,3 +97,44 @@ def test_windows_that_do_not_overlap_need_no_barrier_between(starts, together):
     body = compile_kernel(define(text), {}).target.kernel().body
     stores = [op.name for op in body.walk() if op.name in ("st_shared", "barrier")]
     assert stores[: stores.index("barrier") + 1].count("st_shared") == together
+
+
+MIXED = """
+    @ts.kernel(grid=lambda d: (1,))
+    def k(x: Tensor[8, 20, ts.f32], out: Tensor[8, 20, ts.f32]):
+        whole = tile.alloc_shared([8, 20], ts.f32)
+        tile.multiply(x[:], 0.5, whole)
+        whole[0:1, 0:1] = 0.25
+        whole[0:1, {column}:{end}] = whole[0:1, {column}:{end}] * -0.5
+        tile.store(whole[:], out)
+"""
+
+
+@pytest.mark.parametrize("column", [0, 19])
+def test_what_is_read_beside_a_part_that_was_written(column):
+    """The verifier of the pass knows parts too; the whole buffer was written before, behind a barrier of its own."""
+    x = np.random.default_rng(0).standard_normal((8, 20)).astype(np.float32)
+    expected = x * np.float32(0.5)
+    expected[0, 0] = 0.25
+    expected[0, column] *= -0.5
+    text = MIXED.format(column=column, end=column + 1)
+    outputs, _ = run(text, {"x": x, "out": np.full_like(x, np.nan)}, {})
+    np.testing.assert_array_equal(outputs["out"], expected)
+
+
+def test_a_part_that_is_read_without_a_barrier_is_refused():
+    """Without its barriers the kernel does not verify where parts overlap, and does where they do not."""
+    for column, right in ((0, False), (19, True)):
+        module = compile_kernel(define(MIXED.format(column=column, end=column + 1)), {}).target
+        kernel = module.kernel()
+        stores = [op for op in kernel.body.ops if op.name == "st_shared"]
+        behind = kernel.body.ops.index(stores[1])
+        load = next(op for op in kernel.body.ops[behind:] if op.name == "ld_shared")
+        between = kernel.body.ops[behind : kernel.body.ops.index(load)]
+        assert any(op.name == "barrier" for op in between) is not right
+        kernel.body.ops[:] = [op for op in kernel.body.ops if op not in between or op.name != "barrier"]
+        if right:
+            verify(module, barriers=True, placed=True)
+        else:
+            with pytest.raises(SourceError, match="no barrier lies between the st_shared"):
+                verify(module, barriers=True, placed=True)
