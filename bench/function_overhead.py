@@ -11,7 +11,6 @@ taking turns; the GPU is waited for after every round, and its queue never fills
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tessera as ts  # noqa: E402
+from bench.overhead import best_of_each  # noqa: E402
 from tessera import Tensor, tile  # noqa: E402
 from tessera.runtime.bench_machine import facts  # noqa: E402
 
@@ -61,20 +61,6 @@ def launches_8(x: Tensor["M", "N", ts.f32]) -> Tensor["M", "N", ts.f32]:
 FUNCTIONS = {1: launches_1, 2: launches_2, 4: launches_4, 8: launches_8}
 
 
-def best_of_each(calls: dict[Any, Callable[[], object]], synchronize: Callable[[], object]) -> dict[Any, float]:
-    """Microseconds per call on the host, the fastest round of each."""
-    rows = dict.fromkeys(calls, float("inf"))
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            synchronize()
-            start = time.perf_counter()
-            for _ in range(CALLS):
-                call()
-            rows[name] = min(rows[name], (time.perf_counter() - start) / CALLS * 1e6)
-    synchronize()
-    return rows
-
-
 def main() -> int:
     import cupy
 
@@ -102,7 +88,7 @@ def main() -> int:
             plain = FUNCTIONS[count]
             plain(x)
             calls[library, count, "no options"] = lambda plain=plain, x=x: plain(x)
-    rows = best_of_each(calls, synchronize)
+    rows = best_of_each(calls, synchronize, CALLS, ROUNDS)
     ok, table = True, []
     print(f"{'arrays':8}{'launches':>9}  {'how':12}{'us':>8}{'goal':>8}")
     for (library, count, how), microseconds in rows.items():

@@ -10,7 +10,6 @@ turns. The goal: at most 1.5 times RawKernel.
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tessera as ts  # noqa: E402
+from bench.overhead import best_of_each  # noqa: E402
 from tessera import Tensor, tile  # noqa: E402
 from tessera.runtime.api import last_run  # noqa: E402
 
@@ -36,22 +36,6 @@ extern "C" __global__ void scale(const float* x, const float* y, float* out, lon
 def scale(x: Tensor["S", "D", ts.f32], y: Tensor["S", "D", ts.f32], out: Tensor["S", "D", ts.f32], n: int):
     row = tile.program_id(0) * 16
     tile.store(x[row : row + 16] + y[row : row + 16] * n, out[row : row + 16])
-
-
-def best_of_each(calls: dict[str, Callable[[], object]], synchronize: Callable[[], object]) -> dict[str, float]:
-    """Microseconds per call on the host, the fastest round of each; rounds take turns and see the same machine."""
-    rows = dict.fromkeys(calls, float("inf"))
-    for call in calls.values():
-        call()
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            synchronize()
-            start = time.perf_counter()
-            for _ in range(CALLS):
-                call()
-            rows[name] = min(rows[name], (time.perf_counter() - start) / CALLS * 1e6)
-    synchronize()
-    return rows
 
 
 def main() -> int:
@@ -86,7 +70,9 @@ def main() -> int:
         calls["tessera, torch tensors"] = lambda: scale(a, b, c, 3)
         calls["tessera, torch tensors, output left out"] = lambda: scale(a, b, 3)
         calls["torch add_"] = lambda: c.add_(a)
-    rows = best_of_each(calls, synchronize)
+    for call in calls.values():
+        call()
+    rows = best_of_each(calls, synchronize, CALLS, ROUNDS)
     base = rows["cupy RawKernel, np.uint64 pointers"]
     for name, microseconds in rows.items():
         print(f"{name:42} {microseconds:6.2f} us  {microseconds / base:5.2f} x RawKernel")

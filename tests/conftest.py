@@ -3,6 +3,7 @@
 import pytest
 
 from tessera import cli
+from tessera.config import of_environment
 
 
 @pytest.fixture
@@ -16,3 +17,22 @@ def tessera(capsys):
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """Makes a lane that of every call from there on."""
+
+    def choose(name):
+        monkeypatch.setenv("TESSERA_BACKEND", name)
+        of_environment.cache_clear()
+
+    yield choose
+    of_environment.cache_clear()
+
+
+@pytest.fixture(params=["interpret", "emulate"])
+def lane(request, backend):
+    """Each lane that runs on a CPU, and calls go to it."""
+    backend(request.param)
+    return request.param

@@ -6,19 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tessera.config import of_environment
-
 GDN = Path(__file__).parents[1] / "examples" / "gdn"
 DELTA_LAYER = str(GDN / "delta_layer.py")
 DELTA_RULE = GDN / "gated_delta_rule"
-
-
-@pytest.fixture(params=["interpret", "emulate"])
-def lane(request, monkeypatch):
-    monkeypatch.setenv("TESSERA_BACKEND", request.param)
-    of_environment.cache_clear()
-    yield request.param
-    of_environment.cache_clear()
 
 
 def test_the_delta_layer_is_what_numpy_computes(lane, capsys):

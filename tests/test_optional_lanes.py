@@ -6,7 +6,6 @@ import pytest
 import tessera as ts
 from tessera import Tensor, tile
 from tessera.compiler import compile_kernel
-from tessera.config import of_environment
 from tessera.runtime import api
 from tests.lanes import define, run
 
@@ -34,14 +33,6 @@ def affine(
 @ts.function
 def twice(x: Tensor["M", "N", ts.f32], bias: Tensor["N", ts.f32]) -> Tensor["M", "N", ts.f32]:
     return affine(affine(x, bias=bias), bias=None)
-
-
-@pytest.fixture(params=["interpret", "emulate"])
-def lane(request, monkeypatch):
-    monkeypatch.setenv("TESSERA_BACKEND", request.param)
-    of_environment.cache_clear()
-    yield request.param
-    of_environment.cache_clear()
 
 
 X = np.arange(20 * 8, dtype=np.float32).reshape(20, 8)

@@ -21,7 +21,6 @@ import pytest
 import tessera
 from tessera import cli
 from tessera.compiler import compile_kernel
-from tessera.config import of_environment
 from tessera.frontend.document import load_document
 from tessera.ir.printer import print_module
 from tests.fuzz.mutations import mutated
@@ -188,17 +187,10 @@ def bad_error(error: dict, path: Path, lines: int) -> str:
     return ""
 
 
-@pytest.fixture(autouse=True)
-def _settings_are_read_again():
-    yield
-    of_environment.cache_clear()
-
-
 @pytest.mark.parametrize("kind, batch", CASES)
-def test_a_damaged_text_is_answered(kind, batch, tmp_path, monkeypatch):
+def test_a_damaged_text_is_answered(kind, batch, tmp_path, backend):
     texts, suffix, verbs = KINDS[kind]
-    monkeypatch.setenv("TESSERA_BACKEND", "interpret" if batch % 2 else "emulate")
-    of_environment.cache_clear()
+    backend("interpret" if batch % 2 else "emulate")
     chance = random.Random(f"{kind} {batch}")
     complaints = []
     for number in range(BATCH):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import tessera as ts
-from tessera.config import of_environment
 from tessera.gdn import delta_rule, gated_delta_rule
 from tessera.gdn.delta_rule import _by_shape
 from tests.gdn import cases
@@ -12,19 +11,13 @@ from tests.gdn.problems import NUMPY, Problem, arguments, check
 
 
 @pytest.fixture
-def emulated(monkeypatch):
-    monkeypatch.setenv("TESSERA_BACKEND", "emulate")
-    of_environment.cache_clear()
-    yield
-    of_environment.cache_clear()
+def emulated(backend):
+    backend("emulate")
 
 
 @pytest.fixture
-def interpreted(monkeypatch):
-    monkeypatch.setenv("TESSERA_BACKEND", "interpret")
-    of_environment.cache_clear()
-    yield
-    of_environment.cache_clear()
+def interpreted(backend):
+    backend("interpret")
 
 
 @pytest.mark.parametrize("problem", cases.EVERYTHING, ids=str)

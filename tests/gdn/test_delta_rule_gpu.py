@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tessera.config import of_environment
 from tessera.gdn import gated_delta_rule
 from tessera.runtime import launch
 from tests.gdn import cases
@@ -14,11 +13,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs a GPU")
 
 
 @pytest.fixture(autouse=True)
-def cuda(monkeypatch):
-    monkeypatch.setenv("TESSERA_BACKEND", "cuda")
-    of_environment.cache_clear()
-    yield
-    of_environment.cache_clear()
+def cuda(backend):
+    backend("cuda")
 
 
 @pytest.mark.parametrize("problem", cases.EVERYTHING, ids=str)

@@ -165,6 +165,16 @@ def scaled_sum(x: Tensor["M", 64, ts.bf16], y: Tensor["M", 64, ts.bf16], output:
 
 
 @ts.kernel
+def triangle(a: Tensor["M", "M", ts.bf16], b: Tensor["M", 64, ts.bf16], out: Tensor["M", 64, ts.bf16]):
+    """Each block of rows takes what is left of the diagonal, its own block too."""
+    m = tile.program_id(0) * 64
+    acc = tile.zeros([64, 64], ts.f32)
+    for k in tile.range(0, m + 64, 64):
+        acc = tile.mma(a[m : m + 64, k : k + 64], b[k : k + 64], acc)
+    tile.store(acc, out[m : m + 64])
+
+
+@ts.kernel
 def in_place(x: Tensor["M", 64, ts.bf16], w: Tensor[64, 64, ts.bf16]):
     """A tensor that is read and written: no tensor map may read it."""
     m = tile.program_id(0) * 64

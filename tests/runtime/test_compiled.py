@@ -13,6 +13,7 @@ from tessera.config import Config, config, using
 from tessera.errors import TesseraError
 from tessera.runtime import emulator, functions
 from tessera.runtime.compiled import Compiled
+from tests.raising import raises
 from tests.runtime.test_function_graphs import gpu  # noqa: F401
 
 needs_compiler = pytest.mark.skipif(not emulator.shutil.which("g++"), reason="needs a C++ compiler")
@@ -44,14 +45,6 @@ def normal(*shape, seed=0, dtype=np.float32):
 def plain_model(x, ys, factor=2.0, count=1):
     total = x.astype(np.float64) * factor + sum(y.astype(np.float64) * count for y in ys)
     return 1 / (1 + np.exp(-total)), total.sum(axis=-1)
-
-
-def raises(code, action, *parts):
-    with pytest.raises(TesseraError) as caught:
-        action()
-    assert caught.value.code == code, caught.value
-    for part in parts:
-        assert part in caught.value.message, caught.value.message
 
 
 lanes = pytest.mark.parametrize("lane", ["interpret", pytest.param("emulate", marks=needs_compiler)])

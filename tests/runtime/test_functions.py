@@ -9,10 +9,11 @@ import pytest
 import tessera as ts
 from tessera import Tensor
 from tessera.config import Config
-from tessera.errors import SourceError, TesseraError
+from tessera.errors import SourceError
 from tessera.runtime import emulator, function_state, functions, launch
 from tessera.runtime.function_plans import emulate_plan, interpret_plan
 from tessera.runtime.parameters import ParameterStore, use_store
+from tests.raising import raises
 
 bf16 = ml_dtypes.bfloat16
 needs_compiler = pytest.mark.skipif(not emulator.shutil.which("g++"), reason="needs a C++ compiler")
@@ -81,14 +82,6 @@ def states(definition):
 
 def plans(definition):
     return [plan for state in states(definition) for plan in state._plans]
-
-
-def raises(code, action, *parts):
-    with pytest.raises(TesseraError) as caught:
-        action()
-    assert caught.value.code == code, caught.value
-    for part in parts:
-        assert part in caught.value.message, caught.value.message
 
 
 # ---- answers -----------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import pytest
 
 import tessera as ts
 from tessera import Tensor, tile
-from tessera.errors import TesseraError
 from tessera.runtime.op_schema import MetaArray, results_of, roles_of, signature_of
+from tests.raising import raises
 
 f32, bf16 = ts.f32, ts.bf16
 
@@ -46,14 +46,6 @@ def decided(x: Tensor["M", "N", f32], out: Tensor["M", "N", f32]):
     row = tile.program_id(0) * 16
     factor = 2.0 if tile.context().N > 20 else 3.0
     tile.store(x[row : row + 16] * factor, out[row : row + 16])
-
-
-def raises(code, action, *parts):
-    with pytest.raises(TesseraError) as caught:
-        action()
-    assert caught.value.code == code, caught.value
-    for part in parts:
-        assert part in caught.value.message, caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,6 @@ import functools
 import numpy as np
 import pytest
 
-import tessera as ts
-from tessera import Tensor, tile
 from tessera.compiler import compile_kernel, find_arch
 from tessera.ir.opdef import COUNTED
 from tessera.ir.programs import grid_extents, persistent_loops
@@ -16,6 +14,7 @@ from tessera.target.cost_constants import CONSTANTS
 from tessera.target.cost_counts import Counter, RingUse, Stall, Work
 from tessera.target.cost_launch import Launch, RolesLaunch
 from tessera.target.cost_scalars import Scalars
+from tests.passes.lane_kernels import triangle
 from tests.suite import load
 
 ARCH = find_arch("sm_90a")
@@ -93,16 +92,6 @@ def test_more_slots_hide_more():
 # ---- programs that differ in how long they loop ----------------------------------------------------------------------
 
 ROWS = 400  # of blocks, and so programs: more than three for each multiprocessor
-
-
-@ts.kernel
-def triangle(a: Tensor["M", "M", ts.bf16], b: Tensor["M", 64, ts.bf16], out: Tensor["M", 64, ts.bf16]):
-    """Each block of rows takes what is left of the diagonal, its own block too."""
-    m = tile.program_id(0) * 64
-    acc = tile.zeros([64, 64], ts.f32)
-    for k in tile.range(0, m + 64, 64):
-        acc = tile.mma(a[m : m + 64, k : k + 64], b[k : k + 64], acc)
-    tile.store(acc, out[m : m + 64])
 
 
 def counted(definition, dims, **pins):

@@ -14,7 +14,7 @@ from tessera.search import choose
 from tessera.target.cost import cost
 from tessera.target.schedule import default_schedule
 from tests.passes import lane_kernels
-from tests.passes.lane_kernels import CASES, make_gemm
+from tests.passes.lane_kernels import CASES, make_gemm, triangle
 from tests.passes.test_pipeline import assert_same_bits, emulated, outputs_of
 from tests.suite import load
 from tests.target.test_schedules import prepared
@@ -110,16 +110,6 @@ def own_buffers(a: Tensor["M", "K", ts.bf16], b: Tensor["K", 128, ts.bf16], out:
 def test_copies_of_the_author_fill_slots():
     """64 KiB a slot, beside 32 KiB through which panels are stored."""
     assert fields(point(own_buffers, LARGE), "family", "warps", "stages") == ("wgmma", 8, 3)
-
-
-@ts.kernel
-def triangle(a: Tensor["M", "M", ts.bf16], b: Tensor["M", 64, ts.bf16], out: Tensor["M", 64, ts.bf16]):
-    """Each block of rows takes what is left of the diagonal, its own block too."""
-    m = tile.program_id(0) * 64
-    acc = tile.zeros([64, 64], ts.f32)
-    for k in tile.range(0, m + 64, 64):
-        acc = tile.mma(a[m : m + 64, k : k + 64], b[k : k + 64], acc)
-    tile.store(acc, out[m : m + 64])
 
 
 @pytest.mark.parametrize(
