@@ -9,11 +9,11 @@ from typing import Any
 from tessera.dtypes import DType
 from tessera.errors import SourceError, TesseraError
 from tessera.ir.core import Block, Kernel, Module, Op, Value
-from tessera.ir.dims import Dim, symbols
+from tessera.ir.dims import Dim
 from tessera.ir.layout import RegisterLayout, SharedLayout
 from tessera.ir.opdef import GRAPH, LOOP, REQUIRED, TARGET, TERMINATOR, TILE, table
 from tessera.ir.stages import allocation, stage_count
-from tessera.ir.types import BufferType, TileType, tensor_type, type_text
+from tessera.ir.types import BufferType, TileType, type_text
 from tessera.ir.verify_order import MAX_LOOPS, Order, check_placement, invalid, name_of
 from tessera.ir.verify_roles import check_roles
 from tessera.location import Loc
@@ -213,21 +213,7 @@ class _Structure:
             if parameter.name in seen or not parameter.name:
                 raise invalid(f"the parameters of {kernel.name} need a name each, not {name_of(parameter)}", kernel.loc)
             seen.add(parameter.name)
-        if self.level != GRAPH:
-            self._dims(kernel)
         self._block(kernel.body, None, kernel.loc)
-
-    def _dims(self, kernel: Kernel) -> None:
-        """Every dim of a specialised kernel has a number, or a launch learns it from the shape of a parameter."""
-        static = kernel.attributes.get("static")
-        if static is None:
-            return
-        shapes = [type_.shape for type_ in (tensor_type(p.type) for p in kernel.parameters) if type_ is not None]
-        known = {name for shape in shapes for size in shape for name in symbols(size)} | set(static)
-        for name in kernel.attributes.get("dims", ()):
-            if name not in known:
-                why = f"kernel {kernel.name}: no shape and no number of 'static' tells the dim '{name}'"
-                raise invalid(why, kernel.loc)
 
     def _block(self, block: Block, inside: Op | None, loc: Loc | None) -> None:
         for index, argument in enumerate(block.arguments):

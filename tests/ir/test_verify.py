@@ -426,18 +426,3 @@ def test_a_value_of_another_kernel_is_not_visible() -> None:
     kernel, build = small_kernel()
     build.op("neg", [Value(TileType((8,), f32), "q")])
     fails(kernel, "op neg uses 'q' before it is defined")
-
-
-def test_every_dim_of_a_specialised_kernel_is_told() -> None:
-    """By the shape of a parameter or by `static`; before specialising nothing is asked."""
-    kernel, _ = small_kernel()
-    kernel.attributes["dims"] = ("D",)
-    verify(kernel)
-    kernel.attributes["static"] = {"D": 24}
-    verify(kernel)
-    kernel.attributes["static"] = {"E": 24}
-    fails(kernel, "no shape and no number of 'static' tells the dim 'D'")
-    kernel.body.add_argument(ViewType((symbol("D"),), f32), "y")
-    verify(kernel)
-    kernel.attributes["divisors"] = {"D": 0}
-    fails(kernel, "the attribute 'divisors' must be positive integers by dim")
