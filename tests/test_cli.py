@@ -321,6 +321,16 @@ def test_ir_text_keeps_the_divisors_that_it_was_compiled_for(tessera, tmp_path, 
     assert code == 2 and "compiled for a N that 16 divides, and 65" in strict_json(out)["error"]["message"]
 
 
+@pytest.mark.parametrize("verb", ["run", "check"])
+def test_ir_text_whose_dim_has_no_number(tessera, tmp_path, kernels, verb):
+    path = dump(tessera, tmp_path, f"{kernels}::scale", "--dims", "S=48,D=64", "--stage", "tile")
+    text = path.read_text()
+    assert "static = {D = 64}" in text
+    path.write_text(text.replace("static = {D = 64}", "static = {}"))
+    code, out, _ = tessera(verb, f"{path}::scale", "--dims", "S=48", "--json")
+    assert code == 2 and "a dim D that is in no shape of a parameter" in strict_json(out)["error"]["message"]
+
+
 def test_opt(tessera, tmp_path, kernels):
     path = dump(tessera, tmp_path, f"{kernels}::scale", "--after", "frontend")
     code, out, _ = tessera("opt", path)

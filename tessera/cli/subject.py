@@ -13,6 +13,7 @@ from tessera.errors import ArgumentError, TesseraError, did_you_mean
 from tessera.frontend.grid import check_coverage, launch_grid
 from tessera.frontend.inference import Actual
 from tessera.ir.core import Kernel
+from tessera.ir.dims import symbols
 from tessera.ir.opdef import TILE
 from tessera.program import Parameter, Program
 from tessera.runtime import api, execute, inputs
@@ -163,10 +164,11 @@ def set_up(subject: Subject, given: Given) -> Setup:
     kernel = subject.kernel(sizes)
     parameters = execute.parameters_of(kernel)
     _check_divisors(kernel, dims)
+    bound = {**(kernel.attributes.get("static") or {}), **sizes}
+    _check_told(kernel, bound)
     extents = launch_grid(kernel, dims)
     if subject.level == TILE:
         check_coverage(kernel, dims, extents)
-    bound = {**(kernel.attributes.get("static") or {}), **sizes}
     return Setup(kernel, parameters, dims, bound, scalars, extents, inputs.make_arrays(parameters, dims, given.seed))
 
 
@@ -176,6 +178,17 @@ def _check_divisors(kernel: Kernel, dims: Mapping[str, int]) -> None:
         if name in dims and dims[name] % divisor:
             message = f"'{kernel.name}' was compiled for a {name} that {divisor} divides, and {dims[name]} is none"
             raise ArgumentError("TS605", message)
+
+
+def _check_told(kernel: Kernel, bound: Mapping[str, int]) -> None:
+    """IR that was edited can have a dim that is in no shape any more, nor among the numbers that it was made for."""
+    steps = (size for sizes in (kernel.attributes.get("strides") or {}).values() for size in sizes)
+    told = {*bound, *(name for size in steps for name in symbols(size))}
+    for name in kernel.attributes.get("dims", ()):
+        if name not in told:
+            message = f"'{kernel.name}' has a dim {name} that is in no shape of a parameter and has no number"
+            remedy = f"write its number into the kernel's attribute, such as static = {{{name} = 64}}"
+            raise ArgumentError("TS605", message, notes=(remedy,))
 
 
 # ---- whole files -------------------------------------------------------------------------------------------------
