@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from tessera.codegen_cuda.views import ViewNames, parameter_view
 from tessera.errors import InternalError
 from tessera.ir.clusters import cluster_of
 from tessera.ir.core import Block, Kernel, Op, Value, uses
+from tessera.ir.ops.roles import computing_warps
 from tessera.ir.ranges import Ranges
 from tessera.ir.strides import parameter_strides
 from tessera.ir.types import ListType, ScalarType, TileType, tensor_type
@@ -118,7 +120,8 @@ class Emitter:
         self.places: dict[Value, tuple[str, int]] = {}  # of a buffer: its turn's bytes and its start in shared memory
         self.warps = kernel.attributes["warps"]
         self.threads = self.warps * 32  # that compute: those of producers stand behind them
-        self.block_threads = self.threads + kernel.attributes.get("producer_warps", 0) * 32
+        self.block_threads = (computing_warps(kernel) + kernel.attributes.get("producer_warps", 0)) * 32
+        self.first_warp = 0  # of the team of consumers that the current statement is for
         self.part = (0, 1)  # of the registers of each tile, which one the current statement is about, and of how many
         self.ranges = Ranges(kernel)
         self.declared, self.instructions = declared, set[str]()  # those of a shape, which the head declares
@@ -201,7 +204,7 @@ class Emitter:
             return []
         # A tile that is computed in parts is declared by the first.
         template = _environment().get_template(f"{lowering.template or 'elementwise'}.j2")
-        text = template.render(context, declare=self.part[0] == 0)
+        text = template.render(context, declare=self.part[0] == 0, thread=self.thread)
         lines: list[Line] = []
         if op.loc is not None and op.name not in statements.QUIET:
             place = op.loc.file.replace("\\", "/").rsplit("/", 1)[-1]
@@ -225,7 +228,13 @@ class Emitter:
         """The lines of each region of an op; of one that runs in parts those of every part, in one scope."""
         parts = op.get("parts")
         if parts is None:
-            yield from (self.block(region, indent + "    ") for region in op.regions)
+            around, first = self.first_warp, itertools.repeat(self.first_warp)
+            if op.name == "roles":
+                first = (0, *itertools.accumulate(op.attributes["warps"][1:], initial=0))
+            for region, warp in zip(op.regions, first, strict=False):
+                self.first_warp = warp
+                yield self.block(region, indent + "    ")
+            self.first_warp = around
             return
         for number in range(parts):
             self.part = (number, parts)
@@ -249,6 +258,15 @@ class Emitter:
             declared = "TS_MAP" if length is None else f"TS_MAPS({max(1, length)})"
             self.maps[wanted] = f"{declared} {name}", name
         return self.maps[wanted][1]
+
+    @property
+    def thread(self) -> str:
+        """The number of a thread among those that compute a tile together."""
+        return f"(ts_thread() - {self.first_warp * 32})" if self.first_warp else "ts_thread()"
+
+    @property
+    def warp(self) -> str:
+        return f"(ts_warp() - {self.first_warp})" if self.first_warp else "ts_warp()"
 
     def size(self, size: Any) -> str:
         return size_text(size)

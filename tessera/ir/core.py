@@ -171,7 +171,7 @@ class Builder:
     ) -> Op:
         """Makes an op, its result types by the op's type rule, `hints` for their names. Raises what the rule raises."""
         definition = DEFINITIONS.get(name) or _declared(name)
-        if not definition.check_arity(len(operands)) or len(regions) != definition.regions:
+        if not definition.check_arity(len(operands)) or not definition.check_regions(len(regions)):
             raise SourceError(
                 "TS703",
                 f"op {name} takes {' '.join(definition.operands) or 'no operands'} and {definition.regions} regions, "

@@ -78,6 +78,7 @@ class OpDef:
     traits: frozenset[str] = frozenset()
     levels: frozenset[str] = frozenset((TILE, TARGET))
     regions: int = 0
+    more_regions: bool = False  # whether there may be more of them
     evaluate: Callable[..., Any] | None = None
     bound: Callable[..., Any] | None = None
     lower: Lowering | None = None
@@ -102,6 +103,9 @@ class OpDef:
         fixed = [name for name in self.operands if not name.startswith("*")]
         variadic = len(fixed) != len(self.operands)
         return count >= len(fixed) if variadic else count == len(fixed)
+
+    def check_regions(self, count: int) -> bool:
+        return count == self.regions or self.more_regions and count > self.regions
 
     def effects_of(self, op: Op) -> list[tuple[str, Any]]:
         """`(effect, operand value)` of this op itself, regions not counted."""

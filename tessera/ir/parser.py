@@ -250,7 +250,7 @@ class _ModuleBuilder:
         if not definition.check_arity(len(operands)):
             takes = ", ".join(definition.operands) or "no operands"
             raise Fault("TS703", f"op {text.name} takes {takes}, not {len(operands)} operands", text.name)
-        if len(text.regions) != definition.regions:
+        if not definition.check_regions(len(text.regions)):
             count = len(text.regions)
             raise Fault("TS703", f"op {text.name} has {definition.regions} regions, not {count}", text.name)
         attributes = self._attributes(text, definition)

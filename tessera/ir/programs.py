@@ -48,14 +48,16 @@ def persistent_loops(kernel: Kernel) -> list[Op]:
 
 
 def _strides_programs(loop: Op) -> bool:
-    ends = [_in_clusters(loop.operand(name).defining_op) for name in ("lower", "step")]
+    ends = [_behind(loop.operand(name).defining_op) for name in ("lower", "step")]
     made = [(op.name, op.attributes["axis"]) for op in ends if op is not None and "axis" in op.attributes]
     return made == [("program_id", 0), ("num_programs", 0)]
 
 
-def _in_clusters(op: Op | None) -> Op | None:
-    """The op behind a number of programs that has been divided by the size of a cluster; else the op itself."""
-    return op.operands[0].defining_op if op is not None and op.name == "floordiv" else op
+def _behind(op: Op | None) -> Op | None:
+    """The op behind a number of programs that was divided by the size of a cluster, or of which teams take every so
+    many-th, each from its first one on; else the op itself.
+    """
+    return _behind(op.operands[0].defining_op) if op is not None and op.name in ("floordiv", "add", "mul") else op
 
 
 def program_body(kernel: Kernel) -> Block:

@@ -16,13 +16,15 @@ from tessera.ir.values import Buffer, Token
 
 @dataclass(eq=False)
 class Slot:
-    """One slot. The counts say how many rounds have got so far; the rest is about the round that is being filled.
+    """One slot. The counts say how many rounds have got so far, `waits` how many waits have passed, of all readers; the
+    rest is about the round that is being filled.
 
     `copies` land at the wait. `announced`: bytes that the producer expects, None before it has said so; `brought`:
     bytes of the copies. `contents`: the buffers that the copies fill, by name, until the slot is acquired again.
     """
 
     acquired: int = 0
+    waits: int = 0
     waited: int = 0
     released: int = 0
     announced: int | None = None
@@ -37,15 +39,16 @@ class Slot:
 class Ring:
     """The slots of a ring. Raises SourceError TS514 for a use that breaks the protocol, TS513 for one that would wait.
 
-    `name` is what the author's IR calls the ring.
+    `name` is what the author's IR calls the ring; `readers` roles wait for each round.
     """
 
     name: str
     slots: list[Slot]
+    readers: int = 1
 
     @staticmethod
-    def new(name: str, stages: int) -> Ring:
-        return Ring(name, [Slot() for _ in range(stages)])
+    def new(name: str, stages: int, readers: int = 1) -> Ring:
+        return Ring(name, [Slot() for _ in range(stages)], readers)
 
     def text(self, number: int) -> str:
         """A slot as messages call it."""
@@ -117,7 +120,8 @@ class Ring:
         if not self.is_full(number, phase):
             raise SourceError("TS513", self.wanted_full(number))
         slot = self.slot(number)
-        slot.waited += 1
+        slot.waits += 1
+        slot.waited = slot.waits // self.readers
         for token in slot.copies:
             token.wait()
         slot.copies.clear()

@@ -251,7 +251,7 @@ class _Structure:
         if not definition.check_arity(len(op.operands)):
             takes = ", ".join(definition.operands) or "no operands"
             raise invalid(f"op {op.name} takes {takes}, not {len(op.operands)} operands", op.loc)
-        if len(op.regions) != definition.regions:
+        if not definition.check_regions(len(op.regions)):
             raise invalid(f"op {op.name} has {definition.regions} regions, not {len(op.regions)}", op.loc)
         problem = attribute_problem(op)
         if problem:

@@ -13,7 +13,7 @@ from tessera.ir.stages import allocation, stage_count
 from tessera.ir.types import BufferType, RingType, ScalarType, TileType, ViewType
 from tessera.ir.verify_order import invalid, name_of
 
-PRODUCER, CONSUMER = 0, 1  # the regions of `roles`
+PRODUCER, CONSUMER = 0, 1  # the regions of `roles`: from the second on they are consumers
 _SIDES = {"ring_acquire": PRODUCER, "ring_expect": PRODUCER, "ring_wait": CONSUMER, "ring_release": CONSUMER}
 _WHO = ("the producer", "consumers")
 
@@ -35,9 +35,10 @@ def check_roles(kernel: Kernel, level: str, barriers: bool) -> None:
         if not op.definition.has(PURE):
             raise invalid(f"{op.name} behind roles: nothing that has an effect comes after them", op.loc)
     _check_warps(kernel, roles[0], level)
-    for side, region in enumerate(roles[0].regions):
-        _check_sides(region, side)
+    for number, region in enumerate(roles[0].regions):
+        _check_sides(region, min(number, CONSUMER))
     _check_producer(roles[0].regions[PRODUCER])
+    _check_teams(roles[0])
     _check_buffers(roles[0])
     _check_cluster(kernel, roles[0])
     if barriers:
@@ -61,7 +62,9 @@ def _touches_buffer(op: Op) -> bool:
 
 
 def _check_warps(kernel: Kernel, roles: Op, level: str) -> None:
-    producers, consumers = roles.attributes["warps"]
+    producers, consumers, *others = roles.attributes["warps"]
+    if any(other != consumers for other in others):
+        raise invalid(f"teams of consumers have as many warps each, not {(consumers, *others)}", roles.loc)
     for op in kernel.body.walk():
         if op.name == "ring" and op.attributes["arrivals"] != consumers:
             arrivals = op.attributes["arrivals"]
@@ -106,10 +109,41 @@ def _check_buffers(roles: Op) -> None:
             _check_slot(op, buffer, ring)
             if filled.setdefault(allocation(buffer), ring) is not ring:
                 raise invalid(f"{name_of(buffer)} is filled by two rings", op.loc)
-    for op in roles.regions[CONSUMER].walk():
+    for op in _of_consumers(roles):
         for effect, value in op.definition.effects_of(op):
             if effect != "reads" and isinstance(value.type, BufferType) and allocation(value) in filled:
                 raise invalid(f"{op.name} changes {name_of(value)}, which a ring fills", op.loc)
+
+
+def _of_consumers(roles: Op) -> Iterator[Op]:
+    return (op for region in roles.regions[CONSUMER:] for op in region.walk())
+
+
+def _check_teams(roles: Op) -> None:
+    """Teams meet nobody: what one writes is its own, and what several wait for is filled once and stays."""
+    waiting: dict[Value, set[int]] = {}
+    writing: dict[Value, set[int]] = {}
+    touching: dict[Value, set[int]] = {}
+    for team, region in enumerate(roles.regions[CONSUMER:]):
+        for op in region.walk():
+            if op.name == "ring_wait":
+                waiting.setdefault(op.operand("ring"), set()).add(team)
+            for effect, value in op.definition.effects_of(op):
+                if isinstance(value.type, BufferType):
+                    touching.setdefault(allocation(value), set()).add(team)
+                    if effect != "reads":
+                        writing.setdefault(allocation(value), set()).add(team)
+    for ring, teams in waiting.items():
+        made = ring.defining_op
+        if made is not None and made.attributes["readers"] != len(teams):
+            count = made.attributes["readers"]
+            raise invalid(f"{name_of(ring)} is for {count} readers, and {len(teams)} teams wait for it", made.loc)
+    for op in _of_consumers(roles):
+        if op.name == "ring_release" and len(waiting.get(op.operand("ring"), ())) > 1:
+            raise invalid(f"{name_of(op.operand('ring'))} is released, and several teams read its slots", op.loc)
+    for buffer in writing:
+        if len(touching[buffer]) > 1:
+            raise invalid(f"{name_of(buffer)} is written by one team of consumers and used by another", roles.loc)
 
 
 def _check_slot(op: Op, buffer: Value, ring: Value) -> None:
@@ -166,10 +200,14 @@ def _blocks(block: Block) -> Iterator[Block]:
 
 def _check_barriers(kernel: Kernel, roles: Op) -> None:
     threads = 32 * roles.attributes["warps"][CONSUMER]
-    inside = {op.id for op in roles.regions[CONSUMER].walk()}
+    team = {op.id: n for n, region in enumerate(roles.regions[CONSUMER:], CONSUMER) for op in region.walk()}
     for op in kernel.body.walk():
-        if op.name == "barrier" and op.attributes["threads"] != (threads if op.id in inside else 0):
+        if op.name != "barrier":
+            continue
+        if op.attributes["threads"] != (threads if op.id in team else 0):
             raise invalid(f"a barrier of {op.attributes['threads']} threads, of consumers that have {threads}", op.loc)
+        if len(roles.regions) > 2 and op.id in team and op.attributes["id"] != team[op.id]:
+            raise invalid(f"barrier {op.attributes['id']} among consumers whose own is {team[op.id]}", op.loc)
 
 
 __all__ = ["CONSUMER", "PRODUCER", "check_roles"]

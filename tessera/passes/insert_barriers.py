@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, COUNTED, LOOP
@@ -30,7 +29,7 @@ from tessera.ir.types import BufferType, TokenType, ViewType
 from tessera.passes.place_shared import share_bytes
 from tessera.target.schedule import root
 
-CONSUMERS = 1  # number of the hardware's barrier for the threads of the consumers
+CONSUMERS = 1  # number of the hardware's barrier for the threads of the consumers, or of their first team
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def insert_barriers(kernel: Kernel) -> Kernel:
     if not needed and not any(op.name == "roles" for op in kernel.body.ops):
         return kernel
     new, builder, mapping = new_kernel_like(kernel)
-    _copy(kernel.body, builder, mapping, needed, flow.fenced, 0)
+    _Copier(mapping, needed, flow.fenced).block(kernel.body, builder)
     return new
 
 
@@ -225,26 +224,45 @@ def _tensors(op: Op, tracked: frozenset[Value], *effects: str) -> set[Value]:
     }
 
 
-def _copy(block: Block, builder: Builder, mapping: Mapping, needed: set[int], fenced: set[int], threads: int) -> None:
-    """`threads`: of the role that the block belongs to, whose barriers are its own; 0 for all of the block's."""
-    for op in block.ops:
-        builder.at(op)
-        if op.id in fenced and (op.id in needed or op.definition.has(COLLECTIVE)):  # not of paths that were only tried
-            builder.op("fence_async")
-        if op.id in needed:
-            builder.op("barrier", id=CONSUMERS if threads else 0, threads=threads)
-        if op.regions:
-            inside = 32 * op.attributes["warps"][-1] if op.name == "roles" else threads
-            clone_with_regions(builder, op, mapping, partial(_copy_inside, mapping, needed, fenced, inside))
-        elif threads and op.name == "barrier":
-            clone_op(builder, op, mapping, id=CONSUMERS, threads=threads)
-        elif threads and "threads" in op.definition.attributes:
-            clone_op(builder, op, mapping, threads=threads)
-        else:
-            clone_op(builder, op, mapping)
+@dataclass
+class _Copier:
+    """Clones a kernel with a barrier in front of each op that is `needed`, which also makes the writes of the `fenced`
+    visible. `threads`: of the team that the current block belongs to, whose barrier `number` is its own; 0 for all of
+    the block's.
+    """
 
+    mapping: Mapping
+    needed: set[int]
+    fenced: set[int]
+    threads: int = 0
+    number: int = 0
 
-def _copy_inside(
-    mapping: Mapping, needed: set[int], fenced: set[int], threads: int, block: Block, builder: Builder
-) -> None:
-    _copy(block, builder, mapping, needed, fenced, threads)
+    def block(self, block: Block, builder: Builder) -> None:
+        for op in block.ops:
+            builder.at(op)
+            if op.id in self.fenced and (op.id in self.needed or op.definition.has(COLLECTIVE)):
+                builder.op("fence_async")  # not of paths that were only tried
+            if op.id in self.needed:
+                builder.op("barrier", id=self.number, threads=self.threads)
+            if op.name == "roles":
+                self._roles(op, builder)
+            elif op.regions:
+                clone_with_regions(builder, op, self.mapping, self.block)
+            elif self.threads and op.name == "barrier":
+                clone_op(builder, op, self.mapping, id=self.number, threads=self.threads)
+            elif self.threads and "threads" in op.definition.attributes:
+                clone_op(builder, op, self.mapping, threads=self.threads)
+            else:
+                clone_op(builder, op, self.mapping)
+
+    def _roles(self, roles: Op, builder: Builder) -> None:
+        """Each region has threads of its own, and each team a barrier; a producer has none to meet."""
+        regions = iter(enumerate(roles.attributes["warps"]))
+
+        def region(block: Block, inner: Builder) -> None:
+            place, warps = next(regions)
+            self.number, self.threads = CONSUMERS + place - 1, 32 * warps
+            self.block(block, inner)
+
+        clone_with_regions(builder, roles, self.mapping, region)
+        self.number = self.threads = 0

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, LOOP, PURE
 from tessera.ir.ops.interleave import fits, register_count
+from tessera.ir.ops.roles import computing_warps
 from tessera.ir.types import TileType, ViewType
 from tessera.target.arch import Arch
 from tessera.target.cost import consumer_registers, register_limit
@@ -33,7 +34,7 @@ SMALL = 32  # 32-bit registers of a tile that may move in front of a run
 
 def interleave(kernel: Kernel, arch: Arch) -> Kernel:
     schedule = schedule_of(kernel)
-    threads = (schedule.warps + kernel.attributes.get("producer_warps", 0)) * arch.warp_size
+    threads = (computing_warps(kernel) + kernel.attributes.get("producer_warps", 0)) * arch.warp_size
     room = (consumer_registers(kernel) or register_limit(arch, threads, schedule.blocks)) - RESERVE
     new, builder, mapping = new_kernel_like(kernel)
     _copy(kernel.body, builder, mapping, set(), room)

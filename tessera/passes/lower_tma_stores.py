@@ -69,11 +69,12 @@ def _holds_rows(layout: RegisterLayout, shape: tuple[int, ...], warps: int) -> b
 
 def _turn(lowering: Lowering, store: Op, type_: BufferType) -> tuple[Value, int]:
     """The buffer of a store, and how many stores may be in flight when it is written."""
-    everywhere = [op for op in lowering.kernel.body.walk() if op.name == "store" and _staged_type(lowering, op)]
-    stores = [op for op in _block_of(lowering.kernel.body, store).ops if op in everywhere]
+    role = _role_of(lowering.kernel, store)
+    everywhere = [op for op in role.walk() if op.name == "store" and _staged_type(lowering, op)]
+    stores = [op for op in _block_of(role, store).ops if op in everywhere]
     alone, index = stores == everywhere, stores.index(store)
     previous = (index - 1) % len(stores) % BUFFERS
-    key = (type_, index % BUFFERS)
+    key = (type_, index % BUFFERS, id(role))
     if key not in lowering.turns:
         top = Builder(Block(), store.origin)
         assert type_.layout is not None
@@ -81,6 +82,12 @@ def _turn(lowering: Lowering, store: Op, type_: BufferType) -> tuple[Value, int]
         lowering.turns[key] = top.value("shared", shape=type_.shape, dtype=type_.dtype, layout=type_.layout, hint=name)
         lowering.allocations += top.block.ops
     return lowering.turns[key], 1 if alone and previous != index % BUFFERS else 0
+
+
+def _role_of(kernel: Kernel, op: Op) -> Block:
+    """The region of the role that an op is in: each has buffers of its own."""
+    regions = (region for roles in kernel.body.ops if roles.name == "roles" for region in roles.regions)
+    return next((region for region in regions if any(found is op for found in region.walk())), kernel.body)
 
 
 def _block_of(block: Block, op: Op) -> Block:

@@ -52,7 +52,7 @@ class Lowering:
         self.used = uses(kernel.body)
         self.open: list[Value] = []  # tokens of copies in no group yet
         self.allocations: list[Op] = []  # buffers that stand in front of everything
-        self.turns: dict[tuple[BufferType, int], Value] = {}  # those in which stores take turns
+        self.turns: dict[tuple[BufferType, int, int], Value] = {}  # those in which stores of a role take turns
         self.flying: list[Value] = []  # sums of products by warpgroups that nobody has waited for
         self.batches: list[Op] = []  # those products
         self.slots = ring_buffers(kernel)

@@ -2,7 +2,8 @@
 
 A buffer lives from its first to its last use in program order, uses of its stages and of the tokens of copies into it
 included; a use inside a loop that the buffer outlives counts for
-the whole loop, because another iteration may come, and one inside `roles` for all of those: other roles are anywhere.
+the whole loop, because another iteration may come, and one inside `roles` for all of those: other roles are anywhere,
+so that what two of them allocate for themselves never shares bytes.
 Largest first, each at the lowest offset that is free for its whole life.
 """
 
@@ -24,16 +25,25 @@ PLACED = ("shared", "ring")
 
 @dataclass
 class Life:
-    """A buffer, or a ring, and the positions of its first and last use; `first` is 0 until it is used."""
+    """A buffer, or a ring, and the positions of its first and last use; `first` is 0 until it is used. `role`: the
+    number of the role that allocates it, if one does.
+    """
 
     buffer: Op
     alignment: int
+    role: int | None = None
     first: int = 0
     last: int = 0
 
     @property
     def bytes(self) -> int:
         return allocated_bytes(self.buffer)
+
+    def meets(self, other: Life) -> bool:
+        """Whether both may be live at one time."""
+        if self.role != other.role and None not in (self.role, other.role):
+            return True
+        return self.first <= other.last and other.first <= self.last
 
 
 def place_shared(kernel: Kernel, arch: Arch) -> Kernel:
@@ -42,11 +52,7 @@ def place_shared(kernel: Kernel, arch: Arch) -> Kernel:
     placed: list[Life] = []
     total = 0
     for life in sorted(_lives(new), key=lambda x: (-x.bytes, x.first)):
-        taken = sorted(
-            (other.buffer.attributes["offset"], other.bytes)
-            for other in placed
-            if life.first <= other.last and other.first <= life.last
-        )
+        taken = sorted((other.buffer.attributes["offset"], other.bytes) for other in placed if life.meets(other))
         offset = 0
         for start, size in taken:
             if offset + life.bytes <= start:
@@ -86,7 +92,7 @@ def _extent(buffer: Value) -> tuple[int, int]:
 def _lives(kernel: Kernel) -> list[Life]:
     lives: dict[Value, Life] = {}
     alignment = ROLES_ALIGNMENT if any(op.name == "roles" for op in kernel.body.ops) else ALIGNMENT
-    position = 0
+    position, role = 0, None
     behind: dict[Value, list[Value]] = {}  # the allocations that a reference or a token stands for
     for op in kernel.body.walk():
         if op.name in PLACED:
@@ -94,11 +100,11 @@ def _lives(kernel: Kernel) -> list[Life]:
                 behind.setdefault(value, []).append(op.result)
 
     def visit(block: Block, loops: list[tuple[int, set[Value]]]) -> None:
-        nonlocal position
+        nonlocal position, role
         for op in block.ops:
             position += 1
             if op.name in PLACED:
-                lives[op.result] = Life(op, RING_ALIGNMENT if op.name == "ring" else alignment)
+                lives[op.result] = Life(op, RING_ALIGNMENT if op.name == "ring" else alignment, role)
                 for _, inside in loops:
                     inside.add(op.result)
             for value in op.operands:
@@ -111,8 +117,10 @@ def _lives(kernel: Kernel) -> list[Life]:
             elif op.regions:
                 start = position
                 frame: tuple[int, set[Value]] = (start, set())
-                for region in op.regions:
+                for number, region in enumerate(op.regions):
+                    role = number if op.name == "roles" else role
                     visit(region, [*loops, frame])
+                role = None if op.name == "roles" else role
                 position += 1
                 for value, life in lives.items():
                     if value not in frame[1] and life.last > start:

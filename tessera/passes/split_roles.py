@@ -5,17 +5,22 @@ waits until the slot is empty, says how many bytes will come and starts the copi
 release the slot when they have read it. Groups of copies whose buffers are alike take turns in one ring. A group that
 runs once has a ring of one slot that nobody releases, and one that is kept as many as it runs: what it brings stays.
 
+With `Schedule.pingpong` the programs of a persistent kernel go to two teams of consumers in turn: one multiplies while
+the other works on its sums and stores them. Each team has rings and buffers of its own, and is a role. The producer
+fills the rings of one, then those of the other, so that the tensor cores have one team's products at a time. What it
+loads once, in front of the loop over programs, all teams read.
+
 Exact: values only move. A kernel in which copies do anything else stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from tessera.dtypes import i32
 from tessera.errors import SourceError
-from tessera.ir.clusters import cluster_of, differing, differing_blocks
+from tessera.ir.clusters import cluster_of
 from tessera.ir.core import (
     Block,
     Builder,
@@ -30,46 +35,26 @@ from tessera.ir.core import (
 )
 from tessera.ir.opdef import COUNTED, ELEMENTWISE, LOOP
 from tessera.ir.ops.control import carried_values
+from tessera.ir.programs import persistent_loop
 from tessera.ir.stages import allocation
-from tessera.ir.types import BufferType, ListType, TileType, ViewType
+from tessera.ir.types import BufferType, ListType, TileType, ViewType, dtype_of
 from tessera.passes.ahead import written_tensors
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.copy_groups import CopyGroup, copy_groups
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.place_shared import place_shared
+from tessera.passes.role_rings import LEAST_STAGES, Ring, Slot, loaded_alike, make_rings, next_slot, staged
 from tessera.passes.warpgroup import by_warpgroups
 from tessera.target.arch import Arch
 from tessera.target.role_registers import role_registers
 from tessera.target.schedule import Schedule, root
 from tessera.target.schedules import MOST_WARPS, pins_of
-from tessera.target.tensor_maps import rows_of_part, why_not
+from tessera.target.tensor_maps import why_not
 from tessera.target.wgmma import WGMMA_WARPS
 
-LEAST_STAGES = 2  # of a ring that is filled again and again: one slot is filled while one is read
-
-
-@dataclass(eq=False)
-class _Ring:
-    """`order` is the place of a ring among those of the kernel; `buffers` are the staged buffers of a slot."""
-
-    order: int
-    groups: list[CopyGroup]
-    stages: int
-    cluster: int = 1  # programs whose producers fill one another's slots
-    value: Value | None = None
-    buffers: list[Value] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """The next slot of a ring, and the parity of its round."""
-
-    stage: Value
-    phase: Value
-
-
-_State = dict[int, _Slot]  # by the order of the ring
+TEAMS = 2  # of consumers that take programs in turn
+_State = dict[int, Slot]  # by the order of the ring
 
 
 def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = True) -> Kernel:
@@ -91,8 +76,12 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
         _release_behind_products(group, schedule)
     wanted = max(LEAST_STAGES, schedule.stages)
     pinned = "stages" in pins_of(kernel)
+    alone = _why_one_team(kernel, schedule, groups)
     for stages in range(wanted, LEAST_STAGES - 1, -1):
-        new = _Splitter(kernel, replace(schedule, stages=stages), arch, groups, needed).run()
+        teams = 1 if alone else TEAMS
+        new = _Splitter(kernel, replace(schedule, stages=stages), arch, groups, needed, teams).run()
+        if schedule.pingpong and alone:
+            add_notes(new, f"pingpong = true has no effect: {alone}")
         if not limited or holds(new, replace(schedule, blocks=1) if pinned else schedule, arch):
             return new
         if pinned:
@@ -160,6 +149,32 @@ def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup], needed:
     return ""
 
 
+def _why_one_team(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
+    """What keeps programs from going to two teams in turn, as a clause; empty where nothing does."""
+    if not schedule.pingpong:
+        return "it is not asked for"
+    loop = persistent_loop(kernel)
+    if loop is None:
+        return "programs of the launch do the work of one each"
+    if loop.results:
+        return "its programs hand something on"
+    if cluster_of(kernel) > 1:
+        return "programs of a cluster load for one another"
+    if TEAMS * schedule.warps + WGMMA_WARPS > MOST_WARPS:
+        return f"a block has no room for {TEAMS} times {schedule.warps} warps and a producer"
+    inside = {inner.id for inner in loop.regions[0].walk()}
+    if any((group.wait.id in inside) != group.in_turn for group in groups):
+        return "its programs keep what they load"
+    outside = [op for op in kernel.body.walk() if op.id not in inside and op is not loop]
+    if any(
+        effect != "reads" and not isinstance(value.type, BufferType)
+        for op in outside
+        for effect, value in op.definition.effects_of(op)
+    ):
+        return "it changes tensors outside of the loop over programs"
+    return ""
+
+
 def _release_behind_products(group: CopyGroup, schedule: Schedule) -> None:
     """Moves the release of a slot behind the products that take, from registers, all that was read from it.
 
@@ -183,44 +198,28 @@ def _release_behind_products(group: CopyGroup, schedule: Schedule) -> None:
         group.last, group.read = last, []
 
 
-def _loaded_alike(kernel: Kernel, schedule: Schedule, rings: list[_Ring]) -> set[int]:
-    """The copies of windows that all programs of a cluster have alike, which come to each slot of a ring in turn."""
-    cluster = cluster_of(kernel)
-    if cluster == 1:
-        return set()
-    values, layouts, found = differing(kernel), assign_layouts(kernel, schedule), set[int]()
-    apart = differing_blocks(kernel, values)
-    for ring in rings:
-        if any(id(group.block) in apart for group in ring.groups):
-            continue
-        for copy in (copy for group in ring.groups for copy in group.copies):
-            buffer, view = allocation(copy.operands[0]), copy.operands[1]
-            assert isinstance(buffer.type, BufferType)
-            type_ = BufferType(buffer.type.shape, buffer.type.dtype, layouts.buffer[buffer])
-            rows = rows_of_part(type_, cluster)
-            if view not in values and rows and why_not(view, type_, kernel, stages=ring.stages, rows=rows) is None:
-                found.add(copy.id)
-    return found
-
-
-def _held_long(group: CopyGroup, groups: dict[int, CopyGroup], stages: int) -> bool:
-    """Whether its slot is held while all others of a ring would be taken: slots are taken in turn."""
-    ops = group.block.ops
-    between = ops[ops.index(group.wait) + 1 : ops.index(group.last) + 1]
-    alike = {wait for wait, other in groups.items() if other.signature == group.signature and other.in_turn}
-    if any(inner.id in alike for op in between for region in op.regions for inner in region.walk()):
-        return True
-    return sum(op.id in alike for op in between) >= stages
-
-
 class _Splitter:
-    def __init__(self, kernel: Kernel, schedule: Schedule, arch: Arch, groups: list[CopyGroup], needed: set[Value]):
+    """`team`: whose copies and waits are made at the moment."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        schedule: Schedule,
+        arch: Arch,
+        groups: list[CopyGroup],
+        needed: set[Value],
+        teams: int,
+    ) -> None:
         self.kernel, self.schedule, self.arch, self.needed = kernel, schedule, arch, needed
-        self.rings = _rings(groups, schedule.stages)
-        self.ring_of = {group.wait.id: ring for ring in self.rings for group in ring.groups}
+        self.team, self.teams = 0, teams
+        self.programs = persistent_loop(kernel) if teams > 1 else None
+        self.rings = make_rings(groups, schedule.stages, teams)
+        self.ring_of = {
+            (team, group.wait.id): ring for ring in self.rings for group in ring.groups for team in ring.teams
+        }
         self.group_of_copy = {copy.id: group for group in groups for copy in group.copies}
         self.group_of_wait = {group.wait.id: group for group in groups}
-        self.alike = _loaded_alike(kernel, schedule, self.rings)
+        self.alike = loaded_alike(kernel, schedule, self.rings)
         for ring in self.rings:
             if any(copy.id in self.alike for group in ring.groups for copy in group.copies):
                 ring.cluster = cluster_of(kernel)
@@ -230,41 +229,62 @@ class _Splitter:
                 self.released.setdefault(group.last.id, []).append(group)
         self.buffers = {buffer for group in groups for buffer in group.buffers}
         self.stacked: dict[Value, Value] = {}  # buffers whose stages stay, in the new kernel
-        self.slots: dict[int, _Slot] = {}  # by the wait of a group, the slot that its role is at
+        self.slots: dict[int, Slot] = {}  # by the wait of a group, the slot that its role is at
 
     def run(self) -> Kernel:
         new, builder, mapping = new_kernel_like(self.kernel)
         warps = self.schedule.warps
-        for op in self.kernel.body.ops:
-            if op.name == "alloc_shared" and op.result not in self.buffers:
-                clone_op(builder, op, mapping)
+        own = [self._buffers(builder) for _ in range(self.teams)]
         for ring in self.rings:
             self._allocate(ring, builder)
-        registers = role_registers(self.arch, warps, WGMMA_WARPS, self.schedule.blocks, bool(self.alike))
-        regions = []
-        for role in (self._produce, self._consume):
-            body = Block()
-            inner = builder.inner(body)
-            inside = {**mapping, **self.stacked}
-            state = {ring.order: self._first(inner) for ring in self.rings}
-            role(self.kernel.body, inner, inside, state)
-            inner.op("yield", [])
-            regions.append(body)
+        registers = role_registers(self.arch, self.teams * warps, WGMMA_WARPS, self.schedule.blocks, bool(self.alike))
+        regions = [self._role(builder, {**mapping, **self.stacked}, self._produce)]
+        for team in range(self.teams):
+            self.team = team
+            regions.append(self._role(builder, {**mapping, **own[team], **self.stacked}, self._consume))
         builder.origin = self.kernel.origin or builder.origin
         cluster = cluster_of(self.kernel) if self.alike else 1
         builder.op(
-            "roles", [], regions, names=("load", "compute"), warps=(1, warps), registers=registers, cluster=cluster
+            "roles",
+            [],
+            regions,
+            names=("load", "compute", *(f"compute_{team}" for team in range(1, self.teams))),
+            warps=(1, *[warps] * self.teams),
+            registers=(registers[0], *[registers[1]] * self.teams),
+            cluster=cluster,
         )
         new.attributes["producer_warps"] = WGMMA_WARPS  # a warpgroup shares its registers
         if cluster == 1:
             _dissolve_clusters(new)
         return new
 
-    def _allocate(self, ring: _Ring, builder: Builder) -> None:
+    def _buffers(self, builder: Builder) -> Mapping:
+        """The buffers of the kernel that no copy fills, for one team."""
+        found: Mapping = {}
+        for op in self.kernel.body.ops:
+            if op.name == "alloc_shared" and op.result not in self.buffers:
+                clone_op(builder, op, found)
+        return found
+
+    def _role(
+        self, builder: Builder, mapping: Mapping, role: Callable[[Block, Builder, Mapping, _State], None]
+    ) -> Block:
+        body = Block()
+        inner = builder.inner(body)
+        role(self.kernel.body, inner, mapping, {ring.order: self._first(inner) for ring in self.rings})
+        inner.op("yield", [])
+        return body
+
+    def _allocate(self, ring: Ring, builder: Builder) -> None:
         first = ring.groups[0]
         builder.at(first.wait)
         ring.value = builder.value(
-            "ring", stages=ring.stages, arrivals=self.schedule.warps, cluster=ring.cluster, hint=f"ring_{ring.order}"
+            "ring",
+            stages=ring.stages,
+            arrivals=self.schedule.warps,
+            cluster=ring.cluster,
+            readers=len(ring.teams),
+            hint=f"ring_{ring.order}",
         )
         for buffer in first.buffers:
             op = buffer.defining_op
@@ -274,11 +294,15 @@ class _Splitter:
             if first.kept:
                 self.stacked[buffer] = ring.buffers[-1]
 
-    def _first(self, builder: Builder) -> _Slot:
+    def _first(self, builder: Builder) -> Slot:
         builder.origin = self.kernel.origin or builder.origin
-        return _Slot(*(builder.value("constant", value=0, dtype=i32, hint=name) for name in ("slot", "round")))
+        return Slot(*(builder.value("constant", value=0, dtype=i32, hint=name) for name in ("slot", "round")))
 
-    # ---- the two roles ----
+    def _ring(self, group: CopyGroup) -> Ring:
+        """The ring that the copies of a group go through for the team of the moment."""
+        return self.ring_of[self.team, group.wait.id]
+
+    # ---- the roles ----
 
     def _produce(self, block: Block, builder: Builder, mapping: Mapping, state: _State) -> None:
         """The scalars, windows and regions that the copies need, and these."""
@@ -294,17 +318,17 @@ class _Splitter:
 
     def _copy(self, group: CopyGroup, builder: Builder, mapping: Mapping, state: _State) -> None:
         """Where the consumers wait for them, so that both take slots in the same order."""
-        ring = self.ring_of[group.wait.id]
+        ring = self._ring(group)
         assert ring.value is not None
         slot = state[ring.order]
         builder.op("ring_acquire", [ring.value, slot.stage, slot.phase])
         builder.op("ring_expect", [ring.value, slot.stage], bytes=group.bytes)
         for index, copy in enumerate(group.copies):
-            buffer = _staged(ring, index, slot, builder)
+            buffer = staged(ring, index, slot, builder)
             operands = [buffer, mapping[copy.operands[1]], ring.value, slot.stage]
             programs = ring.cluster if copy.id in self.alike else 1
             builder.at(copy).op("tma_load", operands, multicast=programs)
-        state[ring.order] = _next(ring, slot, builder)
+        state[ring.order] = next_slot(ring, slot, builder)
 
     def _consume(self, block: Block, builder: Builder, mapping: Mapping, state: _State) -> None:
         """All but the copies."""
@@ -320,7 +344,7 @@ class _Splitter:
             elif op.name != "yield":
                 clone_op(builder, op, mapping)
             for group in self.released.get(op.id, ()):
-                ring, slot = self.ring_of[group.wait.id], self.slots[group.wait.id]
+                ring, slot = self._ring(group), self.slots[group.wait.id]
                 assert ring.value is not None
                 read = [mapping[value] for value in group.read]
                 builder.op("ring_release", [ring.value, slot.stage, *read])
@@ -329,28 +353,29 @@ class _Splitter:
         return op.result in self.buffers or op.result in mapping
 
     def _await(self, group: CopyGroup, builder: Builder, mapping: Mapping, state: _State) -> None:
-        ring = self.ring_of[group.wait.id]
+        ring = self._ring(group)
         assert ring.value is not None
         slot = state[ring.order]
         builder.op("ring_wait", [ring.value, slot.stage, slot.phase])
         for index, buffer in enumerate(() if group.kept else group.buffers):
-            mapping[buffer] = _staged(ring, index, slot, builder)
+            mapping[buffer] = staged(ring, index, slot, builder)
         self.slots[group.wait.id] = slot
-        state[ring.order] = _next(ring, slot, builder)
+        state[ring.order] = next_slot(ring, slot, builder)
 
     # ---- regions ----
 
     def _copies_inside(self, op: Op) -> bool:
         return any(inner.name == "copy_async" for region in op.regions for inner in region.walk())
 
-    def _rings_inside(self, op: Op) -> list[_Ring]:
-        """The rings whose slots a region moves on."""
-        found = {
-            self.ring_of[self.group_of_copy[inner.id].wait.id].order
+    def _rings_inside(self, op: Op, teams: Iterable[int]) -> list[Ring]:
+        """The rings of some teams whose slots a region moves on."""
+        waits = {
+            self.group_of_copy[inner.id].wait.id
             for region in op.regions
             for inner in region.walk()
             if inner.name == "copy_async"
         }
+        found = {self.ring_of[team, wait].order for team in teams for wait in waits}
         return [ring for ring in self.rings if ring.order in found]
 
     def _region(
@@ -362,15 +387,18 @@ class _Splitter:
         role: Callable[[Block, Builder, Mapping, _State], None],
     ) -> None:
         """A loop or condition that carries the slots of the rings inside beside what it carried."""
-        kept = [index for index, result in enumerate(op.results) if role == self._consume or result in self.needed]
-        rings = self._rings_inside(op)
+        produces, paired = role == self._produce, op is self.programs
+        kept = [index for index, result in enumerate(op.results) if not produces or result in self.needed]
+        rings = self._rings_inside(op, range(self.teams) if paired and produces else (self.team,))
         is_loop = op.definition.has(LOOP)
         fixed = 3 if op.definition.has(COUNTED) else 0
         leading = op.operands[:fixed] if is_loop else op.operands
         operands = [mapping[value] for value in leading]
+        if paired:
+            operands = self._in_turn(operands, 0 if produces else self.team, builder)
         if is_loop:
             operands += [mapping[op.operands[fixed + index]] for index in kept]
-            operands += [value for ring in rings for value in (state[ring.order].stage, state[ring.order].phase)]
+            operands += _numbers(state, rings)
         regions = []
         for region in op.regions:
             body = Block()
@@ -384,64 +412,65 @@ class _Splitter:
                     mapping[argument] = body.add_argument(argument.type, argument.name)
                 for ring in rings:
                     slot = state[ring.order]
-                    inner_state[ring.order] = _Slot(
+                    inner_state[ring.order] = Slot(
                         body.add_argument(slot.stage.type, "slot"), body.add_argument(slot.phase.type, "round")
                     )
             inner = builder.inner(body)
-            role(region, inner, mapping, inner_state)
+            if paired and produces:
+                self._produce_for_all(region, inner, mapping, inner_state)
+            else:
+                role(region, inner, mapping, inner_state)
             final = region.ops[-1]
             values = [mapping[final.operands[index]] for index in kept]
-            values += [v for ring in rings for v in (inner_state[ring.order].stage, inner_state[ring.order].phase)]
-            inner.at(final).op("yield", values)
+            inner.at(final).op("yield", [*values, *_numbers(inner_state, rings)])
             regions.append(body)
         names = [op.results[index].name for index in kept] + ["slot", "round"] * len(rings)
         new = builder.at(op).op(op.name, operands, regions, names, **op.attributes)
         for index, result in zip(kept, new.results, strict=False):
             mapping[op.results[index]] = result
-        for number, ring in enumerate(rings):
-            stage, phase = new.results[len(kept) + 2 * number : len(kept) + 2 * number + 2]
-            state[ring.order] = _Slot(stage, phase)
+        _move_on(state, rings, new.results[len(kept) :])
+
+    # ---- teams ----
+
+    def _in_turn(self, bounds: list[Value], team: int, builder: Builder) -> list[Value]:
+        """The bounds of the loop over every so many-th program, from the team's first one on."""
+        lower, upper, step = bounds
+        return [self._ahead(lower, step, team, builder), upper, self._times(step, self.teams, builder)]
+
+    def _ahead(self, program: Value, step: Value, team: int, builder: Builder) -> Value:
+        return builder.value("add", program, self._times(step, team, builder)) if team else program
+
+    def _times(self, step: Value, count: int, builder: Builder) -> Value:
+        return builder.value("mul", step, builder.value("constant", value=count, dtype=dtype_of(step.type)))
+
+    def _produce_for_all(self, block: Block, builder: Builder, mapping: Mapping, state: _State) -> None:
+        """The copies of a program for the first team, then those of the next one, if there is one, for the second."""
+        assert self.programs is not None
+        program, upper, step = mapping[block.arguments[0]], *(mapping[v] for v in self.programs.operands[1:3])
+        self._produce(block, builder, mapping, state)
+        for team in range(1, self.teams):
+            self.team = team
+            rings = self._rings_inside(self.programs, (team,))
+            number = self._ahead(program, step, team, builder)
+            more = builder.value("lt", number, upper)
+            body, otherwise, inner_state = Block(), Block(), dict(state)
+            inner = builder.inner(body)
+            self._produce(block, inner, {**mapping, block.arguments[0]: number}, inner_state)
+            inner.op("yield", _numbers(inner_state, rings))
+            builder.inner(otherwise).op("yield", _numbers(state, rings))
+            new = builder.op("if", [more], [body, otherwise], ["slot", "round"] * len(rings))
+            _move_on(state, rings, new.results)
+        self.team = 0
 
 
-def _staged(ring: _Ring, index: int, slot: _Slot, builder: Builder) -> Value:
-    buffer = ring.buffers[index]
-    return builder.value("stage", buffer, slot.stage, hint=buffer.name) if ring.stages > 1 else buffer
+def _numbers(state: _State, rings: list[Ring]) -> list[Value]:
+    """The slots of rings as values, two for each."""
+    return [value for ring in rings for value in (state[ring.order].stage, state[ring.order].phase)]
 
 
-def _next(ring: _Ring, slot: _Slot, builder: Builder) -> _Slot:
-    """The slot after this one; behind the last one comes the first, in the next round."""
-    if all(not group.in_loop for group in ring.groups):
-        return slot
-    one, zero, last = (builder.value("constant", value=v, dtype=i32) for v in (1, 0, ring.stages - 1))
-    wraps = builder.value("eq", slot.stage, last)
-    stage = builder.value("where", wraps, zero, builder.value("add", slot.stage, one), hint="slot")
-    phase = builder.value("where", wraps, builder.value("sub", one, slot.phase), slot.phase, hint="round")
-    return _Slot(stage, phase)
-
-
-def _rings(groups: list[CopyGroup], stages: int) -> list[_Ring]:
-    """A ring for each signature of groups in loops, and one for each group that runs once, or that keeps its slot while
-    others of its kind come and go.
-    """
-    rings: list[_Ring] = []
-    shared: dict[tuple[object, ...], _Ring] = {}
-    by_wait = {group.wait.id: group for group in groups}
-    for group in groups:
-        own = not group.in_turn or _held_long(group, by_wait, max(LEAST_STAGES, stages))
-        ring = None if own else shared.get(group.signature)
-        if ring is None:
-            ring = _Ring(len(rings), [], _stages(group, own, stages))
-            rings.append(ring)
-            if not own:
-                shared[group.signature] = ring
-        ring.groups.append(group)
-    return rings
-
-
-def _stages(group: CopyGroup, own: bool, stages: int) -> int:
-    if group.kept or not group.in_loop:
-        return group.kept or 1
-    return LEAST_STAGES if own else max(LEAST_STAGES, stages)
+def _move_on(state: _State, rings: list[Ring], numbers: Sequence[Value]) -> None:
+    for index, ring in enumerate(rings):
+        state[ring.order] = Slot(*numbers[2 * index : 2 * index + 2])
 
 
 def _needed(kernel: Kernel, groups: list[CopyGroup]) -> set[Value] | None:

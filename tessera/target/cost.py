@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from tessera.ir.clusters import cluster_of
 from tessera.ir.core import Kernel
+from tessera.ir.ops.roles import computing_warps
 from tessera.ir.programs import grid_extents, persistent_loops
 from tessera.target.arch import Arch
 from tessera.target.cost_constants import CONSTANTS, Constants
@@ -70,7 +71,8 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
     grid = grid_extents(kernel.attributes.get("grid", (1,)), values, arch.typical_sm_count)
     programs = math.prod(grid)
     computing = kernel.attributes["warps"] * arch.warp_size
-    threads = computing + kernel.attributes.get("producer_warps", 0) * arch.warp_size
+    teams = computing_warps(kernel) // kernel.attributes["warps"]
+    threads = teams * computing + kernel.attributes.get("producer_warps", 0) * arch.warp_size
     shared = kernel.attributes.get("shared_bytes") or 0
     wanted = live_registers(kernel)
     limit, moved = register_limit(arch, threads, _promised_blocks(kernel)), consumer_registers(kernel)
@@ -85,8 +87,8 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
     counter = Counter(Scalars(values, grid, min(programs, at_once)), computing, values)
     turns = _turns(kernel, counter, programs)
     counter.block(kernel.body, 1.0)
-    _add_spills(counter.work, wanted - left, computing)
-    launch = _launch(counter, arch, constants, programs, resident, turns)
+    _add_spills(counter.work, wanted - left, teams * computing)
+    launch = _launch(counter, arch, constants, programs, resident, turns, teams)
     traffic = counter.traffic.values()
     share = programs / counter.scalars.count
     moved, l2 = sum(_dram_bytes(item, share, constants) for item in traffic), sum(t.moved for t in traffic) * share
@@ -117,15 +119,19 @@ def _turns(kernel: Kernel, counter: Counter, programs: int) -> float:
     if not isinstance(total, int):
         return 1.0
     turns = total * cluster_of(kernel) / programs  # the loop is over clusters
-    counter.iterations.update(dict.fromkeys(loops, turns))
+    teams = max(1, len(loops) - 1)  # that take them in turn; the producer's loop is one more
+    counter.iterations.update(dict.fromkeys(loops, turns / teams))
     counter.turns.update(dict.fromkeys(loops, (total, programs // cluster_of(kernel))))
     return turns
 
 
-def _launch(counter: Counter, arch: Arch, constants: Constants, programs: int, resident: int, turns: float) -> Launch:
-    counted = counter.work, counter.stall
-    common = arch, constants, programs, resident, counter.threads // arch.warp_size, turns, counter.uneven, *counted
-    return RolesLaunch(*common, tuple(counter.rings.values())) if counter.rings else Launch(*common)
+def _launch(
+    counter: Counter, arch: Arch, constants: Constants, programs: int, resident: int, turns: float, teams: int
+) -> Launch:
+    warps = teams * counter.threads // arch.warp_size
+    counted = counter.work, counter.stall.scaled(1.0 / teams)  # teams wait side by side
+    common = arch, constants, programs, resident, warps, turns, counter.uneven, *counted
+    return RolesLaunch(*common, tuple(counter.rings.values()), teams) if counter.rings else Launch(*common)
 
 
 def _promised_blocks(kernel: Kernel) -> int:

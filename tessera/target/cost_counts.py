@@ -66,6 +66,10 @@ class Stall:
     reductions: float = 0.0
     ahead: list[tuple[float, int, Work]] = field(default_factory=list)
 
+    def scaled(self, factor: float) -> Stall:
+        ahead = [(times * factor, flying, work) for times, flying, work in self.ahead]
+        return Stall(self.memory * factor, self.barriers * factor, self.reductions * factor, ahead)
+
 
 @dataclass
 class RingUse:

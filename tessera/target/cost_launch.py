@@ -116,9 +116,10 @@ class Launch:
 
 @dataclass(frozen=True)
 class RolesLaunch(Launch):
-    """A launch whose blocks have a producer. `rings`: what it fills in one program."""
+    """A launch whose blocks have a producer. `rings`: what it fills in one program, for `teams` of consumers."""
 
     rings: tuple[RingUse, ...] = ()
+    teams: int = 1
 
     def time(self, dram: float, l2: float, together: float) -> tuple[dict[str, float], float]:
         """Nothing is computed before the first copies have landed, and what stays for the whole program."""
@@ -151,10 +152,11 @@ class RolesLaunch(Launch):
 
     def _rings(self, consumers: float) -> float:
         """Seconds in which the slots of the slowest ring come round as often as one program needs. Each round a slot is
-        empty for a round trip, and held while the consumers work on it: `consumers` seconds in all.
+        empty for a round trip, and held while its consumers work on it: `consumers` seconds in all, of every team.
         """
+        held = consumers / self.teams
         rounds = (
-            (ring.rounds * self.constants.round_trip + consumers) / ring.stages for ring in self.rings if not ring.kept
+            (ring.rounds * self.constants.round_trip + held) / ring.stages for ring in self.rings if not ring.kept
         )
         return max(rounds, default=0.0)
 

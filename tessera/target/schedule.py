@@ -62,6 +62,7 @@ class Schedule:
     copies: str = ""  # into shared memory: "" (cp.async) or "tma", by a producer of its own; `split_roles`
     panels: int = 0  # columns of tiles that are loaded, computed and stored one after the other (0: all at once)
     persistent: bool = False  # as many programs as run at a time, each with the work of several; `persist`
+    pingpong: bool = False  # programs of a persistent kernel go to two teams of consumers in turn; `split_roles`
     cluster: int = 1  # persistent programs whose producers load for each other what they load alike; `form_clusters`
 
 

@@ -217,6 +217,7 @@ FIELDS: dict[str, Field] = {
     "copies": Field(_none, COPIES.__contains__, "one of " + ", ".join(map(repr, COPIES)), str),
     "panels": Field(_none, _whole(0), "an integer that is not negative"),
     "persistent": Field(_none, _is_bool, "true or false", _bool),
+    "pingpong": Field(_none, _is_bool, "true or false", _bool),
     "cluster": Field(_none, CLUSTERS.__contains__, "1, 2, 4 or 8"),
 }
 
@@ -259,7 +260,8 @@ def own_point(kernel: Kernel, arch: Arch) -> Schedule:
     """The default schedule with what the author has fixed. Raises SourceError as it and `check_streamed` do."""
     pins = pins_of(kernel)
     check_streamed(kernel, pins)
-    return replace(_default(kernel, arch, pins), **pins)
+    teams = {"blocks": 1} if pins.get("pingpong") else {}  # they take the place of two blocks
+    return replace(_default(kernel, arch, pins), **{**teams, **pins})
 
 
 def _default(kernel: Kernel, arch: Arch, pins: Mapping[str, Any]) -> Schedule:

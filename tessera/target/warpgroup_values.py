@@ -74,6 +74,7 @@ VALUES: dict[str, Callable[[Structure, Schedule], tuple[Any, ...]]] = {
     "prologue": lambda kernel, default: ("", "launch") if kernel.computed and kernel.columns >= WIDE else (),
     "cluster": lambda kernel, default: (1, 2) if kernel.computed and kernel.columns >= WIDE else (),
     "persistent": lambda kernel, default: (True, False),
+    "pingpong": lambda kernel, default: (False, True),
     "split_k": lambda kernel, default: (1, 2, 4) if kernel.loops and not default.rows else (),
 }
 

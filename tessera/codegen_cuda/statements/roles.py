@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from tessera.codegen_cuda.statements.common import known_number, register_count
@@ -64,7 +65,7 @@ def _words(emitter: Emitter, tile: Value) -> dict[str, Any]:
 def _roles(emitter: Emitter, op: Op) -> dict[str, Any]:
     return {
         "names": op.attributes["names"],
-        "consumers": op.attributes["warps"][1],
+        "ends": list(itertools.accumulate(op.attributes["warps"][1:])),
         "registers": op.attributes["registers"],
         "cluster": op.attributes["cluster"],
     }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
 
 MOST_IN_LINE = 4  # boxes that are said one by one; more make loops
-STORE_BARRIER = 2  # the named barrier of stores; 1 is that of a role
+STORE_BARRIER = 15  # the named barrier of stores by a whole role; the first ones are those of teams of consumers
 
 Place = list[tuple[Step, int | str]]  # how many steps of each kind from the first box
 
@@ -43,7 +43,11 @@ def _part(emitter: Emitter, step: Step, programs: int) -> dict[str, Any]:
 @statement("tma_store")
 def _store(emitter: Emitter, op: Op) -> dict[str, Any]:
     if op.attributes["scope"] == "role":
-        return {**_boxes(emitter, op, _transfer(emitter, op, None), []), **_meeting(op), "elected": "ts_thread() == 0"}
+        return {
+            **_boxes(emitter, op, _transfer(emitter, op, None), []),
+            **_meeting(op),
+            "elected": f"{emitter.thread} == 0",
+        }
     transfer = _transfer(emitter, op, WARP_ROWS)
     down = next((step for step in transfer.steps if step.axis), None)
     return {**_boxes(emitter, op, transfer, _by_warps(emitter, op, down)), **_meeting(op), "elected": "ts_lane() == 0"}
@@ -76,7 +80,7 @@ def _by_warps(emitter: Emitter, op: Op, down: Step | None) -> list[dict[str, Any
     """The rows of a warp: it has every so many-th box of those that follow one another down a buffer."""
     warps = (op.attributes["threads"] or emitter.threads) // 32
     step = down or Step(1, 1, WARP_ROWS, 0)
-    return [{**_loop(emitter, step), "first": "ts_warp()", "by": warps}]
+    return [{**_loop(emitter, step), "first": emitter.warp, "by": warps}]
 
 
 def _boxes(emitter: Emitter, op: Op, transfer: Transfer, loops: list[dict[str, Any]]) -> dict[str, Any]:

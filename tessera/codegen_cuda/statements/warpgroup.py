@@ -47,7 +47,7 @@ def _wgmma(emitter: Emitter, op: Op) -> dict[str, Any]:
     name = emitter.name(acc) if acc is not None and alone else emitter.fresh(op.result.name or "acc")
     emitter.names.of_value[op.result] = name
     bits = f"{a.trans}, {b.trans}" if a else f"{b.trans}"
-    group = f"ts_warp() / {WGMMA_WARPS} * {WGMMA_ROWS}" if groups > 1 else ""
+    group = f"{emitter.warp} / {WGMMA_WARPS} * {WGMMA_ROWS}" if groups > 1 else ""
     return {
         "out": name,
         "count": register_count(op.result),

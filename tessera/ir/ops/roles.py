@@ -13,7 +13,7 @@ import numpy as np
 
 from tessera.errors import SourceError
 from tessera.ir.bounds import Bar
-from tessera.ir.core import Op
+from tessera.ir.core import Kernel, Op
 from tessera.ir.opdef import ASYNC, BRANCH, REQUIRED, Lowering, define
 from tessera.ir.ops.control import yielded_types
 from tessera.ir.ops.elementwise import is_index
@@ -45,6 +45,12 @@ def uses_ring(op: Op) -> bool:
     return any(isinstance(value.type, RingType) for value in op.operands)
 
 
+def computing_warps(kernel: Kernel) -> int:
+    """The warps of a block that compute: those of all teams of consumers, where a Target kernel has roles."""
+    roles = next((op for op in kernel.body.ops if op.name == "roles"), None)
+    return kernel.attributes["warps"] if roles is None else sum(roles.attributes["warps"][1:])
+
+
 def fills_ring(op: Op) -> bool:
     """Whether an op is a copy that a slot of a ring counts."""
     return op.definition.has(ASYNC) and uses_ring(op)
@@ -56,9 +62,10 @@ define(
     lambda op: (RingType(op.attributes["stages"]),),
     "barriers for a ring of `stages` slots, all of them empty: a slot is full when its copies have landed, and empty "
     "again when `arrivals` consumers, a warp each, have released it in each of the `cluster` programs whose producers "
-    "fill one another's slots; `offset` is where they lie in shared memory (-1 until placed)",
-    attributes={"stages": REQUIRED, "arrivals": REQUIRED, "cluster": 1, "offset": -1},
-    evaluate=lambda op: Ring.new(op.result.name or "ring", op.attributes["stages"]),
+    "fill one another's slots; `readers` roles wait for each round; `offset` is where they lie in shared memory (-1 "
+    "until placed)",
+    attributes={"stages": REQUIRED, "arrivals": REQUIRED, "cluster": 1, "readers": 1, "offset": -1},
+    evaluate=lambda op: Ring.new(op.result.name or "ring", op.attributes["stages"], op.attributes["readers"]),
     lower=Lowering(template="ring"),
 )
 
@@ -151,12 +158,13 @@ define(
     "",
     _roles_type,
     "runs its regions at once, each by `warps` warps of its own with `registers` registers a thread (0: as compiled): "
-    "first the producer, one thread of which works, then the consumers, the first warps of the block; the programs of "
-    "a `cluster` begin and end together",
+    "first the producer, one thread of which works, then the consumers, the first warps of the block, in one team or "
+    "several, which do not meet; the programs of a `cluster` begin and end together",
     BRANCH,
     regions=2,
+    more_regions=True,
     attributes={"names": REQUIRED, "warps": REQUIRED, "registers": REQUIRED, "cluster": 1},
     lower=Lowering(template="roles"),
 )
 
-__all__ = ["MOST_BYTES", "expect_ring", "fills_ring", "integer", "uses_ring"]
+__all__ = ["MOST_BYTES", "computing_warps", "expect_ring", "fills_ring", "integer", "uses_ring"]

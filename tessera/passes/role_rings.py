@@ -1,0 +1,119 @@
+"""The rings through which a producer hands copies on to consumers: which copies share one, and how slots go round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tessera.dtypes import i32
+from tessera.ir.clusters import cluster_of, differing, differing_blocks
+from tessera.ir.core import Builder, Kernel, Value
+from tessera.ir.stages import allocation
+from tessera.ir.types import BufferType
+from tessera.passes.assign_layouts import assign_layouts
+from tessera.passes.copy_groups import CopyGroup
+from tessera.target.schedule import Schedule
+from tessera.target.tensor_maps import rows_of_part, why_not
+
+LEAST_STAGES = 2  # of a ring that is filled again and again: one slot is filled while one is read
+
+
+@dataclass(eq=False)
+class Ring:
+    """`order` is the place of a ring among those of the kernel; `buffers` are the staged buffers of a slot; `teams` of
+    consumers wait for each of its rounds.
+    """
+
+    order: int
+    groups: list[CopyGroup]
+    stages: int
+    teams: tuple[int, ...] = (0,)
+    cluster: int = 1  # programs whose producers fill one another's slots
+    value: Value | None = None
+    buffers: list[Value] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The next slot of a ring, and the parity of its round."""
+
+    stage: Value
+    phase: Value
+
+
+def staged(ring: Ring, index: int, slot: Slot, builder: Builder) -> Value:
+    buffer = ring.buffers[index]
+    return builder.value("stage", buffer, slot.stage, hint=buffer.name) if ring.stages > 1 else buffer
+
+
+def next_slot(ring: Ring, slot: Slot, builder: Builder) -> Slot:
+    """The slot after this one; behind the last one comes the first, in the next round."""
+    if all(not group.in_loop for group in ring.groups):
+        return slot
+    one, zero, last = (builder.value("constant", value=v, dtype=i32) for v in (1, 0, ring.stages - 1))
+    wraps = builder.value("eq", slot.stage, last)
+    stage = builder.value("where", wraps, zero, builder.value("add", slot.stage, one), hint="slot")
+    phase = builder.value("where", wraps, builder.value("sub", one, slot.phase), slot.phase, hint="round")
+    return Slot(stage, phase)
+
+
+def make_rings(groups: list[CopyGroup], stages: int, teams: int) -> list[Ring]:
+    """A ring for each signature of groups in loops, and one for each group that runs once, or that keeps its slot while
+    others of its kind come and go. What comes again and again has one for each team.
+    """
+    rings: list[Ring] = []
+    shared: dict[tuple[object, ...], Ring] = {}
+    by_wait = {group.wait.id: group for group in groups}
+    for group in groups:
+        own = not group.in_turn or _held_long(group, by_wait, max(LEAST_STAGES, stages))
+        ring = None if own else shared.get(group.signature)
+        if ring is None:
+            ring = Ring(len(rings), [], _stages(group, own, stages))
+            rings.append(ring)
+            if not own:
+                shared[group.signature] = ring
+        ring.groups.append(group)
+    for ring in [ring for ring in rings if teams > 1]:
+        if ring.groups[0].in_turn:
+            rings += [Ring(len(rings) + team - 1, ring.groups, ring.stages, (team,)) for team in range(1, teams)]
+        else:
+            ring.teams = tuple(range(teams))
+    return rings
+
+
+def _stages(group: CopyGroup, own: bool, stages: int) -> int:
+    if group.kept or not group.in_loop:
+        return group.kept or 1
+    return LEAST_STAGES if own else max(LEAST_STAGES, stages)
+
+
+def loaded_alike(kernel: Kernel, schedule: Schedule, rings: list[Ring]) -> set[int]:
+    """The copies of windows that all programs of a cluster have alike, which come to each slot of a ring in turn."""
+    cluster = cluster_of(kernel)
+    if cluster == 1:
+        return set()
+    values, layouts, found = differing(kernel), assign_layouts(kernel, schedule), set[int]()
+    apart = differing_blocks(kernel, values)
+    for ring in rings:
+        if any(id(group.block) in apart for group in ring.groups):
+            continue
+        for copy in (copy for group in ring.groups for copy in group.copies):
+            buffer, view = allocation(copy.operands[0]), copy.operands[1]
+            assert isinstance(buffer.type, BufferType)
+            type_ = BufferType(buffer.type.shape, buffer.type.dtype, layouts.buffer[buffer])
+            rows = rows_of_part(type_, cluster)
+            if view not in values and rows and why_not(view, type_, kernel, stages=ring.stages, rows=rows) is None:
+                found.add(copy.id)
+    return found
+
+
+def _held_long(group: CopyGroup, groups: dict[int, CopyGroup], stages: int) -> bool:
+    """Whether its slot is held while all others of a ring would be taken: slots are taken in turn."""
+    ops = group.block.ops
+    between = ops[ops.index(group.wait) + 1 : ops.index(group.last) + 1]
+    alike = {wait for wait, other in groups.items() if other.signature == group.signature and other.in_turn}
+    if any(inner.id in alike for op in between for region in op.regions for inner in region.walk()):
+        return True
+    return sum(op.id in alike for op in between) >= stages
+
+
+__all__ = ["LEAST_STAGES", "Ring", "Slot", "loaded_alike", "make_rings", "next_slot", "staged"]
