@@ -49,6 +49,7 @@ def test_what_is_offered():
     found = open_fields(load("gemm_nn"), SIZES, family="wgmma")
     assert found == {
         "blocks": (1, 2), "group": (8, 0, 4, 16), "split_k": (1, 2, 4), "panels": (64, 0), "persistent": (True, False),
+        "pingpong": (False, True),
     }  # fmt: skip
     found = open_fields(*aggregation(256, 1), family="wgmma")
     assert (found["subtile"], found["block_k"]) == ((256, 64, 128), (256, 64)) and found.keys() <= VALUES.keys()
