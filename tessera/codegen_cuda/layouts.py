@@ -49,7 +49,9 @@ class LayoutNames:
         return lines
 
     def variables(self, warps: int) -> list[str]:
-        """The thread's place in each layout, in a block of so many warps."""
+        """The thread's place in each layout, in a block of so many warps, or in a team of consumers: bits of its warp
+        are masked, so that the first warp of a second team is number 0 there too.
+        """
         lines = []
         for layout, name in self.register.items():
             for axis in range(len(layout.repeats)):

@@ -16,16 +16,16 @@ from tessera.ir.values import Buffer, Token
 
 @dataclass(eq=False)
 class Slot:
-    """One slot. The counts say how many rounds have got so far, `waits` how many waits have passed, of all readers; the
-    rest is about the round that is being filled.
+    """One slot, for whose rounds `readers` roles wait. The counts say how many rounds have got so far, `waits` how many
+    waits have passed, of all readers; the rest is about the round that is being filled.
 
     `copies` land at the wait. `announced`: bytes that the producer expects, None before it has said so; `brought`:
     bytes of the copies. `contents`: the buffers that the copies fill, by name, until the slot is acquired again.
     """
 
+    readers: int = 1
     acquired: int = 0
     waits: int = 0
-    waited: int = 0
     released: int = 0
     announced: int | None = None
     brought: int = 0
@@ -34,21 +34,25 @@ class Slot:
     # In flight into every buffer from the release on: whoever touches one then may meet the producer's next copy.
     handed_back: Token = field(default_factory=lambda: Token(lambda: None))
 
+    @property
+    def waited(self) -> int:
+        """How many rounds all readers have waited for."""
+        return self.waits // self.readers
+
 
 @dataclass(eq=False)
 class Ring:
     """The slots of a ring. Raises SourceError TS514 for a use that breaks the protocol, TS513 for one that would wait.
 
-    `name` is what the author's IR calls the ring; `readers` roles wait for each round.
+    `name` is what the author's IR calls the ring.
     """
 
     name: str
     slots: list[Slot]
-    readers: int = 1
 
     @staticmethod
     def new(name: str, stages: int, readers: int = 1) -> Ring:
-        return Ring(name, [Slot() for _ in range(stages)], readers)
+        return Ring(name, [Slot(readers) for _ in range(stages)])
 
     def text(self, number: int) -> str:
         """A slot as messages call it."""
@@ -121,7 +125,6 @@ class Ring:
             raise SourceError("TS513", self.wanted_full(number))
         slot = self.slot(number)
         slot.waits += 1
-        slot.waited = slot.waits // self.readers
         for token in slot.copies:
             token.wait()
         slot.copies.clear()

@@ -206,7 +206,7 @@ def _check_barriers(kernel: Kernel, roles: Op) -> None:
             continue
         if op.attributes["threads"] != (threads if op.id in team else 0):
             raise invalid(f"a barrier of {op.attributes['threads']} threads, of consumers that have {threads}", op.loc)
-        if len(roles.regions) > 2 and op.id in team and op.attributes["id"] != team[op.id]:
+        if op.id in team and op.attributes["id"] != team[op.id]:
             raise invalid(f"barrier {op.attributes['id']} among consumers whose own is {team[op.id]}", op.loc)
 
 

@@ -29,8 +29,6 @@ from tessera.ir.types import BufferType, TokenType, ViewType
 from tessera.passes.place_shared import share_bytes
 from tessera.target.schedule import root
 
-CONSUMERS = 1  # number of the hardware's barrier for the threads of the consumers, or of their first team
-
 
 @dataclass(frozen=True)
 class Part:
@@ -256,12 +254,12 @@ class _Copier:
                 clone_op(builder, op, self.mapping)
 
     def _roles(self, roles: Op, builder: Builder) -> None:
-        """Each region has threads of its own, and each team a barrier; a producer has none to meet."""
+        """A team of consumers meets at the hardware's barrier of its role's number; the producer meets nobody."""
         regions = iter(enumerate(roles.attributes["warps"]))
 
         def region(block: Block, inner: Builder) -> None:
-            place, warps = next(regions)
-            self.number, self.threads = CONSUMERS + place - 1, 32 * warps
+            self.number, warps = next(regions)
+            self.threads = 32 * warps
             self.block(block, inner)
 
         clone_with_regions(builder, roles, self.mapping, region)

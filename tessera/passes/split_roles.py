@@ -54,6 +54,7 @@ from tessera.target.tensor_maps import why_not
 from tessera.target.wgmma import WGMMA_WARPS
 
 TEAMS = 2  # of consumers that take programs in turn
+NO_PRODUCER = "teams wait for a producer, and copies = 'tma' asks for one"
 _State = dict[int, Slot]  # by the order of the ring
 
 
@@ -64,7 +65,7 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
     where they are not `limited` so. Raises SourceError TS501 where that does not hold the stages that are pinned.
     """
     if schedule.copies != "tma":
-        return kernel
+        return _without_teams(clone_kernel(kernel)[0], NO_PRODUCER) if schedule.pingpong else kernel
     groups = copy_groups(kernel)
     if isinstance(groups, str):
         return _noted(kernel, groups)
@@ -76,14 +77,12 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
         _release_behind_products(group, schedule)
     wanted = max(LEAST_STAGES, schedule.stages)
     pinned = "stages" in pins_of(kernel)
-    alone = _why_one_team(kernel, schedule, groups)
+    alone = _why_one_team(kernel, schedule, groups) if schedule.pingpong else ""
+    teams = TEAMS if schedule.pingpong and not alone else 1
     for stages in range(wanted, LEAST_STAGES - 1, -1):
-        teams = 1 if alone else TEAMS
         new = _Splitter(kernel, replace(schedule, stages=stages), arch, groups, needed, teams).run()
-        if schedule.pingpong and alone:
-            add_notes(new, f"pingpong = true has no effect: {alone}")
         if not limited or holds(new, replace(schedule, blocks=1) if pinned else schedule, arch):
-            return new
+            return _without_teams(new, alone) if alone else new
         if pinned:
             raise SourceError(
                 "TS501",
@@ -101,6 +100,11 @@ def _noted(kernel: Kernel, reason: str) -> Kernel:
     add_notes(new, note)
     _dissolve_clusters(new)
     return new
+
+
+def _without_teams(kernel: Kernel, reason: str) -> Kernel:
+    add_notes(kernel, f"pingpong = true has no effect: {reason}")
+    return kernel
 
 
 def holds(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
@@ -151,8 +155,6 @@ def _reason(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup], needed:
 
 def _why_one_team(kernel: Kernel, schedule: Schedule, groups: list[CopyGroup]) -> str:
     """What keeps programs from going to two teams in turn, as a clause; empty where nothing does."""
-    if not schedule.pingpong:
-        return "it is not asked for"
     loop = persistent_loop(kernel)
     if loop is None:
         return "programs of the launch do the work of one each"

@@ -85,7 +85,7 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
         return Cost(seconds, 0, 0, 0, shared, wanted, left, 0, 0.0, "launch", terms)
     at_once = arch.typical_sm_count * resident
     counter = Counter(Scalars(values, grid, min(programs, at_once)), computing, values)
-    turns = _turns(kernel, counter, programs)
+    turns = _turns(kernel, counter, programs, teams)
     counter.block(kernel.body, 1.0)
     _add_spills(counter.work, wanted - left, teams * computing)
     launch = _launch(counter, arch, constants, programs, resident, turns, teams)
@@ -109,8 +109,9 @@ def cost(kernel: Kernel, arch: Arch, dims: Mapping[str, int], constants: Constan
     )
 
 
-def _turns(kernel: Kernel, counter: Counter, programs: int) -> float:
-    """How many programs of the author's grid each of so many of a persistent kernel is, in the mean; 1 for others.
+def _turns(kernel: Kernel, counter: Counter, programs: int, teams: int = 1) -> float:
+    """How many programs of the author's grid each of so many of a persistent kernel is, in the mean; 1 for others. Of
+    `teams` of consumers each takes its share, and an iteration of the producer is for all.
 
     Tells the counter, for which that is no whole number either: the bytes of all programs are to be right.
     """
@@ -119,7 +120,6 @@ def _turns(kernel: Kernel, counter: Counter, programs: int) -> float:
     if not isinstance(total, int):
         return 1.0
     turns = total * cluster_of(kernel) / programs  # the loop is over clusters
-    teams = max(1, len(loops) - 1)  # that take them in turn; the producer's loop is one more
     counter.iterations.update(dict.fromkeys(loops, turns / teams))
     counter.turns.update(dict.fromkeys(loops, (total, programs // cluster_of(kernel))))
     return turns

@@ -293,6 +293,7 @@ def on_base_lane(kernel: Kernel, arch: Arch, reason: str) -> Kernel:
 NEEDS = {
     "family": ("wgmma", "instructions of warpgroups (wgmma)"),
     "copies": ("tma", "copies by tensor map (TMA)"),
+    "pingpong": ("tma", "copies by tensor map (TMA), which teams of consumers wait for"),
     "cluster": ("tma", "clusters of blocks"),
 }
 

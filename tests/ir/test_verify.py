@@ -422,6 +422,12 @@ def test_sizes_are_static_at_target_level() -> None:
     fails(kernel, "has no static shape")
 
 
+def test_divisors_of_a_kernel_are_positive() -> None:
+    kernel, _ = small_kernel()
+    kernel.attributes["divisors"] = {"D": 0}
+    fails(kernel, "the attribute 'divisors' must be positive integers by dim")
+
+
 def test_a_value_of_another_kernel_is_not_visible() -> None:
     kernel, build = small_kernel()
     build.op("neg", [Value(TileType((8,), f32), "q")])

@@ -21,7 +21,7 @@ from tessera.passes import PIPELINE
 from tessera.runtime import emulator
 from tessera.runtime.execute import emulated_arguments, parameters_of
 from tessera.runtime.inputs import make_arrays
-from tessera.runtime.interpreter import interpret
+from tessera.runtime.interpreter import Machine, launch
 from tests.fuzz.running import joined
 from tests.passes.lane_kernels import LANE
 from tests.passes.test_pipeline import assert_same_bits
@@ -80,10 +80,12 @@ def arguments_of(kernel: Kernel, dims: Mapping[str, int]) -> dict[str, Any]:
     return {**make_arrays(parameters, dict(dims), 0), **scalars}
 
 
-def outputs_of(kernel: Kernel, dims: Mapping[str, int], level: str = TILE) -> dict[str, np.ndarray]:
-    """What a kernel writes, on the interpreter."""
+def outputs_of(
+    kernel: Kernel, dims: Mapping[str, int], level: str = TILE, seed: int | None = None
+) -> dict[str, np.ndarray]:
+    """What a kernel writes, on the interpreter; `seed`: of the order in which its roles go on."""
     arguments = arguments_of(kernel, dims)
-    interpret(kernel, arguments, dims, level=level)
+    launch(lambda *given: Machine(*given, seed=seed), kernel, arguments, dims, None, level)
     return {name: arguments[name] for name, role in kernel.attributes["parameters"] if role != "in"}
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import tessera as ts
 from tessera import Tensor, tile
+from tessera.compiler import compile_kernel
 from tessera.errors import SourceError
 from tessera.ir.core import Module
 from tessera.ir.opdef import TILE
@@ -16,7 +17,6 @@ from tessera.ir.stages import allocated_bytes
 from tessera.ir.verify import verify
 from tessera.passes.canonicalise import canonicalise
 from tessera.runtime.check import examine_kernel
-from tessera.runtime.interpreter import Machine, launch
 from tessera.target.arch import arch
 from tessera.target.cost import cost
 from tests.passes import lane_kernels
@@ -87,16 +87,8 @@ def test_every_stage_gives_the_same_in_any_order(name):
     expected = keeps_every_bit(compilation, dims)
     for step, level in (("split_roles", "tile"), ("interleave", "target")):
         for seed in (3, 4):
-            arguments = arguments_of(compilation.stages[0].module.kernel(), dims)
-            launch(
-                lambda *given, seed=seed: Machine(*given, seed=seed),
-                stage(compilation, step),
-                arguments,
-                dims,
-                None,
-                level,
-            )
-            assert_same_bits(expected, arguments, f"{step}, seed {seed}")
+            found = outputs_of(stage(compilation, step), dims, level, seed)
+            assert_same_bits(expected, found, f"{step}, seed {seed}")
 
 
 @needs_compiler
@@ -166,6 +158,7 @@ def test_registers_and_spills():
 
 REASONS = [
     (64, {"persistent": False}, "programs of the launch do the work of one each"),
+    (64, {"copies": ""}, "teams wait for a producer, and copies = 'tma' asks for one"),
     (256, {"warps": 16}, "a block has no room for 2 times 16 warps and a producer"),
 ]
 
@@ -175,8 +168,14 @@ def test_why_there_is_one_team(rows, fields, reason):
     tall = make_gemm(tiles=(rows, 32, 64), name="tall")
     compilation = compiled(tall, {"M": 264, "N": 40, "K": 136}, pingpong=True, **fields)
     assert f"pingpong = true has no effect: {reason}" in compilation.program.notes
-    (roles,) = ops(compilation.target.kernel(), "roles")
-    assert len(roles.regions) == 2
+    assert all(len(roles.regions) == 2 for roles in ops(compilation.target.kernel(), "roles"))
+    assert bool(ops(compilation.target.kernel(), "roles")) == ("copies" not in fields)
+
+
+def test_an_architecture_without_producers_has_no_teams():
+    with pytest.raises(SourceError, match="to have pingpong = True, and sm_80 has no copies by tensor map") as caught:
+        compile_kernel(make_gemm().scheduled({"pingpong": True}), {"M": 264, "N": 40, "K": 136}, "sm_80")
+    assert caught.value.code == "TS512"
 
 
 def test_teams_that_meet_are_refused():
@@ -195,7 +194,7 @@ def test_teams_that_meet_are_refused():
 
 
 def test_the_cost_model_counts_both_teams():
-    """The same work and bytes, half the blocks' turns; no slower than one team with as many slots."""
+    """The same work and bytes; no slower than one team with as many slots."""
     dims = {"M": 4096, "N": 4096, "K": 4096}
     tall = make_gemm(tiles=(64, 256, 64), name="tall")
     one, two = (
