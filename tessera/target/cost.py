@@ -128,10 +128,12 @@ def _turns(kernel: Kernel, counter: Counter, programs: int, teams: int = 1) -> f
 def _launch(
     counter: Counter, arch: Arch, constants: Constants, programs: int, resident: int, turns: float, teams: int
 ) -> Launch:
-    warps = teams * counter.threads // arch.warp_size
-    counted = counter.work, counter.stall.scaled(1.0 / teams)  # teams wait side by side
+    working = max(1, min(teams, round(turns)))  # of the teams: the others find no program
+    warps = working * counter.threads // arch.warp_size
+    counted = counter.work, counter.stall.scaled(1.0 / working)  # teams wait side by side
     common = arch, constants, programs, resident, warps, turns, counter.uneven, *counted
-    return RolesLaunch(*common, tuple(counter.rings.values()), teams) if counter.rings else Launch(*common)
+    rings = tuple(replace(ring, rounds=ring.rounds * teams / working) for ring in counter.rings.values())
+    return RolesLaunch(*common, rings, working) if rings else Launch(*common)
 
 
 def _promised_blocks(kernel: Kernel) -> int:

@@ -193,6 +193,16 @@ def test_teams_that_meet_are_refused():
         verify(parse_module(text))
 
 
+def test_a_team_without_programs_gains_nothing():
+    """64 programs on 132 multiprocessors: the second team of each block has nothing to do."""
+    dims = {"M": 512, "N": 512, "K": 512}
+    kernels = [
+        compiled(make_gemm(), dims, pingpong=pingpong, stages=4, blocks=1).target.kernel() for pingpong in (False, True)
+    ]
+    one, two = (cost(kernel, arch("sm_90a"), dims) for kernel in kernels)
+    assert two.seconds == pytest.approx(one.seconds, rel=0.01)
+
+
 def test_the_cost_model_counts_both_teams():
     """The same work and bytes; no slower than one team with as many slots."""
     dims = {"M": 4096, "N": 4096, "K": 4096}
