@@ -13,7 +13,7 @@ from tests.command_line import strict_json
 from tests.runtime.test_api import GPU
 from tests.suite import DOCUMENT
 
-LANE = "--pin=family=wgmma,copies=tma,persistent=true,panels=64"
+LANE = {"family": "wgmma", "copies": "tma", "persistent": "true", "panels": "64"}
 GATING = f"{DOCUMENT}::fused_delta_gating_kernel"
 SEEDS = range(5)
 
@@ -46,16 +46,26 @@ CASES = [
     attention("causal_attention", "B=1,H=2,T=700,D=128", 128, 128, 8),
     attention("attention", "B=2,H=1,T=257,D=64", 64, 64, 4),
 ]
+PINNED: list[tuple[tuple[str, str, list[str]], dict[str, str]]] = [
+    *((product(kind, "M=520,N=392,K=264", 64, 128, 4), {"pingpong": "true"}) for kind in ("nn", "tt")),
+    (product("nn", "M=2048,N=2048,K=512", 64, 256, 4), {"pingpong": "true"}),
+    ((GATING, "B=16,S=600,D=128,L=2", ["source_layers=1"]), {"pingpong": "true", "warps": "4"}),
+    *((product(kind, "M=520,N=392,K=264"), {"panels": columns}) for kind in ("nn", "tt") for columns in ("32", "16")),
+    (product("nn", "M=256,N=256,K=4096"), {"split_k": "4"}),
+    (product("nn", "M=1024,N=1024,K=512"), {"cluster": "2"}),
+]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
-@pytest.mark.parametrize(("target", "dims", "constants"), CASES)
+@pytest.mark.parametrize(("case", "pins"), [*((case, {}) for case in CASES), *PINNED])
 def test_a_kernel_of_warpgroups(
-    tessera: Callable[..., tuple[int, str, str]], target: str, dims: str, constants: list[str]
+    tessera: Callable[..., tuple[int, str, str]], case: tuple[str, str, list[str]], pins: dict[str, str]
 ) -> None:
+    target, dims, constants = case
     arguments = [f"--arg={text}" for text in constants]
+    lane = ",".join(f"{name}={value}" for name, value in {**LANE, **pins}.items())
     for seed in SEEDS:
-        command = ["run", target, f"--dims={dims}", *arguments, LANE, "--backend=cuda", f"--seed={seed}", "--json"]
-        found = strict_json(tessera(*command)[1])
+        options = [f"--dims={dims}", *arguments, f"--pin={lane}", f"--seed={seed}"]
+        found = strict_json(tessera("run", target, *options, "--backend=cuda", "--json")[1])
         assert found["ok"] and found["lane"] == "cuda", found
