@@ -80,7 +80,7 @@ def f13(*tensors):
     parts = []
     for at in range(0, S, SLICE):
         part = [a[:, at : at + SLICE] for a in activations]
-        parts.append(sum(gated(y - x, gate, 1) for x, y, gate in zip(part, part[1:], gates[1:], strict=True)))
+        parts.append(sum(gated(y - x, gate, 1) for x, y, gate in zip(part[:-1], part[1:], gates[1:], strict=True)))
     import torch
 
     return torch.cat(parts, 1)

@@ -18,7 +18,7 @@ from tessera.errors import SourceError
 from tessera.frontend.document import load_document
 from tessera.frontend.grid import launch_grid
 from tessera.ir.core import Block, Builder
-from tessera.ir.opdef import ELEMENTWISE, table
+from tessera.ir.opdef import ELEMENTWISE, TILE, table
 from tessera.ir.types import ScalarType
 from tessera.runtime import emulator, nvrtc
 from tessera.runtime.compare import check
@@ -27,7 +27,7 @@ from tessera.runtime.interpreter import interpret
 from tessera.runtime.reference import reference
 
 DTYPES = [dtype for dtype in TYPES.values() if dtype != f64]
-OPS = [op for op in table().values() if op.has(ELEMENTWISE)]
+OPS = [op for op in table().values() if op.has(ELEMENTWISE) and TILE in op.levels]
 OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "and": "&", "or": "|"}
 OPERATORS |= {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 NAMED = {"neg": "-{0}", "not": "~{0}", "max": "tile.maximum({0}, {1})", "min": "tile.minimum({0}, {1})"}

@@ -102,10 +102,12 @@ _SPELLED = frozenset([*BINARY.values(), *UNARY.values(), "floordiv", "mod", "whe
 
 def from_table(name: str) -> Intrinsic | None:
     """`tile.<name>` for an elementwise op of the table that is declared nowhere else, or None."""
-    from tessera.ir.opdef import ELEMENTWISE, table  # here, so that importing the package stays light
+    from tessera.ir.opdef import ELEMENTWISE, TILE, table  # here, so that importing the package stays light
 
     definition = table().get(name)
-    if definition is None or name in _SPELLED or not definition.has(ELEMENTWISE) or len(definition.operands) > 2:
+    if definition is None or name in _SPELLED or not definition.has(ELEMENTWISE) or TILE not in definition.levels:
+        return None
+    if len(definition.operands) > 2:
         return None
     build = _unary(name) if len(definition.operands) == 1 else _binary(name)
     return Intrinsic(f"tile.{name}", build, _on_numbers(name), name)

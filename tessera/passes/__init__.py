@@ -36,6 +36,7 @@ from tessera.passes.place_sums import place_sums
 from tessera.passes.precision import precision
 from tessera.passes.prefetch_loads import prefetch_loads
 from tessera.passes.promote_buffers import buffers_to_promote, promote_buffers
+from tessera.passes.share_divisors import share_divisors
 from tessera.passes.specialise import bind_decisions, specialise
 from tessera.passes.split_k import split_k
 from tessera.passes.split_panels import split_panels
@@ -122,6 +123,8 @@ PIPELINE: tuple[Pass, ...] = (
     # Offsets that slicing made fold to constants, which widens accesses.
     Pass("canonicalise_slices", lambda k, c: canonicalise(k)),
     Pass("lower_to_target", lambda k, c: lower_to_target(k, schedule_of(k)), TARGET),
+    # Layouts say how many registers share a divisor; reciprocals that are made twice are merged by the next pass.
+    Pass("share_divisors", lambda k, c: share_divisors(k), TARGET),
     # A layout change or a fragment loop leaves unused values and repeated constants behind.
     Pass("canonicalise_target", lambda k, c: canonicalise(k), TARGET),
     # Before loads are hoisted, which would stand in front of copies.

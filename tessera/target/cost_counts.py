@@ -36,7 +36,7 @@ from tessera.target.wgmma import WGMMA_INSTRUCTIONS, WGMMA_ROWS
 SECTOR = 32  # bytes that a global access moves at least
 WHILE_TRIPS = 8  # iterations of a loop that only the run ends
 # Instructions of one element. Two roundings to a narrow type are one instruction.
-CHEAP, NARROW, DIVISION, SMOOTH = 1.0, 0.5, 8.0, 16.0
+CHEAP, NARROW, SHARED_DIVISION, DIVISION, SMOOTH = 1.0, 0.5, 6.0, 8.0, 16.0
 PER_ACCESS = 4.0  # address, predicate and the access itself
 PER_MATRIX_LOAD = 2.0
 SHUFFLES = 5  # steps of a reduction over the lanes of a warp
@@ -228,7 +228,7 @@ class Counter:
         value = op.result
         if not isinstance(value.type, TileType):
             return  # a number of the program: hidden behind everything else
-        each = SMOOTH if op.definition.ulp > 0.5 else DIVISION if op.name in ("div", "floordiv", "mod") else CHEAP
+        each = _EACH.get(op.name, SMOOTH if op.definition.ulp > 0.5 else CHEAP)
         if op.name == "cast":
             each = 0.0
         narrow = [v for v in (value, *op.operands) if isinstance(v.type, TileType) and dtype_of(v.type).bits <= 16]
@@ -386,6 +386,8 @@ def behind_view(view: Value) -> tuple[Value, list[Value]]:
     return view, offsets
 
 
+# Instructions of an element besides those of `SMOOTH` functions and of one instruction.
+_EACH = {**dict.fromkeys(("div", "floordiv", "mod", "divisor"), DIVISION), "div_by": SHARED_DIVISION}
 _ALONG = ("reduce_blocks", "fold_blocks", "scan_blocks", "block_totals", "carry_blocks")
 _COUNTED = {
     **dict.fromkeys(("ld_global", "st_global"), Counter._global),

@@ -2,6 +2,7 @@
 
 from tessera.ir.ops import (
     control,
+    division,
     effects,
     elementwise,
     graph,
@@ -18,6 +19,7 @@ from tessera.ir.ops import (
 
 __all__ = [
     "control",
+    "division",
     "effects",
     "elementwise",
     "graph",
