@@ -252,7 +252,7 @@ class DeviceCall:
     def _block(self, stream: int, capturing: bool) -> tuple[Any, int]:
         if capturing or self.workspace > workspace.KEPT_BYTES:
             return workspace.allocate(self.library, self.workspace, self.device)
-        return workspace.KEPT.block(self.library, self.workspace, self.device, stream)
+        return workspace.KEPT.block(self.driver, self.workspace, self.device, stream)
 
     def _keep(self, alive: list[Any]) -> None:
         """Keeps what the launches of a captured call use beside arguments and results: the caller's graph may run

@@ -71,6 +71,10 @@ class Driver(Protocol):
         """The address of so many bytes on a GPU, which stay allocated."""
         ...
 
+    def block(self, size: int, device: int) -> Any:
+        """So many bytes on a GPU at the address `ptr`, freed with the object, which waits for the GPU."""
+        ...
+
     def write(self, address: int, data: bytes, stream: int, device: int) -> None:
         """Queues a copy to the GPU; `data` is read before this returns."""
         ...
@@ -171,6 +175,12 @@ class CupyDriver(CupyGraphs):
     def allocate(self, size: int, device: int) -> int:
         with _on_device(device):
             return _cuda().runtime.malloc(size)
+
+    def block(self, size: int, device: int) -> Any:
+        from cupy.cuda import Memory  # of no pool: a pool would give it to another stream while launches still use it
+
+        with _on_device(device):
+            return Memory(size)
 
     def write(self, address: int, data: bytes, stream: int, device: int) -> None:
         # From memory that is not page-locked, the driver takes a copy of its own before it returns.

@@ -2,6 +2,7 @@
 the stream, also while a graph is captured.
 
 Functions keep small blocks, one for each stream, which all their calls on it share: those run one after the other.
+These are of no library: torch lets nothing of its own outlive a call for which its allocator has the pool of a graph.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tessera import dtypes
 from tessera.buffers import aligned
@@ -17,6 +18,9 @@ from tessera.errors import InternalError
 from tessera.program import Program
 from tessera.runtime import arrays
 from tessera.runtime.arrays import ALIGNED, Adapter, Reader
+
+if TYPE_CHECKING:
+    from tessera.runtime.launch import Driver
 
 KEPT_BYTES = 32 << 20  # a larger block is made for each call, whose launches take longer than that does
 LEAST_KEPT = 1 << 20
@@ -45,21 +49,22 @@ class KeptBlocks:
     """The blocks that are kept, those of the streams that came last."""
 
     def __init__(self) -> None:
-        self._blocks: OrderedDict[tuple[Adapter, int, int], tuple[Any, int, int]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[Driver, int, int], tuple[Any, int, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def block(self, library: Adapter, size: int, device: int, stream: int) -> tuple[Any, int]:
+    def block(self, driver: Driver, size: int, device: int, stream: int) -> tuple[Any, int]:
         """A block of at least so many bytes, and its address, for what is queued on a stream.
 
         Launches that are queued may use it after it is let go.
         """
-        key = library, device, stream
+        key = driver, device, stream
         known = self._blocks.get(key)
         if known is not None and known[2] >= size:
             return known[:2]
         with self._lock:
             room = max(LEAST_KEPT, 1 << (size - 1).bit_length())
-            made = *allocate(library, room, device), room
+            memory = driver.block(room, device)
+            made = memory, memory.ptr, room
             self._blocks.pop(key, None)
             while len(self._blocks) >= MOST_KEPT:
                 self._blocks.popitem(last=False)

@@ -3,6 +3,7 @@
 import ctypes
 import struct
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -81,11 +82,18 @@ class Driver(fake_cuda.Driver):
         return module, kernel
 
     def allocate(self, size, device):
-        memory = np.zeros(size + 32, np.uint8)
+        self.allocated.append((size, device))
+        return self.memory(size, 0)
+
+    def block(self, size, device):
+        self.blocks.append((size, device))
+        return SimpleNamespace(ptr=self.memory(size, 0xFF))
+
+    def memory(self, size, fill):
+        memory = np.full(size + 32, fill, np.uint8)
         start = memory.ctypes.data + -memory.ctypes.data % 16
         self.library.extents.append((start, size))
         self.library.kept.append(memory)
-        self.allocated.append((size, device))
         return start
 
     def write(self, address, data, stream, device):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -114,7 +115,7 @@ class Driver:
 
     def __init__(self):
         self.loaded, self.launches, self.captured = [], [], set()
-        self.written, self.waits, self.allocated, self.counted = [], [], [], []
+        self.written, self.waits, self.allocated, self.counted, self.blocks = [], [], [], [], []
         self.encoded = []
         self.graphs, self.replays, self.capture, self.refuses = [], [], None, None
 
@@ -175,6 +176,10 @@ class Driver:
     def allocate(self, size, device):
         self.allocated.append((size, device))
         return len(self.allocated) << 32
+
+    def block(self, size, device):
+        self.blocks.append((size, device))
+        return SimpleNamespace(ptr=len(self.blocks) << 40)
 
     def write(self, address, data, stream, device):
         self.written.append((address, struct.unpack(f"<{len(data) // 8}Q", data), stream, device))
