@@ -16,7 +16,7 @@ from tessera.errors import ArgumentError, did_you_mean
 
 PREFIX = "TESSERA_"
 BACKENDS = ("auto", "interpret", "emulate", "cuda")
-DUMPS = ("graph", "tile", "target", "cuda")
+DUMPS = ("graph", "tile", "target", "cuda", "host")
 TUNES = ("auto", "cached", "off")
 GRAPHS = ("auto", "off")
 
@@ -53,6 +53,8 @@ def read_config(environment: Mapping[str, str]) -> Config:
 
 
 _chosen: ContextVar[Config | None] = ContextVar("tessera_config", default=None)
+# The settings of `using` around the call, None where there are none: equal objects mean that nothing has changed.
+in_force = _chosen.get
 
 
 def config() -> Config:

@@ -18,6 +18,7 @@ from functools import cached_property, update_wrapper
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, overload
 
+from tessera.config import in_force
 from tessera.errors import InternalError, SourceError
 from tessera.frontend.annotations import Annotation, ListAnnotation, TensorAnnotation, read_annotation
 from tessera.frontend.space import BUDGET_S, MOST_MEASURED, Point, Space, make_space
@@ -35,6 +36,9 @@ launcher: Callable[..., Any] | None = None
 # Whether torch is tracing the caller; None until a definition is made in a process that has imported torch. It then
 # sees a call as one of an operator: torch can neither trace what a launch does nor run it on tensors without memory.
 tracing: Callable[[], bool] | None = None
+# What a written call returns where the arguments or settings are not those that it was written for.
+MISSED: Any = object()
+
 # Makes the operator of a definition. The package sets it.
 operator_maker: Callable[[Any], Callable[..., Any]] | None = None
 _numbers = itertools.count()
@@ -79,10 +83,15 @@ class ParameterDefinition:
 
 
 class Definition:
-    """A decorated function. `options` is what the decorator was told beside the function."""
+    """A decorated function. `options` is what the decorator was told beside the function.
+
+    `written` are calls that were written for the signatures of calls with positional arguments alone: each takes the
+    arguments and `config.in_force()`. The package sets it.
+    """
 
     kind = "function"
     operator: Callable[..., Any]
+    written: tuple[Callable[[tuple[Any, ...], Any], Any], ...] = ()
 
     def __init__(
         self, function: Callable[..., Any], options: Mapping[str, Any] | None = None, name: str | None = None
@@ -102,7 +111,7 @@ class Definition:
     def __copy__(self) -> Definition:
         """The same with nothing that was made for its calls."""
         made = object.__new__(type(self))
-        own = ("operator", "_function_state", "_runtime_state")
+        own = ("operator", "written", "_function_state", "_runtime_state")
         vars(made).update({name: value for name, value in vars(self).items() if name not in own})
         made.number = numbered(made)
         return made
@@ -358,6 +367,11 @@ class KernelDefinition(Definition):
         if tracing is not None and tracing():
             make_operator(self.number)
             return self.operator(*args, **kwargs)
+        if not kwargs:
+            for written in self.written:
+                result = written(args, in_force())
+                if result is not MISSED:
+                    return result
         run = launcher
         return _launch(self, None, args, kwargs) if run is None else run(self, None, args, kwargs)
 
@@ -420,6 +434,11 @@ class FunctionDefinition(Definition):
         if tracing is not None and tracing():
             make_operator(self.number)
             return self.operator(*args, **kwargs)
+        if not kwargs:
+            for written in self.written:
+                result = written(args, in_force())
+                if result is not MISSED:
+                    return result
         if launcher is None:
             raise InternalError("TS901", f"'{self.name}' was called, but nothing is there to run it")
         return launcher(self, None, args, kwargs)

@@ -6,6 +6,7 @@ axes, and for the alignment of the arrays; a call that differs in one of these c
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tessera.config import config
+from tessera.config import config, in_force
 from tessera.errors import ArgumentError, EnvironmentProblem, SourceError, did_you_mean
 from tessera.frontend.annotations import Annotation, ListAnnotation, ScalarAnnotation
-from tessera.frontend.definition import REQUIRED, FunctionDefinition, KernelDefinition
+from tessera.frontend.definition import MISSED, REQUIRED, FunctionDefinition, KernelDefinition
 from tessera.frontend.evaluator import trace
 from tessera.frontend.grid import apply_grid, check_coverage, launch_grid
 from tessera.frontend.inference import Actual, is_bare, resolve, tensor_of
@@ -26,7 +27,7 @@ from tessera.ir.dims import symbols
 from tessera.ir.opdef import TILE
 from tessera.ir.strides import with_strides
 from tessera.program import ANY_LENGTH, Parameter, Program
-from tessera.runtime import arrays, autotune_calls, execute, launch, plan, programs
+from tessera.runtime import arrays, autotune_calls, execute, launch, plan, programs, warm_code
 from tessera.runtime.autotune_calls import Answer, Bench, Chooser, Compiled
 from tessera.runtime.autotune_report import Choice
 from tessera.runtime.bind import Binding, bind
@@ -80,12 +81,18 @@ def call(
         args, kwargs, absent = present(state.definition.parameters, state.optional, args, kwargs)
     values = (*args, *kwargs.values()) if kwargs else args
     form = None if grid is None and not kwargs and not absent else (tuple(kwargs), grid, partial, absent)
+    for written in state.written.of(form):
+        result = written(values, in_force())
+        if result is not MISSED:
+            return result
     seen = plan.read(form, values)
     known = None if seen is None else state.plan_for(seen[0])
     if known is not None and seen is not None:
         done, result = known.run(seen[1])
         if done:
             state.last_run = known.record
+            write = functools.partial(warm_code.write_kernel_call, known, state, seen[0], values)
+            state.written.served(form, known, known.settings, write)
             return result
     if arrays.any_without_memory(values):
         from tessera.runtime.torch_op import automatic
@@ -214,6 +221,7 @@ class KernelState:
         self._programs: dict[tuple[Any, ...], list[tuple[dict[str, int], Program]]] = {}
         self._parameters: dict[int, tuple[Parameter, ...]] = {}
         self._plans: dict[plan.Signature, plan.Plan] = {}
+        self.written = warm_code.WrittenCalls(definition)
         self._covered: set[tuple[Any, ...]] = set()
         self._resolved: dict[tuple[str, ...], KernelState] = {}
         self._points: dict[tuple[Any, ...], KernelState] = {}

@@ -264,13 +264,17 @@ class TorchAdapter(Adapter):
         return torch.empty(shape, dtype=getattr(torch, dtype.numpy.name), device=where)
 
     def stream(self, device: int) -> int:
+        return (self._current_stream or self.stream_reader())(device)
+
+    def stream_reader(self) -> Callable[[int], int]:
+        """What `stream` asks, looked up once."""
         read = self._current_stream
         if read is None:
             torch = sys.modules["torch"]
             # The handle alone costs a tenth of a Stream object; torch's own compiler reads it in this way.
-            raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+            raw: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
             read = self._current_stream = raw or (lambda index: torch.cuda.current_stream(index).cuda_stream)
-        return read(device)
+        return read
 
 
 def _torch_dtype(tensor: Any) -> DType | None:

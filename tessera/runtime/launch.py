@@ -141,13 +141,27 @@ class Driver(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The bindings that warm calls need: looking them up each time costs a tenth of a launch."""
+
+    current_device: Callable[[], int]
+    launch: Callable[..., None]
+    replay: Callable[[Any, int], None]
+    capturing: Callable[[int], bool]
+
+
 class CupyDriver(CupyGraphs):
-    """CUDA through CuPy's thin bindings, which the first use imports."""
+    """CUDA through CuPy's thin bindings, which the first use imports.
+
+    `threads.ready` is there in threads that launched something: one that has made no CUDA call yet has a current
+    device, but not its context.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._calls: tuple[Callable[[], int], Callable[..., None]] | None = None
-        self._threads = threading.local()
+        self._calls: Calls | None = None
+        self.threads = threading.local()
 
     def load(self, cubin: bytes, device: int) -> Any:
         from cupy.cuda.function import Module
@@ -207,21 +221,23 @@ class CupyDriver(CupyGraphs):
         stream: int,
         device: int,
     ) -> None:
-        current_device, launch = self._calls or self._bind()
+        calls = self._calls or self.calls()
         x, y, z = grid
-        if current_device() != device:
+        if calls.current_device() != device:
             with _cuda().Device(device):
-                launch(function.ptr, x, y, z, threads, 1, 1, shared_bytes, stream, arguments.address, 0)
+                calls.launch(function.ptr, x, y, z, threads, 1, 1, shared_bytes, stream, arguments.address, 0)
             return
-        if not hasattr(self._threads, "ready"):
-            # A thread that has made no CUDA call yet has a current device, but not its context.
+        if not hasattr(self.threads, "ready"):
             _cuda().runtime.setDevice(device)
-            self._threads.ready = True
-        launch(function.ptr, x, y, z, threads, 1, 1, shared_bytes, stream, arguments.address, 0)
+            self.threads.ready = True
+        calls.launch(function.ptr, x, y, z, threads, 1, 1, shared_bytes, stream, arguments.address, 0)
 
-    def _bind(self) -> tuple[Callable[[], int], Callable[..., None]]:
-        cuda = _cuda()
-        self._calls = cuda.runtime.getDevice, cuda.driver.launchKernel
+    def calls(self) -> Calls:
+        """The bindings, looked up once."""
+        if self._calls is None:
+            runtime = _cuda().runtime
+            launch, capturing = _cuda().driver.launchKernel, runtime.streamIsCapturing
+            self._calls = Calls(runtime.getDevice, launch, runtime.graphLaunch, capturing)
         return self._calls
 
 

@@ -3,6 +3,7 @@
 A cold call reads shapes, unifies dims, checks and compiles; it costs far more than a launch. So it leaves a plan under
 the signature of its arguments (dtype, shape, strides, device, alignment of each), and a warm call compares that
 signature, checks what it cannot hold (which bytes the arrays occupy, what the numbers are) and queues the launches.
+Calls that repeat do the same in a function that `warm_code` writes for them.
 """
 
 from __future__ import annotations
@@ -80,18 +81,25 @@ def learn(values: Sequence[Any]) -> bool:
 
 
 class Plan:
-    """Everything that calls of one signature have in common. `record` is what `last_run` says of each."""
+    """Everything that calls of one signature have in common. `record` is what `last_run` says of each, `written` how
+    many functions were written for it (`warm_code`).
+    """
 
     __slots__ = (
-        "apart", "defaults", "device", "disjoint", "driver", "library", "makers", "order", "prepared", "record",
-        "settings",
+        "apart", "defaults", "device", "disjoint", "driver", "library", "made", "makers", "order", "prepared", "record",
+        "settings", "written",
     )  # fmt: skip
 
     def __init__(self, driver: Driver, prepared: Prepared, binding: Binding, settings: Config, record: Any) -> None:
         assert binding.device is not None
         self.driver, self.prepared, self.settings, self.record = driver, prepared, settings, record
-        self.library, self.device = binding.library, binding.device
-        self.makers = tuple(_maker(binding, name) for name in binding.omitted)
+        self.library, self.device, self.written = binding.library, binding.device, 0
+        types = {p.name: p.dtype for p in binding.parameters}
+        self.made = tuple((shape, dtypes.parse(types[name])) for name, shape in binding.omitted.items())
+        self.makers = tuple(
+            (partial(binding.library.empty, *made, binding.device), _reader(binding, name))
+            for made, name in zip(self.made, binding.omitted, strict=True)
+        )
         defaults = [p.name for p in binding.parameters if p.name not in binding.given and p.kind == "scalar"]
         self.defaults = [binding.scalars[name] for name in defaults]
         # A call's values: its own arguments, the outputs made for it, defaults. `order` makes parameters of them.
@@ -139,12 +147,11 @@ class Plan:
         return True, as_result([self.library.returned(array, device) for array in made])
 
 
-def _maker(binding: Binding, name: str) -> tuple[Callable[[], Any], Reader]:
-    """How an output that was left out is made, and read."""
-    dtype = next(dtypes.parse(p.dtype) for p in binding.parameters if p.name == name)
+def _reader(binding: Binding, name: str) -> Reader:
+    """How an output that was left out is read."""
     reader = binding.infos[name].adapter.read
     assert reader is not None
-    return partial(binding.library.empty, binding.omitted[name], dtype, binding.device), reader
+    return reader
 
 
 def _disjoint(binding: Binding) -> tuple[tuple[int, int, int, int, int, int], ...]:

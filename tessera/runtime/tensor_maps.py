@@ -91,10 +91,13 @@ class Maps:
         known = self._last  # one tuple: another thread may put another one here
         if known[0] == addresses:
             return known[1]
-        several = addresses if len(self.places) > 1 else (addresses,)
-        made = tuple(tensor.at(address) for tensor, address in zip(self._tensors, several, strict=True))
+        made = self.at(addresses if len(self.places) > 1 else (addresses,))
         self._last = addresses, made
         return made
+
+    def at(self, addresses: Sequence[int]) -> tuple[bytes, ...]:
+        """The maps of tensors at these addresses, in order."""
+        return tuple([tensor.at(address) for tensor, address in zip(self._tensors, addresses, strict=True)])
 
     def moved(self, chosen: Sequence[int]) -> Maps:
         """The same maps of calls whose values lie elsewhere: value `n` at the place `chosen[n]`."""

@@ -10,6 +10,7 @@ import pytest
 
 import tessera as ts
 from tessera import Tensor, tile
+from tessera.config import using
 from tessera.errors import ArgumentError, EnvironmentProblem
 from tessera.runtime import api, arrays, launch, plan
 from tests.runtime import fake_cuda
@@ -243,10 +244,13 @@ def test_plans_do_not_grow_without_end(driver, monkeypatch):
     assert 1 <= len(api._state(scale)._plans) <= 3
 
 
-def test_settings_are_looked_at_by_every_call(driver, monkeypatch):
+def test_settings_are_looked_at_by_every_call(driver):
     scale, x, y, out = make_scale(), *(aligned((40, 64)) for _ in range(3))
-    scale(x, y, out, 1)
-    changed = replace(api.config(), backend="interpret")
-    monkeypatch.setattr(api, "config", lambda: changed)
-    with pytest.raises(ArgumentError, match="the interpret lane runs on the CPU"):
-        scale(x, y, out, 1)
+    for calls in range(4):
+        for _ in range(calls):
+            scale(x, y, out, 1)
+        launched = len(driver.launches)
+        refused = pytest.raises(ArgumentError, match="the interpret lane runs on the CPU")
+        with using(replace(api.config(), backend="interpret")), refused:
+            scale(x, y, out, 1)
+        assert len(driver.launches) == launched
