@@ -42,6 +42,9 @@ class Driver(launch.CupyDriver):
     def function(self, module: Any, kernel: str, shared_bytes: int, device: int) -> Any:
         return SimpleNamespace(ptr=1 << 40, name=kernel)
 
+    def block(self, size: int, device: int) -> Any:
+        return _memory(size)
+
     def multiprocessors(self, device: int) -> int:
         return 132
 

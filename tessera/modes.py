@@ -28,6 +28,7 @@ class _Frame(NamedTuple):
 
 _START = _Frame(False)
 _frame: ContextVar[_Frame] = ContextVar("tessera_mode", default=_START)
+current_frame = _frame.get  # for what cannot wait for `is_training`
 
 
 class Switch:

@@ -12,11 +12,11 @@ from typing import Any, overload
 
 import numpy as np
 
-from tessera.config import BACKENDS, TUNES, Config, config, using
+from tessera.config import BACKENDS, TUNES, Config, config, in_force, using
 from tessera.errors import ArgumentError, did_you_mean
 from tessera.frontend import definition
 from tessera.frontend.annotations import Tensor
-from tessera.frontend.definition import Definition, FunctionDefinition, KernelDefinition, LaunchOn, Wrapper
+from tessera.frontend.definition import MISSED, Definition, FunctionDefinition, KernelDefinition, LaunchOn, Wrapper
 from tessera.runtime import api, arrays
 from tessera.runtime.api import Run
 from tessera.runtime.function_state import FunctionRun
@@ -103,7 +103,8 @@ class Compiled(Wrapper):
         self.number = definition.numbered(self)
         definition.notice_torch()
         self._changes = dict(changes)
-        self._settings: tuple[Config, Config] | None = None  # of the environment, and with the changes
+        # `config.in_force` and `config` around a call, and the settings of that with the changes.
+        self._settings: tuple[Config | None, Config, Config] | None = None
         self._made: dict[tuple[Any, ...], AnyDefinition] = {}
         self._last: AnyDefinition | None = None
         self._parameters: list[inspect.Parameter] = []
@@ -119,6 +120,16 @@ class Compiled(Wrapper):
         if definition.tracing is not None and definition.tracing():
             definition.make_operator(self.number)
             return self.operator(*args, **kwargs)
+        own = self._definition
+        if own is not None and own.written and not kwargs:
+            settings, known = in_force(), self._settings
+            if known is not None and known[0] is settings:  # None where there are no changes
+                settings = known[2]
+            for written in own.written:
+                result = written(args, settings)
+                if result is not MISSED:
+                    self._last = own
+                    return result
         return self._run(self._definition or self._infer(args, kwargs), args, kwargs)
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
@@ -142,9 +153,9 @@ class Compiled(Wrapper):
             return callee(*args, **kwargs)
         outer = config()
         known = self._settings
-        if known is None or known[0] is not outer:  # one object, so that warm calls see that nothing changed
-            known = self._settings = outer, replace(outer, **self._changes)
-        with using(known[1]):
+        if known is None or known[1] is not outer:  # one object, so that warm calls see that nothing changed
+            known = self._settings = in_force(), outer, replace(outer, **self._changes)
+        with using(known[2]):
             return callee(*args, **kwargs)
 
     def _infer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AnyDefinition:

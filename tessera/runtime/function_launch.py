@@ -24,8 +24,9 @@ import numpy as np
 
 from tessera import dtypes, modes
 from tessera.buffers import Buffer, place
-from tessera.config import config
+from tessera.config import config, in_force
 from tessera.errors import EnvironmentProblem
+from tessera.frontend.definition import MISSED
 from tessera.frontend.function import element_name
 from tessera.ir.core import Kernel
 from tessera.ir.dims import evaluate
@@ -35,6 +36,7 @@ from tessera.runtime import arrays, launch, plan, workspace
 from tessera.runtime.arrays import Adapter, ArrayInfo, contiguous_strides
 from tessera.runtime.bind import Binding, as_result, bind, expand
 from tessera.runtime.execute import KernelRun
+from tessera.runtime.function_code import write_function_call
 from tessera.runtime.function_graphs import GRAPHS, LEAST_LAUNCHES, Graph, capture
 from tessera.runtime.function_plans import PlanPrograms, Step
 from tessera.runtime.function_scalars import scalar_value
@@ -48,7 +50,13 @@ def warm_call(state: FunctionState, args: tuple[Any, ...], kwargs: dict[str, Any
     """Whether a call could be queued as an earlier one was, and what it returns."""
     if not state.warm:
         return False, None
-    seen = plan.read((tuple(kwargs), modes.mode_key()), (*args, *kwargs.values()))
+    values = (*args, *kwargs.values())
+    form = tuple(kwargs) or None
+    for written in state.written.of(form):
+        result = written(values, in_force())
+        if result is not MISSED:
+            return True, result
+    seen = plan.read((tuple(kwargs), modes.mode_key()), values)
     known: Warm | None = None if seen is None else state.warm.get(seen[0])
     if known is None or seen is None or known.call.settings is not config():
         return False, None
@@ -56,6 +64,9 @@ def warm_call(state: FunctionState, args: tuple[Any, ...], kwargs: dict[str, Any
     if found is None:
         return False, None
     state.last_run = known.call.record
+    if not known.call.strided:  # copies of views cost more than writing saves
+        write = partial(write_function_call, known, state, seen[0], values)
+        state.written.served(form, known, known.call.settings, write)
     return True, found[0]
 
 
@@ -113,6 +124,7 @@ class DeviceCall:
         self.seeded, self.seed = seed is not None, made.seed
         results = self.programs.plan.results
         types = [(self.programs.shape(name, dims), self.programs.plan.buffers[name].dtype) for name in results]
+        self.made = types
         self.makers = [partial(library.empty, shape, dtype, device) for shape, dtype in types]
         hidden = [*made.specs, *([] if seed is None else [seed])]
         for name in (*hidden, *self.programs.result_roots()):
@@ -227,7 +239,7 @@ class DeviceCall:
             raise EnvironmentProblem("TS516", f"{message}: {error}") from error
         if capturing:
             self._keep(alive)
-        elif self.graphs and self._replay(values, base, stream):
+        elif self._replay(values, base, stream):
             self.record = self.replayed
             return made
         values = self._completed(values, base)
@@ -263,7 +275,20 @@ class DeviceCall:
             self.captured += alive[len(self.strided) :]
 
     def _replay(self, values: list[Any], base: int, stream: int) -> bool:
-        """Queues the graph of an equal call, which this one captures if it is the second; False where there is none."""
+        """Queues the graph of an equal call; False where there is none."""
+        graph = self.graph_of(values, base, stream)
+        if graph is None:
+            return False
+        graph.replay(stream)
+        return True
+
+    def graph_of(self, values: list[Any], base: int, stream: int) -> Graph | None:
+        """The graph of an equal call, which this one captures if it is the second; None where there is none.
+
+        `values` up to the addresses of results, `base` that of the workspace.
+        """
+        if not self.graphs:
+            return None
         key: tuple[Any, ...] = (self.serial, stream, base, *values)
         if self.floats:  # 0.0 and -0.0 are equal, but no equal arguments
             key += tuple([math.copysign(1.0, values[where]) for where in self.floats])
@@ -275,10 +300,9 @@ class DeviceCall:
                 if graph is not None:
                     GRAPHS.put(key, graph)
             if graph is None:
-                return False
+                return None
             last = self.last = key, graph
-        last[1].replay(stream)
-        return True
+        return last[1]
 
     def _capture(self, values: Sequence[Any]) -> Graph | None:
         try:
@@ -310,15 +334,19 @@ class Numbers:
         self._known: dict[tuple[Any, ...], list[int | float]] = {}
 
     def of(self, values: Sequence[Any]) -> list[int | float]:
-        given = {name: values[place] for name, place in self.given.items()}
-        key = tuple(given.values())
+        return self.at(tuple([values[place] for place in self.given.values()]))
+
+    def at(self, given: tuple[Any, ...]) -> list[int | float]:
+        """Those of the numbers of a call that `given` names, in order."""
+        key = given
         if 0 in key:  # 0.0 and -0.0 are equal
             key += tuple([math.copysign(1.0, number) for number in key])
         found = self._known.get(key)
         if found is None:
             if len(self._known) >= plan.LARGEST:
                 self._known.clear()
-            found = self._known[key] = [scalar_value(one, given, self.dims) for one in self.scalars.values()]
+            named = dict(zip(self.given, given, strict=True))
+            found = self._known[key] = [scalar_value(one, named, self.dims) for one in self.scalars.values()]
         return found
 
 
@@ -337,12 +365,14 @@ def _fixed_numbers(step: Step) -> list[tuple[str, int | float]]:
 
 
 class Warm:
-    """How the arguments of a call become the values of a `DeviceCall`."""
+    """How the arguments of a call become the values of a `DeviceCall`. `written`: how many functions were written for
+    such calls (`function_code`).
+    """
 
     def __init__(
         self, call: DeviceCall, state: FunctionState, made: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        self.call = call
+        self.call, self.written = call, 0
         names = [p.name for p in state.definition.parameters]
         passed = [*names[: len(args)], *kwargs]
         flat = [one for name in passed for one in _flat(name, made.lengths)]

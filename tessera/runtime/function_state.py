@@ -25,6 +25,7 @@ from tessera.runtime.execute import KernelRun
 from tessera.runtime.function_arguments import Given, check, declared_parameters, read_arguments, traced_parameters
 from tessera.runtime.function_plans import PlanPrograms
 from tessera.runtime.parameters import ParameterSpec
+from tessera.runtime.warm_code import WrittenCalls
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class FunctionState:
         self.definition = definition
         self.last_run: FunctionRun | None = None
         self.warm: dict[Any, Any] = {}  # what `function_launch` keeps for calls that look alike
+        self.written = WrittenCalls(definition)
         self._traces: dict[tuple[Any, ...], list[TraceState]] = {}
         self._tracing = threading.RLock()
 

@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from tessera.config import Config, in_force, of_environment
@@ -132,7 +133,8 @@ def write_arguments(
         pointer = dialect_of(library).look(text, name, f"p{name[1:]}", library.read, part)
         aligned += [pointer] if pointer else []
     if aligned:
-        text.leave_if(f"({' | '.join(aligned)}) & {ALIGNED}")
+        every = " | ".join(aligned)
+        text.leave_if(f"({every}) & {ALIGNED}" if len(aligned) > 1 else f"{every} & {ALIGNED}")
     return found
 
 
@@ -266,12 +268,12 @@ class Launches:
                 if formats == ["Q"]:
                     lines.append(f"block.words{number}[{offset // SLOT}] = {passed[0]}")
                 else:
-                    pack = self.text.bind("pack", struct.Struct(f"<{''.join(formats)}").pack_into)
+                    pack = self.text.bind("pack", _packer(f"<{''.join(formats)}"))
                     lines.append(f"{pack}(block.slots{number}, {offset}, {', '.join(passed)})")
 
     def _pack_maps(self, number: int, one: PreparedLaunch, offsets: Sequence[int], values: Sequence[Value]) -> None:
         assert one.maps is not None and len(offsets) == len(values)
-        pack = self.text.bind("pack", struct.Struct(_format_of_maps(offsets)).pack_into)
+        pack = self.text.bind("pack", _packer(_format_of_maps(offsets)))
         at = self.text.bind("maps_at", one.maps.at)
         passed = ", ".join(self._expression(value) for value in values)
         line = f"{pack}(block.slots{number}, {offsets[0]}, *{at}(({passed},)))"
@@ -288,6 +290,11 @@ class Launches:
 
     def _expression(self, value: Value) -> str:
         return value.text if value.kind != CONSTANT else self.text.bind("constant", value.number)
+
+
+@cache
+def _packer(layout: str) -> Callable[..., None]:
+    return struct.Struct(layout).pack_into
 
 
 def _format_of_maps(offsets: Sequence[int]) -> str:

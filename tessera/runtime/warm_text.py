@@ -25,6 +25,7 @@ class Text:
         self._lines: list[str] = []
         self._depth = 1
         self._bound: dict[str, Any] = {"MISSED": MISSED, "UNREADABLE": UNREADABLE}
+        self._numbers = count()
 
     def bind(self, hint: str, value: Any) -> str:
         """A name for an object, the same one for the same object: `hint` in capitals, as no variable is written."""
@@ -35,6 +36,10 @@ class Text:
             if known is value:
                 return name
         raise AssertionError
+
+    def serial(self) -> int:
+        """Another number each time, for variables."""
+        return next(self._numbers)
 
     def line(self, *lines: str) -> None:
         self._lines += [4 * self._depth * " " + line for line in lines]

@@ -50,6 +50,8 @@ class KeptBlocks:
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[tuple[Driver, int, int], tuple[Any, int, int]] = OrderedDict()
+        # Block, address and bytes for driver, device and stream; None where there is no block.
+        self.known = self._blocks.get
         self._lock = threading.Lock()
 
     def block(self, driver: Driver, size: int, device: int, stream: int) -> tuple[Any, int]:
