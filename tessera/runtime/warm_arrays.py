@@ -7,7 +7,9 @@ cost what reading the few attributes costs. Whatever they cannot tell is no reas
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 from tessera.dtypes import DType
@@ -81,19 +83,23 @@ class CupyDialect(Dialect):
 class TorchDialect(Dialect):
     def look(self, text: Text, array: str, pointer: str, reader: Reader, part: Any) -> str | None:
         dtype, shape, strides, device, low = part
-        if device.type != "cuda" or device.index is None:
+        if device.type not in ("cuda", "cpu"):
             return super().look(text, array, pointer, reader, part)
         dense = _dense(tuple(shape), tuple(strides), 1)
         asked = (
             f"{array}.dtype is not {text.bind('dtype', dtype)}",
             f"{array}.shape != {tuple(shape)!r}",
             f"not {array}.is_contiguous()" if dense else f"{array}.stride() != {tuple(strides)!r}",
-            f"not {array}.is_cuda",
-            f"{array}.get_device() != {device.index}",
+            f"not {array}.is_{device.type}",
+            f"{array}.get_device() != {-1 if device.index is None else device.index}",
         )
         text.leave_if(" or ".join(asked))
+        return self.address(text, array, pointer, part)
+
+    def address(self, text: Text, array: str, pointer: str, part: Any) -> str | None:
+        """The end of `look`, for an array that is known to be the same."""
         text.line(f"{pointer} = {array}.data_ptr()")
-        return _aligned(text, pointer, low)
+        return _aligned(text, pointer, part[-1])
 
     def make(self, text: Text, array: str, shape: tuple[int, ...], dtype: DType, device: int) -> str:
         torch = sys.modules["torch"]
@@ -123,6 +129,99 @@ def dialect_of(library: Adapter) -> Dialect:
     return next((_DIALECTS[kind] for kind in type(library).__mro__ if kind in _DIALECTS), Dialect)(library)
 
 
+# ---- all arguments of a call -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An array of a call: the variables that hold it and its address, itself, and its part of the signature."""
+
+    name: str
+    pointer: str
+    value: Any
+    part: Any
+
+    @cached_property
+    def library(self) -> Adapter:
+        found = adapter(self.value)
+        assert found is not None and found.read is not None
+        return found
+
+
+class Arrays:
+    """The arrays of a call, those of torch compared by one call of torch's where it has one.
+
+    `compared` are the names of these, whose types nobody needs to ask for.
+    """
+
+    def __init__(self, every: Sequence[Seen]) -> None:
+        self._every = every
+        of_torch = [one for one in every if isinstance(dialect_of(one.library), TorchDialect)]
+        self._check = _torch_check(of_torch) if of_torch else None
+        self.compared = {one.name for one in of_torch} if self._check else set()
+
+    def look(self, text: Text) -> None:
+        """Lines that set the addresses, or leave where an array is another one than its part of the signature says."""
+        if self._check:
+            names = [one.name for one in self._every if one.name in self.compared]
+            text.leave_if(f"not {text.bind('same_tensors', self._check)}({', '.join(names)})")
+        aligned = []
+        for one in self._every:
+            dialect = dialect_of(one.library)
+            if one.name in self.compared and isinstance(dialect, TorchDialect):
+                pointer = dialect.address(text, one.name, one.pointer, one.part)
+            else:
+                assert one.library.read is not None
+                pointer = dialect.look(text, one.name, one.pointer, one.library.read, one.part)
+            aligned += [pointer] if pointer else []
+        if aligned:
+            every = " | ".join(aligned)
+            text.leave_if(f"({every}) & {ALIGNED}" if len(aligned) > 1 else f"{every} & {ALIGNED}")
+
+
+def _torch_check(tensors: Sequence[Seen]) -> Callable[..., bool] | None:
+    """Whether tensors are like these in type, dtype, device, sizes and strides: what torch's own compiler guards with,
+    in a third of the time that asking for these takes. None where there is no such thing, or it refuses these tensors:
+    it wants each of them once.
+    """
+    if not _torch_checks(sys.modules["torch"]):
+        return None
+    check = _torch_guards(
+        [one.value for one in tensors],
+        [list(one.part[1]) for one in tensors],
+        [list(one.part[2]) for one in tensors],
+    )
+    return check if check(*[one.value for one in tensors]) is True else None
+
+
+def _torch_guards(tensors: Sequence[Any], shapes: Sequence[Any], strides: Sequence[Any]) -> Callable[..., bool]:
+    guards = sys.modules["torch"]._C._dynamo.guards
+    return guards.TensorGuards(*tensors, dynamic_dims_sizes=shapes, dynamic_dims_strides=strides).check
+
+
+@cache
+def _torch_checks(torch: Any) -> bool:
+    """Whether this torch has such a check that tells apart what it should: it is no public part of torch."""
+    try:
+        like = torch.empty((2, 3))
+        check = _torch_guards([like], [[2, 3]], [[3, 1]])
+        others = [
+            torch.empty((2, 4)),
+            torch.empty((3, 3)),
+            torch.empty((6,)),
+            torch.empty((3, 2)).T,
+            torch.empty((2, 6))[:, :3],
+            torch.empty((2, 3), dtype=torch.int32),
+            torch.empty((2, 3), dtype=torch.bfloat16),
+            torch.empty((2, 3), device="meta"),
+            torch.nn.Parameter(like),
+            like.numpy(),
+        ]
+        return check(like) is True and check(torch.empty((2, 3))) is True and not any(check(one) for one in others)
+    except Exception:  # whatever another version makes of it
+        return False
+
+
 def _dense(shape: tuple[int, ...], strides: tuple[int, ...], item: int) -> bool:
     """Whether the library itself would call the array contiguous, which is quicker to ask than its strides."""
     dense = contiguous_strides(shape)
@@ -144,4 +243,4 @@ def _address_of(array: Any) -> int:
     return found.describe(array).pointer if found.read is None else found.read(array)[1]
 
 
-__all__ = ["Dialect", "dialect_of"]
+__all__ = ["Arrays", "Dialect", "Seen", "dialect_of"]

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from tessera.config import Config, in_force, of_environment
 from tessera.frontend.definition import Definition
 from tessera.program import MAP_BYTES
-from tessera.runtime import arrays, workspace
+from tessera.runtime import workspace
 from tessera.runtime.arrays import ALIGNED, Adapter
 from tessera.runtime.launch import SLOT, Arguments, CupyDriver, Driver, PreparedLaunch
-from tessera.runtime.warm_arrays import Dialect, dialect_of
+from tessera.runtime.warm_arrays import Arrays, Dialect, Seen, dialect_of
 from tessera.runtime.warm_text import Text
 
 if TYPE_CHECKING:
@@ -103,39 +103,41 @@ def write_arguments(
     names = [f"a{number}" for number in range(len(values))]
     if names:
         text.line(f"{', '.join(names)}{',' * (len(names) == 1)} = values")
-    tensors: list[tuple[str, Any, Any]] = []  # name, value, part of the signature
-    types, found = [], []
+    tensors: list[Seen] = []
+    lists: list[tuple[str, list[Seen]]] = []
+    asked: list[tuple[str, Any]] = []  # whose types are asked for
+    found: list[str | list[str]] = []
     for name, value, part in zip(names, values, parts, strict=True):
-        types.append(f"type({name}) is not {text.bind(type(value).__name__, type(value))}")
+        pointer = f"p{name[1:]}"
         if isinstance(value, (list, tuple)):
-            items = [f"{name}_{number}" for number in range(len(value))]
-            tensors += zip(items, value, part, strict=True)
-            found.append([f"p{item[1:]}" for item in items])
+            pairs = enumerate(zip(value, part, strict=True))
+            items = [Seen(f"{name}_{number}", f"{pointer}_{number}", *pair) for number, pair in pairs]
+            lists.append((name, items))
+            tensors += items
+            asked.append((name, value))
+            found.append([one.pointer for one in items])
         elif part is type(value):  # a number
+            asked.append((name, value))
             found.append(name)
         else:
-            tensors.append((name, value, part))
-            found.append(f"p{name[1:]}")
-    if types:
-        text.leave_if(" or ".join(types))
-    for name, value in zip(names, values, strict=True):
-        if isinstance(value, (list, tuple)):
-            text.leave_if(f"len({name}) != {len(value)}")
-            items = [f"{name}_{number}" for number in range(len(value))]
-            if items:
-                text.line(f"{', '.join(items)}{',' * (len(items) == 1)} = {name}")
-                kinds = zip(items, (text.bind(type(one).__name__, type(one)) for one in value), strict=True)
-                text.leave_if(" or ".join(f"type({item}) is not {kind}" for item, kind in kinds))
-    aligned: list[str] = []
-    for name, value, part in tensors:
-        library = arrays.adapter(value)
-        assert library is not None and library.read is not None
-        pointer = dialect_of(library).look(text, name, f"p{name[1:]}", library.read, part)
-        aligned += [pointer] if pointer else []
-    if aligned:
-        every = " | ".join(aligned)
-        text.leave_if(f"({every}) & {ALIGNED}" if len(aligned) > 1 else f"{every} & {ALIGNED}")
+            tensors.append(Seen(name, pointer, value, part))
+            asked.append((name, value))
+            found.append(pointer)
+    arrays = Arrays(tensors)
+    _write_types(text, [one for one in asked if one[0] not in arrays.compared])
+    for name, items in lists:
+        text.leave_if(f"len({name}) != {len(items)}")
+        if items:
+            text.line(f"{', '.join(one.name for one in items)}{',' * (len(items) == 1)} = {name}")
+            _write_types(text, [(one.name, one.value) for one in items if one.name not in arrays.compared])
+    arrays.look(text)
     return found
+
+
+def _write_types(text: Text, asked: Sequence[tuple[str, Any]]) -> None:
+    if asked:
+        types = [(name, text.bind(type(value).__name__, type(value))) for name, value in asked]
+        text.leave_if(" or ".join(f"type({name}) is not {kind}" for name, kind in types))
 
 
 def write_apart(text: Text, a: str, a_low: int, a_high: int, b: str, b_low: int, b_high: int) -> None:
