@@ -6,8 +6,10 @@ The tests of general calls that are imported here run again, with the first warm
 import ctypes
 import gc
 import struct
+import sys
 import threading
 import weakref
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -365,3 +367,32 @@ def test_cupy_arrays_of_another_device_or_thread(stub, cold, monkeypatch):
     worker = threading.Thread(target=lambda: [steps(x) for _ in range(2)])
     worker.start(), worker.join()
     assert contexts == [0] and len(cold) == 1 and len(stub.queued) == 7
+
+
+def python_calls(call):
+    """The names of the functions of this package that a call enters."""
+    found = []
+
+    def note(frame, event, _):
+        file = frame.f_code.co_filename
+        if event == "call" and ("tessera" in file and "tests" not in file and "stub_cuda" not in file):
+            found.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def test_a_written_call_enters_two_functions(stub):
+    """What a caller waits for is straight lines: the definition's own call, and what was written."""
+    x, steps, one = stub_cuda.cupy_array((16, 64)), make_steps(3), copy(bend)
+    queued, out = ts.compile(make_steps(8), graphs=False), stub_cuda.cupy_array((16, 64))
+    for _ in range(4):
+        steps(x), queued(x), one(x, 2.0, out), one(x, 2.0)
+    assert steps.written and len(one.written) == 2
+    assert python_calls(lambda: steps(x)) == ["__call__", "call_steps"]
+    assert python_calls(lambda: queued(x)) == ["__call__", "call_steps"]
+    assert python_calls(lambda: one(x, 3.0)) == ["__call__", "call_bend"]
