@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 from tessera.dtypes import DType
@@ -203,21 +203,22 @@ def _torch_guards(tensors: Sequence[Any], shapes: Sequence[Any], strides: Sequen
 def _torch_checks(torch: Any) -> bool:
     """Whether this torch has such a check that tells apart what it should: it is no public part of torch."""
     try:
-        like = torch.empty((2, 3))
+        empty = partial(torch.empty, device="cpu")
+        like = empty((2, 3))
         check = _torch_guards([like], [[2, 3]], [[3, 1]])
         others = [
-            torch.empty((2, 4)),
-            torch.empty((3, 3)),
-            torch.empty((6,)),
-            torch.empty((3, 2)).T,
-            torch.empty((2, 6))[:, :3],
-            torch.empty((2, 3), dtype=torch.int32),
-            torch.empty((2, 3), dtype=torch.bfloat16),
+            empty((2, 4)),
+            empty((3, 3)),
+            empty((6,)),
+            empty((3, 2)).T,
+            empty((2, 6))[:, :3],
+            empty((2, 3), dtype=torch.int32),
+            empty((2, 3), dtype=torch.bfloat16),
             torch.empty((2, 3), device="meta"),
             torch.nn.Parameter(like),
             like.numpy(),
         ]
-        return check(like) is True and check(torch.empty((2, 3))) is True and not any(check(one) for one in others)
+        return check(like) is True and check(empty((2, 3))) is True and not any(check(one) for one in others)
     except Exception:  # whatever another version makes of it
         return False
 
