@@ -186,12 +186,12 @@ def _torch_check(tensors: Sequence[Seen]) -> Callable[..., bool] | None:
     """
     if not _torch_checks(sys.modules["torch"]):
         return None
-    check = _torch_guards(
-        [one.value for one in tensors],
-        [list(one.part[1]) for one in tensors],
-        [list(one.part[2]) for one in tensors],
-    )
-    return check if check(*[one.value for one in tensors]) is True else None
+    given = [one.value for one in tensors]
+    try:
+        check = _torch_guards(given, [list(one.part[1]) for one in tensors], [list(one.part[2]) for one in tensors])
+        return check if check(*given) is True else None
+    except (RuntimeError, TypeError):  # of another form than torch's own compiler guards
+        return None
 
 
 def _torch_guards(tensors: Sequence[Any], shapes: Sequence[Any], strides: Sequence[Any]) -> Callable[..., bool]:
