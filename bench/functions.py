@@ -16,7 +16,7 @@ from bench.cases import BF16, compiled, eager, floor, load, normal, square, star
 from tessera.runtime.bench_case import OURS, Case, Entrant, Prepared, Problem  # noqa: E402
 
 B, S, D, N, G = 16, 2048, 512, 4, 128
-DISTANCE, SLICE = 3, 128
+DISTANCE, SLICE, TEMPERATURE = 3, 128, 0.8
 DOCUMENT = "gdn/gdn_part1.md"
 
 
@@ -39,7 +39,7 @@ def f3(delta, context, gate):
 
     projection = context @ gate
     hidden = torch.nn.functional.silu(projection + delta.norm(dim=-1, keepdim=True))
-    return delta * (torch.softmax(hidden @ gate.T, -1) * scale(DISTANCE))
+    return delta * (torch.softmax(hidden @ gate.T / TEMPERATURE, -1) * scale(DISTANCE))
 
 
 def f5(target, weights, *tensors):
@@ -52,15 +52,15 @@ def f5(target, weights, *tensors):
     return total
 
 
-def f9(source, target):
+def f9(source, target, learned):
     delta = target - source
-    return delta / delta.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+    return delta / delta.norm(dim=-1, keepdim=True).clamp_min(1e-8) * learned
 
 
 def f10(x):
     import torch
 
-    return torch.softmax(x, -1)
+    return torch.softmax(x / TEMPERATURE, -1)
 
 
 def f11(x, *tensors):
@@ -124,7 +124,7 @@ def functions(dims):
     elif name == "F3":
         delta, context = activations(2)
         gate = square(D, G)
-        given, plain, tensors = [delta, context, gate, DISTANCE], f3, (delta, context, gate)
+        given, plain, tensors = [delta, context, gate, DISTANCE, TEMPERATURE], f3, (delta, context, gate)
         function, inputs, flops = "adaptive_gating_mechanism", 2, 4 * size * G
     elif name == "F5":
         target, *sources = activations(N + 1)
@@ -132,11 +132,12 @@ def functions(dims):
         function, inputs, flops = "multi_scale_delta_aggregation", N + 1, N * flops
     elif name == "F9":
         source, target = activations(2)
-        given, plain, tensors = [source, target], f9, (source, target)
+        learned = torch.ones((), device="cuda", dtype=torch.bfloat16)  # as the store of parameters has it at first
+        given, plain, tensors = [source, target], f9, (source, target, learned)
         function, inputs, flops = "safe_delta_computation", 2, 4 * size
     elif name == "F10":
         (x,) = activations(1)
-        given, plain, tensors = [x], f10, (x,)
+        given, plain, tensors = [x, TEMPERATURE], f10, (x,)
         function, inputs, flops = "stable_gating_computation", 1, 5 * size
     elif name == "F11":
         x, previous = normal(B, S, D).to(torch.float8_e4m3fn), activations(N)
