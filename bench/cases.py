@@ -430,7 +430,7 @@ CASES = [
     Case(
         "aggregation",
         "F12 and F6 of the document: gated deltas summed over L layers",
-        tuple({"M": ROWS, "D": d, "L": layers} for layers in (1, 4) for d in WIDTHS),
+        tuple({"M": ROWS, "D": d, "L": layers} for layers in (1, 4, 8) for d in WIDTHS),
         aggregation,
         (*ALTERNATIVES, "triton", "cublas", "stream"),
         searched_aggregation,

@@ -347,7 +347,7 @@ def test_the_cases_of_this_checkout(checkout):
         "layer_norm",
     ]
     rows = {name: [tuple(row.values()) for row in case.rows] for name, case in checkout.items()}
-    assert set(rows["aggregation"]) == {(32768, d, n) for d in (128, 256, 512, 1024, 2048) for n in (1, 4)}
+    assert set(rows["aggregation"]) == {(32768, d, n) for d in (128, 256, 512, 1024, 2048) for n in (1, 4, 8)}
     assert set(rows["gemm"]) == {(n, n, n, s) for n in (4096, 8192) for s in ("nn", "nt", "tn", "tt")}
     assert rows["gemm_fp8"] == [(8192, 8192, 8192, sums) for sums in ("f32", "fast")]
     assert rows["softmax"] == [(131072, 1024), (32768, 4096)]
