@@ -66,13 +66,14 @@ class Points:
         return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
 
     def short_list(self, launch: Sequence[str]) -> list[Point]:
-        """Points that stand for all: the tile sizes all small, all middling, all large, with the first values of the
-        constants in `launch`, which only say how a block works.
+        """Points that stand for all: the author's first one, then the tile sizes all small, all middling, all large, in
+        whatever order their lists are, with the first values of the constants in `launch`, which only say how a block
+        works.
         """
-        levels: list[Point] = []
+        levels: list[Point] = [{name: values[0] for name, values in self.candidates.items()}]
         for share in (0.0, 0.5, 1.0):
             point = {
-                name: values[0 if name in launch else round(share * (len(values) - 1))]
+                name: values[0] if name in launch else _ascending(values)[round(share * (len(values) - 1))]
                 for name, values in self.candidates.items()
             }
             levels += [point] if point not in levels else []
@@ -104,6 +105,11 @@ class Points:
     def _launched(self, kernel: Kernel) -> Kernel:
         kernel = apply_grid(kernel, tuple(self.grid)) if self.grid is not None else kernel
         return with_strides(kernel, self.strides) if self.strides else kernel
+
+
+def _ascending(values: Sequence[Any]) -> list[Any]:
+    """Sizes in ascending order; other values as the author lists them."""
+    return sorted(values) if all(type(value) in (int, float) for value in values) else list(values)
 
 
 def _with(kernel: Kernel, **attributes: Any) -> Kernel:
