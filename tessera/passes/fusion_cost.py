@@ -1,13 +1,14 @@
 """What a kernel of a function costs, so that fusion can compare one kernel with two. The model, per row:
 
     bytes of the rows that it reads and writes
-    + for each product, bytes of its right operand / rows of a program / L2_SHARE
+    + for each product, bytes of its right operand / rows of a program / L2_SHARE,
+    or operations of its products of f32 / F32_OPERATIONS where these are more
     + LAUNCH_BYTES
 
 Rows go through memory once. A right operand is read by every program, from the L2 cache, which delivers L2_SHARE times
-what memory does; so a kernel whose programs hold few rows, since lines must be whole, pays for its product. A launch
-takes as long as LAUNCH_BYTES of each of NOMINAL_ROWS rows. The number of rows of a call decides nothing: plans serve
-all of them. Sizes that decide are compiled in.
+what memory does; so a kernel whose programs hold few rows, since lines must be whole, pays for its product. Products of
+f32 have no tensor cores: memory waits for them. A launch takes as long as LAUNCH_BYTES of each of NOMINAL_ROWS rows.
+The number of rows of a call decides nothing: plans serve all of them. Sizes that decide are compiled in.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from collections.abc import Mapping, Sequence
 from tessera.errors import SourceError
 from tessera.ir.core import Op, Value
 from tessera.ir.dims import Size, evaluate, symbols
+from tessera.ir.ops.tiles import format_of
 from tessera.ir.types import dtype_of, shape_of
 from tessera.passes.graph_groups import columns_of, is_along, source_of
 
 L2_SHARE = 4  # 5.5 TB/s and more of an A100's or H100's L2 cache, against 1.5 to 3 TB/s of its memory
+F32_OPERATIONS = 16  # for each byte of memory: 67e12 a second and 3.35 TB/s of an H100, 19.5e12 and 2 TB/s of an A100
 NOMINAL_ROWS = 4096
 LAUNCH_BYTES = 1536  # 2 us at 3 TB/s are 6 MB, a row's share of which this is
 
@@ -120,17 +123,22 @@ def _rows_of_lines(lines: Sequence[int]) -> int:
     return max(LEAST_PRODUCT_ROWS, min(MOST_ROWS, WHOLE_ELEMENTS // power_of_two(max(lines))))
 
 
-def row_cost(ops: Sequence[Op], read: Sequence[Value], stored: Sequence[Value], sizes: Sizes) -> int:
-    """The cost of a row group by the model of this module, in bytes per row. `read`, `stored`: its tensors of rows."""
-    total = LAUNCH_BYTES
+def row_cost(
+    ops: Sequence[Op], read: Sequence[Value], stored: Sequence[Value], sizes: Sizes, rows: int | None = None
+) -> int:
+    """The cost of a row group by the model of this module, in bytes per row. `read`, `stored`: its tensors of rows;
+    `rows`: of a program, where those are not the nominal ones.
+    """
+    moved = operations = 0
     for value in (*read, *stored):
-        total += sizes.decide(columns_of(shape_of(value.type))) * dtype_of(value.type).bytes
-    rows = nominal_rows(ops, sizes)
+        moved += sizes.decide(columns_of(shape_of(value.type))) * dtype_of(value.type).bytes
+    rows = rows or nominal_rows(ops, sizes)
     for op in ops:
         if op.name == "matmul":
             depth, columns = (sizes.decide(size) for size in shape_of(op.operands[1].type)[-2:])
-            total += depth * columns * dtype_of(op.operands[1].type).bytes // (rows * L2_SHARE)
-    return total
+            moved += depth * columns * dtype_of(op.operands[1].type).bytes // (rows * L2_SHARE)
+            operations += 2 * depth * columns if format_of(op) == "f32" else 0
+    return LAUNCH_BYTES + max(moved, operations // F32_OPERATIONS)
 
 
 __all__ = [

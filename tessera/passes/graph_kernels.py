@@ -352,10 +352,15 @@ class RowKernel:
         return self.maker.builder.value("transpose", tile) if flipped else tile
 
     def _tile(
-        self, found: Access, starts: Sequence[Value | Size], offsets: Sequence[Value | None], shape: tuple[int, ...]
+        self,
+        found: Access,
+        starts: Sequence[Value | Size],
+        offsets: Sequence[Value | None],
+        shape: tuple[int, ...],
+        known: bool = False,
     ) -> tuple[Value, bool]:
         """The tile of the last two axes of a value at `offsets` (None: from the first element), and whether it is
-        transposed. `starts`: where the value begins in its root.
+        transposed. `starts`: where the value begins in its root; `known`: the sizes of both axes are compiled in.
         """
         root = shape_of(found.root.type)
         inner = [axis for axis in found.axes[-2:] if axis is not None]
@@ -363,7 +368,7 @@ class RowKernel:
         whole = [
             axis
             for axis, offset in zip(found.axes[-2:], offsets[-2:], strict=True)
-            if axis is not None and offset is None
+            if axis is not None and (known or offset is None)
         ]
         sizes = [self.sizes.fix(size) if axis in whole else self.maker.dim_of(size) for axis, size in enumerate(root)]
         at: list[Value | Size] = [self._start(start) for start in starts]

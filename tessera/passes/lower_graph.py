@@ -17,8 +17,10 @@ from tessera.passes.fuse import fuse
 from tessera.passes.graph_attention import attention_kernel
 from tessera.passes.graph_groups import Group, is_alias, is_batched, is_made_again, is_scalar_op, rows_of
 from tessera.passes.graph_kernels import KernelMaker, Sizes, row_kernel
+from tessera.passes.graph_lines import line_kernel
 from tessera.passes.graph_movers import copy_kernel, mover_kernels
 from tessera.passes.graph_scalars import host_scalar
+from tessera.passes.graph_walks import walks_of
 from tessera.passes.plan_fusion import ATTENTION
 from tessera.plan import GraphPlan, PlanBuffer, PlanLaunch, Rounding, Scalar
 
@@ -109,10 +111,15 @@ class _Lowering:
             self.inner[value] = result
         outputs = list(dict.fromkeys(end.operands))
         group = Group(ops, rows_of(shape_of(outputs[0].type)), any(map(is_batched, ops)), outputs)
-        skipped = self._skipped(group, set(outputs))
-        exact = op.attributes["region"] != ATTENTION or is_strict(self.function)
-        if op.attributes["region"] == ATTENTION:
+        attends = op.attributes["region"] == ATTENTION
+        inside = set(ops)
+        walks = None if attends else walks_of(ops, outputs, lambda each: each in inside, self.sizes)
+        skipped = self._skipped(group, set(outputs), set(walks.kept if walks is not None else ()))
+        exact = not attends or is_strict(self.function)
+        if attends:
             maker = attention_kernel(group, self.sizes, skipped, exact)
+        elif walks is not None:
+            maker = line_kernel(group, walks, self.sizes, skipped)
         else:
             maker = row_kernel(group, self.sizes, skipped)
         named = [each for each in ops if not is_made_again(each)] or ops
@@ -120,11 +127,11 @@ class _Lowering:
         if not exact:
             self.reordered.append(self.kernels[self.launches[-1].kernel].name)
 
-    def _skipped(self, group: Group, outputs: set[Value]) -> frozenset[Op]:
+    def _skipped(self, group: Group, outputs: set[Value], kept: set[Value]) -> frozenset[Op]:
         """The implicit casts of a group that it does without, all of them reported.
 
-        One whose result leaves the kernel or is multiplied on tensor cores stays, for every user, so that the value is
-        one value.
+        One whose result leaves the kernel, is kept in a buffer (`kept`) or is multiplied on tensor cores stays, for
+        every user, so that the value is one value.
         """
         found = set()
         for op in group.ops:
@@ -133,7 +140,7 @@ class _Lowering:
             wide, narrow = dtype_of(op.operands[0].type), op.attributes["dtype"]
             if not (wide.is_float and narrow.is_float and narrow.bits < wide.bits):
                 continue
-            why = self._why_kept(op, outputs)
+            why = self._why_kept(op, outputs, kept)
             if not why:
                 found.add(op)
             name = op.result.name or op.operands[0].name or "a value"
@@ -142,13 +149,15 @@ class _Lowering:
             self.roundings.append(Rounding(name, wide, narrow, explicit, op in found, why, op.loc))
         return frozenset(found)
 
-    def _why_kept(self, op: Op, outputs: set[Value]) -> str:
+    def _why_kept(self, op: Op, outputs: set[Value], kept: set[Value]) -> str:
         if not op.attributes["implicit"]:
             return "it is written in the program"
         if is_strict(self.function):
             return "the function is strict"
         if op.result in outputs:
             return "the value is stored"
+        if op.result in kept:
+            return "a buffer of its kernel holds it"
         if any(user.name == "matmul" for user in self.used.get(op.result, [])):
             return "a product takes it"
         if not all(user.name == "cast" and user.attributes["implicit"] for user in self.used.get(op.result, [])):

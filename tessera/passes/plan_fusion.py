@@ -4,7 +4,7 @@ Every op that computes rows starts as a cluster of its own. In program order, an
 operands, the one that saves the most bytes first; then clusters merge that read the same rows. Two merge unless a rule
 refuses (`refusal`): their rows differ, one of them needs all of what the other makes in memory, something between them
 would have to run in the middle of their kernel, or the cost model of `fusion_cost` says that it does not pay. At the
-end a cluster is cut where storing a value would compute a product twice.
+end a cluster is cut where storing a value would compute a product twice; one that walks over its lines never does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from tessera.ir.core import Block, Kernel, Op, Value, uses
 from tessera.ir.dims import Size
 from tessera.ir.opdef import CONSTANT, ELEMENTWISE
-from tessera.ir.ops.tiles import format_of
 from tessera.ir.types import TileType, dtype_of, shape_of, shape_text
 from tessera.passes.fusion_cost import Sizes, count, row_cost
 from tessera.passes.graph_access import access, rows_in_place, unit
@@ -37,10 +36,9 @@ from tessera.passes.graph_groups import (
     rows_of,
     source_of,
 )
+from tessera.passes.graph_walks import Walks, must_walk, walked_rows, why_not_walk
 
-WIDEST_REDUCED_PRODUCT = 512  # columns of a product whose rows a later op of its kernel may reduce, and of a product
-# that is the left operand of another one: registers of a program of 16 rows
-WIDEST_F32_LINE = 128  # the same where f32 is multiplied, by units that are not tensor cores
+WIDEST_F32_PRODUCT = 128  # columns of a right operand that a program has all of where f32 is multiplied
 WIDEST_ROW = 1 << 15  # that a program holds
 WIDEST_CAST = 1 << 13  # elements of a right operand that is cast behind its load: registers of a program hold all of it
 WIDEST_VIEW = 4096  # columns of rows that are read in place: kernels are made for their number
@@ -119,9 +117,10 @@ class _Planner:
             else:
                 self._add(op)
         self._sink()
+        self._join()
         self._share_reads()
         for cluster in list(self.clusters.values()):
-            if cluster.kind == ROWS:
+            if cluster.kind == ROWS and not self._walked_rows(cluster.ops):
                 self._cut(cluster)
         self._sink()
         clusters = self._ordered()
@@ -201,7 +200,7 @@ class _Planner:
         if op is None or not is_widening(op) or not self._through(op):
             return 0
         depth, columns = (self.sizes.decide(size) for size in shape_of(value.type)[-2:])
-        return depth * columns if columns <= WIDEST_F32_LINE else 0  # of more, a few columns are computed at a time
+        return depth * columns if columns <= WIDEST_F32_PRODUCT else 0  # of more, a few columns are computed at a time
 
     def _through(self, op: Op) -> bool:
         """Whether nothing has an op's result in memory, as far as is known."""
@@ -308,24 +307,33 @@ class _Planner:
             return f"a kernel takes at most {MOST_TENSORS} tensors"
         if not products:
             return None
+        if columns := must_walk(ops, self.sizes):
+            why = why_not_walk(ops, self.sizes)
+            if why is None and self._walked_rows(ops) == 0:
+                why = "shared memory does not hold what is kept of them"
+            if why is not None:
+                return f"lines of {columns} columns behind a product are more than registers hold, and {why}"
         hard: set[Value] = set()
         decided = False
         for op in ops:
             behind = any(source_of(value, hard) in hard for value in op.operands)
-            line = op.operands[0] if op.name == "matmul" or is_along(op) else None
-            if line is not None and behind and source_of(line, hard) in hard:
-                columns = self.sizes.decide(columns_of(shape_of(line.type)))
-                most = WIDEST_F32_LINE if any(map(_multiplies_f32, products)) else WIDEST_REDUCED_PRODUCT
-                if columns > most:
-                    return f"lines of {columns} columns behind a product are more than a program holds ({most})"
             decided |= is_along(op) or op.name == "matmul" and behind
             if behind or op.name == "matmul":
                 hard.update(op.results)
         return self._costs(first, second, ops, read) if decided else None
 
+    def _walked_rows(self, ops: list[Op]) -> int | None:
+        """Rows of a program of a kernel that walks over lines, 0 where it cannot; None where it has no need to."""
+        if not must_walk(ops, self.sizes):
+            return None
+        return walked_rows(Walks(ops, self._stored(ops), lambda op: op in self.nowhere), self.sizes)
+
+    def _cost(self, ops: list[Op], read: list[Value]) -> int:
+        return row_cost(ops, read, self._stored(ops), self.sizes, self._walked_rows(ops))
+
     def _costs(self, first: Cluster, second: Cluster, ops: list[Op], read: list[Value]) -> str | None:
-        apart = sum(row_cost(c.ops, self._read(c.ops), self.outputs(c), self.sizes) for c in (first, second))
-        together = row_cost(ops, read, self._stored(ops), self.sizes)
+        apart = sum(self._cost(c.ops, self._read(c.ops)) for c in (first, second))
+        together = self._cost(ops, read)
         if together <= apart:
             return None
         return f"it costs more: {together} bytes a row as one kernel, {apart} as two, since lines are held whole"
@@ -419,6 +427,21 @@ class _Planner:
             for value in values
             if not _one_row(value)
         )
+
+    def _join(self) -> None:
+        """Merges clusters with those that they read, once it is known what else is in both: the whole may be cheaper
+        where a part of it was not.
+        """
+        for number in sorted(self.clusters):
+            joined = True
+            while joined and number in self.clusters:
+                cluster = self.clusters[number]
+                makers = {m.number: m for op in cluster.ops for value in op.operands for m in self.makers(value)}
+                joined = False
+                for maker in sorted(makers.values(), key=lambda c: -c.number):
+                    if maker is not cluster and self.refusal(maker, cluster) is None:
+                        number, joined = self._merge(maker, cluster).number, True
+                        break
 
     # -- clusters that read the same
 
@@ -548,10 +571,6 @@ def _one_row(value: Value) -> bool:
     return one_row(shape_of(value.type))
 
 
-def _multiplies_f32(product: Op) -> bool:
-    return format_of(product) == "f32"
-
-
 def _takes_rows(op: Op) -> bool:
     """Whether an op that is no product makes rows of rows."""
     return is_row_op(op) and not is_free(op)
@@ -562,5 +581,5 @@ def _takes(op: Op, values: set[Value], made: set[Value]) -> bool:
 
 
 __all__ = [
-    "ATTENTION", "MOST_PRODUCTS", "MOVE", "ROWS", "WIDEST_REDUCED_PRODUCT", "Cluster", "Edge", "Fusion", "plan_fusion",
+    "ATTENTION", "MOST_PRODUCTS", "MOVE", "ROWS", "Cluster", "Edge", "Fusion", "plan_fusion",
 ]  # fmt: skip

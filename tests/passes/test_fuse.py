@@ -42,7 +42,7 @@ LARGE = {"B": 4, "S": 1024, "D": 512, "G": 64, "L": 4}
 
 COUNTS = {  # kernels at SMALL and at LARGE; F2, F6 and F12 are kernels, F4 is a number
     "delta_connection": (1, 1),  # F1
-    "adaptive_gating_mechanism": (1, 2),  # F3
+    "adaptive_gating_mechanism": (1, 1),  # F3
     "multi_scale_delta_aggregation": (1, 1),  # F5
     "delta_layer_with_checkpointing": (3, 11),  # F7
     "distributed_gdn_layer": (3, 9),  # F8
