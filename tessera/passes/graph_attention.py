@@ -1,10 +1,10 @@
 """Attention found in a function, as one kernel: softmax(f(q @ k)) @ v without the scores in memory.
 
 What is looked for is meaning, not a name: a product, elementwise ops on it, the row softmax of those, and a product
-along the axis that the softmax has reduced. A program keeps a block of rows and walks over the keys more than once,
-with scores that exist a block at a time: first for the largest score and the sum of a row, then for the shares, which
-are rounded as the function rounds them, and their product with the values. Keeping the sum up to date while the largest
-score grows adds up in another order; a strict function has a walk for each, and every bit of its own.
+along the axis that the softmax has reduced. A program keeps a block of rows and walks over the keys, with scores that
+exist a block at a time. The largest score and the sum of a row are kept up to date, and what has been added up shrinks
+when a larger score appears; blocks of keys that no row of the program can see are left out (`graph_masks`). That adds
+up in another order; a strict function has walks over all keys, one after the other, and every bit of its own.
 
 Indices and masks made of them are computed where they are needed, whatever their shape in the function.
 """
@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tessera.dtypes import bf16, f16, f32, i64
+from tessera.dtypes import DType, bf16, f16, f32, i32, i64
 from tessera.ir.core import Block, Op, Value
 from tessera.ir.dims import Size
 from tessera.ir.numeric import BLOCK
@@ -26,11 +26,14 @@ from tessera.passes.fusion_cost import Sizes
 from tessera.passes.graph_access import access
 from tessera.passes.graph_groups import Group, is_alias, is_scalar_op, is_view
 from tessera.passes.graph_kernels import KernelMaker, RowKernel
+from tessera.passes.graph_masks import Seen, seen_keys, seen_where
 
 ROWS = 64  # of a program
 KEYS = 64  # at a time
 WIDE = 128  # columns of a head from which half of the keys are taken at a time
 WIDEST_HEAD = 256  # columns of q, k and v: registers of a program
+
+FAR = 1 << 16  # more than the rows or keys of a block
 
 Users = Mapping[Value, Sequence[Op]]
 
@@ -196,6 +199,12 @@ def _finish(made: Attention, used: Users) -> bool:
     return True
 
 
+def _is_near(seen: Seen) -> bool:
+    """Whether bounds move by at most a key from row to row, and there are some."""
+    bounds = (*seen.first, *seen.last)
+    return bool(bounds) and all(abs(rows) <= 1 for rows, _ in bounds)
+
+
 # ---- the kernel ------------------------------------------------------------------------------------------------------
 
 
@@ -212,12 +221,21 @@ class AttentionKernel(RowKernel):
         self.rows = self.maker.dim("M", shape[-2])
         batch: list[tuple[Size, int]] = [(self.maker.dim_of(size), 1) for size in reversed(shape[:-2])]
         row, *rest = self.maker.programs([(self.rows, self.block), *batch])
-        self.indices, self.row = rest[::-1], row
+        seen = Seen() if exact else seen_keys(found.scores)
+        if any(rows > 0 for rows, _ in seen.last):
+            row = self._last_first()
+        self.seen, self.indices, self.row = seen, rest[::-1], row
         self.key = self.end = row  # of the block of keys, in a loop, and behind the last one
         self.blocks: dict[Value, Value] = {}
         left = self._operand(found.first.operands[0], row, None, (self.block, depth))
-        sums = self._walk(left, depth, width)
-        self._end(sums)
+        self._end(self._exact_walks(left, depth, width) if exact else self._walk(left, depth, width))
+
+    def _last_first(self) -> Value:
+        """The first row of a program where those of the last rows, which see the most keys, start first."""
+        builder = self.maker.builder
+        programs = builder.value("sub", builder.value("num_programs", axis=0), self.maker.index(1))
+        number = builder.value("sub", programs, builder.value("program_id", axis=0))
+        return builder.value("mul", number, self.maker.index(self.block))
 
     def _operand(self, value: Value, row: Value | None, column: Value | None, shape: tuple[int, int]) -> Value:
         tile, flipped = self._operand_tile(value, row, column, shape)
@@ -233,13 +251,38 @@ class AttentionKernel(RowKernel):
         return self._widened(tile, value), flipped
 
     def _walk(self, left: Value, depth: int, width: int) -> Value:
-        """The rows of the result: largest scores and sums, then shares and their product with the values."""
-        second = self.found.second
-        builder = self.maker.builder.at(second)
+        """The rows of the result, in one walk over the keys: largest scores, sums and products with the values so far,
+        which shrink where a larger score appears.
+        """
+        builder = self.maker.builder.at(self.found.second)
 
-        def filled(columns: int, number: float) -> Value:
-            scalar = builder.value("constant", value=number, dtype=f32)
-            return builder.value("full", scalar, shape=(self.block, columns), dtype=f32)
+        def seen(top: Value, weight: Value, total: Value) -> list[Value]:
+            found = self._scores(left, depth)
+            inner = self.maker.builder.at(self.found.second)
+            largest = inner.value("max", top, inner.value("reduce_max", found, axis=1))
+            # Of a row that has seen no key yet nothing is counted: -inf less -inf would be no number.
+            low, none = (inner.value("constant", value=n, dtype=f32, weak=True) for n in (-math.inf, 0.0))
+            base = inner.value("where", inner.value("eq", largest, low), none, largest)
+            chances = inner.value("exp", inner.value("sub", found, self._spread(base, self.step)))
+            shrink = inner.value("exp", inner.value("sub", top, base))
+            counted = inner.value("reduce_sum", chances, axis=1)
+            weight = inner.value("add", inner.value("mul", weight, shrink), counted)
+            total = inner.value("mul", total, self._spread(shrink, width))
+            return [largest, weight, self._multiplied(self._halves(chances), total, width)]
+
+        start = {
+            "largest": self._filled(1, -math.inf),
+            "weight": self._filled(1, 0.0),
+            "total": self._filled(width, 0.0),
+        }
+        _, weight, total = self._over_keys(start, seen)
+        return builder.value("div", total, self._spread(weight, width))
+
+    def _exact_walks(self, left: Value, depth: int, width: int) -> Value:
+        """The rows of the result with the bits of the function: a walk for the largest scores, one for the sums, and
+        one for the shares and their product with the values.
+        """
+        second = self.found.second
 
         def chances(top: Value) -> Value:
             """exp(scores - largest) of a block."""
@@ -255,53 +298,85 @@ class AttentionKernel(RowKernel):
             return [self.maker.builder.value("add", weight, share)]
 
         def added(total: Value) -> list[Value]:
-            inner, shares = self.maker.builder, second.operands[0]
-            part = inner.value("div", chances(top), self._spread(weight, self.step))
-            if dtype_of(shares.type) != f32:
-                part = inner.value("cast", part, dtype=dtype_of(shares.type), implicit=True)
-            matrix, flipped = self._operand_tile(second.operands[1], self.key, None, (self.step, width))
-            precision = second.attributes["precision"]
-            return [self.maker.builder.value("mma", part, matrix, total, transpose_b=flipped, precision=precision)]
+            part = self.maker.builder.value("div", chances(top), self._spread(weight, self.step))
+            if self._dtype != f32:
+                part = self.maker.builder.value("cast", part, dtype=self._dtype, implicit=True)
+            return [self._multiplied([part], total, width)]
 
-        lowest, nothing, zeros = filled(1, -math.inf), filled(1, 0.0), filled(width, 0.0)
         step = self.step
-        if self.exact:
-            (top,) = self._over_keys({"largest": lowest}, larger)
-            self.step = BLOCK  # sums are defined by blocks, one added after the other
-            (weight,) = self._over_keys({"weight": nothing}, counted)
-        else:
-            top, weight = self._over_keys(
-                {"largest": lowest, "weight": nothing}, lambda *sums: self._online(self._scores(left, depth), *sums)
-            )
+        (top,) = self._over_keys({"largest": self._filled(1, -math.inf)}, larger)
+        self.step = BLOCK  # sums are defined by blocks, one added after the other
+        (weight,) = self._over_keys({"weight": self._filled(1, 0.0)}, counted)
         self.step = step
-        (total,) = self._over_keys({"total": zeros}, added)
+        (total,) = self._over_keys({"total": self._filled(width, 0.0)}, added)
         return total
+
+    def _filled(self, columns: int, number: float) -> Value:
+        builder = self.maker.builder.at(self.found.second)
+        scalar = builder.value("constant", value=number, dtype=f32)
+        return builder.value("full", scalar, shape=(self.block, columns), dtype=f32)
+
+    def _multiplied(self, parts: Sequence[Value], total: Value, width: int) -> Value:
+        """`total` and the products of parts of the shares of a block with its values."""
+        second = self.found.second
+        matrix, flipped = self._operand_tile(second.operands[1], self.key, None, (self.step, width))
+        builder, precision = self.maker.builder, second.attributes["precision"]
+        for part in parts:
+            total = builder.value("mma", part, matrix, total, transpose_b=flipped, precision=precision)
+        return total
+
+    def _halves(self, chances: Value) -> list[Value]:
+        """What a product of narrow operands takes in the place of numbers of f32: their rounded values, and what these
+        leave. The function rounds shares, which are smaller by the sum of the row; to round before it is known would be
+        another rounding, and a coarser one where the share lies just below a power of 2.
+        """
+        builder, dtype = self.maker.builder, self._dtype
+        if dtype == f32:
+            return [chances]
+        upper = builder.value("cast", chances, dtype=dtype, implicit=True)
+        rest = builder.value("sub", chances, builder.value("cast", upper, dtype=f32, implicit=True))
+        return [upper, builder.value("cast", rest, dtype=dtype, implicit=True)]
+
+    @property
+    def _dtype(self) -> DType:
+        """Of the shares that the second product multiplies."""
+        return dtype_of(self.found.second.operands[0].type)
 
     def _over_keys(self, carried: Mapping[str, Value], make: Callable[..., list[Value]]) -> list[Value]:
         """A loop over blocks of `step` keys; `make` gives what is carried on."""
         maker = self.maker
         builder = maker.builder.at(self.found.second)
-        bounds = [builder.value("constant", value=number, dtype=i64) for number in (0, self.step)]
-        bounds.insert(1, maker.index(maker.dim_of(self.keys)))
+        self.end = maker.index(maker.dim_of(self.keys))
+        bounds = [*self._bounds(), builder.value("constant", value=self.step, dtype=i64)]
         body = Block()
-        self.key, self.end = body.add_argument(bounds[0].type, "key"), bounds[1]
+        self.key = body.add_argument(bounds[0].type, "key")
         sums = [body.add_argument(value.type, name) for name, value in carried.items()]
         maker.builder, self.blocks, known = builder.inner(body), {}, dict(self.made)
         maker.builder.op("yield", make(*sums))
         maker.builder, self.made = builder, known
         return builder.op("for", [*bounds, *carried.values()], [body], list(carried)).results
 
-    def _online(self, scores: Value, before: Value, weight: Value) -> list[Value]:
-        """Largest score and sum so far, once there are more scores."""
-        builder = self.maker.builder.at(self.found.second)
-        top = builder.value("max", before, builder.value("reduce_max", scores, axis=1))
-        # Of a row that has seen no key yet nothing is counted: -inf less -inf would be no number.
-        low, none = (builder.value("constant", value=n, dtype=f32, weak=True) for n in (-math.inf, 0.0))
-        base = builder.value("where", builder.value("eq", top, low), none, top)
-        chances = builder.value("exp", builder.value("sub", scores, self._spread(base, self.step)))
-        shrink = builder.value("exp", builder.value("sub", before, base))
-        counted = builder.value("reduce_sum", chances, axis=1)
-        return [top, builder.value("add", builder.value("mul", weight, shrink), counted)]
+    def _bounds(self) -> tuple[Value, Value]:
+        """Between which keys a program looks: where its rows see none it need not, but for the bits of a function, in
+        which hidden values count where they are no numbers.
+        """
+        builder = self.maker.builder
+        start, end = builder.value("constant", value=0, dtype=i64), self.end
+
+        def key(rows: int, number: int, last: bool) -> Value:
+            """rows * row + number of the row of the block that has the most, or the least."""
+            number += rows * (self.block - 1) if (rows > 0) == last else 0
+            factor = self.maker.index(rows)
+            return builder.value("add", builder.value("mul", self.row, factor), self.maker.index(number))
+
+        for rows, number in self.seen.first:
+            start = builder.value("max", start, key(rows, number, last=False))
+        for rows, number in self.seen.last:
+            end = builder.value("min", end, key(rows, number + 1, last=True))
+        if self.seen.first:
+            step = self.maker.index(self.step)
+            start = builder.value("mul", builder.value("floordiv", start, step), step)
+        return start, end
 
     def _spread(self, column: Value, columns: int) -> Value:
         return self.maker.builder.value("broadcast", column, shape=(self.block, columns))
@@ -335,6 +410,9 @@ class AttentionKernel(RowKernel):
         if op is None or op not in self.inside or is_view(op):
             self.blocks[value] = self._loaded(value)
             return self.blocks[value]
+        if dtype_of(value.type).is_bool and (seen := seen_where(value)).exact and _is_near(seen):
+            self.blocks[value] = self._seen(seen, self._extent(value))
+            return self.blocks[value]
         operands = [self._scores_of(operand) for operand in op.operands]
         builder = self.maker.builder.at(op)
         if op.name == "iota":
@@ -349,6 +427,26 @@ class AttentionKernel(RowKernel):
             made = builder.value(op.name, *operands, hint=op.result.name, **op.attributes)
         self.blocks[value] = made
         return made
+
+    def _seen(self, seen: Seen, shape: tuple[int, int]) -> Value:
+        """Where the rows of a block see its keys: differences of indices in it, against what the two begin at."""
+        builder = self.maker.builder
+        key, row = (builder.value("iota", shape=shape, axis=axis, dtype=i32) for axis in (1, 0))
+        found: Value | None = None
+        for name, bounds in (("ge", seen.first), ("le", seen.last)):
+            for rows, number in bounds:
+                start = builder.value("mul", self.row, self.maker.index(rows))
+                start = builder.value("add", start, self.maker.index(number))
+                start = builder.value("sub", start, self.key)
+                # Differences in a block are small; what is beyond them is as far as it need be, and 32 bits hold it.
+                start = builder.value("max", start, self.maker.index(-FAR))
+                start = builder.value("cast", builder.value("min", start, self.maker.index(FAR)), dtype=i32)
+                inside = {1: "sub", -1: "add"}.get(rows)
+                difference = builder.value(inside, key, row) if inside is not None else key
+                holds = builder.value(name, difference, start)
+                found = holds if found is None else builder.value("and", found, holds)
+        assert found is not None
+        return found
 
     def _keeps(self, op: Op, operands: Sequence[Value]) -> bool:
         return op.name == "cast" and op.attributes["implicit"] and dtype_of(operands[0].type) == op.attributes["dtype"]

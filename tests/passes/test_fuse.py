@@ -7,14 +7,16 @@ from tessera.cli.functions import choose, load_function
 from tessera.cli.target import resolve_one
 from tessera.compiler import compile_function, lower_function
 from tessera.dtypes import bf16, f32, i64
-from tessera.ir.core import uses
+from tessera.ir.core import Kernel, uses
 from tessera.ir.dims import symbol, symbols
 from tessera.ir.types import TileType
 from tessera.passes.fuse import fuse
 from tessera.passes.plan_fusion import plan_fusion
-from tessera.runtime import nvrtc
+from tessera.runtime import execute, nvrtc
+from tessera.runtime.function_interpreter import interpret_function
+from tests.fuzz.graph_program import GraphProgram
 from tests.fuzz.graph_programs import graph_program
-from tests.fuzz.graph_running import emulate
+from tests.fuzz.graph_running import PlanRun, assert_same, emulate
 from tests.passes.graphs import Graph, held, plan_of
 from tests.suite import DOCUMENT
 
@@ -56,6 +58,27 @@ COUNTS = {  # kernels at SMALL and at LARGE; F2, F6 and F12 are kernels, F4 is a
 @pytest.mark.parametrize("name", COUNTS)
 def test_how_many_kernels_the_functions_of_the_document_are(name):
     assert (launches(name, **SMALL), launches(name, **LARGE)) == COUNTS[name]
+
+
+@pytest.mark.parametrize("depth", [64, 128])
+@pytest.mark.parametrize("name", COUNTS)
+def test_fusion_changes_no_bit_of_a_strict_function(name, depth):
+    """F7 and F8 among them, with their attention: of the graph before fusion, after it, and of the plan."""
+    dims = {"B": 2, "S": 70, "D": depth, "G": 24, "L": 3}
+    trace, static = compiled(name, **dims)
+    function = trace.function
+    attributes = {**function.attributes, "precision": "strict"}
+    strict = Kernel(function.name, function.body, attributes, function.origin)
+    graphs = {}
+    plan = lower_function(strict, static, keep=lambda stage: graphs.update({stage.name: stage.module.kernel()}))
+    program = GraphProgram(graphs["fuse"], static, 0)
+    before, after = (
+        interpret_function(graphs[name], program.arguments(), static) for name in ("simplify_casts", "fuse")
+    )  # fmt: skip
+    assert all(np.isfinite(np.asarray(result, np.float32)).all() for result in before)
+    assert_same(before, after, "fusion")
+    assert not plan.reordered and not any(rounding.skipped for rounding in plan.roundings)
+    assert_same(before, PlanRun(program, plan).run(execute.interpret), "the plan")
 
 
 @pytest.mark.parametrize("length", [1, 8])
