@@ -26,6 +26,7 @@ from tessera.passes.hoist_tiles import hoist_tiles
 from tessera.passes.insert_barriers import insert_barriers
 from tessera.passes.interleave import interleave
 from tessera.passes.lower_to_target import lower_to_target
+from tessera.passes.merge_products import merge_products
 from tessera.passes.merge_slices import merge_slices
 from tessera.passes.order_copies import order_copies
 from tessera.passes.order_programs import order_programs
@@ -154,6 +155,8 @@ GRAPH_PIPELINE: tuple[Pass, ...] = (
     Pass("precision", lambda k, c: precision(k), GRAPH, exact=False),
     # Casts that cancel, and what merging left.
     Pass("simplify_casts", lambda k, c: simplify(k), GRAPH),
+    # Behind casts, which products of the same kind have alike; what shares a kernel is decided on what is left.
+    Pass("merge_products", lambda k, c: merge_products(k, c.static), GRAPH),
     # Last: what shares a kernel is decided once, on the ops that are left.
     Pass("fuse", lambda k, c: fuse(k, c.static), GRAPH),
 )

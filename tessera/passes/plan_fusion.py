@@ -37,6 +37,7 @@ from tessera.passes.graph_groups import (
     source_of,
 )
 from tessera.passes.graph_walks import Walks, must_walk, walked_rows, why_not_walk
+from tessera.passes.sibling_products import line_of, why_apart
 
 WIDEST_F32_PRODUCT = 128  # columns of a right operand that a program has all of where f32 is multiplied
 WIDEST_ROW = 1 << 15  # that a program holds
@@ -269,7 +270,7 @@ class _Planner:
             if cluster.kind == MOVE:
                 return f"'{cluster.ops[0].name}' has a kernel of its own: it moves whole tensors"
             if cluster.kind == ATTENTION:
-                return "attention has a kernel of its own: it walks over its keys more than once"
+                return "attention has a kernel of its own: it walks over its keys"
         if first.rows != second.rows:
             return f"rows {shape_text(first.rows)} and {shape_text(second.rows)} are not the same"
         return self._reads(first, second) or self._between(first, second) or self._fits(first, second)
@@ -564,7 +565,16 @@ class _Planner:
             stored = value in first.outputs
             return True, bytes_ if stored else 2 * bytes_, "one kernel" + (", which stores it too" if stored else "")
         why = self.refusal(first, second) or "storing it inside of a kernel would compute a product twice"
-        return False, 2 * bytes_, why
+        return False, 2 * bytes_, why + self._beside(consumer, value)
+
+    def _beside(self, product: Op, value: Value) -> str:
+        """Why a product is no part of one with another of its left operand, if there is one in another kernel."""
+        if product.name == "matmul" and value is product.operands[0]:
+            for other in self.used[value]:
+                apart = other.name == "matmul" and self.home[other.result] is not self.home[product.result]
+                if apart and value is other.operands[0]:
+                    return f"; no product with that of line {line_of(other)}: {why_apart(product, other, self.used)}"
+        return ""
 
 
 def _one_row(value: Value) -> bool:

@@ -46,8 +46,8 @@ COUNTS = {  # kernels at SMALL and at LARGE; F2, F6 and F12 are kernels, F4 is a
     "delta_connection": (1, 1),  # F1
     "adaptive_gating_mechanism": (1, 1),  # F3
     "multi_scale_delta_aggregation": (1, 1),  # F5
-    "delta_layer_with_checkpointing": (3, 11),  # F7
-    "distributed_gdn_layer": (3, 9),  # F8
+    "delta_layer_with_checkpointing": (3, 9),  # F7
+    "distributed_gdn_layer": (3, 7),  # F8
     "safe_delta_computation": (1, 1),  # F9
     "stable_gating_computation": (1, 1),  # F10
     "mixed_precision_gdn_layer": (1, 1),  # F11
