@@ -2,12 +2,14 @@
 
     bytes of the rows that it reads and writes
     + for each product, bytes of its right operand / rows of a program / L2_SHARE,
-    or operations of its products of f32 / F32_OPERATIONS where these are more
+    or operations of its products of f32 / F32_OPERATIONS where these are more,
+    or those of its other products / WALKED_OPERATIONS where it walks over lines and these are more
     + LAUNCH_BYTES
 
 Rows go through memory once. A right operand is read by every program, from the L2 cache, which delivers L2_SHARE times
 what memory does; so a kernel whose programs hold few rows, since lines must be whole, pays for its product. Products of
-f32 have no tensor cores: memory waits for them. A launch takes as long as LAUNCH_BYTES of each of NOMINAL_ROWS rows.
+f32 have no tensor cores, and others in kernels that walk over lines have few rows and no warpgroups: memory waits for
+them; each of the three works while the others do. A launch takes as long as LAUNCH_BYTES of each of NOMINAL_ROWS rows.
 The number of rows of a call decides nothing: plans serve all of them. Sizes that decide are compiled in.
 """
 
@@ -24,6 +26,7 @@ from tessera.passes.graph_groups import columns_of, is_along, source_of
 
 L2_SHARE = 4  # 5.5 TB/s and more of an A100's or H100's L2 cache, against 1.5 to 3 TB/s of its memory
 F32_OPERATIONS = 16  # for each byte of memory: 67e12 a second and 3.35 TB/s of an H100, 19.5e12 and 2 TB/s of an A100
+WALKED_OPERATIONS = 64  # the same of mma.sync with 16 or 32 rows: a fifth of what tensor cores of an H100 do, estimated
 NOMINAL_ROWS = 4096
 LAUNCH_BYTES = 1536  # 2 us at 3 TB/s are 6 MB, a row's share of which this is
 
@@ -127,18 +130,20 @@ def row_cost(
     ops: Sequence[Op], read: Sequence[Value], stored: Sequence[Value], sizes: Sizes, rows: int | None = None
 ) -> int:
     """The cost of a row group by the model of this module, in bytes per row. `read`, `stored`: its tensors of rows;
-    `rows`: of a program, where those are not the nominal ones.
+    `rows`: of a program that walks over lines.
     """
-    moved = operations = 0
+    moved, walks = 0, rows is not None
     for value in (*read, *stored):
         moved += sizes.decide(columns_of(shape_of(value.type))) * dtype_of(value.type).bytes
     rows = rows or nominal_rows(ops, sizes)
+    operations = {True: 0, False: 0}  # by whether they are of f32
     for op in ops:
         if op.name == "matmul":
             depth, columns = (sizes.decide(size) for size in shape_of(op.operands[1].type)[-2:])
             moved += depth * columns * dtype_of(op.operands[1].type).bytes // (rows * L2_SHARE)
-            operations += 2 * depth * columns if format_of(op) == "f32" else 0
-    return LAUNCH_BYTES + max(moved, operations // F32_OPERATIONS)
+            operations[format_of(op) == "f32"] += 2 * depth * columns
+    others = operations[False] // WALKED_OPERATIONS if walks else 0
+    return LAUNCH_BYTES + max(moved, operations[True] // F32_OPERATIONS, others)
 
 
 __all__ = [

@@ -33,7 +33,7 @@ WIDEST_REDUCED_PRODUCT = 512  # columns of a product whose rows a later op of it
 WIDEST_F32_LINE = 64  # the same where f32 is multiplied, by units that are not tensor cores
 MOST_WALKED_PRODUCTS = 4  # of a kernel that walks: each has a loop, and what it keeps
 KEPT_BYTES = 1 << 16  # of shared memory for what is kept; blocks have 99 KB or more, and panels want the rest
-MOST_WALKED_ROWS = 64  # of a program: panels of as many rows and 128 columns fill its registers
+MOST_WALKED_ROWS = 32  # of a program: panels of as many rows and 128 columns fill the registers of 4 warps
 
 Again = Callable[[Op], bool]
 

@@ -148,7 +148,7 @@ def test_random_lines_keep_every_bit():
     emulate(emulated)
 
 
-GATINGS = [(512, 128), (1024, 128), (512, 512), (1024, 512)]
+GATINGS = [(256, 128), (512, 128), (1024, 128), (512, 512), (1024, 512)]
 
 
 @pytest.mark.parametrize(("depth", "gates"), GATINGS)
