@@ -35,7 +35,7 @@ ARCH = "sm_80"
 Arrays = list[np.ndarray]
 
 
-Runner = Callable[[Kernel, dict[str, Any], dict[str, int]], None]  # a kernel, its arguments, its dims
+Runner = Callable[[Kernel, dict[str, Any], dict[str, int]], object]  # a kernel, its arguments, its dims
 
 
 @dataclass
@@ -60,7 +60,10 @@ class PlanRun:
             if not buffer.alias and buffer.role != "parameter":
                 memory[buffer.name] = poison(_sizes(buffer.shape, dims), buffer.dtype)
         for launch, kernel, sizes in self.launches():
-            arguments = {name: given[scalar] for name, scalar in launch.scalars.items()}
+            arguments: dict[str, Any] = {}
+            for name, scalar in launch.scalars.items():
+                assert isinstance(scalar, str), "what the host computes is no parameter of a random function"
+                arguments[name] = given[scalar]
             for parameter in kernel.parameters:
                 given_ = launch.tensors.get(parameter.name)
                 if isinstance(given_, str):
