@@ -71,22 +71,26 @@ class Line:
         bits = self.layout.axis_bits(self.axis)
         return {place: 1 << bit for place, (kind, bit) in enumerate(bits) if kind == "lane"}
 
+    def lanes_below(self, size: int) -> list[int]:
+        """The lane bits inside a block of `size`."""
+        return [mask for place, mask in self.lane_bits.items() if 1 << place < size]
+
     @property
     def block_lanes(self) -> int:
         """The lane bits inside a block of 32."""
-        return sum(mask for place, mask in self.lane_bits.items() if place < PAIR_BITS)
+        return sum(self.lanes_below(BLOCK))
 
     def place(self, register: int) -> int:
         """The coordinate along the axis of a register of lane and warp 0."""
         return self.layout.coordinates(register, 0, 0)[self.axis]
 
-    def blocks(self) -> Iterator[tuple[int, dict[int, int]]]:
+    def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, dict[int, int]]]:
         """For each register of `block_layout`: its block in lane and warp 0, and the registers of it by coordinate."""
-        partial = block_layout(self.layout, self.axis)
+        partial = block_layout(self.layout, self.axis, size)
         members: dict[tuple[int, ...], dict[int, int]] = {}
         for register in range(self.layout.registers_per_thread):
             at = self.layout.coordinates(register, 0, 0)
-            key = tuple(c // BLOCK if a == self.axis else c for a, c in enumerate(at))
+            key = tuple(c // size if a == self.axis else c for a, c in enumerate(at))
             members.setdefault(key, {})[at[self.axis]] = register
         for register in range(partial.registers_per_thread):
             at = partial.coordinates(register, 0, 0)
@@ -125,13 +129,13 @@ def reduction_lines(arithmetic: Arithmetic, line: Line, out: str, ctype: str) ->
     return lines
 
 
-def block_lines(arithmetic: Arithmetic, line: Line, out: str) -> list[str]:
+def block_lines(arithmetic: Arithmetic, line: Line, out: str, size: int = BLOCK) -> list[str]:
     """Statements that fill `out[s]` for every register s of `block_layout` with the reduction of its block."""
     lines = []
-    for result, (block, members) in enumerate(line.blocks()):
+    for result, (block, members) in enumerate(line.blocks(size)):
         body, values = line.load(arithmetic, members)
         if arithmetic.any_order:
-            body += _combine(arithmetic, values, [m for p, m in line.lane_bits.items() if p < PAIR_BITS])
+            body += _combine(arithmetic, values, line.lanes_below(size))
         else:
             body += _pair(arithmetic, values, line.lane_bits)
         (total,) = values.values()

@@ -51,6 +51,10 @@ class ViewNames:
                 parts.append(f"{coordinate} < {self.valid[axis]}")
         return " && ".join(parts)
 
+    def row_covers(self, axis: int, reach: int) -> bool:
+        """Whether every coordinate below `reach` of an axis is inside."""
+        return self._covers(axis, reach) and self.first[axis] == 0
+
     def _covers(self, axis: int, reach: int) -> bool:
         valid = self.valid[axis]
         return isinstance(valid, int) and reach <= valid
@@ -66,7 +70,7 @@ class ViewNames:
 
     def column_is_whole(self, reach: int) -> bool:
         """Whether every coordinate below `reach` of the last axis is inside."""
-        return self._covers(-1, reach) and self.first[-1] == 0
+        return self.row_covers(-1, reach)
 
 
 def parameter_view(name: str, type_: ViewType, strides: tuple[Size, ...], read_only: bool) -> ViewNames:

@@ -41,6 +41,7 @@ __all__ = [
     "splits_blocks",
     "transposed_layout",
     "transposed_map",
+    "warp_part",
 ]
 
 LANES = 32
@@ -283,7 +284,8 @@ def reduction_layout(shape: Sequence[int], warps: int, axis: int, vector: int) -
     """A blocked layout for a reduction or a scan along `axis`: each block of 32 of a line lies inside one warp.
 
     Warps go along the other axes while those have room, even where that leaves fewer lanes for them. Only a line that
-    would cost a thread many registers is shared by warps (`LONG_LINE`): then partial results meet in shared memory.
+    would cost a thread many registers is shared by warps (`LONG_LINE`), each of which has one part of it where it can
+    be cut so: then partial results meet in shared memory.
     """
     axis %= len(shape)
     order = tuple(reversed(range(len(shape))))
@@ -299,9 +301,13 @@ def reduction_layout(shape: Sequence[int], warps: int, axis: int, vector: int) -
         along_others = max(0, min(lane_bits, room - warp_bits))
         builder.spread("lane", along_others, others)
         builder.spread("lane", lane_bits - along_others, [axis, *others])
-    for _ in range(warp_bits):
+    for left in range(warp_bits, 0, -1):
         free = [a for a in others if builder.fits(a)] or [a for a in others if builder.block[a] < shape[a]]
-        long = builder.block[axis] >= LANES and shape[axis] > LONG_LINE and builder.fits(axis)
+        long = not free and builder.block[axis] >= LANES and shape[axis] > LONG_LINE and builder.fits(axis)
+        if long and not any(vector[axis] for vector in builder.bases["warp"]):
+            parts, rest = divmod(shape[axis], builder.block[axis] << left)
+            for _ in range(0 if rest else bit_count(parts & -parts)):
+                builder.add("register", axis)
         builder.add("warp", free[0] if free else axis if long else None)
     return builder.finish()
 
@@ -311,18 +317,28 @@ def splits_blocks(layout: RegisterLayout, axis: int) -> bool:
     return any(0 < vector[axis] < LANES for vector in layout.block.group("warp"))
 
 
-def block_layout(layout: RegisterLayout, axis: int) -> RegisterLayout:
-    """The layout of one value for each block of 32 along `axis`, held where the elements of the block are.
+def warp_part(layout: RegisterLayout, axis: int) -> int:
+    """How many elements of a line along `axis` lie together in one warp: a power of two, all of the block where no
+    warps share it.
+    """
+    return min(
+        (step for vector in layout.block.group("warp") if (step := vector[axis])), default=layout.block_shape[axis]
+    )
+
+
+def block_layout(layout: RegisterLayout, axis: int, size: int = LANES) -> RegisterLayout:
+    """The layout of one value for each block of `size`, a power of two, along `axis`, held where the elements of the
+    block are.
 
     Register bits inside a block disappear, lanes inside a block become replicas.
     """
     axis %= layout.block.axes
     extent, repeats = layout.block_shape[axis], layout.repeats[axis]
-    if extent < LANES:
-        repeats = -(-extent * repeats // LANES)
+    if extent < size:
+        repeats = -(-extent * repeats // size)
 
     def coarse(vector: Basis) -> Basis:
-        return tuple(c // LANES if a == axis else c for a, c in enumerate(vector))
+        return tuple(c // size if a == axis else c for a, c in enumerate(vector))
 
     bases = {name: [coarse(vector) for vector in group] for name, group in layout.block.bases}
     bases["register"] = [vector for vector in bases["register"] if any(vector)]

@@ -71,9 +71,12 @@ def reduce_sum(x: Array, axis: int) -> Array:
     return fold_blocks("sum", reduce_blocks("sum", x, axis), axis)
 
 
-def reduce_blocks(kind: str, x: Array, axis: int) -> Array:
-    """The "sum", "max" or "min" of each block of 32 along `axis`, which becomes the number of blocks."""
-    blocks = _in_blocks(x, axis, _fill(kind, x))
+def reduce_blocks(kind: str, x: Array, axis: int, size: int = BLOCK) -> Array:
+    """The "sum", "max" or "min" of each block of `size` along `axis`, which becomes the number of blocks.
+
+    Maxima and minima are the same in blocks of any size, sums are defined in those of 32.
+    """
+    blocks = _in_blocks(x, axis, _fill(kind, x), size)
     if kind != "sum":
         ends = (reduce_max if kind == "max" else reduce_min)(blocks, -1)
         return np.moveaxis(ends[..., 0], -1, axis)
@@ -138,15 +141,15 @@ def scan(kind: str, x: Array, axis: int) -> Array:
     return carry_blocks(kind, scanned, block_totals(scanned, axis), axis)
 
 
-def _in_blocks(x: Array, axis: int, fill: float | int) -> Array:
-    """[..., blocks, 32]: `axis` moved to the end and padded with `fill`; integers as int64."""
+def _in_blocks(x: Array, axis: int, fill: float | int, size: int = BLOCK) -> Array:
+    """[..., blocks, size]: `axis` moved to the end and padded with `fill`; integers as int64."""
     x = np.moveaxis(x, axis, -1)
     x = x.astype(np.int64) if x.dtype.kind == "i" else x
     count = x.shape[-1]
-    blocks = -(-count // BLOCK)
-    padded = np.full((*x.shape[:-1], blocks * BLOCK), fill, x.dtype)
+    blocks = -(-count // size)
+    padded = np.full((*x.shape[:-1], blocks * size), fill, x.dtype)
     padded[..., :count] = x
-    return padded.reshape(*x.shape[:-1], blocks, BLOCK)
+    return padded.reshape(*x.shape[:-1], blocks, size)
 
 
 def _fill(kind: str, x: Array) -> float | int:

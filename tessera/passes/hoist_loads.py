@@ -2,7 +2,8 @@
 
 Inside a stretch of ops without regions, barriers or asynchronous ops, loads of tensors that the kernel never writes
 move in front of everything that does not feed them. A load keeps its registers from there on, so tiles move only while
-together they stay below `REGISTERS` a thread. Exact: values only become known earlier.
+together they stay below `REGISTERS` a thread, and not past a step that few threads do while the others wait: what is
+needed after it arrives meanwhile. Exact: values only become known earlier.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def _ordered(ops: list[Op], written: set[Value]) -> list[Op]:
 
 
 def _ends_stretch(op: Op) -> bool:
-    return bool(op.regions) or op.definition.has(COLLECTIVE) or op.definition.has(ASYNC) or op.name == "async_wait"
+    waits = op.name in ("async_wait", "fold_lines")
+    return bool(op.regions) or op.definition.has(COLLECTIVE) or op.definition.has(ASYNC) or waits
 
 
 def _is_early(op: Op, written: set[Value]) -> bool:

@@ -1,22 +1,26 @@
 """Reductions and scans along an axis.
 
 Where each line of the axis lies inside one warp a reduction is one op. Where warps share lines, each warp reduces its
-blocks of 32, and the blocks meet in shared memory. A scan of more than one block always takes that way: it scans inside
-blocks, and each block takes in the totals of those before it.
+blocks of 32, for a maximum or minimum all that it has of a line, and the blocks meet in shared memory. A few every
+thread combines for itself; many, in an order that is defined, one thread a line does for all. A scan of more than one
+block always takes the way through shared memory: it scans inside blocks, and each block takes in the totals of those
+before it.
 """
 
 from __future__ import annotations
 
 from tessera.dtypes import i32
 from tessera.ir.core import Builder, Op, Value
-from tessera.ir.layout import RegisterLayout, splits_blocks
+from tessera.ir.layout import RegisterLayout, splits_blocks, warp_part
 from tessera.ir.numeric import BLOCK
+from tessera.ir.ops.reductions import accumulate_dtype
 from tessera.ir.types import dtype_of, int_shape, tile_layout
 from tessera.passes.assign_layouts import layout_along, sliced
 from tessera.passes.lower_tiles import spread
 from tessera.passes.lowering import Lowering, rule
 
 SCANS = {"cumsum": "sum", "cummax": "max"}
+FEW_BLOCKS = 16  # that every warp combines again rather than wait at a barrier for one that does
 
 
 @rule("reduce_sum", "reduce_max", "reduce_min")
@@ -43,9 +47,19 @@ def _reduce(lowering: Lowering, builder: Builder, kind: str, source: Value, axis
     rank = len(layout.shape)
     if all(name != "warp" for name, _ in layout.axis_bits(axis % rank)):
         return builder.value(f"reduce_{kind}", source, axis=axis)
-    partial = builder.value("reduce_blocks", source, axis=axis, combine=kind)
-    buffer = _to_shared(lowering, builder, partial)
-    return builder.value("fold_blocks", buffer, axis=axis, combine=kind, dtype=dtype_of(source.type), layout=wanted)
+    size = BLOCK if kind == "sum" else max(BLOCK, warp_part(layout, axis % rank))
+    partial = builder.value("reduce_blocks", source, axis=axis, combine=kind, size=size)
+    buffer, dtype = _to_shared(lowering, builder, partial), dtype_of(source.type)
+    shape = int_shape(partial.type)
+    if shape[axis] <= FEW_BLOCKS:
+        return builder.value("fold_blocks", buffer, axis=axis, combine=kind, dtype=dtype, layout=wanted)
+    kept = tuple(1 if number == axis % rank else extent for number, extent in enumerate(shape))
+    lines = lowering.scratch(builder, kept, accumulate_dtype(dtype), "lines")
+    builder.op("fold_lines", [buffer, lines], axis=axis, combine=kind)
+    zeros = lowering.zeros(builder, rank)
+    vector = lowering.shared_vector(wanted, accumulate_dtype(dtype), zeros)
+    value = builder.value("ld_shared", lines, *zeros, shape=kept, layout=wanted, vector=vector)
+    return value if accumulate_dtype(dtype) == dtype else builder.value("cast", value, dtype=dtype)
 
 
 def _to_shared(lowering: Lowering, builder: Builder, value: Value) -> Value:

@@ -388,7 +388,7 @@ def behind_view(view: Value) -> tuple[Value, list[Value]]:
 
 # Instructions of an element besides those of `SMOOTH` functions and of one instruction.
 _EACH = {**dict.fromkeys(("div", "floordiv", "mod", "divisor"), DIVISION), "div_by": SHARED_DIVISION}
-_ALONG = ("reduce_blocks", "fold_blocks", "scan_blocks", "block_totals", "carry_blocks")
+_ALONG = ("reduce_blocks", "fold_blocks", "fold_lines", "scan_blocks", "block_totals", "carry_blocks")
 _COUNTED = {
     **dict.fromkeys(("ld_global", "st_global"), Counter._global),
     **dict.fromkeys(

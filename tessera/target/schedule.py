@@ -15,13 +15,13 @@ from tessera.ir.opdef import REDUCTION, SCAN
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
 from tessera.target.arch import Arch
 from tessera.target.reuse import root, shares_operands_both_ways
+from tessera.target.row_lines import LONG_LINE, longest_line, warps_of_a_line
 from tessera.target.row_slices import COLUMNS, Rows, row_slices
 from tessera.target.warpgroup_point import warpgroup_point
 
 REGISTER_TILE_LIMIT = 128  # f32 registers of one tile per thread: half of the 255 that a thread can have
 ELEMENTS_PER_THREAD = 32  # of the largest tile where there is no product: more would lower the occupancy
 VECTORS_PER_THREAD = 8  # the same where nothing is reduced: one 16-byte access of bf16 a tensor, and many threads
-LONG_LINE, LINE_OF_A_WARP = 1024, 4096  # reduced lines between these take a warp each, at up to 128 registers a lane
 REDUCED_TILE = 64 * 128  # elements of a reduced tile beside a product: several of its size live at a time
 LARGEST_AT_ONCE = 64  # elements per thread beyond which such a kernel takes its tiles in slices
 MOST_ROWS = 128  # of a stored tile behind a product: of more, few are computed at a time
@@ -120,11 +120,12 @@ def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
     products = [op for op in kernel.body.walk() if op.name == "mma"]
     largest = max(map(elements, tiles), default=1)
     product = max((elements(op.result) for op in products), default=0)
-    lines = _longest_line(kernel)
+    lines = longest_line(kernel)
+    shared = 1 if products else warps_of_a_line(kernel, lines)  # warps of a line that fills registers
     if products:
         warps = 8 if product >= 128 * 128 or _reduced_tile(kernel) >= REDUCED_TILE else 4
-    elif LONG_LINE < lines <= LINE_OF_A_WARP:
-        warps = 4  # of lines that fill registers: of smaller blocks more fit
+    elif LONG_LINE < lines:
+        warps = shared if shared > 1 and _many_lines(kernel) else max(4, shared)  # of smaller blocks more fit
     else:
         per_thread = ELEMENTS_PER_THREAD if lines else VECTORS_PER_THREAD
         warps = min(max(largest // (per_thread * 32), 4), 16)
@@ -146,10 +147,11 @@ def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
                 many_rows = _store(op, products, kernel)
                 sliced = row_slices(many_rows, constants.get("num_warps"), constants.get("num_stages"), arch)
                 warps, rows = sliced["warps"], sliced["rows"]
+        elif shared > 1:
+            rows = 1  # a program each
         elif largest > LARGEST_AT_ONCE * 32 * warps:
-            wanted = ELEMENTS_PER_THREAD * 32 * warps
-            if LONG_LINE < lines <= LINE_OF_A_WARP:
-                wanted = lines * warps  # a line for each warp
+            # A line for each warp where they are long.
+            wanted = max(ELEMENTS_PER_THREAD * 32, lines if lines > LONG_LINE else 0) * warps
             subtile = _slice_extent(kernel, shape, largest, wanted)
     whole = sum(elements(value) * dtype_of(value.type).bytes for op in products for value in op.operands[:2])
     if products and not rows and (streamed or whole > 3 * arch.shared_bytes_per_block // 4):
@@ -217,15 +219,9 @@ def _reduced_tile(kernel: Kernel) -> int:
     return max((elements(op.operands[0]) for op in along), default=0)
 
 
-def _longest_line(kernel: Kernel) -> int:
-    """The longest last axis that is reduced or scanned; 0 where there is none."""
-    lines = [0]
-    for op in kernel.body.walk():
-        if op.definition.has(REDUCTION) or op.definition.has(SCAN):
-            shape = int_shape(op.operands[0].type)
-            if op.attributes["axis"] in (-1, None, len(shape) - 1):
-                lines.append(shape[-1])
-    return max(lines)
+def _many_lines(kernel: Kernel) -> bool:
+    """Whether a program stores more than one line."""
+    return any(op.name == "store" and _rows(op) > 1 for op in kernel.body.walk())
 
 
 def _slice_extent(kernel: Kernel, stored: tuple[int, ...], largest: int, wanted: int) -> int:

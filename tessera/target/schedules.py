@@ -100,7 +100,9 @@ def _subtile(kernel: Structure, default: Schedule) -> tuple[int, ...]:
 
 
 def _rows(kernel: Structure, default: Schedule) -> tuple[int, ...]:
-    return (default.rows, *(size for size in (32, 64, 128) if size < kernel.rows)) if kernel.products else (0,)
+    if not kernel.products:
+        return (default.rows, 2 * default.rows) if default.rows else (0,)
+    return (default.rows, *(size for size in (32, 64, 128) if size < kernel.rows))
 
 
 def _block_k(kernel: Structure, default: Schedule) -> tuple[int, ...]:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tessera.ir.layout import block_layout, blocked, reduction_layout, splits_blocks, transposed_layout, transposed_map
+from tessera.ir.layout import (
+    block_layout,
+    blocked,
+    reduction_layout,
+    splits_blocks,
+    transposed_layout,
+    transposed_map,
+    warp_part,
+)
 
 SHAPES = [(256, 64), (4, 1000), (1, 4096), (4096,), (2000, 3), (33, 5), (2, 3, 5, 33), (7,)]
 
@@ -46,6 +54,23 @@ def test_a_block_layout_holds_each_block_where_its_elements_are(shape):
         for warp in range(4):
             for lane in (0, 5, 31):
                 assert {tuple(c) for c in own[warp, lane].tolist()} == {tuple(c) for c in coarse[warp, lane].tolist()}
+
+
+@pytest.mark.parametrize(
+    "shape, warps, part",
+    [((1, 4096), 4, 1024), ((2, 4096), 8, 1024), ((1, 6144), 4, 512), ((1, 3000), 4, 256)],
+    ids=str,
+)
+def test_a_warp_has_one_part_of_a_line_where_it_can_be_cut_so(shape, warps, part):
+    layout = reduction_layout(shape, warps, 1, 8)
+    assert warp_part(layout, 1) == part
+    assert layout.contiguous(1) == 8
+    partial = block_layout(layout, 1, part)
+    assert partial.shape[1] == -(-layout.shape[1] // part)
+    own, coarse = layout.all_coordinates(), partial.all_coordinates()
+    own[..., 1] //= part
+    for warp in range(warps):
+        assert {tuple(c) for c in own[warp, 9].tolist()} == {tuple(c) for c in coarse[warp, 9].tolist()}
 
 
 @pytest.mark.parametrize("shape", [(64, 48), (33, 25), (2, 10, 100)])

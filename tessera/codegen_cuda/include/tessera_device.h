@@ -164,6 +164,32 @@ TS_WORD_ACCESSES(global, "l", ts_u64)
 TS_WORD_ACCESSES(shared, "r", ts_u32)
 #undef TS_WORD_ACCESSES
 
+// The word where `inside`, else zeros: no branch, so that loads fly together and words stay whole.
+TS_DEVICE void ts_load_global_if(ts_word<4>& w, ts_u64 p, int inside) {
+    asm volatile(
+        "{\n.reg .pred %%inside;\nsetp.ne.s32 %%inside, %2, 0;\nmov.u32 %0, 0;\n@%%inside ld.global.u32 %0, [%1];\n}"
+        : "=&r"(w.a)
+        : "l"(p), "r"(inside)
+        : "memory");
+}
+TS_DEVICE void ts_load_global_if(ts_word<8>& w, ts_u64 p, int inside) {
+    asm volatile(
+        "{\n.reg .pred %%inside;\nsetp.ne.s32 %%inside, %3, 0;\nmov.u32 %0, 0;\nmov.u32 %1, 0;\n"
+        "@%%inside ld.global.v2.u32 {%0, %1}, [%2];\n}"
+        : "=&r"(w.a), "=&r"(w.b)
+        : "l"(p), "r"(inside)
+        : "memory");
+}
+TS_DEVICE void ts_load_global_if(ts_word<16>& w, ts_u64 p, int inside) {
+    asm volatile(
+        "{\n.reg .pred %%inside;\nsetp.ne.s32 %%inside, %5, 0;\n"
+        "mov.u32 %0, 0;\nmov.u32 %1, 0;\nmov.u32 %2, 0;\nmov.u32 %3, 0;\n"
+        "@%%inside ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+        : "=&r"(w.a), "=&r"(w.b), "=&r"(w.c), "=&r"(w.d)
+        : "l"(p), "r"(inside)
+        : "memory");
+}
+
 template <int TOTAL>
 constexpr int ts_word_bytes() {
     return TOTAL % 16 == 0 ? 16 : TOTAL % 8 == 0 ? 8 : TOTAL % 4 == 0 ? 4 : TOTAL % 2 == 0 ? 2 : 1;
@@ -224,6 +250,19 @@ TS_DEVICE void ts_st_global(T* p, const T* src) {
         ts_word<BYTES> word;
         memcpy(&word, (const char*)src + i, BYTES);
         ts_store_global(address + i, word);
+    }
+}
+
+// All elements, in words of at least 4 bytes, or zero bits.
+template <class T, int N>
+TS_DEVICE void ts_ld_global_if(T* dst, const T* p, bool inside) {
+    constexpr int TOTAL = N * sizeof(T), BYTES = ts_word_bytes<TOTAL>();
+    const ts_u64 address = (ts_u64)__cvta_generic_to_global(p);
+    TS_UNROLL
+    for (int i = 0; i < TOTAL; i += BYTES) {
+        ts_word<BYTES> word;
+        ts_load_global_if(word, address + i, inside);
+        memcpy((char*)dst + i, &word, BYTES);
     }
 }
 

@@ -11,10 +11,13 @@ from tessera.codegen_cuda.statements.registry import statement
 from tessera.codegen_cuda.views import ViewNames, WindowAxis
 from tessera.ir.core import Op, Value
 from tessera.ir.dims import Size
-from tessera.ir.types import ListType, TileType, ViewType, dtype_of
+from tessera.ir.layout import RegisterLayout
+from tessera.ir.types import ListType, TileType, ViewType, dtype_of, tile_layout
 
 if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
+
+LEAST_WORD = 4  # bytes of a load that is predicated by itself
 
 
 def _product(number: int | None, text: str, stride: int | str) -> str:
@@ -176,10 +179,23 @@ def _global_access(emitter: Emitter, op: Op, tile: Value) -> dict[str, Any]:
     }
 
 
+def _one_row(view: ViewNames, layout: RegisterLayout) -> bool:
+    """Whether the masks of rows are the same for all registers of a thread."""
+    return all(
+        view.row_covers(axis, layout.shape[axis])
+        or layout.repeats[axis] == 1
+        and not any(vector[axis] for vector in layout.block.group("register"))
+        for axis in range(len(layout.repeats) - 1)
+    )
+
+
 @statement("ld_global")
 def _ld_global(emitter: Emitter, op: Op) -> dict[str, Any]:
     if isinstance(op.result.type, TileType):
-        return {"scalar": False, **_global_access(emitter, op, op.result)}
+        found = _global_access(emitter, op, op.result)
+        wide = found["vector"] * dtype_of(op.result.type).bytes >= LEAST_WORD
+        one_row = wide and found["whole"] and _one_row(emitter.views[op.operand("view")], tile_layout(op.result.type))
+        return {"scalar": False, "one_row": one_row, **found}
     view = emitter.views[op.operands[0]]
     return {
         "scalar": True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from tessera.codegen_cuda.reductions import (
@@ -17,7 +18,8 @@ from tessera.codegen_cuda.statements.common import coordinate_texts, tile_info
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.codegen_cuda.statements.shared_memory import place_text
 from tessera.ir.core import Op, Value
-from tessera.ir.types import buffer_layout, dtype_of, int_shape, tile_layout
+from tessera.ir.ops.target import physical_shape
+from tessera.ir.types import BufferType, buffer_layout, dtype_of, int_shape, tile_layout
 
 if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
@@ -40,7 +42,8 @@ def _reduce(emitter: Emitter, op: Op) -> dict[str, Any]:
 def _reduce_blocks(emitter: Emitter, op: Op) -> dict[str, Any]:
     source, out = op.operands[0], tile_info(emitter, op.result)
     arithmetic = Arithmetic(op.attributes["combine"], dtype_of(source.type))
-    return {"out": out, "lines": block_lines(arithmetic, _line(emitter, op, source), out["name"])}
+    line = _line(emitter, op, source)
+    return {"out": out, "lines": block_lines(arithmetic, line, out["name"], op.attributes["size"])}
 
 
 @statement("scan_blocks")
@@ -93,6 +96,44 @@ def _fold_blocks(emitter: Emitter, op: Op) -> dict[str, Any]:
         "next": block("b"),
         "blocks": shape[axis],
         "combined": arithmetic.combine("total", "x"),
+    }
+
+
+@statement("fold_lines")
+def _fold_lines(emitter: Emitter, op: Op) -> dict[str, Any]:
+    """Blocks are loaded 16 bytes at a time where the axis is the last one: a swizzle keeps those together. Lines of the
+    padding, which whoever loads the tile may load too, are zeros.
+    """
+    buffer, out = op.operands
+    assert isinstance(out.type, BufferType)
+    shape, dtype = int_shape(buffer.type), dtype_of(buffer.type)
+    axis = op.attributes["axis"] % len(shape)
+    arithmetic = Arithmetic(op.attributes["combine"], dtype)
+    names = [f"c{number}" for number in range(len(shape))]
+    physical = [1 if number == axis else size for number, size in enumerate(physical_shape(out.type))]
+    lines, left = math.prod(physical), 1
+    coordinates = {}
+    for number in reversed([n for n in range(len(shape)) if n != axis]):
+        text = "line" if left == 1 else f"line / {left}"
+        left *= physical[number]
+        coordinates[names[number]] = text if left == lines else f"{text} % {physical[number]}"
+
+    def at(place: Value, number: str) -> str:
+        return _element(emitter, place, [*names[:axis], number, *names[axis + 1 :]])
+
+    return {
+        "coordinates": coordinates,
+        "lines": lines,
+        "inside": " && ".join(_inside(names, shape, tuple(physical), axis)),
+        "thread": emitter.thread,
+        "threads": emitter.threads,
+        "ctype": arithmetic.ctype,
+        "vector": math.gcd(shape[axis], 16 // dtype.bytes) if axis == len(shape) - 1 else 1,
+        "first": at(buffer, "0"),
+        "next": at(buffer, "b"),
+        "blocks": shape[axis],
+        "combined": arithmetic.combine("total", "x[i]"),
+        "target": at(out, "0"),
     }
 
 

@@ -18,7 +18,7 @@ from tessera.ir.bounds import Bar, lift
 from tessera.ir.core import Op
 from tessera.ir.layout import block_layout
 from tessera.ir.opdef import EVERY_LEVEL, GRAPH, PURE, REDUCTION, REQUIRED, SCAN, TARGET, TILE, Lowering, define
-from tessera.ir.ops.memory import expect_buffer, read_buffer
+from tessera.ir.ops.memory import expect_buffer, read_buffer, write_window
 from tessera.ir.ops.tiles import expect_tile, negative_axis
 from tessera.ir.types import Shape, TileType, Type, dtype_of, int_shape, shape_of
 
@@ -182,8 +182,11 @@ def accumulate_dtype(dtype: DType) -> DType:
     return f32 if dtype.is_float else dtype
 
 
-def block_count(size: int) -> int:
-    return -(-size // numeric.BLOCK)
+def _block_size(op: Op) -> int:
+    size = op.get("size") or numeric.BLOCK
+    if size % numeric.BLOCK or size & (size - 1) or op.get("combine") == "sum" and size != numeric.BLOCK:
+        raise SourceError("TS703", f"the blocks of {op.name} are of 32, those of max and min of a larger power of two")
+    return size
 
 
 def _kind(op: Op) -> str:
@@ -195,8 +198,9 @@ def _kind(op: Op) -> str:
 
 def _partial_type(op: Op) -> tuple[Type, ...]:
     source, axis = _source(op)
-    layout = block_layout(source.layout, axis) if source.layout is not None else None
-    shape = _kept(source.shape, axis, block_count(int_shape(source)[axis]))
+    size = _block_size(op)
+    layout = block_layout(source.layout, axis, size) if source.layout is not None else None
+    shape = _kept(source.shape, axis, -(-int_shape(source)[axis] // size))
     return (TileType(shape, accumulate_dtype(source.dtype), layout),)
 
 
@@ -205,7 +209,7 @@ def _reduce_blocks_bound(op: Op, a: Bar) -> Bar:
     if kind == "sum":
         r, e, magnitude = (numeric.reduce_blocks("sum", x, axis) for x in (a.r, a.e, np.abs(a.r)))
         return bounds.widen(r, e, 5 * bounds.HALF_ULP_F32 * magnitude if _in_floats(op) else 0.0)
-    return _hull(lambda x: numeric.reduce_blocks(kind, x, axis), a)
+    return _hull(lambda x: numeric.reduce_blocks(kind, x, axis, _block_size(op)), a)
 
 
 def _in_floats(op: Op) -> bool:
@@ -224,11 +228,14 @@ define(
     "reduce_blocks",
     "a",
     _partial_type,
-    "the `combine` (sum, max, min) of each block of 32 along `axis`, which becomes the number of blocks",
+    "the `combine` (sum, max, min) of each block of `size`, 32 for sums, along `axis`, which becomes the number of "
+    "blocks",
     PURE,
-    attributes={"axis": REQUIRED, "combine": REQUIRED},
+    attributes={"axis": REQUIRED, "combine": REQUIRED, "size": numeric.BLOCK},
     levels=TARGET_ONLY,
-    evaluate=lambda op, a: round_to(dtype_of(op.result.type), numeric.reduce_blocks(_kind(op), a, _along(op, a))),
+    evaluate=lambda op, a: round_to(
+        dtype_of(op.result.type), numeric.reduce_blocks(_kind(op), a, _along(op, a), _block_size(op))
+    ),
     bound=_reduce_blocks_bound,
     lower=Lowering(template="reduce"),
 )
@@ -247,9 +254,9 @@ def _contents(op: Op, buffer: values.Buffer) -> Any:
     return read_buffer(op, buffer, (zero,) * len(shape), shape)
 
 
-def _fold(op: Op, buffer: values.Buffer) -> Any:
+def _fold(op: Op, buffer: values.Buffer, dtype: DType) -> Any:
     partials, kind = _contents(op, buffer), _kind(op)
-    axis, dtype = _along(op, partials), dtype_of(op.result.type)
+    axis = _along(op, partials)
     if not isinstance(partials, Bar):
         return round_to(dtype, numeric.fold_blocks(kind, partials, axis))
     if kind != "sum":
@@ -268,8 +275,35 @@ define(
     effects={"buffer": "reads"},
     attributes={"axis": REQUIRED, "combine": REQUIRED, "dtype": REQUIRED, "layout": REQUIRED},
     levels=TARGET_ONLY,
-    evaluate=_fold,
+    evaluate=lambda op, buffer: _fold(op, buffer, dtype_of(op.result.type)),
     lower=Lowering(template="fold_blocks"),
+)
+
+
+def _fold_lines_type(op: Op) -> tuple[Type, ...]:
+    buffer, out = expect_buffer(op, "buffer"), expect_buffer(op, "out")
+    axis = negative_axis(op, len(buffer.shape)) + len(buffer.shape)
+    if out.shape != _kept(buffer.shape, axis) or out.dtype != buffer.dtype:
+        raise SourceError("TS703", "fold_lines needs a buffer of the dtype of its blocks for one element a line")
+    return ()
+
+
+def _fold_lines(op: Op, buffer: values.Buffer, out: values.Buffer) -> None:
+    index = tuple(slice(size) for size in (None, *int_shape(op.operand("out").type)))
+    write_window(out, index, _fold(op, buffer, dtype_of(op.operand("out").type)))
+
+
+define(
+    "fold_lines",
+    "buffer out",
+    _fold_lines_type,
+    "combines the blocks in a shared buffer in ascending order along `axis`, a thread for each line, into `out`, where "
+    "that axis has size 1",
+    effects={"buffer": "reads", "out": "writes"},
+    attributes={"axis": REQUIRED, "combine": REQUIRED},
+    levels=TARGET_ONLY,
+    evaluate=_fold_lines,
+    lower=Lowering(template="fold_lines"),
 )
 
 
