@@ -222,7 +222,7 @@ def run_pass(step: Pass, module: Module, context: Context) -> Module:
         kernels += made if isinstance(made, list) else [made]
     new = Module(step.level, kernels)
     placed = any(kernel.attributes.get("shared_bytes") is not None for kernel in kernels)
-    verify(new, barriers=step.name in ("insert_barriers", "interleave"), placed=placed)
+    verify(new, barriers=step.name in ("insert_barriers", "rematerialise", "interleave"), placed=placed)
     return new
 
 

@@ -37,6 +37,7 @@ from tessera.passes.place_sums import place_sums
 from tessera.passes.precision import precision
 from tessera.passes.prefetch_loads import prefetch_loads
 from tessera.passes.promote_buffers import buffers_to_promote, promote_buffers
+from tessera.passes.rematerialise import rematerialise
 from tessera.passes.share_divisors import share_divisors
 from tessera.passes.specialise import bind_decisions, specialise
 from tessera.passes.split_k import split_k
@@ -135,6 +136,8 @@ PIPELINE: tuple[Pass, ...] = (
     # Placement before barriers: buffers that share bytes need barriers between them.
     Pass("place_shared", lambda k, c: place_shared(k, c.arch), TARGET),
     Pass("insert_barriers", lambda k, c: insert_barriers(k), TARGET),
+    # Where barriers are tells what waits; before tiles are cut, which takes fewer parts where less is live.
+    Pass("rematerialise", lambda k, c: rematerialise(k), TARGET),
     # Last: loads lie where they start, and what no barrier separates may be done in another order.
     Pass("interleave", lambda k, c: interleave(k, c.arch), TARGET),
 )

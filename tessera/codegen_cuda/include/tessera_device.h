@@ -253,6 +253,18 @@ TS_DEVICE void ts_st_global(T* p, const T* src) {
     }
 }
 
+// The same bits, of which the compiler no longer knows where they come from: what is computed of them is computed again.
+TS_DEVICE void ts_hide(ts_word<1>& w) { asm volatile("" : "+r"(w.a)); }
+TS_DEVICE void ts_hide(ts_word<2>& w) { asm volatile("" : "+h"(w.a)); }
+TS_DEVICE void ts_hide(ts_word<4>& w) { asm volatile("" : "+r"(w.a)); }
+template <class T, int N>
+TS_DEVICE void ts_hold(T* dst, const T* src) {
+    ts_word<N * sizeof(T)> word;
+    memcpy(&word, src, sizeof(T) * N);
+    ts_hide(word);
+    memcpy(dst, &word, sizeof(T) * N);
+}
+
 // All elements, in words of at least 4 bytes, or zero bits.
 template <class T, int N>
 TS_DEVICE void ts_ld_global_if(T* dst, const T* p, bool inside) {

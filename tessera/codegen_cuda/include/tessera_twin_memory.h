@@ -335,6 +335,11 @@ TS_DEVICE void ts_st_global(T* p, const T* src, TS_TWIN_LINE, int part = 0) {
 }
 
 template <class T, int N>
+TS_DEVICE void ts_hold(T* dst, const T* src) {
+    __builtin_memcpy((void*)dst, (const void*)src, N * sizeof(T));
+}
+
+template <class T, int N>
 TS_DEVICE void ts_ld_global_if(T* dst, const T* p, bool inside, TS_TWIN_LINE) {
     if (inside) return ts_ld_global<T, N>(dst, p, line);
     for (int i = 0; i < N; ++i) dst[i] = T();

@@ -89,6 +89,13 @@ def _num_programs(emitter: Emitter, op: Op) -> dict[str, Any]:
     return {"out": emitter.name(op.result), "axis": op.attributes["axis"]}
 
 
+@statement("hold")
+def _hold(emitter: Emitter, op: Op) -> dict[str, Any]:
+    """In words of 4 bytes, as elements were loaded, where they come in such."""
+    out, step = tile_info(emitter, op.result), 4 // dtype_of(op.result.type).bytes
+    return {"out": out, "source": emitter.name(op.operands[0]), "step": 1 if out["count"] % step else step}
+
+
 @statement("full")
 def _full(emitter: Emitter, op: Op) -> dict[str, Any]:
     return {"out": tile_info(emitter, op.result), "value": emitter.name(op.operands[0])}

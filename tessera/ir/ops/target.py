@@ -333,6 +333,19 @@ define(
 )
 
 
+define(
+    "hold",
+    "a",
+    lambda op: (expect_tile(op, "a"),),
+    "the same tile; what is computed of it is computed anew, not kept from before",
+    PURE,
+    STRUCTURAL,
+    levels=TARGET_ONLY,
+    evaluate=lambda op, a: a,
+    lower=Lowering(template="hold"),
+)
+
+
 def _rounded_type(op: Op) -> tuple[Type, ...]:
     tile = expect_tile(op, "a")
     if tile.dtype != f32:
