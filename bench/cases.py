@@ -423,6 +423,18 @@ def layer_norm(dims):
     return memory_problem("layer norm", load("layer_norm.py", "layer_norm"), normed, inputs, 8)
 
 
+def l2_normalised(x):
+    import torch
+
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def l2_normalise(dims):
+    start(4)
+    inputs = [normal(dims["M"], dims["N"])]
+    return memory_problem("l2 normalise", load("l2_normalise.py", "l2_normalise"), l2_normalised, inputs, 3)
+
+
 LINES = tuple({"M": COUNT // n, "N": n} for n in (1024, 4096))
 ALTERNATIVES = ("eager", "compile")
 
@@ -467,4 +479,5 @@ CASES = [
     Case("chain", "silu(x) * y + x of 256 MB", ({"N": COUNT},), chain, (*ALTERNATIVES, "copy")),
     Case("softmax", "softmax of rows, 256 MB", LINES, softmax, (*ALTERNATIVES, "copy")),
     Case("layer_norm", "layer norm of rows, 256 MB", LINES, layer_norm, (*ALTERNATIVES, "copy")),
+    Case("l2_normalise", "rows divided by their lengths, 256 MB", LINES, l2_normalise, (*ALTERNATIVES, "copy")),
 ]

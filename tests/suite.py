@@ -52,7 +52,8 @@ OTHERS = [
     *((name, {"M": m, "N": n, "K": k}) for name in MATMULS for m, n, k in ((64, 64, 64), (33, 100, 129), (70, 9, 40))),
 ]
 EXAMPLES = [
-    *(("layer_norm", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (16, 1024))),
+    *(("layer_norm", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (16, 1024), (3, 2048))),
+    *(("l2_normalise", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (3, 4096))),
     *(("column_sum", {"M": m, "N": n}) for m, n in ((1, 1), (70, 100), (200, 64))),
     *(("sum_of_first", {"M": m, "N": n}) for m, n in ((1, 1), (40, 130))),
     *(("cumulative_max", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (5, 300))),

@@ -345,12 +345,14 @@ def test_the_cases_of_this_checkout(checkout):
         "chain",
         "softmax",
         "layer_norm",
+        "l2_normalise",
     ]
     rows = {name: [tuple(row.values()) for row in case.rows] for name, case in checkout.items()}
     assert set(rows["aggregation"]) == {(32768, d, n) for d in (128, 256, 512, 1024, 2048) for n in (1, 4, 8)}
     assert set(rows["gemm"]) == {(n, n, n, s) for n in (4096, 8192) for s in ("nn", "nt", "tn", "tt")}
     assert rows["gemm_fp8"] == [(8192, 8192, 8192, sums) for sums in ("f32", "fast")]
-    assert rows["softmax"] == [(131072, 1024), (32768, 4096)]
+    for name in ("softmax", "layer_norm", "l2_normalise"):
+        assert rows[name] == [(131072, 1024), (32768, 4096)]
     for case in checkout.values():
         for row in case.rows:
             for searched in case.searched(row):

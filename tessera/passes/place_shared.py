@@ -4,7 +4,8 @@ A buffer lives from its first to its last use in program order, uses of its stag
 included; a use inside a loop that the buffer outlives counts for
 the whole loop, because another iteration may come, and one inside `roles` for all of those: other roles are anywhere,
 so that what two of them allocate for themselves never shares bytes.
-Largest first, each at the lowest offset that is free for its whole life.
+Largest first, each at the lowest offset that is free for its whole life. Small ones share nothing where as many blocks
+fit a multiprocessor without: two buffers in the same bytes cost a barrier.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Kernel, Op, Value, clone_kernel
+from tessera.ir.ops.roles import computing_warps
 from tessera.ir.stages import allocated_bytes, derived_values
 from tessera.target.arch import Arch
 
@@ -20,6 +22,7 @@ ALIGNMENT = 128  # bytes: a full row of banks
 # In kernels with roles: the swizzles of TMA and wgmma go by the bits of an address, and repeat after so many bytes.
 ROLES_ALIGNMENT = 1024
 RING_ALIGNMENT = 16
+SMALL = 2048  # bytes of a buffer that may lie apart: the blocks of a few lines
 PLACED = ("shared", "ring")
 
 
@@ -49,18 +52,13 @@ class Life:
 def place_shared(kernel: Kernel, arch: Arch) -> Kernel:
     """Raises SourceError TS501 when the buffers do not fit the architecture's block."""
     new, _ = clone_kernel(kernel)
-    placed: list[Life] = []
-    total = 0
-    for life in sorted(_lives(new), key=lambda x: (-x.bytes, x.first)):
-        taken = sorted((other.buffer.attributes["offset"], other.bytes) for other in placed if life.meets(other))
-        offset = 0
-        for start, size in taken:
-            if offset + life.bytes <= start:
-                break
-            offset = max(offset, -(-(start + size) // life.alignment) * life.alignment)
-        life.buffer.attributes["offset"] = offset
-        placed.append(life)
-        total = max(total, offset + life.bytes)
+    placed = sorted(_lives(new), key=lambda x: (-x.bytes, x.first))
+    total = _place(placed, apart=True)
+    close = _place(placed, apart=False)
+    if 0 < _blocks(new, close, arch) == _blocks(new, total, arch):
+        _place(placed, apart=True)
+    else:
+        total = close
     if total > arch.shared_bytes_per_block:
         largest = max(placed, key=lambda x: x.bytes)
         raise SourceError(
@@ -72,6 +70,33 @@ def place_shared(kernel: Kernel, arch: Arch) -> Kernel:
         )
     new.attributes["shared_bytes"] = total
     return new
+
+
+def _place(lives: list[Life], apart: bool) -> int:
+    """Sets the offsets of buffers, given in this order; all bytes that they take. `apart`: small ones share none."""
+    placed: list[Life] = []
+    total = 0
+    for life in lives:
+        alone = apart and life.bytes <= SMALL
+        others = [other for other in placed if alone or apart and other.bytes <= SMALL or life.meets(other)]
+        offset = 0
+        for start, size in sorted((other.buffer.attributes["offset"], other.bytes) for other in others):
+            if offset + life.bytes <= start:
+                break
+            offset = max(offset, -(-(start + size) // life.alignment) * life.alignment)
+        life.buffer.attributes["offset"] = offset
+        placed.append(life)
+        total = max(total, offset + life.bytes)
+    return total
+
+
+def _blocks(kernel: Kernel, total: int, arch: Arch) -> int:
+    """How many blocks of so many bytes fit a multiprocessor, as far as their threads do; 0 where one does not."""
+    if total > arch.shared_bytes_per_block:
+        return 0
+    threads = (computing_warps(kernel) + kernel.attributes.get("producer_warps", 0)) * arch.warp_size
+    room = arch.shared_bytes_per_sm // (total + arch.reserved_shared_bytes)
+    return min(arch.max_blocks_per_sm, arch.max_threads_per_sm // threads, room)
 
 
 def share_bytes(a: Value, b: Value) -> bool:

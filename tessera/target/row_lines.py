@@ -47,7 +47,8 @@ def warps_of_a_line(kernel: Kernel, line: int) -> int:
 def live_bytes(kernel: Kernel, line: int) -> int:
     """Bytes of each column that are live at once while a line of `line` elements is reduced.
 
-    What is loaded after a reduction counts from the start: loads move to the front.
+    What is loaded after a reduction counts from the start: loads move to the front. What only the reduction takes does
+    not: it is computed element by element.
     """
     last: dict[Value, int] = {}
     for place, op in enumerate(kernel.body.ops):
@@ -58,7 +59,7 @@ def live_bytes(kernel: Kernel, line: int) -> int:
     most = 0
     for place, op in enumerate(kernel.body.ops):
         if op.definition.has(REDUCTION) or op.definition.has(SCAN):
-            live = {v for v, start in made.items() if start < place < last.get(v, -1)} | set(op.operands)
+            live = {v for v, start in made.items() if start < place < last.get(v, -1)}
             live |= {v for v in loaded if made[v] > place}
             most = max(most, sum(dtype_of(value.type).bytes for value in live))
     return max(most, 4)

@@ -1,7 +1,19 @@
 """Mutations of what orders memory accesses: barriers, asynchronous copies, the placement of shared memory."""
 
 from tests.check.mutations import Edit, mutation
-from tests.check.mutations_kernels import BATCHED, DIFFERENCE, F32, FP8, GATING, MMA, NT, PRODUCT, SCAN, TRANSPOSE
+from tests.check.mutations_kernels import (
+    BATCHED,
+    DIFFERENCE,
+    F32,
+    FP8,
+    GATING,
+    LINES,
+    MMA,
+    NT,
+    PRODUCT,
+    SCAN,
+    TRANSPOSE,
+)
 
 NO_BARRIER = (r"ts_barrier\(\);", ";")
 WAIT = r"ts_cp_async_wait<\d>\(\);"
@@ -84,6 +96,22 @@ BARRIERS = [
         "race",
         "carry_blocks st_shared",
         "tile.cummax",
+    ),  # fmt: skip
+    mutation(
+        "no barrier between the blocks of a line and the thread that adds them",
+        *LINES,
+        Edit("barrier", *NO_BARRIER),
+        "race uninitialised",
+        "fold_lines st_shared",
+        "length = tile.sqrt(tile.sum",
+    ),  # fmt: skip
+    mutation(
+        "no barrier between the sum of a line and its readers",
+        *LINES,
+        Edit("barrier", *NO_BARRIER, number=1),
+        "race uninitialised",
+        "ld_shared fold_lines",
+        "length = tile.sqrt(tile.sum",
     ),  # fmt: skip
     mutation(
         "a barrier for half of the warps",
