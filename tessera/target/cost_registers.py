@@ -1,7 +1,8 @@
 """How many registers a thread of a Target kernel holds at once: an estimate from the tiles that are live together.
 
 A chain of elementwise ops is computed element by element, so that only its ends are tiles; what waits for the end of a
-chain is live until then.
+chain is live until then. A reduction takes what nothing else needs element by element, too; what is needed before and
+after one is a tile.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tessera.ir.core import Block, Kernel, Op, Value
-from tessera.ir.opdef import ELEMENTWISE
+from tessera.ir.opdef import ELEMENTWISE, REDUCTION
 from tessera.ir.types import TileType, TokenType, ViewType, dtype_of
 
 # Addresses, indices, predicates and what the assembler keeps in flight; from what NVRTC reports for the test suite.
@@ -85,12 +86,17 @@ def _last_uses(block: Block) -> tuple[dict[Value, int], set[Value]]:
     the tiles inside such chains.
     """
     last: dict[Value, int] = {}
-    kept: set[Value] = set()  # used by something that takes all of a tile at once
+    first: dict[Value, int] = {}
     for place, op in enumerate(block.ops):
         for value in (*op.operands, *(value for inner in _inside(op) for value in inner.operands)):
             last[value] = place
+            first.setdefault(value, place)
+    reductions = [place for place, op in enumerate(block.ops) if _adds_up(op)]
+    # Used by something that takes all of a tile at once, or on both sides of a reduction.
+    kept = {value for value, place in first.items() if any(place <= between < last[value] for between in reductions)}
+    for op in block.ops:
         if not _by_elements(op):
-            kept.update(op.operands)
+            kept.update(value for value in op.operands if not _adds_up(op))
             kept.update(value for inner in _inside(op) for value in inner.operands)
     streamed: set[Value] = set()
     for op in reversed(block.ops):
@@ -100,6 +106,10 @@ def _last_uses(block: Block) -> tuple[dict[Value, int], set[Value]]:
                 for operand in op.operands:
                     last[operand] = max(last.get(operand, -1), last[result])
     return last, streamed
+
+
+def _adds_up(op: Op) -> bool:
+    return op.definition.has(REDUCTION) or op.name == "reduce_blocks"
 
 
 def _by_elements(op: Op) -> bool:

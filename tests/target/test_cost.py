@@ -146,6 +146,38 @@ def test_registers_follow_the_tiles():
     assert softmax[0] < softmax[1]
 
 
+# What 256 MB of rows reached of a copy on an H200 when a warp kept each line to itself, and registers of NVRTC.
+A_LINE_A_WARP = {"warps": 4, "rows": 0, "subtile": 4}
+MEASURED = [
+    ("softmax_bf16", 1024, {}, 0.98, 61),
+    ("layer_norm", 1024, {}, 0.92, 64),
+    ("softmax_bf16", 4096, A_LINE_A_WARP, 0.90, 167),
+    ("layer_norm", 4096, A_LINE_A_WARP, 0.73, 254),
+]
+
+
+def rows_on_hopper(name, columns, **pins):
+    dims = {"M": 2**27 // columns, "N": columns}
+    kernel = compile_kernel(load(name).scheduled(pins), dims, "sm_90a").target.kernel()
+    return cost(kernel, find_arch("sm_90a"), dims)
+
+
+def test_rows_rank_as_they_were_measured():
+    found = [rows_on_hopper(name, columns, **pins) for name, columns, pins, _, _ in MEASURED]
+    shares = [each.terms["dram"] / each.seconds for each in found]
+    assert shares == sorted(shares, reverse=True)
+    for share, each, (*_, measured, registers) in zip(shares, found, MEASURED, strict=True):
+        assert measured - 0.25 <= share <= measured + 0.05, "small launches of large blocks look slower than they are"
+        assert registers - 8 <= each.registers <= 1.5 * registers
+
+
+@pytest.mark.parametrize("name", ["softmax_bf16", "layer_norm", "l2_normalise"])
+def test_lines_that_warps_share_are_predicted_to_be_faster(name):
+    shared, alone = (rows_on_hopper(name, 4096, **pins) for pins in ({}, A_LINE_A_WARP))
+    assert shared.seconds < alone.seconds and shared.registers < alone.registers
+    assert shared.blocks_per_sm * 8192 >= 40 << 10, "bytes of lines on a multiprocessor, which keep its memory busy"
+
+
 @ts.kernel
 def guarded(x: Tensor["N", ts.f32], out: Tensor["N", ts.f32], n: int):
     start = tile.program_id(0) * 1024
