@@ -38,6 +38,7 @@ from tessera.passes.precision import precision
 from tessera.passes.prefetch_loads import prefetch_loads
 from tessera.passes.promote_buffers import buffers_to_promote, promote_buffers
 from tessera.passes.rematerialise import rematerialise
+from tessera.passes.share_barriers import share_barriers
 from tessera.passes.share_divisors import share_divisors
 from tessera.passes.specialise import bind_decisions, specialise
 from tessera.passes.split_k import split_k
@@ -133,6 +134,8 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("order_copies", lambda k, c: order_copies(k), TARGET),
     # After merging, when every load that stays is known; before barriers, which would hold loads back.
     Pass("hoist_loads", lambda k, c: hoist_loads(k), TARGET),
+    # After loads are hoisted, which nothing moves past; before placement, which asks how long buffers are used.
+    Pass("share_barriers", lambda k, c: share_barriers(k), TARGET),
     # Placement before barriers: buffers that share bytes need barriers between them.
     Pass("place_shared", lambda k, c: place_shared(k, c.arch), TARGET),
     Pass("insert_barriers", lambda k, c: insert_barriers(k), TARGET),

@@ -2,9 +2,9 @@
 
 Inside a stretch of ops without regions, barriers or asynchronous ops, loads of tensors that the kernel never writes
 move in front of everything that does not feed them. A load keeps its registers from there on, so tiles move only while
-together they stay below `REGISTERS` a thread, and not past a step that few threads do while the others wait. Behind
-such a step what all programs load alike stays where it is: the level-1 cache has it, and registers are what keeps other
-blocks away. Exact: values only become known earlier.
+together they stay below `REGISTERS` a thread. What all programs load alike does not move past a step that few threads
+do while the others wait: the level-1 cache has it, and registers are what keeps other blocks away. Exact: values only
+become known earlier.
 """
 
 from __future__ import annotations
@@ -64,8 +64,7 @@ def _ordered(ops: list[Op], written: set[Value]) -> list[Op]:
 
 
 def _ends_stretch(op: Op) -> bool:
-    waits = op.name in ("async_wait", FOLD)
-    return bool(op.regions) or op.definition.has(COLLECTIVE) or op.definition.has(ASYNC) or waits
+    return bool(op.regions) or op.definition.has(COLLECTIVE) or op.definition.has(ASYNC) or op.name == "async_wait"
 
 
 def _is_early(op: Op, written: set[Value]) -> bool:

@@ -110,7 +110,7 @@ class _Plan:
         op = value.defining_op
         if value not in self.made or op is None or len(ops) > 2 * MOST_OPS:
             return None
-        if op.name == "cast" and _narrows(op):
+        if op.name == "cast" and widens(op):
             source = op.operands[0]
         elif op.definition.has(ELEMENTWISE) and op.definition.ulp <= 0.5 and op.name not in DIVISIONS:
             sources = set[Value | None]()
@@ -147,7 +147,7 @@ class _Plan:
         return most
 
 
-def _narrows(cast: Op) -> bool:
+def widens(cast: Op) -> bool:
     """Whether a cast makes a tile of one of half the bits or fewer."""
     source = cast.operands[0]
     return isinstance(source.type, TileType) and 2 * dtype_of(source.type).bits <= dtype_of(cast.result.type).bits
@@ -193,3 +193,6 @@ class _Writer:
         if self.held.get(source, -1) != part:
             self.held[source] = part
             self.mapping[source] = builder.value("hold", self.mapping[source], hint=source.name)
+
+
+__all__ = ["rematerialise", "widens"]
