@@ -22,7 +22,7 @@ from tessera.ir.types import TileType, dtype_of, tile_layout
 from tessera.target.cost_registers import FOLD, registers_of
 
 PRODUCTS = ("mma_sync", "fma_block", "wgmma")
-DIVISIONS = ("div", "floordiv", "mod")
+DIVISIONS = ("div", "floordiv", "mod", "divisor", "div_by")
 SMALLEST = 16  # registers of a tile that is worth it
 LEAST_GAIN = 8  # registers of all that is live at once
 MOST_OPS = 3  # that compute each element again
