@@ -32,11 +32,19 @@ INDICES = """
     @ts.kernel
     def k(x: Tensor["M", "N", ts.f32], top: Tensor["M", ts.i32], low: Tensor["M", ts.f32],
           output: Tensor["M", "N", ts.f32]):
-        row = tile.program_id(0) * 2
-        rows = x[row : row + 2]
-        tile.store(tile.argmax(rows, axis=-1), top[row : row + 2])
-        tile.store(tile.min(rows, axis=-1), low[row : row + 2])
-        tile.store(rows * tile.sum(rows, axis=-1, keepdims=True), output[row : row + 2])
+        row = tile.program_id(0)
+        rows = x[row : row + 1]
+        tile.store(tile.argmax(rows, axis=-1), top[row : row + 1])
+        tile.store(tile.min(rows, axis=-1), low[row : row + 1])
+        tile.store(rows * tile.sum(rows, axis=-1, keepdims=True), output[row : row + 1])
+"""
+TWICE = """
+    @ts.kernel
+    def k(x: Tensor["M", "N", ts.bf16], twice: Tensor["M", "N", ts.bf16], output: Tensor["M", "N", ts.bf16]):
+        first = tile.program_id(0) * 4
+        rows = tile.cast(x[first : first + 4], ts.f32) * 2.0
+        tile.store(rows, twice[first : first + 4])
+        tile.store(rows * tile.rsqrt(tile.mean(rows * rows, axis=-1, keepdims=True)), output[first : first + 4])
 """
 
 
@@ -99,6 +107,7 @@ def test_the_default_point_shares_lines_that_fill_registers():
     assert schedule(norm, 2048) == (2, 1, 0), "more live at once in a norm"
     assert schedule(SOFTMAX, 4096) == schedule(norm, 4096) == (4, 1, 0)
     assert schedule(SOFTMAX, 16384) == schedule(norm, 16384) == (16, 1, 0)
+    assert schedule(TWICE, 4096)[1] == 0, "each store would load the lines again"
     assert schedule(SOFTMAX, 5000) == (4, 1, 0), "an eighth warp would hold padding"
 
 

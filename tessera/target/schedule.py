@@ -20,6 +20,7 @@ from tessera.target.row_slices import COLUMNS, Rows, row_slices
 from tessera.target.warpgroup_point import warpgroup_point
 
 REGISTER_TILE_LIMIT = 128  # f32 registers of one tile per thread: half of the 255 that a thread can have
+LINE_OF_A_WARP = 4096  # elements of a reduced line that a warp may have to itself, at 128 registers a lane
 ELEMENTS_PER_THREAD = 32  # of the largest tile where there is no product: more would lower the occupancy
 VECTORS_PER_THREAD = 8  # the same where nothing is reduced: one 16-byte access of bf16 a tensor, and many threads
 REDUCED_TILE = 64 * 128  # elements of a reduced tile beside a product: several of its size live at a time
@@ -121,11 +122,13 @@ def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
     largest = max(map(elements, tiles), default=1)
     product = max((elements(op.result) for op in products), default=0)
     lines = longest_line(kernel)
-    shared = 1 if products else warps_of_a_line(kernel, lines)  # warps of a line that fills registers
+    # Warps of a line that fills registers. Lines that are programs of their own are loaded once for each store.
+    apart = _many_lines(kernel)
+    shared = 1 if products or apart and len(_stores(kernel)) > 1 else warps_of_a_line(kernel, lines)
     if products:
         warps = 8 if product >= 128 * 128 or _reduced_tile(kernel) >= REDUCED_TILE else 4
-    elif LONG_LINE < lines:
-        warps = shared if shared > 1 and _many_lines(kernel) else max(4, shared)  # of smaller blocks more fit
+    elif LONG_LINE < lines <= LINE_OF_A_WARP or shared > 1:
+        warps = shared if shared > 1 and apart else max(4, shared)  # of smaller blocks more fit
     else:
         per_thread = ELEMENTS_PER_THREAD if lines else VECTORS_PER_THREAD
         warps = min(max(largest // (per_thread * 32), 4), 16)
@@ -150,8 +153,9 @@ def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
         elif shared > 1:
             rows = 1  # a program each
         elif largest > LARGEST_AT_ONCE * 32 * warps:
-            # A line for each warp where they are long.
-            wanted = max(ELEMENTS_PER_THREAD * 32, lines if lines > LONG_LINE else 0) * warps
+            wanted = ELEMENTS_PER_THREAD * 32 * warps
+            if LONG_LINE < lines <= LINE_OF_A_WARP:
+                wanted = lines * warps  # a line for each warp
             subtile = _slice_extent(kernel, shape, largest, wanted)
     whole = sum(elements(value) * dtype_of(value.type).bytes for op in products for value in op.operands[:2])
     if products and not rows and (streamed or whole > 3 * arch.shared_bytes_per_block // 4):
@@ -219,9 +223,13 @@ def _reduced_tile(kernel: Kernel) -> int:
     return max((elements(op.operands[0]) for op in along), default=0)
 
 
+def _stores(kernel: Kernel) -> list[Op]:
+    return [op for op in kernel.body.walk() if op.name == "store"]
+
+
 def _many_lines(kernel: Kernel) -> bool:
     """Whether a program stores more than one line."""
-    return any(op.name == "store" and _rows(op) > 1 for op in kernel.body.walk())
+    return any(_rows(op) > 1 for op in _stores(kernel))
 
 
 def _slice_extent(kernel: Kernel, stored: tuple[int, ...], largest: int, wanted: int) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
 
 LEAST_WORD = 4  # bytes of a load that is predicated by itself
+MOST_BYTES = 128  # of all such loads of a thread: of twice as many, ptxas keeps what they start from apart
 
 
 def _product(number: int | None, text: str, stride: int | str) -> str:
@@ -193,8 +194,9 @@ def _one_row(view: ViewNames, layout: RegisterLayout) -> bool:
 def _ld_global(emitter: Emitter, op: Op) -> dict[str, Any]:
     if isinstance(op.result.type, TileType):
         found = _global_access(emitter, op, op.result)
-        wide = found["vector"] * dtype_of(op.result.type).bytes >= LEAST_WORD
-        one_row = wide and found["whole"] and _one_row(emitter.views[op.operand("view")], tile_layout(op.result.type))
+        layout, item = tile_layout(op.result.type), dtype_of(op.result.type).bytes
+        fits = found["vector"] * item >= LEAST_WORD and layout.registers_per_thread * item <= MOST_BYTES
+        one_row = fits and found["whole"] and _one_row(emitter.views[op.operand("view")], layout)
         return {"scalar": False, "one_row": one_row, **found}
     view = emitter.views[op.operands[0]]
     return {
