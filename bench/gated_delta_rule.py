@@ -2,13 +2,17 @@
 
 Usage: python bench/gated_delta_rule.py [RESULT.json] [--rows NAME,...] [--repeats N] [--no-check]
 
-Every answer is checked against a recurrence in float32, one token after the other in torch. L2 is cold, and medians of
-CUDA events count, as in `tessera bench`.
+Processes that share the work make every call once, so that all is compiled when this one begins. Then every answer is
+checked against a recurrence in float32, one token after the other in torch, and those who are right have a turn in
+every round: L2 is cold, and medians of CUDA events count, as in `tessera bench`. The table comes last.
 """
 
 import json
+import os
 import statistics
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -20,6 +24,7 @@ from tessera.gdn import gated_delta_rule  # noqa: E402
 from tessera.runtime.bench_device import open_device  # noqa: E402
 
 K = V = 128
+MOST_PROCESSES = 16
 MOST_DEVIATION = 0.008  # RMS of o - reference over that of the reference, bf16
 SHAPES = [  # columns of the state, warps, instructions
     (128, 8, ""), (64, 8, ""), (64, 4, ""), (32, 8, ""), (32, 4, ""), (32, 2, ""), (64, 4, "wgmma"), (128, 8, "wgmma"),
@@ -31,8 +36,9 @@ FORWARD = [
 ]
 FORWARD += [FORWARD[3] | change for change in ({"chunk_size": 32}, {"stages": 3}, {"prepare_warps": 2})]
 FORWARD += [FORWARD[6] | change for change in ({"chunk_size": 32}, {"stages": 3})]
-DECODE = [
-    {"block": block, "warps": warps} for block, warps in ((8, 2), (8, 4), (16, 2), (16, 4), (32, 4), (32, 8), (64, 8))
+DECODE = [  # 32, 64 or 128 elements of the state a thread
+    {"block": block, "warps": warps}
+    for block, warps in ((16, 1), (16, 2), (32, 1), (32, 2), (32, 4), (64, 2), (64, 4), (64, 8), (128, 4), (128, 8))
 ]
 ROWS = {  # name: B, T, H, HV, state v-first, aims in ms, schedules beside the default one
     "forward-1x8192-16-32": (1, 8192, 16, 32, False, (0.40, 0.20), FORWARD),
@@ -105,29 +111,60 @@ def ours(value_first, schedule):
     return lambda given: gated_delta_rule(**given, use_qk_l2norm_in_kernel=True, state_v_first=value_first, **schedule)
 
 
+def entrants(name):
+    """(schedule, call) of everyone in a row, by name; rivals and the default have no schedule."""
+    _, T, _, _, value_first, _, schedules = ROWS[name]
+    found = {"default": ({}, ours(value_first, {}))}
+    found |= {" ".join(f"{k}={v}" for k, v in s.items()): (s, ours(value_first, s)) for s in schedules}
+    return found | {key: ({}, call) for key, call in rivals(value_first, T == 1).items()}
+
+
+def attempt(call, given):
+    """What a call gives, or why it gives nothing, as one line."""
+    try:
+        return call(given), None
+    except (TesseraError, TypeError, RuntimeError) as error:
+        return None, str(error).splitlines()[0]
+
+
+def compile_all(names):
+    """Has every call made once by processes that share them: what they compile, this one finds on disk."""
+    count = min(os.cpu_count() or 1, MOST_PROCESSES)
+    command = [sys.executable, __file__, "--rows", ",".join(names), "--share"]
+    running = [subprocess.Popen([*command, f"{i}/{count}"], stdout=subprocess.DEVNULL) for i in range(count)]
+    for process in running:
+        process.wait()
+
+
+def call_share(names, share):
+    """Every `count`-th call of all rows, from the `first` on; `share` is "first/count"."""
+    first, count = map(int, share.split("/"))
+    calls = [(name, call) for name in names for _, call in entrants(name).values()]
+    for name, call in calls[first::count]:
+        attempt(call, problem(*ROWS[name][:5]))
+    torch.cuda.synchronize()
+
+
 def measure(device, name, repeats, checks):
-    B, T, H, HV, value_first, (must, goal), schedules = ROWS[name]
+    B, T, H, HV, value_first, (must, goal), _ = ROWS[name]
     given = problem(B, T, H, HV, value_first)
     reference = recurrence(**given, value_first=value_first) if checks else None
-    entrants = {"default": ({}, ours(value_first, {}))}
-    entrants |= {" ".join(f"{k}={v}" for k, v in s.items()): (s, ours(value_first, s)) for s in schedules}
-    entrants |= {key: ({}, call) for key, call in rivals(value_first, T == 1).items()}
-    rows = []
-    for key, (schedule, call) in entrants.items():
-        row = {"row": name, "who": key, "schedule": schedule, "must_ms": must, "goal_ms": goal}
-        try:
-            found = call(given)
-            if reference is not None:
-                row["deviation"] = [deviation(x, y) for x, y in zip(found, reference, strict=True)]
-                row["ok"] = max(row["deviation"]) <= MOST_DEVIATION
-            else:
-                row["ok"] = True
-        except (TesseraError, TypeError, RuntimeError) as error:
-            row.update(ok=False, error=str(error).splitlines()[0])
-        if row["ok"]:
-            row["ms"] = statistics.median(device.timed([lambda call=call: call(given)], repeats)[0]) / 1e3
-            row["roofline"] = least_bytes(B, T, H, HV) / device_copy(device) * 1e3 / row["ms"]
+    rows, calls = [], []
+    for key, (schedule, call) in entrants(name).items():
+        row = {"row": name, "who": key, "schedule": schedule, "must_ms": must, "goal_ms": goal, "ok": True}
+        found, row["error"] = attempt(call, given)
+        if found is None:
+            row["ok"] = False
+        elif reference is not None:
+            row["deviation"] = [deviation(x, y) for x, y in zip(found, reference, strict=True)]
+            row["ok"] = max(row["deviation"]) <= MOST_DEVIATION
         rows.append(row)
+        calls.append(call)
+    right = [(row, call) for row, call in zip(rows, calls, strict=True) if row["ok"]]
+    times = device.timed([lambda call=call: call(given) for _, call in right], repeats)
+    for (row, _), samples in zip(right, times, strict=True):
+        row["ms"] = statistics.median(samples) / 1e3
+        row["roofline"] = least_bytes(B, T, H, HV) / device_copy(device) * 1e3 / row["ms"]
     return rows
 
 
@@ -137,16 +174,15 @@ def device_copy(device, _known={}):  # noqa: B006
     return _known["rate"]
 
 
-def show(rows, count=6):
-    """The fastest of ours, the default and the rivals; whoever was wrong."""
+def show(rows):
+    """The default, the rivals and ours, fastest first; whoever was wrong."""
     right = sorted((row for row in rows if row["ok"]), key=lambda row: row["ms"])
-    ranked = [row for row in right if row["schedule"]][:count]
-    for row in [*(row for row in right if not row["schedule"]), *ranked]:
+    for row in right:
         print(f"{row['row']:24}{row['ms']:9.4f} ms {row['roofline']:6.1%} of a copy's rate"
               f"  (must {row['must_ms']}, goal {row['goal_ms']})  {row['who']}", flush=True)  # fmt: skip
     for row in rows:
         if not row["ok"]:
-            print(f"{row['row']:24}    WRONG  {row['who']}: {row.get('error') or row['deviation']}", flush=True)
+            print(f"{row['row']:24}    WRONG  {row['who']}: {row['error'] or row['deviation']}", flush=True)
 
 
 def option(name, default):
@@ -154,15 +190,26 @@ def option(name, default):
 
 
 def main():
+    names = option("--rows", ",".join(ROWS)).split(",")
+    if share := option("--share", ""):
+        call_share(names, share)
+        return 0
+    start = time.perf_counter()
+    compile_all(names)
+    compiled = time.perf_counter() - start
     device = open_device()
     path = Path(next((a for a in sys.argv[1:] if a.endswith(".json")), Path(__file__).with_suffix(".json")))
-    results = []
-    for name in option("--rows", ",".join(ROWS)).split(","):
-        rows = measure(device, name, int(option("--repeats", "30")), "--no-check" not in sys.argv)
+    results = {}
+    for name in names:
+        results[name] = measure(device, name, int(option("--repeats", "30")), "--no-check" not in sys.argv)
+        found = {"machine": device.facts, "copy": device_copy(device), "results": sum(results.values(), [])}
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"compiled in {compiled:.0f} s, {time.perf_counter() - start:.0f} s in all; "
+          f"a copy moves {device_copy(device) / 1e12:.2f} TB/s")  # fmt: skip
+    for rows in results.values():
         show(rows)
-        results += rows
-        path.write_text(json.dumps({"machine": device.facts, "results": results}, indent=1) + "\n", encoding="utf-8")
-    return 0 if all(row["ok"] or row["who"] == "fla" or "error" in row for row in results) else 1
+    everyone = [row for rows in results.values() for row in rows]
+    return 0 if all(row["ok"] or row["who"] == "fla" or row["error"] for row in everyone) else 1
 
 
 if __name__ == "__main__":

@@ -206,7 +206,8 @@ class KernelDefinition(Definition):
     `kernel(*arguments)` runs it on the grid of its definition, `kernel[grid](*arguments)` on the one given. `space` is
     that of an autotuned kernel, `constants` the point of it that `ctx` shows: the default one, unless it is pinned;
     `fixed` names the constants that are. `absent` names the optional tensors that it does without. `schedule` holds the
-    fields of the schedule that are not the compiler's to choose, by name.
+    fields of the schedule that are not the compiler's to choose, by name. `static` names dims whose values go into the
+    code, besides those that shapes of tiles need.
     """
 
     kind = "kernel"
@@ -220,6 +221,7 @@ class KernelDefinition(Definition):
         space: Space | None = None,
         constants: Point | None = None,
         schedule: Mapping[str, Any] | None = None,
+        static: Iterable[str] = (),
     ) -> None:
         super().__init__(function, options, name)
         if grid is not None and not callable(grid):
@@ -229,6 +231,7 @@ class KernelDefinition(Definition):
         self.constants: Point = constants if constants is not None else space.default if space else {}
         self.fixed: frozenset[str] = frozenset()
         self.schedule: dict[str, Any] = self._checked(schedule) if schedule else {}
+        self.static = self._dim_names(static)
         self.absent: frozenset[str] = frozenset()
         self._inferred: dict[str, TensorAnnotation] = {}
 
@@ -268,7 +271,7 @@ class KernelDefinition(Definition):
     def _with(self, **changed: Any) -> KernelDefinition:
         made = KernelDefinition(self.function, self.grid, self.options, self.name, self.space, self.constants)
         made.fixed, made.schedule, made._inferred = self.fixed, self.schedule, self._inferred
-        made.absent = self.absent
+        made.absent, made.static = self.absent, self.static
         for name, value in changed.items():
             setattr(made, name, value)
         return made
@@ -315,6 +318,13 @@ class KernelDefinition(Definition):
         constants = {decided_by(field): pins.pop(field) for field in tuple(pins) if decided_by(field) in names}
         made = self.pinned(constants)
         return made._with(schedule={**made.schedule, **pins}) if pins else made
+
+    def _dim_names(self, static: Any) -> tuple[str, ...]:
+        """The option `static=` of a decorator. Raises SourceError TS203 for anything but names."""
+        if isinstance(static, str) or not all(isinstance(name, str) for name in static):
+            message = f'static= takes the names of dims, as in static=("H", "D"), not {static!r}'
+            raise SourceError("TS203", message, self.loc)
+        return tuple(static)
 
     def _checked(self, schedule: Any) -> dict[str, Any]:
         """The option `schedule=` of a decorator. Raises SourceError TS201 or TS203 at what it names."""
@@ -463,6 +473,7 @@ class KernelDecorator:
         grid: Grid | None = None,
         name: str | None = None,
         schedule: Mapping[str, Any] | None = None,
+        static: Iterable[str] = (),
     ) -> Callable[[Callable[..., Any]], KernelDefinition]: ...
 
     def __call__(
@@ -472,13 +483,15 @@ class KernelDecorator:
         grid: Grid | None = None,
         name: str | None = None,
         schedule: Mapping[str, Any] | None = None,
+        static: Iterable[str] = (),
     ) -> Any:
         """`name` replaces the function's own name: for kernels that one factory makes. `schedule` fixes fields of the
-        schedule, as in `schedule=dict(warps=8, stages=3)`; the compiler chooses the others.
+        schedule, as in `schedule=dict(warps=8, stages=3)`; the compiler chooses the others. `static` names dims that
+        are compiled in: offsets, masks and loops get their numbers, and each value of them a kernel of its own.
         """
         if function is None:
-            return lambda decorated: KernelDefinition(decorated, grid, name=name, schedule=schedule)
-        return KernelDefinition(function, grid, name=name, schedule=schedule)
+            return lambda decorated: KernelDefinition(decorated, grid, name=name, schedule=schedule, static=static)
+        return KernelDefinition(function, grid, name=name, schedule=schedule, static=static)
 
     def autotune(
         self,

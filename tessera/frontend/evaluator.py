@@ -121,12 +121,24 @@ class _Attempt:
         if definition.schedule:
             kernel.attributes["pins"] = dict(definition.schedule)
         emit.decided |= check_elements(kernel, emit.static)
+        if definition.static:
+            kernel.attributes["static_dims"] = _known_dims(definition, names)
+            emit.decided |= set(definition.static)
         needed = _dims_of(_placed_types(body)) + tuple(emit.decided)
         lengths = tuple(length_name(p.name) for p in kernel.parameters if isinstance(p.type, ListType))
         kernel.attributes["shape_dims"] = tuple(name for name in (*names, *lengths) if name in needed)
         chosen = grid if grid is not None else definition.grid
         infer_grid(kernel, None if chosen is None else _grid_sizes(chosen, emit.context, definition.loc))
         return Module("tile", [kernel])
+
+
+def _known_dims(definition: KernelDefinition, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The dims that the option `static=` names. Raises SourceError TS201 for one that the kernel does not have."""
+    for name in definition.static:
+        if name not in names:
+            message = f"static= names '{name}', which is no dim of '{definition.name}': those are {', '.join(names)}"
+            raise SourceError("TS201", message, definition.loc)
+    return definition.static
 
 
 def evaluate_once(definition: KernelDefinition, static: Mapping[str, int]) -> None:

@@ -33,6 +33,7 @@ from tessera.gdn.triangular import BLOCK, blocked_inverse
 # e^-120 is zero in f32. Smaller decays change nothing, and would cost the running sum of a chunk its digits.
 SMALLEST_DECAY = -120.0
 EPSILON = 1e-6  # beside a squared norm
+MODEL = ("H", "HV", "V")  # dims of a model, not of a call: offsets, heads and masks are computed with their numbers
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def recurrent_kernel(variant: Variant, in_place: bool = False):
     Keys, Values, Decays, Betas, States, Bounds = variant.tensors
     axis, value_first, columns = (1 if variant.value_first else 0), variant.value_first, variant.block
 
-    @ts.kernel(grid=lambda d: value_grid(d, variant), schedule=dict(warps=variant.warps))
+    @ts.kernel(grid=lambda d: value_grid(d, variant), schedule=dict(warps=variant.warps), static=MODEL)
     def delta_recurrent(
         q: Keys, k: Keys, v: Values, scale: float, o: Values,
         g: Decays = None, beta: Betas = None, A_log: Heads = None, dt_bias: Heads = None,
@@ -235,7 +236,7 @@ def prepare_kernel(variant: Variant):
     Keys, _, Decays, Betas, _, Bounds = variant.tensors
     Matrices = Tensor["S", "HV", C, C, variant.dtype]
 
-    @ts.kernel(grid=lambda d: (d.S * d.HV,), schedule=dict(warps=variant.prepare_warps))
+    @ts.kernel(grid=lambda d: (d.S * d.HV,), schedule=dict(warps=variant.prepare_warps), static=MODEL[:2])
     def delta_prepare(
         q: Keys, k: Keys, scale: float,
         mix: Matrices, attend: Matrices, factors: Tensor["S", "HV", 3, C, ts.f32], fade: Tensor["S", "HV", ts.f32],
@@ -296,7 +297,7 @@ def chunk_kernel(variant: Variant, in_place: bool = False):
     Keys, Values, _, _, States, Bounds = variant.tensors
     Matrices = Tensor["S", "HV", C, C, variant.dtype]
 
-    @ts.kernel(grid=lambda d: value_grid(d, variant), schedule=variant.schedule)
+    @ts.kernel(grid=lambda d: value_grid(d, variant), schedule=variant.schedule, static=MODEL)
     def delta_chunks(
         q: Keys, k: Keys, v: Values,
         mix: Matrices, attend: Matrices, factors: Tensor["S", "HV", 3, C, ts.f32], fade: Tensor["S", "HV", ts.f32],

@@ -20,6 +20,7 @@ FEW_TOKENS = 16  # up to which going token by token takes less time than the two
 MULTIPROCESSORS, MOSTLY = 132, 0.9
 WIDE, NARROW = 64, 32  # columns of the state a program
 STATE_ELEMENTS = 64 * 128  # of a program with 4 warps: 64 registers of each thread
+WARP_ELEMENTS = STATE_ELEMENTS // 4
 
 
 def gated_delta_rule(
@@ -137,9 +138,8 @@ def _by_shape(chunked, heads, keys, values, value_first):
     """
     wide = heads * -(-values // WIDE) >= MOSTLY * MULTIPROCESSORS and WIDE * keys <= STATE_ELEMENTS
     if not chunked:
-        if wide:
-            return {"block": WIDE, "warps": 8 if value_first else 2}
-        return {"block": 16 if value_first else 32, "warps": 2}  # either way whole lines of memory
+        columns = WIDE if wide else 16 if value_first else 32  # whole lines of memory
+        return {"block": columns, "warps": 1 << (-(-columns * keys // WARP_ELEMENTS) - 1).bit_length()}
     return {"block": WIDE if wide else NARROW, "warps": 4 if NARROW * keys < STATE_ELEMENTS else 8, "prepare_warps": 2}
 
 

@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 LANES = 32
+WHOLE_LINE_BITS = 3  # lanes that read 128 bytes, a line of the caches, 16 at a time
 LONG_LINE = 512  # elements, 16 a lane, up to which a warp keeps a line to itself: shared memory costs two barriers
 
 Conversion = Literal["none", "registers", "shuffle", "shared"]
@@ -294,12 +295,19 @@ def reduction_layout(shape: Sequence[int], warps: int, axis: int, vector: int) -
     for _ in range(bit_count(min(vector, power_of_two_above(shape[order[0]])))):
         builder.add("register", order[0])
     lane_bits, warp_bits = bit_count(LANES), bit_count(warps)
+    room = sum(bit_count(power_of_two_above(shape[a]) // builder.block[a]) for a in others)
+    along_others = max(0, min(lane_bits, room - warp_bits))
     if order[0] == axis:
-        builder.spread("lane", lane_bits, order)
+        # Lanes past a block of 32 would have to fold their blocks by shuffles.
+        along_axis = max(lane_bits - along_others, bit_count(max(1, LANES // builder.block[axis])), WHOLE_LINE_BITS)
+        builder.spread("lane", along_axis, order)
+        builder.spread("lane", lane_bits - along_axis, [*others, axis])
     else:
-        room = sum(bit_count(power_of_two_above(shape[a]) // builder.block[a]) for a in others)
-        along_others = max(0, min(lane_bits, room - warp_bits))
         builder.spread("lane", along_others, others)
+        # The sum takes the lowest coordinates first: those a thread has need no shuffle, the lanes' are the last ones.
+        for _ in range(bit_count(LANES) - (lane_bits - along_others)):
+            if builder.fits(axis):
+                builder.add("register", axis)
         builder.spread("lane", lane_bits - along_others, [axis, *others])
     for left in range(warp_bits, 0, -1):
         free = [a for a in others if builder.fits(a)] or [a for a in others if builder.block[a] < shape[a]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tessera.dtypes import DType
-from tessera.ir.affine import PROGRAM_IDS, bounds, opaque_symbol, symbol_ranges
+from tessera.ir.affine import PROGRAM_IDS, bounds, expression, opaque_symbol, symbol_ranges
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.dims import FUNCTIONS, Size, divisor
 from tessera.ir.divisors import divisor_of, loops_of
@@ -45,6 +45,7 @@ class Ranges:
 
     def __init__(self, kernel: Kernel):
         self.symbols = symbol_ranges(kernel)
+        self.grid: tuple[Size, ...] = tuple(kernel.attributes.get("grid", ()))
         self.divisors = kernel.attributes.get("divisors", {})
         self.loops = {id(op.regions[0]): op for op in kernel.body.walk() if op.definition.has(COUNTED)}
         self._steps = loops_of(kernel)
@@ -65,7 +66,11 @@ class Ranges:
         return divisor_of(value, self.divisors, self._steps, self._divisible)
 
     def distance(self, value: Value, size: Size, at: Op) -> int | None:
-        """How far `value` is from `size` at least, where a condition or the end of a loop shows that it is less."""
+        """How far `value` is from `size` at least, where a condition, the end of a loop or the grid shows that it is
+        less.
+        """
+        if self._counts_groups(value, size):
+            return min(self.divisor(value), divisor(size, self.divisors))
         facts = self._places[at.id]
         above = [b for a, b in facts.less if a is value]
         loop = self.loops.get(id(value.owner)) if value.index == 0 else None
@@ -74,6 +79,15 @@ class Ranges:
         if not any(op.name == "size" and op.attributes["size"] == size for b in above if (op := b.defining_op)):
             return None
         return min(self.divisor(value), divisor(size, self.divisors))
+
+    def _counts_groups(self, value: Value, size: Size) -> bool:
+        """Whether `value` is a program id divided by what the grid has for each unit of `size`."""
+        op = value.defining_op
+        source = op.operands[0].defining_op if op is not None and op.name == "floordiv" else op
+        if op is None or source is None or source.name != "program_id" or source.attributes["axis"] >= len(self.grid):
+            return False
+        group = expression(op.operands[1]) if op is not source else 1
+        return source.attributes["scale"] == 1 and self.grid[source.attributes["axis"]] == group * size
 
     # places -----------------------------------------------------------------------------------------------------------
 

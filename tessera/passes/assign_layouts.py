@@ -83,10 +83,12 @@ def assign_layouts(kernel: Kernel, schedule: Schedule) -> Layouts:
     for op in computed:
         known.setdefault(groups.of(op.operands[0]), whole_operand(op, layouts.product[op.id][0]))
     _spread(kernel, groups, known)
-    for op in along:
+    # The largest tiles first: what they are computed from is then loaded into the registers where it is needed.
+    for op in sorted(along, key=lambda op: -math.prod(int_shape(op.operands[0].type))):
         group = groups.of(op.operands[0])
-        known.setdefault(group, layout_along(op, schedule, items[group]))
-    _spread(kernel, groups, known)
+        if group not in known:
+            known[group] = layout_along(op, schedule, items[group])
+            _spread(kernel, groups, known)
     for value in groups.values:
         group = groups.of(value)
         if group not in known:

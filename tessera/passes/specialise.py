@@ -109,8 +109,11 @@ def _bind(value: Any, values: dict[str, Size]) -> Any:
 
 
 def unbound_dims(kernel: Kernel) -> tuple[str, ...]:
-    """Dims that shapes of tiles and buffers use: those that `specialise` must bind."""
-    found: dict[str, None] = {}
+    """Dims that shapes of tiles and buffers use, and those that the author wants compiled in: those that `specialise`
+    must bind.
+    """
+    bound = kernel.attributes.get("static", {})
+    found = dict.fromkeys(name for name in kernel.attributes.get("static_dims", ()) if name not in bound)
     for op in kernel.body.walk():
         for result in op.results:
             if isinstance(result.type, ShapedType) and op.name not in ("window", "element"):

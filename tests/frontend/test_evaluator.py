@@ -14,6 +14,7 @@ from tessera.frontend.document import execute, load_document, parse_document
 from tessera.frontend.evaluator import trace
 from tessera.ir.dims import parse, symbol
 from tessera.ir.verify import verify
+from tessera.passes.specialise import specialise, unbound_dims
 
 ROOT = Path(__file__).parents[2]
 
@@ -213,6 +214,34 @@ def test_static_dims_decide_and_are_recorded():
     assert names(traced.body) == "full store barrier barrier"
     assert traced.attributes["shape_dims"] == ("N",)
     assert traced.attributes["dims"] == ("M", "N")
+
+
+def static_kernel(names):
+    text = f"""
+        @ts.kernel(static={names!r})
+        def k(x: Tensor["B", "H", 8, ts.f32], out: Tensor["B", "H", 8, ts.f32]):
+            b, h = tile.program_id(0), tile.program_id(1)
+            tile.store(tile.load(x[b, h]), out[b, h])
+    """
+    return execute(parse_document("case.py", textwrap.dedent(text)), PRELUDE)["k"]
+
+
+def test_dims_that_the_author_wants_compiled_in():
+    traced = trace(static_kernel(("H",))).kernel()
+    assert traced.attributes["shape_dims"] == ("H",), "a call with another H traces anew"
+    assert unbound_dims(traced) == ("H",)
+    bound = specialise(traced, {"H": 3})
+    assert bound.attributes["static"] == {"H": 3} and unbound_dims(bound) == ()
+    assert [p.type.shape for p in bound.parameters] == [(symbol("B"), 3, 8)] * 2
+
+
+def test_a_static_dim_that_is_none():
+    with pytest.raises(ts.TesseraError, match="'Q', which is no dim of 'k': those are B, H") as caught:
+        trace(static_kernel(("Q",)))
+    assert caught.value.code == "TS201"
+    with pytest.raises(ts.TesseraError, match=r'static=\("H", "D"\), not \'H\'') as caught:
+        static_kernel("H")
+    assert caught.value.code == "TS203"
 
 
 def test_grid_is_the_decorators_or_the_callers():

@@ -121,11 +121,12 @@ def test_wrong_heads_and_batches(interpreted):
         (True, 128, 128, 128, False, 64, 4),  # B8 HV16
         (True, 4, 128, 128, False, 32, 4),  # too few heads whatever the block
         (True, 1024, 256, 256, False, 32, 8),  # what registers hold
-        (False, 2048, 128, 128, False, 64, 2),
-        (False, 2048, 128, 128, True, 64, 8),
-        (False, 2048, 256, 128, False, 32, 2),
+        (False, 2048, 128, 128, False, 64, 4),  # 64 registers of state a thread
+        (False, 2048, 128, 128, True, 64, 4),
+        (False, 2048, 256, 128, False, 32, 4),
         (False, 32, 128, 128, False, 32, 2),
-        (False, 32, 128, 128, True, 16, 2),
+        (False, 32, 128, 128, True, 16, 1),
+        (False, 32, 100, 60, False, 32, 2),
     ],
 )
 def test_columns_and_warps_go_by_shape(chunked, heads, keys, values, value_first, block, warps):

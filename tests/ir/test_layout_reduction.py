@@ -42,6 +42,29 @@ def test_columns_are_spread_over_warps_and_long_lines_too():
     assert reduction_layout((1, 256), 4, 1, 4).registers_per_thread == 8, "a short line stays in a warp"
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis", "kinds"),
+    [
+        ((128, 64), 0, "rrlll"),  # 4 lanes of columns for each of 4 warps, 8 lanes of rows
+        ((128, 512), 0, "rrrrr"),
+        ((64, 128), 1, "rrlll"),  # 8 lanes read a line of 128 bytes, 4 rows at a time
+        ((4, 128), 1, "rrlll"),
+    ],
+)
+def test_a_thread_has_the_lowest_elements_of_a_block(shape, axis, kinds):
+    """Sums combine those first: what is left to shuffle is one value of each lane."""
+    layout = reduction_layout(shape, 4, axis, 4)
+    assert "".join(kind[0] for kind, _ in layout.axis_bits(axis)[:5]) == kinds
+
+
+def test_blocks_of_32_are_in_different_lanes_only_where_nothing_else_is():
+    beyond = [
+        [place for place, (kind, _) in enumerate(reduction_layout(shape, 4, 1, 4).axis_bits(1)) if kind == "lane"]
+        for shape in ((64, 128), (4, 128))
+    ]
+    assert beyond == [[2, 3, 4], [2, 3, 4, 5, 6]]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_block_layout_holds_each_block_where_its_elements_are(shape):
     for axis in range(len(shape)):

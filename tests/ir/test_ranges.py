@@ -121,6 +121,19 @@ def test_how_far_from_the_end_of_a_symbolic_axis(step: int, distance: int) -> No
     assert ranges.distance(ahead, S + 1, last) is None
 
 
+@pytest.mark.parametrize(("scale", "divided", "size", "known"), [
+    (1, 12, S, True), (1, 6, S, False), (1, 12, S + 1, False), (2, 12, S, False), (1, 1, 12 * S, True),
+])  # fmt: skip
+def test_groups_of_programs_are_as_many_as_the_grid_has(scale, divided, size, known):
+    """Of a grid of 12 S programs, program // 12 is less than S, and nothing says so of half of them."""
+    kernel, builder = new_kernel()
+    kernel.attributes["grid"] = (12 * S, 2)
+    program = builder.value("program_id", axis=0, scale=scale)
+    group = builder.value("floordiv", program, const(builder, divided)) if divided > 1 else program
+    last = builder.op("neg", [group])
+    assert (Ranges(kernel).distance(group, size, last) == 1) == known
+
+
 # Random kernels -------------------------------------------------------------------------------------------------------
 
 
