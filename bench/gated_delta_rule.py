@@ -20,22 +20,25 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch  # noqa: E402
 
 from tessera.errors import TesseraError  # noqa: E402
-from tessera.gdn import gated_delta_rule  # noqa: E402
+from tessera.gdn import delta_rule, gated_delta_rule  # noqa: E402
 from tessera.runtime.bench_device import open_device  # noqa: E402
 
 K = V = 128
 MOST_PROCESSES = 16
 MOST_DEVIATION = 0.008  # RMS of o - reference over that of the reference, bf16
-SHAPES = [  # columns of the state, warps, instructions
-    (128, 8, ""), (64, 8, ""), (64, 4, ""), (32, 8, ""), (32, 4, ""), (32, 2, ""), (64, 4, "wgmma"), (128, 8, "wgmma"),
-]  # fmt: skip
-# Every shape with chunks of 64 and two copies in flight, and a few with one thing changed.
+# Chunk, columns of the state, warps, instructions, copies in flight; warps of the first kernel.
 FORWARD = [
-    {"chunk_size": 64, "block": block, "warps": warps, "family": family, "stages": 2, "prepare_warps": 4}
-    for block, warps, family in SHAPES
-]
-FORWARD += [FORWARD[3] | change for change in ({"chunk_size": 32}, {"stages": 3}, {"prepare_warps": 2})]
-FORWARD += [FORWARD[6] | change for change in ({"chunk_size": 32}, {"stages": 3})]
+    dict(zip(("chunk_size", "block", "warps", "family", "stages", "prepare_warps"), schedule, strict=True))
+    for schedule in (
+        (64, 32, 4, "", 3, 2), (64, 32, 4, "", 2, 2), (64, 32, 4, "", 3, 4), (32, 32, 4, "", 3, 2),
+        (32, 32, 2, "", 2, 2), (64, 64, 4, "", 2, 2), (64, 64, 8, "", 2, 2), (32, 64, 4, "", 2, 2),
+        (32, 64, 4, "", 3, 2), (32, 64, 4, "", 2, 1), (32, 64, 8, "", 2, 2), (64, 128, 8, "", 2, 2),
+        (32, 128, 8, "", 2, 2),
+        (64, 64, 4, "wgmma", 2, 2), (64, 64, 4, "wgmma", 3, 2), (32, 64, 4, "wgmma", 2, 2), (32, 64, 4, "wgmma", 3, 2),
+        (64, 128, 8, "wgmma", 2, 2), (64, 128, 8, "wgmma", 3, 2), (32, 128, 8, "wgmma", 2, 2),
+    )
+]  # fmt: skip
+FORWARD += [FORWARD[0] | {"prepare_blocks": blocks} for blocks in (2, 5)]
 DECODE = [  # 32, 64 or 128 elements of the state a thread
     {"block": block, "warps": warps}
     for block, warps in ((16, 1), (16, 2), (32, 1), (32, 2), (32, 4), (64, 2), (64, 4), (64, 8), (128, 4), (128, 8))
@@ -145,6 +148,30 @@ def call_share(names, share):
     torch.cuda.synchronize()
 
 
+def parts(call, given):
+    """Milliseconds of the two kernels of a chunked call, the second one's from when the first one is done."""
+    start, between, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+    kept = delta_rule.chunk_kernel
+
+    def chunk_kernel(*options):
+        kernel = kept(*options)
+        return lambda **given: between.record() or kernel(**given)
+
+    delta_rule.chunk_kernel = chunk_kernel
+    try:
+        found = []
+        for _ in range(5):
+            torch.cuda._sleep(2_000_000)  # a millisecond, in which all is queued
+            start.record()
+            call(given)
+            end.record()
+            torch.cuda.synchronize()
+            found.append((start.elapsed_time(between), between.elapsed_time(end)))
+    finally:
+        delta_rule.chunk_kernel = kept
+    return [statistics.median(times) for times in zip(*found, strict=True)]
+
+
 def measure(device, name, repeats, checks):
     B, T, H, HV, value_first, (must, goal), _ = ROWS[name]
     given = problem(B, T, H, HV, value_first)
@@ -162,8 +189,10 @@ def measure(device, name, repeats, checks):
         calls.append(call)
     right = [(row, call) for row, call in zip(rows, calls, strict=True) if row["ok"]]
     times = device.timed([lambda call=call: call(given) for _, call in right], repeats)
-    for (row, _), samples in zip(right, times, strict=True):
+    for (row, call), samples in zip(right, times, strict=True):
         row["ms"] = statistics.median(samples) / 1e3
+        if T > 1 and row["who"] != "fla":
+            row["parts_ms"] = parts(call, given)
         row["roofline"] = least_bytes(B, T, H, HV) / device_copy(device) * 1e3 / row["ms"]
     return rows
 
@@ -178,8 +207,9 @@ def show(rows):
     """The default, the rivals and ours, fastest first; whoever was wrong."""
     right = sorted((row for row in rows if row["ok"]), key=lambda row: row["ms"])
     for row in right:
-        print(f"{row['row']:24}{row['ms']:9.4f} ms {row['roofline']:6.1%} of a copy's rate"
-              f"  (must {row['must_ms']}, goal {row['goal_ms']})  {row['who']}", flush=True)  # fmt: skip
+        shares = " + ".join(f"{ms:.3f}" for ms in row.get("parts_ms", ()))
+        print(f"{row['row']:24}{row['ms']:9.4f} ms {row['roofline']:6.1%} of a copy's rate {shares:14}"
+              f" (must {row['must_ms']}, goal {row['goal_ms']})  {row['who']}", flush=True)  # fmt: skip
     for row in rows:
         if not row["ok"]:
             print(f"{row['row']:24}    WRONG  {row['who']}: {row['error'] or row['deviation']}", flush=True)

@@ -45,7 +45,8 @@ class Variant:
     inverse is that of strict_lower(diag(beta) K K^T), which D multiplies afterwards: (I + L)^-1 is the same, but this
     one is bounded for unit keys only. `block` columns of the state and `warps` are a program's of the kernels that have
     the state, `stages` the copies that fly in the chunked one (None: as many as fit), `family` its instructions (those
-    of mma.sync, or "wgmma"), `prepare_warps` those of the other one.
+    of mma.sync, or "wgmma"). `prepare_warps` and `prepare_blocks` are those of the other one: warps, and programs that
+    a multiprocessor must have registers for (None: as the compiler likes).
     """
 
     dtype: Any
@@ -63,6 +64,7 @@ class Variant:
     stages: int | None = None
     family: str = ""
     prepare_warps: int = 4
+    prepare_blocks: int | None = None
 
     @property
     def inverse(self):
@@ -78,6 +80,11 @@ class Variant:
         """That of the chunked kernel. Its copies end where a sequence does, which no tensor map can say."""
         stages = {} if self.stages is None else {"stages": self.stages}
         return {"warps": self.warps, "blocks": 1, "family": self.family, "copies": "", **stages}
+
+    @property
+    def prepare_schedule(self):
+        blocks = {} if self.prepare_blocks is None else {"blocks": self.prepare_blocks}
+        return {"warps": self.prepare_warps, **blocks}
 
     @property
     def sequences(self):
@@ -236,7 +243,7 @@ def prepare_kernel(variant: Variant):
     Keys, _, Decays, Betas, _, Bounds = variant.tensors
     Matrices = Tensor["S", "HV", C, C, variant.dtype]
 
-    @ts.kernel(grid=lambda d: (d.S * d.HV,), schedule=dict(warps=variant.prepare_warps), static=MODEL[:2])
+    @ts.kernel(grid=lambda d: (d.S * d.HV,), schedule=variant.prepare_schedule, static=MODEL[:2])
     def delta_prepare(
         q: Keys, k: Keys, scale: float,
         mix: Matrices, attend: Matrices, factors: Tensor["S", "HV", 3, C, ts.f32], fade: Tensor["S", "HV", ts.f32],
@@ -317,12 +324,13 @@ def chunk_kernel(variant: Variant, in_place: bool = False):
             scales, kept = factors[slot + i, head], tile.load_scalar(fade[slot + i, head])
             low = tile.cast(state, dtype)
             recalled = tile.mma(low, key, transpose_b=True) * scales[0:1]
-            output = tile.mma(low, query, transpose_b=True) * scales[1:2]
             rest = tile.transpose(tile.cast(value, ts.f32)) - recalled
             update = tile.mma(tile.cast(rest, dtype), mix[slot + i, head], transpose_b=True)
-            output = tile.mma(tile.cast(update, dtype), attend[slot + i, head], output, transpose_b=True)
-            tile.store(tile.transpose(output), tile.window(o[b, :, head], (t, j), (C, columns), limit=(last, None)))
+            asked = tile.mma(low, query, transpose_b=True)
+            # The next chunk waits for the state alone: what is stored meanwhile costs it no time.
+            output = tile.mma(tile.cast(update, dtype), attend[slot + i, head], asked * scales[1:2], transpose_b=True)
             state = tile.mma(tile.cast(update * scales[2:3], dtype), key, state * kept)
+            tile.store(tile.transpose(output), tile.window(o[b, :, head], (t, j), (C, columns), limit=(last, None)))
         target = initial_state if in_place else final_state
         if target is not None:
             store_state(state, target[n, head], j, columns, variant)

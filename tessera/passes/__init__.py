@@ -125,7 +125,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("pipeline", lambda k, c: pipeline(k, schedule_of(k), c.arch)),
     # Offsets that slicing made fold to constants, which widens accesses.
     Pass("canonicalise_slices", lambda k, c: canonicalise(k)),
-    Pass("lower_to_target", lambda k, c: lower_to_target(k, schedule_of(k)), TARGET),
+    Pass("lower_to_target", lambda k, c: lower_to_target(k, schedule_of(k), c.arch), TARGET),
     # Layouts say how many registers share a divisor; reciprocals that are made twice are merged by the next pass.
     Pass("share_divisors", lambda k, c: share_divisors(k), TARGET),
     # A layout change or a fragment loop leaves unused values and repeated constants behind.

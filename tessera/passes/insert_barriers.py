@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, COUNTED, LOOP
 from tessera.ir.ops.control import loop_range
+from tessera.ir.ops.wgmma import buffers_behind
 from tessera.ir.parts import Window, overlap, window_in
 from tessera.ir.stages import allocation, derived_values
 from tessera.ir.types import BufferType, TokenType, ViewType
@@ -110,6 +111,8 @@ class _Flow:
 
     def _access(self, op: Op, state: State, needed: set[int]) -> None:
         reads = _places(op, "reads") | _tensors(op, self.tracked, "reads")
+        if op.name == "wgmma_wait":  # a barrier before it did not end what its products read
+            reads |= {allocation(buffer) for buffer in buffers_behind(op)}
         writes = _places(op, "writes") | _tensors(op, self.tracked, "writes", "accumulates")
         if op.id in needed or _meet(reads, state.dirty) or _meet(writes, state.dirty | state.busy):
             needed.add(op.id)

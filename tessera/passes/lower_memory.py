@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 
-from tessera.ir.core import Builder, Op, Value
-from tessera.ir.layout import RegisterLayout
-from tessera.ir.ops.control import constant_value
-from tessera.ir.ops.target import physical_shape
+from tessera.ir.core import Builder, Op
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, shape_of, tile_layout
-from tessera.passes.access import divisor_of
 from tessera.passes.assign_layouts import coalesced
 from tessera.passes.lower_tma_stores import store_by_warps
 from tessera.passes.lowering import Lowering, rule
-from tessera.target.fragments import LDMATRIX_ROW_BYTES, matrices_at_once
 from tessera.target.schedule import elements
 
 STAGED_STORE = 32 * 32  # elements from which a narrow store is worth a trip through shared memory
@@ -77,7 +72,7 @@ def lower_read(lowering: Lowering, op: Op, builder: Builder) -> None:
     layout = lowering.layouts.tile[op.result]
     old = op.operands[1:] or offsets
     buffer = lowering.mapping[op.operands[0]]
-    if _holds_matrices(lowering, buffer, layout, type_, list(old)):
+    if lowering.holds_matrices(buffer, layout, list(old), type_.shape):
         lowering.mapping[op.result] = builder.value(
             "ld_matrices", buffer, *offsets, shape=type_.shape, layout=layout, hint=op.result.name
         )
@@ -93,32 +88,14 @@ def lower_read(lowering: Lowering, op: Op, builder: Builder) -> None:
     )
 
 
-def _holds_matrices(
-    lowering: Lowering, buffer: Value, layout: RegisterLayout, type_: TileType, offsets: list[Value]
-) -> bool:
-    """Whether ldmatrix can load a window: the layout is one of matrices, their rows are aligned, and none lies beyond
-    the buffer, where nothing masks it.
-    """
-    if type_.dtype.bits != 16 or not matrices_at_once(layout):
-        return False
-    column = divisor_of(offsets[-1], lowering.kernel.attributes.get("divisors", {}), lowering.loops)
-    if column * type_.dtype.bytes < LDMATRIX_ROW_BYTES:
-        return False
-    assert isinstance(buffer.type, BufferType)
-    extents = zip(offsets, int_shape(type_), layout.shape, physical_shape(buffer.type), strict=True)
-    for offset, size, covered, limit in extents:
-        start = constant_value(offset)
-        if covered != size and (start is None or start + covered > limit):
-            return False
-    return True
-
-
 @rule("write")
 def lower_write(lowering: Lowering, op: Op, builder: Builder) -> None:
     buffer, value = op.operands[:2]
     new = lowering.mapping[value]
     offsets = [lowering.mapping[v] for v in op.operands[2:]] or lowering.zeros(builder, len(int_shape(new.type)))
     old = op.operands[2:] or offsets
+    if lowering.store_matrices(builder, lowering.mapping[buffer], new, offsets, list(old)):
+        return
     dtype = dtype_of(buffer.type)
     vector = lowering.shared_vector(tile_layout(new.type), dtype, list(old))
     if shape_of(buffer.type) != shape_of(new.type):  # what lies beside a part stays: no access may reach past it

@@ -20,10 +20,11 @@ from tessera.passes import (  # noqa: F401  register their rules
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.lowering import Lowering
 from tessera.passes.warpgroup import why_not
+from tessera.target.arch import Arch
 from tessera.target.schedule import Schedule
 
 
-def lower_to_target(kernel: Kernel, schedule: Schedule) -> Kernel:
+def lower_to_target(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
     """Raises SourceError TS102 for a tile op that this lane does not have yet."""
     layouts = assign_layouts(kernel, schedule)
     new, builder, mapping = new_kernel_like(kernel)
@@ -32,7 +33,7 @@ def lower_to_target(kernel: Kernel, schedule: Schedule) -> Kernel:
     if reasons:
         notes = (f"family = 'wgmma' has no effect on a product: {reason}" for reason in reasons)
         add_notes(new, *notes)
-    lowering = Lowering(kernel, layouts, schedule, mapping)
+    lowering = Lowering(kernel, layouts, schedule, mapping, arch.stmatrix)
     lowering.block(kernel.body, builder)
     new.body.ops[:0] = lowering.allocations
     lower_tma_stores.wait_for_stores(new)

@@ -10,14 +10,18 @@ from collections.abc import Callable
 
 from tessera.dtypes import DType, i64
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, uses
+from tessera.ir.dims import Size
 from tessera.ir.layout import RegisterLayout, shared_layout
 from tessera.ir.opdef import TERMINATOR
+from tessera.ir.ops.control import constant_value
+from tessera.ir.ops.target import physical_shape
 from tessera.ir.products import FP8
 from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, tile_layout
 from tessera.passes.access import access_bytes, divisor_of, loops_of
 from tessera.passes.assign_layouts import Layouts
 from tessera.passes.warpgroup import by_warpgroups
+from tessera.target.fragments import LDMATRIX_ROW_BYTES, matrices_at_once
 from tessera.target.schedule import Schedule
 
 Rule = Callable[["Lowering", Op, Builder], None]
@@ -46,8 +50,11 @@ def ring_buffers(kernel: Kernel) -> dict[Value, frozenset[Value]]:
 
 
 class Lowering:
-    def __init__(self, kernel: Kernel, layouts: Layouts, schedule: Schedule, mapping: Mapping):
+    """`stmatrix`: whether the architecture has that instruction."""
+
+    def __init__(self, kernel: Kernel, layouts: Layouts, schedule: Schedule, mapping: Mapping, stmatrix: bool):
         self.kernel, self.layouts, self.schedule, self.mapping = kernel, layouts, schedule, mapping
+        self.stmatrix = stmatrix
         self.loops = loops_of(kernel)
         self.used = uses(kernel.body)
         self.open: list[Value] = []  # tokens of copies in no group yet
@@ -60,8 +67,8 @@ class Lowering:
     def block(self, block: Block, builder: Builder) -> None:
         for op in block.ops:
             builder.at(op)
-            if self.flying and self._needs_sums(op):
-                self.land(builder)
+            if self.flying:
+                self.land(builder, self._awaited(op))
             special = _RULES.get(op.name)
             if special is not None:
                 special(self, op, builder)
@@ -77,12 +84,16 @@ class Lowering:
         self.flying.append(product.result)
         self.batches.append(product)
 
-    def land(self, builder: Builder) -> None:
-        """Waits for all sums in flight; from here on their values are complete."""
-        for sums in self.flying:
-            self.define(sums, builder.value("wgmma_wait", self.mapping[sums], hint=sums.name), builder)
-        self.flying.clear()
-        self.batches.clear()
+    def land(self, builder: Builder, count: int) -> None:
+        """Waits for the `count` oldest sums in flight; from here on their values are complete."""
+        landed, self.flying = self.flying[:count], self.flying[count:]
+        for sums in landed:
+            pending = len(self.flying)
+            done = builder.value("wgmma_wait", self.mapping[sums], hint=sums.name, pending=pending)
+            self.define(sums, done, builder)
+        if landed:
+            last = next(place for place, product in enumerate(self.batches) if product.result is landed[-1])
+            del self.batches[: last + 1]
 
     def _reads_slot(self, release: Op) -> bool:
         """Whether a product in flight reads the slot that an op releases. What it was given in registers, it has."""
@@ -92,24 +103,26 @@ class Lowering:
             read is not None and read.name == "read" and allocation(read.operands[0]) in buffers for read in reads
         )
 
-    def _needs_sums(self, op: Op) -> bool:
-        """Whether an op must not run beside products in flight: it uses their sums, unless it adds to them; it may
-        change what they read; or it begins or ends a region.
+    def _awaited(self, op: Op) -> int:
+        """How many of the oldest products in flight an op waits for: up to the last one whose sums it uses, unless it
+        adds to them; all where it may change what they read, or begins or ends a region.
         """
         # Sums of parts are added to others by ordinary additions.
         adds_in_place = op.name == "mma" and op.attributes["precision"] != FP8 and by_warpgroups(op, self.schedule)
         adds = op.operands[2:] if adds_in_place else []
-        if any(value in self.flying and value not in adds for value in op.operands):
-            return True
+        used = [self.flying.index(v) + 1 for v in op.operands if v in self.flying and v not in adds]
+        if used:
+            return max(used)
         if op.name == "ring_release":
-            return self._reads_slot(op)
+            return len(self.flying) if self._reads_slot(op) else 0
         if adds and adds[0] in self.flying:
             self.flying.remove(adds[0])  # the new sums stand for these
         reads_only = all(
             effect == "reads" or not isinstance(value.type, BufferType)
             for effect, value in op.definition.effects_of(op)
         )
-        return bool(op.regions) or op.definition.has(TERMINATOR) or op.name in _OF_COPIES or not reads_only
+        ends = bool(op.regions) or op.definition.has(TERMINATOR) or op.name in _OF_COPIES or not reads_only
+        return len(self.flying) if ends else 0
 
     def region_op(self, op: Op, builder: Builder) -> None:
         if self.open and any(inner.name in _OF_COPIES for region in op.regions for inner in region.walk()):
@@ -162,8 +175,9 @@ class Lowering:
         shape, dtype = int_shape(value.type), dtype_of(value.type)
         buffer = self.scratch(builder, shape, dtype, value.name)
         zeros = self.zeros(builder, len(shape))
-        vector = self.shared_vector(tile_layout(value.type), dtype, zeros)
-        builder.op("st_shared", [buffer, value, *zeros], vector=vector)
+        if not self.store_matrices(builder, buffer, value, zeros, zeros):
+            vector = self.shared_vector(tile_layout(value.type), dtype, zeros)
+            builder.op("st_shared", [buffer, value, *zeros], vector=vector)
         return builder.value(
             "ld_shared",
             buffer,
@@ -187,6 +201,43 @@ class Lowering:
         column = divisor_of(offsets[-1], self.kernel.attributes.get("divisors", {}), self.loops)
         axis = len(layout.shape) - 1
         return min(layout.contiguous(axis, 16 // dtype.bytes), column) * dtype.bytes
+
+    def holds_matrices(
+        self, buffer: Value, layout: RegisterLayout, offsets: list[Value], shape: tuple[Size, ...]
+    ) -> bool:
+        """Whether matrices of 16-bit elements, 8 x 8, move between a window and registers of `layout`: it is one of
+        such matrices, their rows are aligned, and none lies beyond the buffer, where nothing masks it.
+        """
+        assert isinstance(buffer.type, BufferType)
+        dtype = buffer.type.dtype
+        if dtype.bits != 16 or not (matrices_at_once(layout) or matrices_at_once(layout, across=True)):
+            return False
+        column = divisor_of(offsets[-1], self.kernel.attributes.get("divisors", {}), self.loops)
+        if column * dtype.bytes < LDMATRIX_ROW_BYTES:
+            return False
+        for offset, size, covered, limit in zip(offsets, shape, layout.shape, physical_shape(buffer.type), strict=True):
+            start = constant_value(offset)
+            if covered != size and (start is None or start + covered > limit):
+                return False
+        return True
+
+    def store_matrices(
+        self, builder: Builder, buffer: Value, value: Value, offsets: list[Value], old: list[Value]
+    ) -> bool:
+        """Stores a tile by stmatrix, and tells whether it could: nothing is rounded, nothing is padded, no two warps
+        have the same. `old` are the offsets as the kernel has them.
+        """
+        assert isinstance(buffer.type, BufferType)
+        layout, shape = tile_layout(value.type), int_shape(value.type)
+        alike = any(not any(vector) for vector in layout.block.group("warp"))
+        whole = shape == int_shape(buffer.type)
+        padded = layout.shape != shape or (whole and physical_shape(buffer.type) != shape)
+        if not self.stmatrix or alike or padded or dtype_of(value.type) != dtype_of(buffer.type):
+            return False
+        if not self.holds_matrices(buffer, layout, old, shape):
+            return False
+        builder.op("st_matrices", [buffer, value, *offsets])
+        return True
 
     def global_vector(self, view: Value, layout: RegisterLayout, dtype: DType) -> int:
         wide = access_bytes(view, self.kernel, self.loops)

@@ -179,7 +179,7 @@ def _check_pinned(plans: list[Plan], wanted: list[int], arch: Arch) -> None:
 def _holds(kernel: Kernel, plans: list[Plan], schedule: Schedule, arch: Arch) -> bool:
     """Whether the kernel fits with these plans, found by placing it: buffers not alive together share bytes."""
     try:
-        place_shared(lower_to_target(canonicalise(_rewrite(kernel, plans)), schedule), arch)
+        place_shared(lower_to_target(canonicalise(_rewrite(kernel, plans)), schedule, arch), arch)
     except SourceError as error:
         if error.code != "TS501":
             raise

@@ -1,9 +1,9 @@
 """Give every shared buffer its bytes in the one dynamic block: buffers that are never live together may share them.
 
 A buffer lives from its first to its last use in program order, uses of its stages and of the tokens of copies into it
-included; a use inside a loop that the buffer outlives counts for
-the whole loop, because another iteration may come, and one inside `roles` for all of those: other roles are anywhere,
-so that what two of them allocate for themselves never shares bytes.
+included, and waits for products that read it; a use inside a loop that the buffer outlives counts for the whole loop,
+because another iteration may come, and one inside `roles` for all of those: other roles are anywhere, so that what two
+of them allocate for themselves never shares bytes.
 Largest first, each at the lowest offset that is free for its whole life. Small ones share nothing where as many blocks
 fit a multiprocessor without: two buffers in the same bytes cost a barrier.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Kernel, Op, Value, clone_kernel
 from tessera.ir.ops.roles import computing_warps
+from tessera.ir.ops.wgmma import buffers_behind
 from tessera.ir.stages import allocated_bytes, derived_values
 from tessera.target.arch import Arch
 
@@ -132,7 +133,7 @@ def _lives(kernel: Kernel) -> list[Life]:
                 lives[op.result] = Life(op, RING_ALIGNMENT if op.name == "ring" else alignment, role)
                 for _, inside in loops:
                     inside.add(op.result)
-            for value in op.operands:
+            for value in [*op.operands, *(buffers_behind(op) if op.name == "wgmma_wait" else ())]:
                 for buffer in behind.get(value, ()):
                     _extend(lives[buffer], buffer, position, loops)
             if op.name == "if":  # its regions run at most once: what is used in them has no other life for that

@@ -113,7 +113,7 @@ def holds(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
     Those blocks are all there are: one that had to wait for another would double the time.
     """
     try:
-        placed = place_shared(lower_to_target(canonicalise(kernel), schedule), arch)
+        placed = place_shared(lower_to_target(canonicalise(kernel), schedule, arch), arch)
     except SourceError as error:
         if error.code != "TS501":
             raise

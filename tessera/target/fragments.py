@@ -390,11 +390,12 @@ def vector_registers(layout: RegisterLayout, axis: int, width: int) -> list[tupl
     return [tuple(group[step] for step in range(width)) for group in groups.values()]
 
 
-def matrices_at_once(layout: RegisterLayout) -> int:
+def matrices_at_once(layout: RegisterLayout, across: bool = False) -> int:
     """How many 8x8 matrices of 16-bit elements one ldmatrix brings into registers of a layout that follow one another:
     4, 2 or 1, and 0 where the lanes of a warp do not hold such matrices.
 
-    A lane holds two neighbours of a row. So lie operands of 16 bits, and accumulators as well.
+    A lane holds two neighbours of a row. So lie operands of 16 bits, and accumulators as well. `across`: two neighbours
+    of a column, as in their transposes, which ldmatrix exchanges with those of rows on the way.
     """
     rank = len(layout.repeats)
     if rank < 2:
@@ -403,7 +404,7 @@ def matrices_at_once(layout: RegisterLayout) -> int:
     def step(axis: int, size: int) -> tuple[int, ...]:
         return tuple(size if a == axis else 0 for a in range(rank))
 
-    row, column = rank - 2, rank - 1
+    row, column = (rank - 1, rank - 2) if across else (rank - 2, rank - 1)
     pair, *words = layout.block.group("register") or ((),)
     lanes = (step(column, 2), step(column, 4), step(row, 1), step(row, 2), step(row, 4))
     others = (*words, *layout.block.group("warp"))

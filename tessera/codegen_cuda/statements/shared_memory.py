@@ -232,9 +232,9 @@ def _ld_matrices(emitter: Emitter, op: Op) -> dict[str, Any]:
         "out": emitter.name(op.result),
         "ctype": dtype_of(op.result.type).cuda,
         "count": layout.registers_per_thread,
-        "matrices": matrices_at_once(layout),
         "loads": _matrices(emitter, op, layout, op.operands[1:]),
         "buffer": emitter.name(op.operands[0]),
+        **_instruction(layout),
     }
 
 
@@ -244,10 +244,16 @@ def _st_matrices(emitter: Emitter, op: Op) -> dict[str, Any]:
     layout = tile_layout(value.type)
     return {
         "value": emitter.name(value),
-        "matrices": matrices_at_once(layout),
         "stores": _matrices(emitter, op, layout, offsets),
         "buffer": emitter.name(buffer),
+        **_instruction(layout),
     }
+
+
+def _instruction(layout: RegisterLayout) -> dict[str, Any]:
+    """How many matrices an instruction moves, and what its name ends with."""
+    count = matrices_at_once(layout)
+    return {"matrices": count or matrices_at_once(layout, across=True), "suffix": "" if count else "_trans"}
 
 
 def _matrices(emitter: Emitter, op: Op, layout: RegisterLayout, offsets: Sequence[Value]) -> list[dict[str, Any]]:
@@ -257,7 +263,7 @@ def _matrices(emitter: Emitter, op: Op, layout: RegisterLayout, offsets: Sequenc
     two registers of the layout, so the bits of q are its second and third register bit.
     """
     buffer = op.operands[0]
-    count, rank = matrices_at_once(layout), len(layout.repeats)
+    count, rank = _instruction(layout)["matrices"], len(layout.repeats)
     alias = emitter.layouts.tile(layout)
     lane = [Coordinate(f"{alias}_w{axis}", thread_bits(layout, axis, "warp")) for axis in range(rank)]
     lane[rank - 2] = lane[rank - 2].plus("(ts_lane() & 7)", 7)

@@ -136,4 +136,14 @@ def in_flight(value: Value) -> bool:
     return value.defining_op is not None and value.defining_op.name == "wgmma"
 
 
-__all__ = ["Operands", "in_flight", "operand_extents", "wgmma_operands"]
+def buffers_behind(wait: Op) -> list[Value]:
+    """The buffers of the products that a `wgmma_wait` is for: they are read until then."""
+    found: list[Value] = []
+    op = wait.operands[0].defining_op
+    while op is not None and op.name == "wgmma":
+        found += [value for value in op.operands[:2] if isinstance(value.type, BufferType)]
+        op = None if op.attributes["fresh"] else op.operands[2].defining_op
+    return found
+
+
+__all__ = ["Operands", "buffers_behind", "in_flight", "operand_extents", "wgmma_operands"]
