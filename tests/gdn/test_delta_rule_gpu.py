@@ -80,3 +80,68 @@ def test_a_long_sequence_against_the_recurrence():
     exact, last = gated_delta_rule(q.float(), k.float(), v.float(), g, beta, mode="recurrent", **common)
     o, state = gated_delta_rule(q, k, v, g, beta, mode="chunk", **common)
     assert rms(o, exact) <= MOST_OUTPUT["bf16"] and rms(state, last) <= 0.008
+
+
+def random_call(batch, length, heads, value_heads, decay=0.1, **options):
+    """Arguments of a call in bf16 with K = V = 128 and an initial state."""
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator("cuda").manual_seed(0)
+    make = {"device": "cuda", "dtype": torch.bfloat16, "generator": generator}
+    q, k = (torch.randn(batch, length, heads, 128, **make) for _ in range(2))
+    v = torch.randn(batch, length, value_heads, 128, **make)
+    g = -torch.rand(batch, length, value_heads, device="cuda", generator=generator) * decay
+    beta = torch.rand(batch, length, value_heads, device="cuda", generator=generator)
+    state = torch.randn(batch, value_heads, 128, 128, device="cuda", generator=generator)
+    return {
+        **{"q": q, "k": k, "v": v, "g": g, "beta": beta, "initial_state": state},
+        **{"output_final_state": True, "use_qk_l2norm_in_kernel": True, **options},
+    }
+
+
+PREFILL = {
+    "by shape": {},
+    "columns shared by warps": {"chunk_size": 64, "block": 32, "warps": 4, "stages": 3},
+    "rows of warps": {"chunk_size": 32, "block": 64, "warps": 4, "stages": 2},
+    "warpgroup": {"chunk_size": 64, "block": 64, "warps": 4, "family": "wgmma", "stages": 2},
+    "two warpgroups": {"chunk_size": 64, "block": 128, "warps": 8, "family": "wgmma", "stages": 2},
+}
+REPEATED = [
+    *(((1, 1000, 16, 32), options) for options in PREFILL.values()),
+    ((8, 500, 16, 16), {}),
+    *(((64, 1, 16, 32), {"state_v_first": v_first, **options})
+      for v_first in (False, True) for options in ({}, {"block": 32, "warps": 1})),
+]  # fmt: skip
+
+
+def skip_without_wgmma(options):
+    torch = pytest.importorskip("torch")
+    if options.get("family") and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs wgmma")
+
+
+@pytest.mark.parametrize(("sizes", "options"), REPEATED, ids=str)
+def test_a_thousand_runs_have_the_same_bits(sizes, options):
+    torch = pytest.importorskip("torch")
+    skip_without_wgmma(options)
+    given = random_call(*sizes, **options)
+    first = gated_delta_rule(**given)
+    assert all(x.isfinite().all() for x in first)
+    differ = torch.zeros((), dtype=torch.bool, device="cuda")
+    for _ in range(999):
+        for x, y in zip(gated_delta_rule(**given), first, strict=True):
+            differ |= (x != y).any()
+    assert not differ
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1, 200.0, float("inf")])
+@pytest.mark.parametrize("name", PREFILL)
+def test_schedules_of_a_gpu_against_the_recurrence(name, decay):
+    """Hard decay too: what is forgotten is zero, not NaN."""
+    skip_without_wgmma(PREFILL[name])
+    given = random_call(2, 333, 2, 4, **PREFILL[name])
+    given["g"] = given["g"] * 0 - decay if decay == float("inf") else given["g"] / 0.1 * decay
+    plain = {key: given[key] for key in ("g", "beta", "initial_state", "output_final_state", "use_qk_l2norm_in_kernel")}
+    exact, last = gated_delta_rule(*(given[x].float() for x in "qkv"), mode="recurrent", **plain)
+    o, state = gated_delta_rule(**given)
+    assert o.isfinite().all() and state.isfinite().all()
+    assert rms(o, exact) <= MOST_OUTPUT["bf16"] and rms(state, last) <= 0.008

@@ -5,10 +5,11 @@ import pytest
 
 import tessera as ts
 from tessera import Tensor, tile
+from tessera.compiler import compile_kernel
 from tessera.ir.types import BufferType, TileType
 from tests.passes import lane_kernels
 from tests.passes.lane_kernels import CASES
-from tests.passes.lane_running import ops, reached
+from tests.passes.lane_running import Ready, compiled, count, emulate, keeps_every_bit, needs_compiler, ops, reached
 
 
 def consumers(name, *seen, **fields):
@@ -75,3 +76,55 @@ def test_a_buffer_that_is_written_waits_for_the_products_that_read_it():
     names = [op.name for op in ops(kernel, "wgmma", "wgmma_wait", "st_shared")]
     first = names.index("wgmma")
     assert names[first : first + 4] == ["wgmma", "wgmma_wait", "st_shared", "wgmma"]
+
+
+@ts.kernel
+def apart(a: Tensor["M", 64, ts.bf16], b: Tensor[64, 64, ts.bf16], c: Tensor[64, 64, ts.bf16],
+          out: Tensor["M", 64, ts.f32], more: Tensor["M", 64, ts.f32]):  # fmt: skip
+    """The first sums are used while the second ones are made."""
+    m = tile.program_id(0) * 64
+    left, right, other = (tile.alloc_shared([64, 64], ts.bf16) for _ in range(3))
+    for buffer, source in ((left, a[m : m + 64]), (right, b), (other, c)):
+        tile.copy_async(buffer, source)
+    tile.cp_commit_group()
+    tile.cp_wait_group(0)
+    first, second = tile.mma(left, right), tile.mma(left, other)
+    again = tile.mma(tile.cast(tile.silu(first), ts.bf16), right)
+    tile.store(second, more[m : m + 64])
+    tile.store(again, out[m : m + 64])
+
+
+@needs_compiler
+def test_sums_are_waited_for_when_they_are_needed():
+    """The second product flies on while the third one's operand is made of the first one's sums."""
+    fields = {"copies": "", "persistent": False, "panels": 0}
+    (kernel,) = reached(apart, {"M": 72}, "lower_to_target", **fields)
+    found = ops(kernel, "wgmma", "wgmma_wait")
+    assert [op.name for op in found] == ["wgmma", "wgmma", "wgmma_wait", "wgmma", "wgmma_wait", "wgmma_wait"]
+    assert [op.attributes["pending"] for op in found if op.name == "wgmma_wait"] == [1, 1, 0]
+    ready = compiled(apart, {"M": 72}, **fields)
+    emulate([Ready(ready, {"M": 72}, keeps_every_bit(ready, {"M": 72}))])
+
+
+@ts.kernel(schedule=dict(warps=4))
+def flipped(x: Tensor["M", 64, ts.bf16], w: Tensor[64, 64, ts.bf16], out: Tensor["M", 64, ts.bf16]):
+    """Sums of a product meet a tile that lies the other way in shared memory, and are stored the other way."""
+    m = tile.program_id(0) * 64
+    part = tile.alloc_shared([64, 64], ts.bf16)
+    tile.copy_async(part, x[m : m + 64])
+    tile.cp_commit_group()
+    tile.cp_wait_group(0)
+    sums = tile.mma(w, part, transpose_b=True) + tile.transpose(tile.cast(part[:, :], ts.f32))
+    tile.store(tile.transpose(sums), out[m : m + 64])
+
+
+@needs_compiler
+def test_transposes_of_fragments_move_as_matrices():
+    """By ldmatrix on both lanes, by stmatrix where there is one."""
+    for family in ("", "wgmma"):
+        ready = compiled(flipped, {"M": 100}, family=family, copies="", persistent=False, panels=0)
+        assert count(ready, "ld_matrices", "st_matrices", "st_shared") == (1, 1, 0), family
+        text = ready.cuda[0].text
+        assert "ts_ldmatrix_x4_trans(words" in text and "ts_stmatrix_x4_trans(" in text
+        emulate([Ready(ready, {"M": 100}, keeps_every_bit(ready, {"M": 100}))])
+    assert count(compile_kernel(flipped, {"M": 100}, "sm_80"), "ld_matrices", "st_matrices") == (1, 0)

@@ -16,7 +16,7 @@ from tessera import Tensor, tile
 from tessera.compiler import compile_kernel
 from tessera.errors import SourceError
 from tessera.ir.core import Op
-from tessera.ir.layout import blocked
+from tessera.ir.layout import blocked, transposed_layout
 from tessera.ir.parser import parse_module
 from tessera.ir.printer import print_module
 from tessera.ir.types import tile_layout
@@ -174,6 +174,9 @@ def test_which_layouts_hold_matrices():
     assert matrices_at_once(accumulator_layout((64, 40), (4, 1))) == 2  # single atoms of eight columns
     assert matrices_at_once(blocked((64, 64), 4, 8)) == 0
     assert matrices_at_once(blocked((64,), 4, 2)) == 0
+    flipped = transposed_layout(accumulator_layout((64, 40), (4, 1)))
+    assert matrices_at_once(flipped) == 0 and matrices_at_once(flipped, across=True) == 2
+    assert matrices_at_once(accumulator_layout((64, 64), (2, 2)), across=True) == 0
 
 
 def test_a_fragment_is_a_whole_k_block_of_its_tile():
