@@ -39,7 +39,11 @@ FORWARD = [
         (32, 128, 8, "wgmma", 2, 1),
     )
 ]  # fmt: skip
-FORWARD += [FORWARD[0] | {"prepare_blocks": blocks} for blocks in (2, 5)]
+FORWARD += [FORWARD[0] | {"prepare_blocks": 6}]  # 168 registers a thread
+FORWARD += [
+    FORWARD[-1] | {"block": block, "family": family, "stages": stages, "upright": True}
+    for block, family, stages in ((32, "wgmma", 2), (32, "wgmma", 3), (64, "wgmma", 2), (32, "", 2), (32, "", 3))
+]
 DECODE = [  # 32, 64 or 128 elements of the state a thread
     {"block": block, "warps": warps}
     for block, warps in ((16, 1), (16, 2), (32, 1), (32, 2), (32, 4), (64, 2), (64, 4), (64, 8), (128, 4), (128, 8))

@@ -44,9 +44,10 @@ class Variant:
     `unit`: q and k are divided by their norms. `logits`: beta is sigmoid(beta), times `beta_scale`. `gate_free`: the
     inverse is that of strict_lower(diag(beta) K K^T), which D multiplies afterwards: (I + L)^-1 is the same, but this
     one is bounded for unit keys only. `block` columns of the state and `warps` are a program's of the kernels that have
-    the state, `stages` the copies that fly in the chunked one (None: as many as fit), `family` its instructions (those
-    of mma.sync, or "wgmma"). `prepare_warps` and `prepare_blocks` are those of the other one: warps, and programs that
-    a multiprocessor must have registers for (None: as the compiler likes).
+    the state. In the chunked one `stages` copies fly (None: as many as fit), `family` are its instructions (those of
+    mma.sync, or "wgmma"), and registers hold the state `upright` or transposed. `prepare_warps` and `prepare_blocks`
+    are those of the other one: warps, and programs that a multiprocessor must have registers for (None: as the compiler
+    likes).
     """
 
     dtype: Any
@@ -63,6 +64,7 @@ class Variant:
     warps: int = 4
     stages: int | None = None
     family: str = ""
+    upright: bool = False
     prepare_warps: int = 4
     prepare_blocks: int | None = None
 
@@ -145,16 +147,9 @@ def tokens(x, first, last, count):
     return tile.window(x, first, count, limit=last)
 
 
-def load_state(state, j, columns, variant):
-    """Columns j : j + columns of a head's state, transposed: [columns, K]."""
-    return tile.load(state[j : j + columns]) if variant.value_first else tile.load(state[:, j : j + columns]).T
-
-
-def store_state(value, state, j, columns, variant):
-    if variant.value_first:
-        tile.store(value, state[j : j + columns])
-    else:
-        tile.store(value.T, state[:, j : j + columns])
+def state_window(state, j, variant):
+    """The columns of a head's state that begin at j, as they lie in memory."""
+    return state[j : j + variant.block] if variant.value_first else state[:, j : j + variant.block]
 
 
 def slot_of(n, cu_seqlens, ctx, chunk):
@@ -297,12 +292,23 @@ def prepare_kernel(variant: Variant):
 def chunk_kernel(variant: Variant, in_place: bool = False):
     """Through the chunks of a sequence, a program per sequence, value head and `block` columns of the state.
 
-    The state is transposed, [block, K], and stays in registers: with it, U^T and their products on the left of every
-    product, all that comes from memory is on the right, where all warps share it.
+    The state stays in registers. Where it is `upright`, [K, block], products have what comes from memory on the left:
+    64 rows for a warpgroup, however few the columns. Else it is transposed, [block, K]: with it, U^T and their products
+    on the left, what is computed is an operand where it is, and what comes from memory all warps share.
     """
-    C, columns = variant.chunk, variant.block
+    C, columns, upright = variant.chunk, variant.block, variant.upright
+    along = [C, 1] if upright else [1, C]
     Keys, Values, _, _, States, Bounds = variant.tensors
     Matrices = Tensor["S", "HV", C, C, variant.dtype]
+
+    def product(matrix, x, sums=None, flip=False):
+        """matrix @ x, or matrix^T @ x, of tiles that are transposed unless they are upright."""
+        if upright:
+            return tile.mma(matrix, x, sums, transpose_a=flip)
+        return tile.mma(x, matrix, sums, transpose_b=not flip)
+
+    def turned(x, turn=not upright):
+        return tile.transpose(x) if turn else x
 
     @ts.kernel(grid=lambda d: value_grid(d, variant), schedule=variant.schedule, static=MODEL)
     def delta_chunks(
@@ -314,25 +320,25 @@ def chunk_kernel(variant: Variant, in_place: bool = False):
         j, head, key_head, n = place_of(tile.program_id(0), ctx, columns)
         b, first, last = bounds_of(cu_seqlens, n, ctx.T)
         slot, dtype = slot_of(n, cu_seqlens, ctx, C), variant.dtype
-        state = tile.zeros([columns, ctx.K])
+        state = tile.zeros([ctx.K, columns] if upright else [columns, ctx.K])
         if initial_state is not None:
-            state = load_state(initial_state[n, head], j, columns, variant)
+            state = turned(tile.load(state_window(initial_state[n, head], j, variant)), variant.value_first == upright)
         for i in tile.range(tile.cdiv(last - first, C)):
             t = first + i * C
             query, key = tokens(q[b, :, key_head], t, last, C), tokens(k[b, :, key_head], t, last, C)
             value = tile.window(v[b, :, head], (t, j), (C, columns), limit=(last, None))
-            scales, kept = factors[slot + i, head], tile.load_scalar(fade[slot + i, head])
+            recall, ask, keep = (tile.reshape(tile.load(factors[slot + i, head, row]), along) for row in range(3))
+            kept = tile.load_scalar(fade[slot + i, head])
             low = tile.cast(state, dtype)
-            recalled = tile.mma(low, key, transpose_b=True) * scales[0:1]
-            rest = tile.transpose(tile.cast(value, ts.f32)) - recalled
-            update = tile.mma(tile.cast(rest, dtype), mix[slot + i, head], transpose_b=True)
-            asked = tile.mma(low, query, transpose_b=True)
+            rest = turned(tile.cast(value, ts.f32)) - product(key, low) * recall
+            update = product(mix[slot + i, head], tile.cast(rest, dtype))
+            asked = product(query, low)
             # The next chunk waits for the state alone: what is stored meanwhile costs it no time.
-            output = tile.mma(tile.cast(update, dtype), attend[slot + i, head], asked * scales[1:2], transpose_b=True)
-            state = tile.mma(tile.cast(update * scales[2:3], dtype), key, state * kept)
-            tile.store(tile.transpose(output), tile.window(o[b, :, head], (t, j), (C, columns), limit=(last, None)))
+            output = product(attend[slot + i, head], tile.cast(update, dtype), asked * ask)
+            state = product(key, tile.cast(update * keep, dtype), state * kept, flip=True)
+            tile.store(turned(output), tile.window(o[b, :, head], (t, j), (C, columns), limit=(last, None)))
         target = initial_state if in_place else final_state
         if target is not None:
-            store_state(state, target[n, head], j, columns, variant)
+            tile.store(turned(state, variant.value_first == upright), state_window(target[n, head], j, variant))
 
     return delta_chunks

@@ -21,7 +21,6 @@ MULTIPROCESSORS, MOSTLY = 132, 0.9
 WIDE, NARROW = 64, 32  # columns of the state a program
 STATE_ELEMENTS = 64 * 128  # of a program with 4 warps: 64 registers of each thread
 WARP_ELEMENTS = STATE_ELEMENTS // 4
-PREPARE_BLOCKS = 6  # programs of the first kernel a multiprocessor, for 64 tokens: what 168 registers a thread leave
 
 
 def gated_delta_rule(
@@ -71,7 +70,8 @@ def gated_delta_rule(
     `mode` is "recurrent", token by token, "chunk", or "auto", which goes by the number of tokens. `form` is that of the
     chunked kernels: "gated", or "gate_free", whose inverse is bounded for keys of norm 1 only; "auto" takes that where
     the keys are normalised here. `chunk_size` is 16, 32 or 64. Further keywords fix what else is chosen by shape:
-    block (columns of the state a program), warps, stages, family ("wgmma" on sm_90a), prepare_warps, prepare_blocks.
+    block (columns of the state a program), warps, stages, family ("wgmma" on sm_90a), upright (how registers hold the
+    state), prepare_warps, prepare_blocks.
 
     Raises TesseraError: TS203 for an argument of the wrong kind, TS204 for a dtype, TS301, TS302 and TS304 for shapes
     that do not fit, TS601 for an argument that is missing or that goes with another one.
@@ -96,8 +96,6 @@ def gated_delta_rule(
     # Where there are programs enough, two chunks of 32 are less work than one of 64.
     usual = 32 if fields["block"] == WIDE else 64
     chunk = chunk_size or min(longest, usual if length > 32 else 32 if length > 16 else 16)
-    if chunk == 64 and use_qk_l2norm_in_kernel:
-        fields["prepare_blocks"] = PREPARE_BLOCKS
     variant = Variant(
         _dtype(q),
         ts.f32 if g is None else _dtype(g),

@@ -91,38 +91,45 @@ class Lowering:
             pending = len(self.flying)
             done = builder.value("wgmma_wait", self.mapping[sums], hint=sums.name, pending=pending)
             self.define(sums, done, builder)
-        if landed:
-            last = next(place for place, product in enumerate(self.batches) if product.result is landed[-1])
-            del self.batches[: last + 1]
-
-    def _reads_slot(self, release: Op) -> bool:
-        """Whether a product in flight reads the slot that an op releases. What it was given in registers, it has."""
-        buffers = self.slots.get(release.operands[0], frozenset())
-        reads = [value.defining_op for product in self.batches for value in product.operands[:2]]
-        return any(
-            read is not None and read.name == "read" and allocation(read.operands[0]) in buffers for read in reads
-        )
+            del self.batches[: self._place(sums) + 1]
 
     def _awaited(self, op: Op) -> int:
-        """How many of the oldest products in flight an op waits for: up to the last one whose sums it uses, unless it
-        adds to them; all where it may change what they read, or begins or ends a region.
+        """How many of the oldest products in flight an op waits for: those whose sums it uses, unless it adds to them,
+        those that read what it changes, or a slot that it releases, and all before these; everything where it copies,
+        begins a region or ends one.
         """
+        if op.regions or op.definition.has(TERMINATOR) or op.name in _OF_COPIES:
+            return len(self.flying)
         # Sums of parts are added to others by ordinary additions.
         adds_in_place = op.name == "mma" and op.attributes["precision"] != FP8 and by_warpgroups(op, self.schedule)
         adds = op.operands[2:] if adds_in_place else []
-        used = [self.flying.index(v) + 1 for v in op.operands if v in self.flying and v not in adds]
-        if used:
-            return max(used)
-        if op.name == "ring_release":
-            return len(self.flying) if self._reads_slot(op) else 0
-        if adds and adds[0] in self.flying:
-            self.flying.remove(adds[0])  # the new sums stand for these
-        reads_only = all(
-            effect == "reads" or not isinstance(value.type, BufferType)
+        changed = {
+            allocation(value)
             for effect, value in op.definition.effects_of(op)
-        )
-        ends = bool(op.regions) or op.definition.has(TERMINATOR) or op.name in _OF_COPIES or not reads_only
-        return len(self.flying) if ends else 0
+            if effect != "reads" and isinstance(value.type, BufferType)
+        }
+        if op.name == "ring_release":
+            changed |= self.slots.get(op.operands[0], frozenset())
+        used = [place + 1 for place, sums in enumerate(self.flying) if sums in op.operands and sums not in adds]
+        count = max([*used, self._readers(changed)])
+        if adds and adds[0] in self.flying[count:]:
+            self.flying.remove(adds[0])  # the new sums stand for these
+        return count
+
+    def _readers(self, buffers: set[Value]) -> int:
+        """How many of the oldest products include all that read one of `buffers`; what a product was given in registers
+        it has.
+        """
+        last = -1
+        for place, product in enumerate(self.batches):
+            reads = [value.defining_op for value in product.operands[:2]]
+            if any(read and read.name == "read" and allocation(read.operands[0]) in buffers for read in reads):
+                last = place
+        started = [self._place(sums) for sums in self.flying]
+        return next((count for count, place in enumerate(started, 1) if place >= last), 0) if last >= 0 else 0
+
+    def _place(self, sums: Value) -> int:
+        return next(place for place, product in enumerate(self.batches) if product.result is sums)
 
     def region_op(self, op: Op, builder: Builder) -> None:
         if self.open and any(inner.name in _OF_COPIES for region in op.regions for inner in region.walk()):

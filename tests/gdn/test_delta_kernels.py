@@ -62,6 +62,8 @@ EXAMINED = [
     ("chunks", variant(ts.f16, chunk=32, value_first=True, block=64, warps=4), ("final_state",)),
     ("chunks", variant(bounds=ts.i32, chunk=16), ("cu_seqlens", "initial_state", "final_state")),
     ("chunks", variant(block=64, warps=4, stages=2, family="wgmma"), ("initial_state", "final_state")),
+    ("chunks", variant(block=32, warps=4, stages=2, family="wgmma", upright=True), ("initial_state", "final_state")),
+    ("chunks", variant(chunk=32, warps=4, value_first=True, upright=True), ("initial_state", "final_state")),
     ("recurrent", variant(), ("g", "beta", "initial_state", "final_state")),
     ("recurrent", variant(value_first=True, bounds=ts.i32, unit=True), ("g", "cu_seqlens", "final_state")),
 ]
@@ -88,13 +90,14 @@ def test_check_finds_nothing(name, v, present):
 LARGE = {"B": 1, "T": 8192, "H": 16, "HV": 32, "K": 128, "V": 128, "S": 128, "N": 1}
 FITTING = [
     ("prepare", variant(), ("g", "beta"), 176),
-    ("prepare", variant(unit=True, gate_free=True), ("g", "beta"), 160),
+    ("prepare", variant(unit=True, gate_free=True, prepare_warps=2), ("g", "beta"), 232),
     ("prepare", variant(chunk=16, unit=True), ("g", "beta"), 160),
     ("chunks", variant(), ("initial_state", "final_state"), 255),
     ("chunks", variant(block=32, warps=8), ("initial_state", "final_state"), 176),
     ("chunks", variant(block=64, warps=8), ("initial_state", "final_state"), 255),
     ("chunks", variant(block=128, warps=8, stages=2), ("initial_state", "final_state"), 255),
     ("chunks", variant(ts.f16, chunk=32), ("final_state",), 255),
+    ("chunks", variant(block=32, warps=4, upright=True), ("initial_state", "final_state"), 200),
     ("recurrent", variant(warps=4), ("g", "beta", "initial_state", "final_state"), 104),
     ("recurrent", variant(warps=4, value_first=True), ("g", "beta", "initial_state", "final_state"), 136),
 ]
@@ -110,9 +113,9 @@ def test_nothing_spills(name, v, present, registers, arch):
     assert resources.spill_stores == resources.spill_loads == 0 and resources.registers <= registers
 
 
-@pytest.mark.parametrize(("block", "warps"), [(64, 4), (128, 8)])
-def test_nothing_spills_beside_warpgroups(block, warps):
-    v = variant(block=block, warps=warps, stages=2, family="wgmma")
+@pytest.mark.parametrize(("block", "warps", "upright"), [(64, 4, False), (128, 8, False), (32, 4, True), (64, 4, True)])
+def test_nothing_spills_beside_warpgroups(block, warps, upright):
+    v = variant(block=block, warps=warps, stages=2, family="wgmma", upright=upright)
     source = compile_kernel(absent(chunk_kernel(v), "initial_state", "final_state"), LARGE, arch="sm_90a").cuda[0]
     resources = compile_cubin(source.text, "sm_90a", source.name).resources[source.name]
     assert resources.spill_stores == resources.spill_loads == 0 and "ts_wgmma" in source.text
