@@ -2,7 +2,9 @@
 
 Inside a stretch of ops without regions, barriers, waits or stores to tensors, copies into buffers that nothing before
 them in the stretch uses, and what closes their groups, move to the front with what feeds them. A wait moves down to the
-first op that uses a buffer that it completes, as long as nothing on the way orders threads or copies. Exact.
+first op that uses a buffer that it completes, as long as nothing on the way orders threads or copies. Copies that run
+for another iteration, if there is one, move behind the first products of warpgroups: these go on while threads compute
+addresses. Exact.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def _landing(kernel: Kernel) -> dict[Value, set[Value]]:
 
 
 def _copy(block: Block, builder: Builder, mapping: Mapping, landing: dict[Value, set[Value]]) -> None:
-    for op in _started_early(_waited_late(block.ops, landing)):
+    for op in _beside_products(_started_early(_waited_late(block.ops, landing))):
         builder.at(op)
         if op.regions:
             clone_with_regions(builder, op, mapping, lambda old, inner: _copy(old, inner, mapping, landing))
@@ -77,6 +79,31 @@ def _touches(op: Op, wait: Op, landing: dict[Value, set[Value]]) -> bool:
         for one in inner
         for value in one.operands
     )
+
+
+def _beside_products(ops: list[Op]) -> list[Op]:
+    """With the first branch that only copies, and the commit behind it, in front of the first wait for products beside
+    which others are in flight, or else the first wait for any, if nothing on the way has to do with copies.
+    """
+    start = next((place for place, op in enumerate(ops) if _only_copies(op)), len(ops))
+    commit = next((place for place in range(start, len(ops)) if ops[place].name == COMMIT), len(ops))
+    waits = [place for place in range(commit, len(ops)) if ops[place].name == "wgmma_wait"]
+    if not waits:
+        return ops
+    moved = [ops[start], ops[commit]]
+    tokens = {value for op in moved for value in op.results}
+    end = next((place for place in waits if ops[place].attributes["pending"]), waits[0])
+    passed = [op for op in ops[start:end] if op not in moved]
+    if any(op.regions or op.name in (COPY, COMMIT, WAIT) or not tokens.isdisjoint(op.operands) for op in passed):
+        return ops
+    return [*ops[:start], *passed, *moved, *ops[end:]]
+
+
+def _only_copies(op: Op) -> bool:
+    inner = [other for region in op.regions for other in region.walk()]
+    plain = all(other.name == COPY or other.definition.has(PURE) or other.definition.has(TERMINATOR) for other in inner)
+    tokens = all(isinstance(value.type, TokenType) for value in op.results)
+    return op.name == "if" and tokens and plain and any(other.name == COPY for other in inner)
 
 
 def _started_early(ops: list[Op]) -> list[Op]:

@@ -132,6 +132,20 @@ def test_the_state_stays_in_registers():
     assert len(ops(turn, "mma_sync")) == 2 * 8 + 3 * 4 and len(ops(turn, "ld_global")) == 1
 
 
+@pytest.mark.parametrize(("block", "upright"), [(32, True), (64, False)])
+def test_copies_for_the_next_chunk_start_beside_products(block, upright):
+    """While warpgroups multiply, threads compute the addresses."""
+    v = variant(block=block, warps=4, stages=2, family="wgmma", upright=upright)
+    kernel = absent(chunk_kernel(v), "initial_state", "final_state")
+    target = compile_kernel(kernel, LARGE, arch="sm_90a").target.kernel()
+    (turn,) = next(op for op in target.body.ops if op.definition.has(LOOP)).regions
+    found = [op for op in turn.ops if op.name in ("if", "async_commit", "wgmma", "wgmma_wait")]
+    assert [op.name for op in found[:7]] == [
+        "wgmma", "wgmma_wait", "wgmma", "wgmma", "if", "async_commit", "wgmma_wait",
+    ]  # fmt: skip
+    assert len(ops(found[4].regions[0], "cp_async")) == 8 and found[6].attributes["pending"] == 1
+
+
 def test_offsets_are_64_bit():
     """Tensors of more than 2^31 elements: every index into one is an i64."""
     big = {**LARGE, "T": 2**20, "S": 2**14}
