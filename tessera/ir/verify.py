@@ -101,7 +101,19 @@ def _constants(value: Any) -> bool:
 ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("axis", "vector", "offset", "pending", "id", "threads"), ("an integer", _is_int)),
     **dict.fromkeys(
-        ("scale", "unroll", "stages", "parts", "depth", "arrivals", "bytes", "cluster", "multicast", "readers"),
+        (
+            "scale",
+            "unroll",
+            "stages",
+            "parts",
+            "depth",
+            "columns",
+            "arrivals",
+            "bytes",
+            "cluster",
+            "multicast",
+            "readers",
+        ),
         ("a positive integer", lambda value: _is_int(value) and value > 0),
     ),
     **dict.fromkeys(

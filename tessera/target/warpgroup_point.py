@@ -1,7 +1,8 @@
 """The default schedule of products where there are wgmma and TMA: persistent programs of a producer and warpgroups.
 
-Rows are taken 128 at a time where two warpgroups of the consumers have 64 each. A right operand of which all of K fits
-stays in shared memory; what streams through a ring has what is left, in as many slots as fit.
+Rows are taken 128 at a time where two warpgroups of the consumers have 64 each, or 192 of three where they are no
+multiple of 128. A right operand of which all of K fits stays in shared memory; what streams through a ring has what is
+left, in as many slots as fit.
 """
 
 from __future__ import annotations
@@ -26,6 +27,20 @@ ACCUMULATORS = 128  # f32 registers of a thread for the sums of a product
 HELD = 176  # where a loop works on the sums of one product and carries others: of 192, attention spills
 WIDEST_WHOLE = 256  # K up to which a right operand stays in shared memory; half of it for those of a loop
 SUMS_AT_ONCE = {False: 256, True: 128}  # columns of a product at a time, by whether a loop carries a sum of it
+
+
+MANY_ROWS = (2 * WGMMA_ROWS, 3 * WGMMA_ROWS)  # that warpgroups share out, 64 each; the first that divides them
+
+
+def at_once(store: Rows) -> bool:
+    """Whether warpgroups have the rows of a store once, in the author's loop over K: they need not be cut."""
+    return store.looped and store.rows <= max(MANY_ROWS)
+
+
+def _warps_of(rows: int) -> int:
+    """The warps of one warpgroup, or of as many as share out many rows."""
+    step = next((step for step in MANY_ROWS if rows % step == 0), WGMMA_ROWS)
+    return WGMMA_WARPS * step // WGMMA_ROWS
 
 
 def warpgroup_point(
@@ -97,7 +112,7 @@ def _tiles(
     """The author's tiles: as many warpgroups as their rows and registers ask for."""
     shapes = [int_shape(op.result.type) for op in products]
     rows = min(shape[0] for shape in shapes)
-    warps = warps or (2 * WGMMA_WARPS if rows >= 2 * WGMMA_ROWS else WGMMA_WARPS)
+    warps = warps or _warps_of(rows)
     if warps % WGMMA_WARPS or any(shape[0] % (WGMMA_ROWS // WGMMA_WARPS * warps) for shape in shapes):
         return None
     loops = [op for op in kernel.body.walk() if op.definition.has(LOOP)]
@@ -125,7 +140,7 @@ def _tiles(
 
 def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dict[str, Any] | None:
     """Rows of a large store, with as many columns as registers and shared memory hold; of 16-bit operands."""
-    warps = warps or 2 * WGMMA_WARPS
+    warps = warps or max(2 * WGMMA_WARPS, _warps_of(store.rows))
     rows = WGMMA_ROWS // WGMMA_WARPS * warps
     panel = PANEL_BYTES // 2
     if warps % WGMMA_WARPS or store.rows % rows or store.columns % panel or store.depth % panel or not store.placeable:

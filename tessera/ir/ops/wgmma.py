@@ -43,6 +43,8 @@ def wgmma_operands(op: Op, given: Sequence[Any] | None = None) -> Operands:
 def _type(op: Op) -> tuple[Type, ...]:
     (m, n), depth = op.attributes["shape"], op.attributes["depth"]
     b = expect_buffer(op, "b")
+    if n % op.attributes["columns"]:
+        raise SourceError("TS703", f"wgmma of {n} columns, {op.attributes['columns']} in each instruction")
     sums = TileType((m, n), f32, op.attributes["layout"])
     counted = 2 + (0 if op.attributes["fresh"] else 1) + 2
     if isinstance(op.operands[0].type, BufferType):
@@ -86,12 +88,14 @@ define(
     _type,
     "starts acc + a @ b: `a` is a tile of the fragments' layout or a buffer, `b` a buffer; then come the sums, unless "
     "`fresh`, and the offsets of the windows of [m, depth] and [depth, n], transposed where the buffer holds the "
-    "transpose; the result is in flight. `precision` is fp8_fast of fp8 operands, whose sums stay in the matrix unit",
+    "transpose; the result is in flight. `columns` are those of one instruction; `precision` is fp8_fast of fp8 "
+    "operands, whose sums stay in the matrix unit",
     effects={"a": "reads", "b": "reads"},
     attributes={
         "shape": REQUIRED,
         "layout": REQUIRED,
         "depth": REQUIRED,
+        "columns": REQUIRED,
         "transpose_a": False,
         "transpose_b": False,
         "fresh": False,
