@@ -18,10 +18,18 @@ from tessera.target.arch import ARCHS
 from tessera.target.matrix_descriptors import Role, descriptor_mismatch
 from tessera.target.role_registers import register_limit
 from tessera.target.schedule import WARPGROUP_LANE, Schedule
-from tessera.target.wgmma import MOST_IN_LINE, WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS, WgmmaInstruction
+from tessera.target.wgmma import (
+    MOST_IN_LINE,
+    THREE_WARPGROUPS,
+    WGMMA_INSTRUCTIONS,
+    WGMMA_ROWS,
+    WGMMA_WARPS,
+    WgmmaInstruction,
+)
 
 ROW_STEP, COLUMN_STEP_BYTES = 8, 128  # what a window of a buffer must begin at multiples of
 TEAMS = 2  # of consumers that take programs in turn
+WARPGROUPS = (WGMMA_WARPS, 2 * WGMMA_WARPS, THREE_WARPGROUPS)  # what an author is told of
 
 
 def by_warpgroups(product: Op, schedule: Schedule) -> bool:
@@ -55,7 +63,9 @@ def why_not(product: Op, schedule: Schedule) -> str | None:
         return "it multiplies operands that they do not take"
     step = WGMMA_ROWS // WGMMA_WARPS * warps
     if warps % WGMMA_WARPS or m % step:
-        return f"its {m} rows are not shared out by {warps} warps, {WGMMA_WARPS} at a time with {WGMMA_ROWS} rows"
+        shared = f"its {m} rows are not shared out by {warps} warps, {WGMMA_WARPS} at a time with {WGMMA_ROWS} rows"
+        fits = [count for count in WARPGROUPS if m % (WGMMA_ROWS // WGMMA_WARPS * count) == 0]
+        return f"{shared}; {' or '.join(map(str, fits))} warps would" if fits else shared
     columns = columns_of(product, schedule)
     if not columns or depth % instruction.k:
         return f"there are no instructions for its {n} columns or its depth of {depth}"

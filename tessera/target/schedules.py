@@ -28,10 +28,9 @@ from tessera.target.schedule import (
     plain_copies,
 )
 from tessera.target.warpgroup_values import VALUES, WIDE
-from tessera.target.wgmma import WGMMA_WARPS
+from tessera.target.wgmma import THREE_WARPGROUPS
 
 MOST_WARPS, MOST_BLOCKS, MOST_STAGES = 32, 32, 16
-THREE_WARPGROUPS = 3 * WGMMA_WARPS  # beside powers of two: 192 rows, which a producer and three warpgroups share out
 RESIDENT, WALKS = ("", "left", "both"), ("", "columns", "rows")
 SUMS, EPILOGUES, PROLOGUES = ("", "shared"), ("", "direct"), ("", "launch")
 FAMILIES, COPIES, CLUSTERS = ("", "wgmma"), ("", "tma"), (1, 2, 4, 8)

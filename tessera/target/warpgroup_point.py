@@ -17,6 +17,7 @@ from tessera.ir.opdef import COUNTED, LOOP
 from tessera.ir.products import is_fp8
 from tessera.ir.types import TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
+from tessera.target.role_registers import register_limit, role_registers
 from tessera.target.row_slices import Rows
 from tessera.target.tensor_maps import tensor_reason
 from tessera.target.wgmma import WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS
@@ -25,6 +26,7 @@ PANEL_BYTES = 128  # of a row: the widest swizzle
 MOST_SLOTS, LEAST_SLOTS = 6, 2
 ACCUMULATORS = 128  # f32 registers of a thread for the sums of a product
 HELD = 176  # where a loop works on the sums of one product and carries others: of 192, attention spills
+BESIDE = {"sums": 32, "held": 40}  # of what a consumer has: of 160, products take 128, and attention 117, not 133
 WIDEST_WHOLE = 256  # K up to which a right operand stays in shared memory; half of it for those of a loop
 SUMS_AT_ONCE = {False: 256, True: 128}  # columns of a product at a time, by whether a loop carries a sum of it
 
@@ -32,9 +34,13 @@ SUMS_AT_ONCE = {False: 256, True: 128}  # columns of a product at a time, by whe
 MANY_ROWS = (2 * WGMMA_ROWS, 3 * WGMMA_ROWS)  # that warpgroups share out, 64 each; the first that divides them
 
 
-def at_once(store: Rows) -> bool:
-    """Whether warpgroups have the rows of a store once, in the author's loop over K: they need not be cut."""
-    return store.looped and store.rows <= max(MANY_ROWS)
+def ways(store: Rows | None) -> tuple[Rows | None, ...]:
+    """How to take a store of many rows, if there is one, best first: rows at a time, or whole (None) where warpgroups
+    have all of them at once, which is best in the author's loop over K.
+    """
+    if store is None or store.rows > max(MANY_ROWS):
+        return (store,)
+    return (None, store) if store.looped else (store, None)
 
 
 def _warps_of(rows: int) -> int:
@@ -116,9 +122,11 @@ def _tiles(
     if warps % WGMMA_WARPS or any(shape[0] % (WGMMA_ROWS // WGMMA_WARPS * warps) for shape in shapes):
         return None
     loops = [op for op in kernel.body.walk() if op.definition.has(LOOP)]
+    _, moved = role_registers(arch, warps, WGMMA_WARPS)
+    own = moved or register_limit(arch, 32 * (warps + WGMMA_WARPS), 1)
     if (
-        max(map(_registers, products)) > ACCUMULATORS * 32 * warps
-        or max(map(_held, loops), default=0) > HELD * 32 * warps
+        max(map(_registers, products)) > min(ACCUMULATORS, own - BESIDE["sums"]) * 32 * warps
+        or max(map(_held, loops), default=0) > min(HELD, own - BESIDE["held"]) * 32 * warps
     ):
         return None
     panel = PANEL_BYTES // _item(products)

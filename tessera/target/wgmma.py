@@ -11,6 +11,7 @@ from dataclasses import dataclass
 __all__ = [
     "MOST_IN_LINE",
     "REGISTERS_BESIDE",
+    "THREE_WARPGROUPS",
     "WGMMA_INSTRUCTIONS",
     "WGMMA_K_BYTES",
     "WGMMA_ROWS",
@@ -20,6 +21,9 @@ __all__ = [
 
 WGMMA_ROWS = 64
 WGMMA_WARPS = 4
+THREE_WARPGROUPS = (
+    3 * WGMMA_WARPS
+)  # the one number of warps that is no power of two: 192 rows, in a block of 512 threads
 WGMMA_K_BYTES = 32  # of one instruction, whatever the operands
 MOST_IN_LINE = 32  # instructions of one straight line: the time of ptxas explodes beyond
 # Of a thread, beside the sums of one instruction. ptxas (13.0) holds it against what a thread starts with, not what

@@ -20,6 +20,7 @@ from tessera.ir.products import FP8, FP8_FAST, is_fp8, product_format
 from tessera.ir.types import BufferType, TileType, Type, int_shape
 
 TARGET_ONLY = frozenset((TARGET,))
+MMA_ROWS = 16  # of the 64 of one instruction, those of each warp
 
 
 class Operands(NamedTuple):
@@ -43,6 +44,9 @@ def wgmma_operands(op: Op, given: Sequence[Any] | None = None) -> Operands:
 def _type(op: Op) -> tuple[Type, ...]:
     (m, n), depth = op.attributes["shape"], op.attributes["depth"]
     b = expect_buffer(op, "b")
+    if m % (MMA_ROWS * op.attributes["layout"].warps):
+        given = f"{op.attributes['layout'].warps} warps, each of which takes {MMA_ROWS} at a time"
+        raise SourceError("TS703", f"wgmma of {m} rows by {given}")
     if n % op.attributes["columns"]:
         raise SourceError("TS703", f"wgmma of {n} columns, {op.attributes['columns']} in each instruction")
     sums = TileType((m, n), f32, op.attributes["layout"])
