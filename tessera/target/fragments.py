@@ -340,7 +340,8 @@ def fma_layouts(
     powers, groups, along = _grid(warps)
     if along is not None and shape[along] < groups:
         along = None  # all groups compute the few rows or columns that there are
-    shape = tuple(-(-extent // groups) if axis == along else extent for axis, extent in enumerate(shape))
+    rows, columns = (-(-extent // groups) if axis == along else extent for axis, extent in enumerate(shape))
+    shape = rows, columns  # of one group
     block = [1, 1]
     bases: dict[str, list[tuple[int, int]]] = {"register": [], "lane": [], "warp": []}
 
