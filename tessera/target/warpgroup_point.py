@@ -29,6 +29,9 @@ HELD = 176  # where a loop works on the sums of one product and carries others: 
 BESIDE = {"sums": 32, "held": 40}  # of what a consumer has: of 160, products take 128, and attention 117, not 133
 WIDEST_WHOLE = 256  # K up to which a right operand stays in shared memory; half of it for those of a loop
 SUMS_AT_ONCE = {False: 256, True: 128}  # columns of a product at a time, by whether a loop carries a sum of it
+# Registers of a consumer from which these fit beside an operand that is computed: with the 160 of three warpgroups the
+# aggregation spills at 256 columns, at 128 that are carried, and at 128 where K of 256 is in registers too.
+ENOUGH = 240
 
 
 MANY_ROWS = (2 * WGMMA_ROWS, 3 * WGMMA_ROWS)  # that warpgroups share out, 64 each; the first that divides them
@@ -122,8 +125,7 @@ def _tiles(
     if warps % WGMMA_WARPS or any(shape[0] % (WGMMA_ROWS // WGMMA_WARPS * warps) for shape in shapes):
         return None
     loops = [op for op in kernel.body.walk() if op.definition.has(LOOP)]
-    _, moved = role_registers(arch, warps, WGMMA_WARPS)
-    own = moved or register_limit(arch, 32 * (warps + WGMMA_WARPS), 1)
+    own = _consumer_registers(arch, warps)
     if (
         max(map(_registers, products)) > min(ACCUMULATORS, own - BESIDE["sums"]) * 32 * warps
         or max(map(_held, loops), default=0) > min(HELD, own - BESIDE["held"]) * 32 * warps
@@ -153,8 +155,9 @@ def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dic
     panel = PANEL_BYTES // 2
     if warps % WGMMA_WARPS or store.rows % rows or store.columns % panel or store.depth % panel or not store.placeable:
         return None
-    columns, depth = _columns(store), store.depth
-    whole = depth <= WIDEST_WHOLE // (2 if store.looped else 1)
+    share = 1 if _consumer_registers(arch, warps) >= ENOUGH else 2
+    columns, depth = _columns(store, share), store.depth
+    whole = depth <= WIDEST_WHOLE // (2 if store.looped else 1) // share
     slot = (1 if store.looped else 2) * rows * panel * 2
     kept = depth * columns * 2 if whole and not store.looped else 0
     slot += 0 if kept else panel * columns * 2  # the right operand streams beside the left one
@@ -173,10 +176,16 @@ def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dic
     }
 
 
-def _columns(store: Rows) -> int:
+def _columns(store: Rows, share: int) -> int:
     """Columns of a product at a time: as many as registers hold the sums of. A carried sum takes as many as these."""
-    widest = SUMS_AT_ONCE[store.looped]
+    widest = SUMS_AT_ONCE[store.looped] // share
     return next(size for size in range(min(widest, store.columns), 0, -16) if store.columns % size == 0)
+
+
+def _consumer_registers(arch: Arch, warps: int) -> int:
+    """Registers of a thread of so many warps, beside a producer."""
+    _, moved = role_registers(arch, warps, WGMMA_WARPS)
+    return moved or register_limit(arch, 32 * (warps + WGMMA_WARPS), 1)
 
 
 def _slots(arch: Arch, kept: int, slot: int) -> int:

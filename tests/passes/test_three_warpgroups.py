@@ -257,6 +257,24 @@ def test_attention_is_for_three_warpgroups_where_it_does_not_spill(depth, keys, 
     assert not held or (found.spill_stores, found.spill_loads) == (0, 0) and "C75" not in built.log
 
 
+@pytest.mark.parametrize(("width", "layers"), [(128, 1), (128, 4), (256, 1), (256, 4), (1024, 1)])
+def test_the_aggregation_does_not_spill(width, layers):
+    """Half of the columns at a time that two warpgroups take, whose consumers have 240 registers."""
+    pytest.importorskip("cupy", reason="CuPy brings NVRTC")
+    from tessera.runtime.nvrtc import compile_cubin
+
+    lists = {"len(source_layers)": layers, "len(gate_params)": layers}
+    dims = {"B": 16, "S": 1920, "D": width, "L": layers + 1, **lists}
+    constants = {"BLOCK_B": 16, "BLOCK_S": ROWS, "num_warps": WARPS, "num_stages": 2}
+    compilation = compile_kernel(load("fused_delta_gating_kernel"), dims, "sm_90a", constants=constants)
+    assert (compilation.schedule.family, compilation.schedule.rows) == ("wgmma", ROWS)
+    assert compilation.schedule.subtile == (128 if layers == 1 else 64)
+    (text,) = compilation.cuda
+    built = compile_cubin(text.text, "sm_90a", text.name)
+    found = built.resources[text.name]
+    assert (found.spill_stores, found.spill_loads) == (0, 0) and "C75" not in built.log
+
+
 def test_rows_that_three_warpgroups_do_not_share_out():
     """They say so, and what would; the product is right by mma.sync."""
     dims = {"M": 136, "N": 72, "K": 72}
