@@ -251,7 +251,7 @@ def reshaped(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, 
     }
     repeats = tuple(1 if axis is None else layout.repeats[axis] for axis in axes)
     if math.prod(repeats) != math.prod(layout.repeats) or layout.group_axis not in (None, *axes):
-        return None  # padding repeats along an axis of size 1
+        return None  # padding repeats, or groups of warps lie, along an axis of size 1
     groups = None if layout.group_axis is None else axes.index(layout.group_axis)
     return RegisterLayout(LinearLayout.of(len(wanted), **bases), repeats, layout.groups, groups)
 

@@ -141,7 +141,7 @@ def test_the_emitted_cuda_keeps_every_bit():
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["gemm_nn", "gemm_tt", "both_ways", "deltas"])
+@pytest.mark.parametrize("name", ["gemm_nn", "gemm_nt", "gemm_tn", "gemm_tt", "both_ways", "deltas"])
 def test_an_examination_finds_nothing(name):
     compilation, dims = by_three(name)
     arguments = arguments_of(compilation.stages[0].module.kernel(), dims)
