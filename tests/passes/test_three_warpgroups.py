@@ -295,6 +295,13 @@ def test_edited_layouts_that_do_not_fit_the_warps_are_refused():
         parse_module(text.replace(line, line.replace("groups[3,0]", "groups[2,0]")))
 
 
+def test_edited_layouts_of_the_base_lane_are_refused():
+    compilation = compiled(make_gemm(tiles=(192, 64, 32)), RAGGED, warps=WARPS, family="", copies="", persistent=False)
+    text = print_module(compilation.target)
+    with pytest.raises(SourceError, match="the layout of tile '?%?\\w+'? is of 20 warps, and the kernel has 12"):
+        verify(parse_module(text.replace(" groups[3", " groups[5")))
+
+
 def test_other_numbers_of_warps_are_refused():
     with pytest.raises(
         SourceError, match="the field warps of a schedule is a power of two from 1 to 32, or 12, not 24"
