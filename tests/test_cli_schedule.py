@@ -107,10 +107,10 @@ def test_pins_of_a_whole_file_leave_functions_alone(tessera, kernels):
     ("arguments", "sentence"),
     [
         ((MATMUL, "--pin", "wraps=8"), "--pin of matmul_nn_bf16: a schedule has no field 'wraps'; it has warps, "),
-        ((MATMUL, "--pin", "warps=7"), "the field warps of a schedule is a power of two from 1 to 32, not 7"),
-        ((MATMUL, "--pin", "warps=many"), "from 1 to 32, not 'many'"),
+        ((MATMUL, "--pin", "warps=7"), "the field warps of a schedule is a power of two from 1 to 32, or 12, not 7"),
+        ((MATMUL, "--pin", "warps=many"), "from 1 to 32, or 12, not 'many'"),
         ((MATMUL, "--pin", "warps"), "--pin takes NAME=VALUE pairs separated by commas, and 'warps' is not one"),
-        ((MATMUL, "--pin", "warps="), "the field warps of a schedule is a power of two from 1 to 32, not ''"),
+        ((MATMUL, "--pin", "warps="), "the field warps of a schedule is a power of two from 1 to 32, or 12, not ''"),
         ((MATMUL, "--pin", "=8"), "--pin takes NAME=VALUE pairs separated by commas, and '=8' is not one"),
         (
             ("KERNELS::double", "--pin", "warps=3"),

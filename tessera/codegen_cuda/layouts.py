@@ -8,7 +8,7 @@ parts add.
 from __future__ import annotations
 
 from tessera.errors import InternalError
-from tessera.ir.layout import RegisterLayout, SharedLayout
+from tessera.ir.layout import RegisterLayout, SharedLayout, warp_groups
 
 
 class LayoutNames:
@@ -49,16 +49,25 @@ class LayoutNames:
         return lines
 
     def variables(self, warps: int) -> list[str]:
-        """The thread's place in each layout, in a block of so many warps, or in a team of consumers: bits of its warp
-        are masked, so that the first warp of a second team is number 0 there too.
+        """The thread's place in each layout, in a block of so many warps, or in a team of consumers: of the number of
+        its warp only bits and remainders count, so that the first warp of a second team is number 0 there too.
         """
         lines = []
         for layout, name in self.register.items():
             for axis in range(len(layout.repeats)):
                 lane, warp = (_bits(layout.block.group(group), axis, f"ts_{group}()") for group in ("lane", "warp"))
+                if layout.group_axis == axis:
+                    step = f"{_group(layout)} * {layout.block_shape[axis]}"
+                    warp = step if warp == "0" else f"{warp} + {step}"
                 lines.append(f"const int {name}_w{axis} = {warp}, {name}_t{axis} = {name}_w{axis} + {lane};")
             lines.append(f"const bool {name}_owner = {_owner(layout, warps)};")
         return lines
+
+
+def _group(layout: RegisterLayout) -> str:
+    """The number of a thread's group."""
+    warps = layout.warps // layout.groups
+    return f"(ts_warp() / {warps} % {layout.groups})" if warps > 1 else f"(ts_warp() % {layout.groups})"
 
 
 def _bits(basis: tuple[tuple[int, ...], ...], axis: int, source: str) -> str:
@@ -88,7 +97,7 @@ def _register_part(layout: RegisterLayout, axis: int) -> str:
         for later in layout.repeats[axis + 1 :]:
             inner *= later
         count = f"r / {inner}" if inner > 1 else "r"
-        repeat = f"({count}) % {layout.repeats[axis]} * {layout.block_shape[axis]}"
+        repeat = f"({count}) % {layout.repeats[axis]} * {layout.repeat_shape[axis]}"
         text = repeat if text == "0" else f"{text} + {repeat}"
     return text
 
@@ -101,10 +110,14 @@ def _owner(layout: RegisterLayout, warps: int) -> str:
     """
     lanes = sum(1 << bit for bit in layout.block.broadcast_bits("lane"))
     replicas = sum(1 << bit for bit in layout.block.broadcast_bits("warp"))
-    # Warps beyond the layout's repeat those below: their higher index bits are replica bits as well.
-    replicas = (replicas | ~(layout.warps - 1)) & ((1 << (warps - 1).bit_length()) - 1)
+    # Groups that hold the same, and warps beyond the layout's, repeat those below.
+    once = layout.warps if layout.group_axis is not None else layout.warps // layout.groups
+    times = max(1, warps // once)
+    powers = warp_groups(once) == warp_groups(times) == 1
+    replicas |= (times - 1) * once if powers else 0
     conditions = [f"(ts_lane() & {lanes}) == 0"] if lanes else []
     conditions += [f"(ts_warp() & {replicas}) == 0"] if replicas else []
+    conditions += [f"ts_warp() / {once} % {times} == 0"] if times > 1 and not powers else []
     return " && ".join(conditions) or "true"
 
 

@@ -24,8 +24,8 @@ MOST_VALUES = 64  # of an offset, that are looked at one by one
 
 @dataclass(frozen=True)
 class Coordinate:
-    """A row or column of a buffer: the term `thread`, in which only `bits` can be set, the number `fixed`, and scalars,
-    each times a number.
+    """A row or column of a buffer: the term `thread`, in which only `bits` can be set (-1: nobody knows which), the
+    number `fixed`, and scalars, each times a number.
     """
 
     thread: str
@@ -34,9 +34,9 @@ class Coordinate:
     offsets: tuple[tuple[Value, int], ...] = ()
 
     def plus(self, thread: str, bits: int) -> Coordinate:
-        """With another term of the thread, which has other bits."""
-        assert not self.bits & bits, "the terms would carry"
-        return replace(self, thread=f"{self.thread} + {thread}", bits=self.bits | bits)
+        """With another term of the thread. Where it can have a bit that this has, the sum carries."""
+        carries = self.bits & bits  # as of repeats that are three groups of warps apart
+        return replace(self, thread=f"{self.thread} + {thread}", bits=-1 if carries else self.bits | bits)
 
     def at(self, offset: Value) -> Coordinate:
         """Further on by a scalar: one that is constant is a number."""
@@ -80,11 +80,11 @@ class Coordinate:
         return all((number * scale + self.fixed) & self.bits == 0 for number in values)
 
 
-def thread_bits(layout: RegisterLayout, axis: int, *groups: str) -> int:
-    """The bits of a coordinate that "lane" or "warp" decide."""
+def thread_bits(layout: RegisterLayout, axis: int, *parts: str) -> int:
+    """The bits of a coordinate that "lane" or "warp" can set."""
     bits = 0
-    for group in groups:
-        for vector in layout.block.group(group):
+    for part in parts:
+        for vector in layout.warp_steps if part == "warp" else layout.block.group(part):
             bits |= vector[axis]
     return bits
 

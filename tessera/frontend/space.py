@@ -17,11 +17,11 @@ from typing import Any
 from tessera.errors import SourceError, did_you_mean
 from tessera.frontend.annotations import Annotation, ListAnnotation, ScalarAnnotation, TensorAnnotation
 from tessera.ir.dims import symbols
+from tessera.target.schedules import WARPS, is_warps
 
 Point = dict[str, Any]
 
 NUM_LAYERS = "num_layers"  # in a key: the length of the first list parameter
-MOST_WARPS = 32
 BUDGET_S = 60.0  # seconds of the wall clock that tuning may take for one key
 MOST_MEASURED = 24
 
@@ -134,9 +134,8 @@ def _candidates(name: str, values: Any) -> tuple[Any, ...]:
 
 def _check_candidate(name: str, value: Any) -> None:
     """Two names mean something to the compiler as well: warps of a block, and stages of its copies."""
-    power = type(value) is int and 1 <= value <= MOST_WARPS and value & (value - 1) == 0
-    if name == "num_warps" and not power:
-        raise SourceError("TS203", f"num_warps is a power of two from 1 to {MOST_WARPS}, not {value!r}")
+    if name == "num_warps" and not is_warps(value):
+        raise SourceError("TS203", f"num_warps is {WARPS}, not {value!r}")
     if name == "num_stages" and not (type(value) is int and value >= 1):
         raise SourceError("TS203", f"num_stages is a positive integer, not {value!r}")
 

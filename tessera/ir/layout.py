@@ -2,6 +2,7 @@
 
 A tile is an integer number of repeats of a power-of-two block along each axis, so 192 columns are 3 blocks of 64 and
 100 columns are 13 blocks of 8 with the last one masked.  The block is a linear layout, the repeats are plain strides.
+Warps that are no power of two are cut into groups first: of 12, three times 4 hold a block each, one after the other.
 From that follow, by algebra, how wide a vector access may be, what a conversion costs, which lanes hold copies of one
 element, and what remains after a reduction.
 
@@ -11,8 +12,8 @@ Nothing here depends on the rest of the IR.  Misuse raises ValueError: layouts a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -41,6 +42,7 @@ __all__ = [
     "splits_blocks",
     "transposed_layout",
     "transposed_map",
+    "warp_groups",
     "warp_part",
 ]
 
@@ -49,6 +51,11 @@ WHOLE_LINE_BITS = 3  # lanes that read 128 bytes, a line of the caches, 16 at a 
 LONG_LINE = 512  # elements, 16 a lane, up to which a warp keeps a line to itself: shared memory costs two barriers
 
 Conversion = Literal["none", "registers", "shuffle", "shared"]
+
+
+def warp_groups(warps: int) -> int:
+    """Into how many equal groups warps are cut so that each is a power of two: 3 of 12 warps, 1 of 8."""
+    return warps // (warps & -warps)
 
 
 def _repeat_counts(index: int, repeats: tuple[int, ...]) -> tuple[int, ...]:
@@ -65,11 +72,16 @@ class RegisterLayout:
     """A tile held in registers: `repeats[axis]` copies of `block` along each axis.
 
     `block` has the inputs register, lane (5 bits) and warp, and is surjective.  The register index of an element is
-    (row-major index over the repeats) * block_registers + register of the block.
+    (row-major index over the repeats) * block_registers + register of the block.  Warps come in `groups`, an odd
+    number of them: warp = group * warps of the block + warp of the block.  Each group has a block of its own, the next
+    group the next one along `group_axis`, and repeats step over those of all groups; without an axis (None) all groups
+    hold the same.
     """
 
     block: LinearLayout
     repeats: tuple[int, ...]
+    groups: int = 1
+    group_axis: int | None = None
 
     def __post_init__(self) -> None:
         if self.block.names != ("register", "lane", "warp") or self.block.size("lane") != LANES:
@@ -78,6 +90,10 @@ class RegisterLayout:
             raise ValueError(f"repeats {self.repeats} do not fit {self.block.axes} axes")
         if not self.block.is_surjective:
             raise ValueError(f"nothing holds some elements of the block: {self.block}")
+        if self.groups < 1 or self.groups % 2 == 0:
+            raise ValueError(f"{self.groups} groups of warps: powers of two are bits of the block")
+        if self.group_axis is not None and not (self.groups > 1 and 0 <= self.group_axis < self.block.axes):
+            raise ValueError(f"{self.groups} groups of warps do not lie along axis {self.group_axis}")
 
     @property
     def block_shape(self) -> tuple[int, ...]:
@@ -88,9 +104,26 @@ class RegisterLayout:
         return self.block.size("register")
 
     @property
+    def repeat_shape(self) -> tuple[int, ...]:
+        """How far it is from a repeat to the next one along each axis: the blocks of all groups."""
+        return tuple(e * self.groups if a == self.group_axis else e for a, e in enumerate(self.block_shape))
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """The physical shape, which pads the logical one: block_shape * repeats."""
-        return tuple(e * r for e, r in zip(self.block_shape, self.repeats, strict=True))
+        """The physical shape, which pads the logical one: repeat_shape * repeats."""
+        return tuple(e * r for e, r in zip(self.repeat_shape, self.repeats, strict=True))
+
+    @property
+    def warp_steps(self) -> tuple[Basis, ...]:
+        """The steps whose sums lead from the first warp to each of the others: those of the bits of a warp's number in
+        its group, and those of the bits of the group's.
+        """
+        steps = self.block.group("warp")
+        if self.group_axis is not None:
+            extent = self.block_shape[self.group_axis]
+            bits = range((self.groups - 1).bit_length())
+            steps += tuple(self._unit(self.group_axis, extent << bit) for bit in bits)
+        return steps
 
     @property
     def registers_per_thread(self) -> int:
@@ -98,7 +131,7 @@ class RegisterLayout:
 
     @property
     def warps(self) -> int:
-        return self.block.size("warp")
+        return self.groups * self.block.size("warp")
 
     @property
     def threads(self) -> int:
@@ -108,23 +141,31 @@ class RegisterLayout:
         """The element in one register of one thread."""
         if not 0 <= register < self.registers_per_thread:
             raise ValueError(f"register={register} is outside 0..{self.registers_per_thread - 1}")
+        if not 0 <= warp < self.warps:
+            raise ValueError(f"warp={warp} is outside 0..{self.warps - 1}")
         repeat, inner = divmod(register, self.block_registers)
-        within = self.block.apply(register=inner, lane=lane, warp=warp)
+        group, warp = divmod(warp, self.block.size("warp"))
+        within = list(self.block.apply(register=inner, lane=lane, warp=warp))
+        if self.group_axis is not None:
+            within[self.group_axis] += group * self.block_shape[self.group_axis]
         counts = _repeat_counts(repeat, self.repeats)
-        return tuple(w + c * e for w, c, e in zip(within, counts, self.block_shape, strict=True))
+        return tuple(w + c * e for w, c, e in zip(within, counts, self.repeat_shape, strict=True))
 
     def all_coordinates(self) -> np.ndarray:
         """Every element held: int64 [warps, 32, registers_per_thread, axes]."""
-        register = np.arange(self.registers_per_thread)
+        register, warp = np.arange(self.registers_per_thread), np.arange(self.warps)
         within = self.block.apply_array(
             register=register[None, None, :] % self.block_registers,
             lane=np.arange(LANES)[None, :, None],
-            warp=np.arange(self.warps)[:, None, None],
+            warp=(warp % self.block.size("warp"))[:, None, None],
         )
         if not self.repeats:
             return within
+        if self.group_axis is not None:
+            group = warp // self.block.size("warp")
+            within[..., self.group_axis] += (group * self.block_shape[self.group_axis])[:, None, None]
         counts = np.stack(np.unravel_index(register // self.block_registers, self.repeats), axis=-1)
-        return within + counts * np.array(self.block_shape)
+        return within + counts * np.array(self.repeat_shape)
 
     def contiguous(self, axis: int, limit: int | None = None) -> int:
         """The vector width along `axis`, in elements, a power of two of at most `limit`.
@@ -138,11 +179,12 @@ class RegisterLayout:
             bits += 1
         width = 1 << bits
         # XOR is addition only while no other bit of the place reaches below the vector.
-        others = (*registers[bits:], *self.block.group("lane"), *self.block.group("warp"))
+        others = (*registers[bits:], *self.block.group("lane"), *self.warp_steps)
         while any(vector[axis] % width for vector in others):
             width //= 2
         # A block that is one vector goes on into the next repeat, when repeats run along this axis first.
-        if width == self.block_registers == self.block_shape[axis] and all(r == 1 for r in self.repeats[axis + 1 :]):
+        whole = width == self.block_registers == self.repeat_shape[axis]
+        if whole and all(r == 1 for r in self.repeats[axis + 1 :]):
             width *= self.repeats[axis] & -self.repeats[axis]
         return width if limit is None else min(width, 1 << limit.bit_length() - 1)
 
@@ -169,7 +211,7 @@ class RegisterLayout:
         """The layout of the tile after `axis` is reduced to size 1 (the axis is kept).
 
         Register bits that only stepped along `axis` disappear, so a thread keeps one register where it had several;
-        lanes and warps along `axis` become replicas.  `slice_map` says which register goes where.
+        lanes, warps and groups along `axis` become replicas.  `slice_map` says which register goes where.
         """
         bases = {
             name: [tuple(0 if a == axis else c for a, c in enumerate(v)) for v in group]
@@ -177,7 +219,8 @@ class RegisterLayout:
         }
         bases["register"] = [vector for vector in bases["register"] if any(vector)]
         repeats = tuple(1 if a == axis else r for a, r in enumerate(self.repeats))
-        return RegisterLayout(LinearLayout.of(self.block.axes, **bases), repeats)
+        groups = None if self.group_axis == axis else self.group_axis
+        return RegisterLayout(LinearLayout.of(self.block.axes, **bases), repeats, self.groups, groups)
 
     def slice_map(self, axis: int) -> tuple[int, ...]:
         """For each register of self, the register of `slice(axis)` that its element is reduced into."""
@@ -195,17 +238,25 @@ class RegisterLayout:
 
     def __str__(self) -> str:
         register, lane, warp = (compact(group) for _, group in self.block.bases)
-        return f"regs{register} lanes{lane} warps{warp} rep{compact(self.repeats)}"
+        groups = [self.groups] if self.group_axis is None else [self.groups, self.group_axis]
+        cut = f" groups{compact(groups)}" if self.groups > 1 else ""
+        return f"regs{register} lanes{lane} warps{warp} rep{compact(self.repeats)}{cut}"
 
     @staticmethod
     def parse(text: str) -> RegisterLayout:
-        """The inverse of `str`."""
-        groups = parse_groups(text)
-        if [name for name, _ in groups] != ["regs", "lanes", "warps", "rep"]:
-            raise ValueError(f"a register layout is regs[...] lanes[...] warps[...] rep[...], not {text!r}")
-        (_, register), (_, lane), (_, warp), (_, repeats) = groups
+        """The inverse of `str`. `groups[3,0]`: three, along axis 0; `groups[3]`: three that hold the same."""
+        parts = parse_groups(text)
+        names = [name for name, _ in parts]
+        if names[:4] != ["regs", "lanes", "warps", "rep"] or names[4:] not in ([], ["groups"]):
+            raise ValueError(
+                f"a register layout is regs[...] lanes[...] warps[...] rep[...], then perhaps groups[...], not {text!r}"
+            )
+        (register, lane, warp, repeats), cut = (values for _, values in parts[:4]), parts[4:]
+        groups = cut[0][1] if cut else [1]
+        if not 1 <= len(groups) <= 2 or not all(isinstance(number, int) for number in groups):
+            raise ValueError(f"groups[...] holds how many, and the axis along which they lie, not {text!r}")
         block = LinearLayout.of(len(repeats), register=register, lane=lane, warp=warp)
-        return RegisterLayout(block, tuple(repeats))
+        return RegisterLayout(block, tuple(repeats), *groups)
 
 
 # Making layouts ------------------------------------------------------------------------------------------------------
@@ -245,6 +296,25 @@ class _BlockBuilder:
         return RegisterLayout(LinearLayout.of(len(self.shape), **self.bases), repeats)
 
 
+def _cut(
+    make: Callable[[Sequence[int], int], RegisterLayout], shape: Sequence[int], warps: int, axes: Sequence[int]
+) -> RegisterLayout:
+    """What `make` gives of a tile and a power of two of warps, for any number of warps.
+
+    Groups of them share out the first of `axes` where that pads the tile by an eighth at most; where there is none, all
+    groups hold the same.
+    """
+    groups = warp_groups(warps)
+    if groups == 1:
+        return make(shape, warps)
+    for axis in axes:
+        part = [-(-extent // groups) if a == axis else extent for a, extent in enumerate(shape)]
+        layout = replace(make(part, warps // groups), groups=groups, group_axis=axis)
+        if 8 * math.prod(layout.shape) <= 9 * math.prod(shape):
+            return layout
+    return replace(make(shape, warps // groups), groups=groups)
+
+
 def _blocked(
     shape: Sequence[int], warps: int, vector: int, order: Sequence[int] | None, warp_axes: Sequence[int] | None
 ) -> RegisterLayout:
@@ -253,15 +323,19 @@ def _blocked(
         raise ValueError(f"order {order} is not a permutation of the {len(shape)} axes")
     if min(shape, default=1) < 1:
         raise ValueError(f"shape {tuple(shape)} has an empty axis")
-    builder = _BlockBuilder(shape)
-    if order:
-        for _ in range(bit_count(min(vector, power_of_two_above(shape[order[0]])))):
-            builder.add("register", order[0])
-    builder.spread("lane", bit_count(LANES), order)
     # Warps take the slower axes first: a row then stays inside one warp where there are rows enough.
-    warp_order = (*order[1:], *order[:1])
-    builder.spread("warp", bit_count(warps), [a for a in warp_order if warp_axes is None or a in warp_axes])
-    return builder.finish()
+    warp_order = [a for a in (*order[1:], *order[:1]) if warp_axes is None or a in warp_axes]
+
+    def make(shape: Sequence[int], warps: int) -> RegisterLayout:
+        builder = _BlockBuilder(shape)
+        if order:
+            for _ in range(bit_count(min(vector, power_of_two_above(shape[order[0]])))):
+                builder.add("register", order[0])
+        builder.spread("lane", bit_count(LANES), order)
+        builder.spread("warp", bit_count(warps), warp_order)
+        return builder.finish()
+
+    return _cut(make, shape, warps, warp_order)
 
 
 def blocked(shape: Sequence[int], warps: int, vector: int, order: Sequence[int] | None = None) -> RegisterLayout:
@@ -289,6 +363,11 @@ def reduction_layout(shape: Sequence[int], warps: int, axis: int, vector: int) -
     be cut so: then partial results meet in shared memory.
     """
     axis %= len(shape)
+    others = [a for a in reversed(range(len(shape))) if a != axis]
+    return _cut(lambda part, count: _reduction_layout(part, count, axis, vector), shape, warps, others)
+
+
+def _reduction_layout(shape: Sequence[int], warps: int, axis: int, vector: int) -> RegisterLayout:
     order = tuple(reversed(range(len(shape))))
     others = [a for a in order if a != axis]
     builder = _BlockBuilder(shape)
@@ -322,16 +401,14 @@ def reduction_layout(shape: Sequence[int], warps: int, axis: int, vector: int) -
 
 def splits_blocks(layout: RegisterLayout, axis: int) -> bool:
     """Whether several warps hold elements of one block of 32 along `axis`."""
-    return any(0 < vector[axis] < LANES for vector in layout.block.group("warp"))
+    return any(0 < vector[axis] < LANES for vector in layout.warp_steps)
 
 
 def warp_part(layout: RegisterLayout, axis: int) -> int:
     """How many elements of a line along `axis` lie together in one warp: a power of two, all of the block where no
     warps share it.
     """
-    return min(
-        (step for vector in layout.block.group("warp") if (step := vector[axis])), default=layout.block_shape[axis]
-    )
+    return min((step for vector in layout.warp_steps if (step := vector[axis])), default=layout.block_shape[axis])
 
 
 def block_layout(layout: RegisterLayout, axis: int, size: int = LANES) -> RegisterLayout:
@@ -351,7 +428,7 @@ def block_layout(layout: RegisterLayout, axis: int, size: int = LANES) -> Regist
     bases = {name: [coarse(vector) for vector in group] for name, group in layout.block.bases}
     bases["register"] = [vector for vector in bases["register"] if any(vector)]
     counts = tuple(repeats if a == axis else r for a, r in enumerate(layout.repeats))
-    return RegisterLayout(LinearLayout.of(layout.block.axes, **bases), counts)
+    return replace(layout, block=LinearLayout.of(layout.block.axes, **bases), repeats=counts)
 
 
 def transposed_layout(layout: RegisterLayout) -> RegisterLayout:
@@ -361,7 +438,9 @@ def transposed_layout(layout: RegisterLayout) -> RegisterLayout:
         return (*values[:-2], values[-1], values[-2])
 
     bases = {name: [swap(vector) for vector in group] for name, group in layout.block.bases}
-    return RegisterLayout(LinearLayout.of(layout.block.axes, **bases), swap(layout.repeats))
+    axis = None if layout.group_axis is None else swap(range(layout.block.axes)).index(layout.group_axis)
+    block = LinearLayout.of(layout.block.axes, **bases)
+    return RegisterLayout(block, swap(layout.repeats), layout.groups, axis)
 
 
 def transposed_map(layout: RegisterLayout) -> tuple[int, ...]:

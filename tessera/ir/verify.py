@@ -101,7 +101,19 @@ def _constants(value: Any) -> bool:
 ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("axis", "vector", "offset", "pending", "id", "threads"), ("an integer", _is_int)),
     **dict.fromkeys(
-        ("scale", "unroll", "stages", "parts", "depth", "arrivals", "bytes", "cluster", "multicast", "readers"),
+        (
+            "scale",
+            "unroll",
+            "stages",
+            "parts",
+            "depth",
+            "columns",
+            "arrivals",
+            "bytes",
+            "cluster",
+            "multicast",
+            "readers",
+        ),
         ("a positive integer", lambda value: _is_int(value) and value > 0),
     ),
     **dict.fromkeys(
@@ -203,11 +215,13 @@ class _Structure:
         self.visible: set[Value] = set()
         self.defined: set[Value] = set()
         self.loops = 0
+        self.warps: int | None = None
 
     def kernel(self, kernel: Kernel) -> None:
         problem = kernel_attribute_problem(kernel)
         if problem:
             raise invalid(f"kernel {kernel.name}: {problem}", kernel.loc)
+        self.warps = kernel.attributes.get("warps")
         seen: set[str] = set()
         for parameter in kernel.parameters:
             if parameter.name in seen or not parameter.name:
@@ -236,7 +250,7 @@ class _Structure:
         self.defined.add(value)
         self.visible.add(value)
         if self.level == TARGET:
-            problem = layout_problem(value)
+            problem = layout_problem(value, self.warps)
             if problem:
                 raise invalid(problem, loc)
 
@@ -298,8 +312,10 @@ def _has_stages(value: Value) -> bool:
     return isinstance(value.type, BufferType) and allocation(value) is value and stage_count(value) > 1
 
 
-def layout_problem(value: Value) -> str | None:
-    """What Target level misses in the type of `value`, as a sentence: a layout that covers a static shape. Or None."""
+def layout_problem(value: Value, warps: int | None = None) -> str | None:
+    """What Target level misses in the type of `value`, as a sentence: a layout that covers a static shape, of a tile
+    for the kernel's `warps` (None: not said) or a part that divides them. Or None.
+    """
     type_ = value.type
     if not isinstance(type_, (TileType, BufferType)):
         return None
@@ -315,6 +331,8 @@ def layout_problem(value: Value) -> str | None:
             return f"the layout of {name_of(value)} is for elements of {type_.layout.itemsize} bytes, not {type_.dtype}"
     else:
         extents = type_.layout.shape
+        if warps is not None and warps % type_.layout.warps:
+            return f"the layout of tile {name_of(value)} is of {type_.layout.warps} warps, and the kernel has {warps}"
         covers = len(extents) == len(shape) and all(e >= s for e, s in zip(extents, shape, strict=True))
     return None if covers else f"the layout of {kind} {name_of(value)} does not cover its shape: {type_text(type_)}"
 

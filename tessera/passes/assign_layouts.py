@@ -10,7 +10,7 @@ anchored. Where two groups must meet and differ, the lowering converts through s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tessera.ir.core import Kernel, Op, Value
 from tessera.ir.layout import (
@@ -46,16 +46,14 @@ class Layouts:
 
 def warp_grid(shape: tuple[int, int], warps: int, one_warp_per_row: bool) -> tuple[int, int]:
     """(rows, columns) of warps over a product: rows of 16 first, as square as the tile, so that operands are shared."""
-    rows = warps
-    while rows > 1 and 16 * rows > max(16, -(-shape[0] // 16) * 16):
-        rows //= 2
+    *less, rows = (rows for rows in fragments.grid_rows(warps) if rows == 1 or 16 * rows <= -(-shape[0] // 16) * 16)
     if one_warp_per_row:
         return rows, 1  # the spare warps of a short tile compute what another one does
-    best = (rows, warps // rows)
-    while rows > 1 and shape[1] // (warps // rows) > 2 * (shape[0] // rows) and shape[1] >= 16 * (2 * warps // rows):
-        rows //= 2
-        best = (rows, warps // rows)
-    return best
+    for fewer in reversed(less):
+        if shape[1] // (warps // rows) <= 2 * (shape[0] // rows) or shape[1] < 16 * (warps // fewer):
+            break
+        rows = fewer
+    return rows, warps // rows
 
 
 def assign_layouts(kernel: Kernel, schedule: Schedule) -> Layouts:
@@ -176,7 +174,7 @@ def _shape(value: Value) -> tuple[int, int]:
 def whole_operand(op: Op, k_block_layout: RegisterLayout) -> RegisterLayout:
     """The layout of a whole left operand in registers, from that of one of its k-blocks."""
     rows, _ = k_block_layout.repeats
-    return RegisterLayout(k_block_layout.block, (rows, int_shape(op.operands[0].type)[1] // k_block(op)))
+    return replace(k_block_layout, repeats=(rows, int_shape(op.operands[0].type)[1] // k_block(op)))
 
 
 def _has_axis(op: Op) -> bool:
@@ -233,10 +231,10 @@ def columns_layout(extract: Op, layout: RegisterLayout) -> RegisterLayout | None
     other part.
     """
     shape, starts = int_shape(extract.operands[0].type), extract.attributes["starts"]
-    extents, width = tuple(extract.attributes["extents"]), layout.block_shape[-1]
+    extents, width = tuple(extract.attributes["extents"]), layout.repeat_shape[-1]
     if any(starts[:-1]) or extents[:-1] != shape[:-1] or starts[-1] % width or extents[-1] % width:
         return None
-    return RegisterLayout(layout.block, (*layout.repeats[:-1], extents[-1] // width))
+    return replace(layout, repeats=(*layout.repeats[:-1], extents[-1] // width))
 
 
 def reshaped(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, ...]) -> RegisterLayout | None:
@@ -254,9 +252,10 @@ def reshaped(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, 
         for name, group in layout.block.bases
     }
     repeats = tuple(1 if axis is None else layout.repeats[axis] for axis in axes)
-    if math.prod(repeats) != math.prod(layout.repeats):
-        return None  # padding repeats along an axis of size 1
-    return RegisterLayout(LinearLayout.of(len(wanted), **bases), repeats)
+    if math.prod(repeats) != math.prod(layout.repeats) or layout.group_axis not in (None, *axes):
+        return None  # padding repeats, or groups of warps lie, along an axis of size 1
+    groups = None if layout.group_axis is None else axes.index(layout.group_axis)
+    return RegisterLayout(LinearLayout.of(len(wanted), **bases), repeats, layout.groups, groups)
 
 
 def _split(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, ...]) -> RegisterLayout | None:
@@ -272,7 +271,9 @@ def _split(layout: RegisterLayout, shape: tuple[int, ...], wanted: tuple[int, ..
 
     bases = {name: [split(vector) for vector in group] for name, group in layout.block.bases}
     repeats = (*layout.repeats[: axis + 1], 1, *layout.repeats[axis + 1 :])
-    return RegisterLayout(LinearLayout.of(len(wanted), **bases), repeats)
+    groups = layout.group_axis  # of the axis that is split, they step over whole blocks: along its outer part
+    groups = groups + 1 if groups is not None and groups > axis else groups
+    return RegisterLayout(LinearLayout.of(len(wanted), **bases), repeats, layout.groups, groups)
 
 
 def _spread(kernel: Kernel, groups: _Groups, known: dict[int, RegisterLayout]) -> None:

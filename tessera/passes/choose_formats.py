@@ -20,10 +20,7 @@ def choose_formats(kernel: Kernel, schedule: Schedule) -> Kernel:
     chosen = [
         op
         for op in new.body.walk()
-        if op.name == "mma"
-        and takes_fp8(op)
-        and op.attributes["precision"] in AS_FP8
-        and why_not(op, schedule.warps) is None
+        if op.name == "mma" and takes_fp8(op) and op.attributes["precision"] in AS_FP8 and why_not(op, schedule) is None
     ]
     for op in chosen:
         op.attributes["precision"] = AS_FP8[op.attributes["precision"]]

@@ -19,8 +19,9 @@ from tessera.ir.ops.interleave import fits, register_count
 from tessera.ir.ops.roles import computing_warps
 from tessera.ir.types import TileType, ViewType
 from tessera.target.arch import Arch
-from tessera.target.cost import consumer_registers, register_limit
+from tessera.target.cost import consumer_registers
 from tessera.target.cost_registers import registers_of
+from tessera.target.role_registers import register_limit
 from tessera.target.schedule import schedule_of
 
 SMALLEST = 32  # registers of a tile that is worth cutting

@@ -85,7 +85,7 @@ def lower_mma(lowering: Lowering, op: Op, builder: Builder) -> None:
     if by_warpgroups(op, lowering.schedule):
         return lower_to_wgmma(lowering, op, builder)
     if format_of(op) == FP8:
-        reason = why_not(op, lowering.schedule.warps) or "the schedule does not ask for them"
+        reason = why_not(op, lowering.schedule) or "the schedule does not ask for them"
         raise SourceError("TS703", f"only warpgroups multiply in the format of this product: {reason}", op.loc)
     if in_registers(op):
         return _from_registers(lowering, op, builder)

@@ -45,15 +45,16 @@ def _reduce(lowering: Lowering, builder: Builder, kind: str, source: Value, axis
     """The reduction of `source`; in `wanted` where it comes out of shared memory anyway."""
     layout = tile_layout(source.type)
     rank = len(layout.shape)
-    if all(name != "warp" for name, _ in layout.axis_bits(axis % rank)):
+    along = axis % rank
+    if layout.group_axis != along and all(name != "warp" for name, _ in layout.axis_bits(along)):
         return builder.value(f"reduce_{kind}", source, axis=axis)
-    size = BLOCK if kind == "sum" else max(BLOCK, warp_part(layout, axis % rank))
+    size = BLOCK if kind == "sum" else max(BLOCK, warp_part(layout, along))
     partial = builder.value("reduce_blocks", source, axis=axis, combine=kind, size=size)
     buffer, dtype = _to_shared(lowering, builder, partial), dtype_of(source.type)
     shape = int_shape(partial.type)
     if shape[axis] <= FEW_BLOCKS:
         return builder.value("fold_blocks", buffer, axis=axis, combine=kind, dtype=dtype, layout=wanted)
-    kept = tuple(1 if number == axis % rank else extent for number, extent in enumerate(shape))
+    kept = tuple(1 if number == along else extent for number, extent in enumerate(shape))
     lines = lowering.scratch(builder, kept, accumulate_dtype(dtype), "lines")
     builder.op("fold_lines", [buffer, lines], axis=axis, combine=kind)
     zeros = lowering.zeros(builder, rank)

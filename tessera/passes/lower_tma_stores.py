@@ -63,8 +63,8 @@ def _holds_rows(layout: RegisterLayout, shape: tuple[int, ...], warps: int) -> b
         return False
     row = len(shape) - 2
     wanted = [tuple(WARP_ROWS << bit if axis == row else 0 for axis in range(len(shape))) for bit in range(8)]
-    steps = layout.block.group("warp")
-    return 1 << len(steps) == warps and list(steps) == wanted[: len(steps)]
+    steps = layout.warp_steps  # a group is as many rows further on as all warps of the one before it hold
+    return layout.warps == warps and list(steps) == wanted[: len(steps)]
 
 
 def _turn(lowering: Lowering, store: Op, type_: BufferType) -> tuple[Value, int]:

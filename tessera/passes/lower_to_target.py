@@ -44,4 +44,4 @@ def lower_to_target(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
 def _left_to_mma_sync(kernel: Kernel, schedule: Schedule) -> list[str]:
     """Why warpgroups do not compute products that they are asked for, each reason once."""
     products = [op for op in kernel.body.walk() if op.name == "mma"] if schedule.family == "wgmma" else []
-    return list(dict.fromkeys(reason for op in products if (reason := why_not(op, schedule.warps)) is not None))
+    return list(dict.fromkeys(reason for op in products if (reason := why_not(op, schedule)) is not None))

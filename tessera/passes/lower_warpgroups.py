@@ -16,14 +16,14 @@ from tessera.ir.types import int_shape
 from tessera.passes.assign_layouts import whole_operand
 from tessera.passes.lowering import Lowering
 from tessera.passes.register_operands import in_registers
-from tessera.passes.warpgroup import depth_of
+from tessera.passes.warpgroup import columns_of, depth_of
 
 
 def lower_to_wgmma(lowering: Lowering, op: Op, builder: Builder) -> None:
     a_layout, _, layout = lowering.layouts.product[op.id]
     sums = op.operands[2:]
     acc = None if not sums or _is_zero(sums[0]) else lowering.convert(builder, lowering.mapping[sums[0]], layout)
-    batch = _Batch(op, layout, *_operands(lowering, op, a_layout, builder))
+    batch = _Batch(op, columns_of(op, lowering.schedule), layout, *_operands(lowering, op, a_layout, builder))
     if op.attributes["precision"] == FP8:
         lowering.define(op.result, _in_parts(batch, acc, builder), builder)
         return
@@ -36,6 +36,7 @@ class _Batch:
     """What the instructions of a product take: tiles or buffers, and where windows of buffers begin."""
 
     product: Op
+    columns: int  # of an instruction
     layout: RegisterLayout
     operands: list[Value]
     offsets: list[list[Value]]
@@ -51,6 +52,7 @@ class _Batch:
             shape=int_shape(op.result.type),
             layout=self.layout,
             depth=depth,
+            columns=self.columns,
             transpose_a=op.attributes["transpose_a"],
             transpose_b=op.attributes["transpose_b"],
             fresh=acc is None,

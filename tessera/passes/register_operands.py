@@ -15,7 +15,7 @@ from tessera.ir.opdef import ELEMENTWISE, LOOP
 from tessera.ir.ops.tiles import format_of
 from tessera.ir.types import TileType, dtype_of, int_shape
 from tessera.passes.warpgroup import by_warpgroups
-from tessera.target.fragments import product_atom
+from tessera.target.fragments import grid_rows, product_atom
 from tessera.target.schedule import Schedule
 
 MMA_LIMIT = 128  # mma.sync in one straight-line region: ptxas time explodes beyond
@@ -80,11 +80,7 @@ def operand_grid(shape: tuple[int, int], warps: int, weight: int) -> tuple[int, 
     equals as few columns, since each one computes the operand anew. What comes from a product is not split.
     """
     m, n = shape
-    grids = [
-        (rows, warps // rows)
-        for rows in (1 << bit for bit in range(warps.bit_length()))
-        if rows == 1 or 16 * rows <= -(-m // 16) * 16
-    ]
+    grids = [(rows, warps // rows) for rows in grid_rows(warps) if rows == 1 or 16 * rows <= -(-m // 16) * 16]
     if not weight:
         return grids[-1][0], 1
     return min(grids, key=lambda grid: (grid[1] * weight * m + grid[0] * n, grid[1]))

@@ -45,7 +45,7 @@ from tessera.passes.copy_groups import CopyGroup, copy_groups
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.place_shared import place_shared
 from tessera.passes.role_rings import LEAST_STAGES, Ring, Slot, loaded_alike, make_rings, next_slot, staged
-from tessera.passes.warpgroup import by_warpgroups
+from tessera.passes.warpgroup import TEAMS, by_warpgroups
 from tessera.target.arch import Arch
 from tessera.target.role_registers import role_registers
 from tessera.target.schedule import Schedule, root
@@ -53,7 +53,6 @@ from tessera.target.schedules import MOST_WARPS, pins_of
 from tessera.target.tensor_maps import why_not
 from tessera.target.wgmma import WGMMA_WARPS
 
-TEAMS = 2  # of consumers that take programs in turn
 NO_PRODUCER = "teams wait for a producer, and copies = 'tma' asks for one"
 _State = dict[int, Slot]  # by the order of the ring
 

@@ -14,18 +14,29 @@ from tessera.ir.ops.control import constant_value
 from tessera.ir.ops.tiles import format_of
 from tessera.ir.products import FP8, is_fp8
 from tessera.ir.types import dtype_of, int_shape
+from tessera.target.arch import ARCHS
 from tessera.target.matrix_descriptors import Role, descriptor_mismatch
-from tessera.target.schedule import Schedule
-from tessera.target.wgmma import MOST_IN_LINE, WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS, WgmmaInstruction
+from tessera.target.role_registers import register_limit
+from tessera.target.schedule import WARPGROUP_LANE, Schedule
+from tessera.target.wgmma import (
+    MOST_IN_LINE,
+    THREE_WARPGROUPS,
+    WGMMA_INSTRUCTIONS,
+    WGMMA_ROWS,
+    WGMMA_WARPS,
+    WgmmaInstruction,
+)
 
 ROW_STEP, COLUMN_STEP_BYTES = 8, 128  # what a window of a buffer must begin at multiples of
+TEAMS = 2  # of consumers that take programs in turn
+WARPGROUPS = (WGMMA_WARPS, 2 * WGMMA_WARPS, THREE_WARPGROUPS)  # what an author is told of
 
 
 def by_warpgroups(product: Op, schedule: Schedule) -> bool:
     """Whether warpgroups compute a product. They share out its rows, and no rows are left over."""
     if schedule.family != "wgmma" or takes_fp8(product) and format_of(product) != FP8:
         return False
-    return why_not(product, schedule.warps) is None
+    return why_not(product, schedule) is None
 
 
 def takes_fp8(product: Op) -> bool:
@@ -33,16 +44,29 @@ def takes_fp8(product: Op) -> bool:
     return is_fp8(*(dtype_of(value.type) for value in product.operands[:2]))
 
 
-def why_not(product: Op, warps: int) -> str | None:
+def columns_of(product: Op, schedule: Schedule) -> int:
+    """The columns of each instruction of a product that warpgroups compute; 0 where there is none for its columns.
+
+    The sums of one must fit what a thread starts with, beside a producer and another team where the schedule asks.
+    """
+    instruction = _instruction(product)
+    warps = schedule.warps * (TEAMS if schedule.pingpong else 1) + (WGMMA_WARPS if schedule.copies == "tma" else 0)
+    registers = register_limit(ARCHS[WARPGROUP_LANE], 32 * warps, schedule.blocks)
+    return 0 if instruction is None else instruction.columns(int_shape(product.result.type)[1], registers)
+
+
+def why_not(product: Op, schedule: Schedule) -> str | None:
     """Why warpgroups cannot compute a product, in one sentence; None when they can."""
-    (m, n), depth = int_shape(product.result.type), depth_of(product)
+    (m, n), depth, warps = int_shape(product.result.type), depth_of(product), schedule.warps
     instruction = _instruction(product)
     if instruction is None:
         return "it multiplies operands that they do not take"
     step = WGMMA_ROWS // WGMMA_WARPS * warps
     if warps % WGMMA_WARPS or m % step:
-        return f"its {m} rows are not shared out by {warps} warps, {WGMMA_WARPS} at a time with {WGMMA_ROWS} rows"
-    columns = instruction.columns(n)
+        shared = f"its {m} rows are not shared out by {warps} warps, {WGMMA_WARPS} at a time with {WGMMA_ROWS} rows"
+        fits = [count for count in WARPGROUPS if m % (WGMMA_ROWS // WGMMA_WARPS * count) == 0]
+        return f"{shared}; {' or '.join(map(str, fits))} warps would" if fits else shared
+    columns = columns_of(product, schedule)
     if not columns or depth % instruction.k:
         return f"there are no instructions for its {n} columns or its depth of {depth}"
     if m // step * (n // columns) * (depth // instruction.k) > MOST_IN_LINE:

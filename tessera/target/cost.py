@@ -22,6 +22,7 @@ from tessera.target.cost_counts import Counter, Traffic, Work
 from tessera.target.cost_launch import Launch, RolesLaunch
 from tessera.target.cost_registers import live_registers
 from tessera.target.cost_scalars import Scalars
+from tessera.target.role_registers import register_limit
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,6 @@ def _promised_blocks(kernel: Kernel) -> int:
     return (kernel.attributes.get("schedule") or {}).get("blocks", 1)
 
 
-def register_limit(arch: Arch, threads: int, blocks: int) -> int:
-    """Registers that a thread can have where so many blocks have to fit on a multiprocessor."""
-    return min(arch.max_registers_per_thread, arch.registers_per_sm // (threads * blocks) // 8 * 8)
-
-
 def consumer_registers(kernel: Kernel) -> int:
     """Registers of a thread that computes, where roles say so; 0 where they do not."""
     return next((op.attributes["registers"][-1] for op in kernel.body.ops if op.name == "roles"), 0)
@@ -184,4 +180,4 @@ def _dram_bytes(traffic: Traffic, share: float, constants: Constants) -> float:
     return once * (2 if traffic.read and traffic.written else 1)
 
 
-__all__ = ["CONSTANTS", "Constants", "Cost", "consumer_registers", "cost", "occupancy", "register_limit"]
+__all__ = ["CONSTANTS", "Constants", "Cost", "consumer_registers", "cost", "occupancy"]

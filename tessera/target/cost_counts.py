@@ -32,7 +32,7 @@ from tessera.ir.types import (
 )
 from tessera.ir.types import tile_layout as layout_of
 from tessera.target.cost_scalars import Scalars, trips
-from tessera.target.wgmma import WGMMA_INSTRUCTIONS, WGMMA_ROWS
+from tessera.target.wgmma import WGMMA_ROWS
 
 SECTOR = 32  # bytes that a global access moves at least
 WHILE_TRIPS = 8  # iterations of a loop that only the run ends
@@ -331,9 +331,7 @@ class Counter:
         self.work.narrow += 0.0 if dtype.bytes > 1 else operations
         right = rows // WGMMA_ROWS * columns * depth
         in_shared = isinstance(op.operands[0].type, BufferType)
-        names = dtype_of(op.operands[0].type).name, dtype.name
-        widest = WGMMA_INSTRUCTIONS[names].columns(columns)
-        left = rows * depth * (columns // widest) if in_shared else 0
+        left = rows * depth * (columns // op.attributes["columns"]) if in_shared else 0
         self.work.operands += (left + right) * dtype.bytes * times
 
     def _bulk(self, op: Op, times: float) -> None:

@@ -5,7 +5,8 @@ operands, which only wgmma takes here, of "mma.m16n8k32".  An operand's coordina
 B is (k, n), C is (m, n).  A register of a layout is one element; where elements are 16 bits wide, two of them share a
 32-bit register: element register = 2 * (32-bit register) + half.
 
-A block-level layout places these atoms over a CTA of wm * wn warps, warp = warp_row + warp_column * wm.  Atoms are
+A block-level layout places these atoms over a CTA of wm * wn warps, warp = warp_row + warp_column * wm; of a grid such
+as 12 * 1 or 4 * 3 the three groups of 4 warps (`warp_groups`) lie along the axis that is no power of two.  Atoms are
 interleaved over the warps, so that the padding of a ragged extent is at most one atom for each warp.  Registers are
 grouped by atom: register = atom.registers * (i * count of j + j) + register of the atom, for atom row i and atom
 column j of the warp, so an emitter may loop over atoms.
@@ -14,12 +15,12 @@ column j of the warp, so an emitter may loop over atoms.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
 from tessera.dtypes import DType
-from tessera.ir.layout import LANES, LinearLayout, RegisterLayout
+from tessera.ir.layout import LANES, LinearLayout, RegisterLayout, warp_groups
 from tessera.ir.layout_linear import bit_count, power_of_two_above
 from tessera.ir.products import FP8
 
@@ -39,6 +40,7 @@ __all__ = [
     "atom_counts",
     "atom_origin",
     "fma_layouts",
+    "grid_rows",
     "matrices_at_once",
     "mma_mismatch",
     "multiplying_instruction",
@@ -204,6 +206,20 @@ def multiplying_instruction(multiply: str, operand: DType) -> ProductInstruction
 # Block-level layouts ------------------------------------------------------------------------------------------------
 
 
+def grid_rows(warps: int) -> tuple[int, ...]:
+    """The rows that a grid of so many warps can have, fewest first: 1, 2, 4 of 4 warps, 1, 2, 3, 4, 6, 12 of 12."""
+    return tuple(rows for rows in range(1, warps + 1) if warps % rows == 0)
+
+
+def _grid(warps: tuple[int, int]) -> tuple[tuple[int, int], int, int | None]:
+    """A grid of warps as one of powers of two, the number of its groups, and the axis along which they lie."""
+    groups = [warp_groups(count) for count in warps]
+    if min(groups) > 1:
+        raise ValueError(f"groups of warps lie along one axis, not along both of {warps[0]} * {warps[1]}")
+    axis = groups.index(max(groups)) if max(groups) > 1 else None
+    return (warps[0] // groups[0], warps[1] // groups[1]), max(groups), axis
+
+
 def pairs_columns(columns: int, warp_columns: int, atom: MmaAtom = M16N8K16_BF16) -> bool:
     """Whether a warp holds its n8 atoms in adjacent pairs, which lets one ldmatrix.x4 load B for two of them.
 
@@ -218,14 +234,17 @@ def _place(
 ) -> RegisterLayout:
     """Repeat an atom: its pair along axis 1, then warps along the axes that they divide, then repeats."""
     block = atom.product(LinearLayout.of(2, register=[(0, 1)])) if pair else atom
-    rows, columns = (bit_count(count) for count in warps)
+    powers, groups, axis = _grid(warps)
+    rows, columns = (bit_count(count) for count in powers)
     warp_bits = [(1 << bit if along_m else 0, 0) for bit in range(rows)]
     warp_bits += [(0, 1 << bit if along_n else 0) for bit in range(columns)]
     block = block.product(LinearLayout.of(2, warp=warp_bits))
     if min(shape) < 1:
         raise ValueError(f"shape {tuple(shape)} has an empty axis")
-    repeats = tuple(-(-extent // step) for extent, step in zip(shape, block.shape, strict=True))
-    return RegisterLayout(block, repeats)
+    axis = None if axis is None or not (along_m, along_n)[axis] else axis
+    one = RegisterLayout(block, (1, 1), groups, axis)
+    repeats = tuple(-(-extent // step) for extent, step in zip(shape, one.repeat_shape, strict=True))
+    return replace(one, repeats=repeats)
 
 
 def accumulator_layout(shape: tuple[int, int], warps: tuple[int, int], atom: MmaAtom = M16N8K16_BF16) -> RegisterLayout:
@@ -316,9 +335,13 @@ def fma_layouts(
     is neighbouring lanes that hold neighbouring rows or columns, so what a warp reads at once lies in different banks.
     Threads beyond a small tile hold replicas.
     """
-    rows, columns = shape
     if min(shape) < 1:
         raise ValueError(f"shape {shape} has an empty axis")
+    powers, groups, along = _grid(warps)
+    if along is not None and shape[along] < groups:
+        along = None  # all groups compute the few rows or columns that there are
+    rows, columns = (-(-extent // groups) if axis == along else extent for axis, extent in enumerate(shape))
+    shape = rows, columns  # of one group
     block = [1, 1]
     bases: dict[str, list[tuple[int, int]]] = {"register": [], "lane": [], "warp": []}
 
@@ -335,7 +358,7 @@ def fma_layouts(
         open_axes = [axis for axis in (1, 0) if block[axis] < shape[axis]]
         prefer_rows = bit >= bit_count(_FMA_LANE_COLUMNS) and 0 in open_axes
         add("lane", 0 if prefer_rows else open_axes[0] if open_axes else None)
-    for axis, count in enumerate(warps):
+    for axis, count in enumerate(powers):
         for _ in range(bit_count(count)):
             add("warp", axis if block[axis] < shape[axis] else None)
     for axis, most in enumerate((_FMA_THREAD_ROWS, _FMA_VECTOR)):
@@ -344,8 +367,8 @@ def fma_layouts(
             extent, now = shape[axis], block[axis]
             if -extent % (2 * now) == -extent % now and now < extent:
                 add("register", axis)
-    repeats = (-(-rows // block[0]), -(-columns // block[1]))
-    accumulator = RegisterLayout(LinearLayout.of(2, **bases), repeats)
+    repeats = tuple(-(-extent // step) for extent, step in zip(shape, block, strict=True))
+    accumulator = RegisterLayout(LinearLayout.of(2, **bases), repeats, groups, along)
     return FmaLayouts(accumulator, accumulator.slice(1), accumulator.slice(0))
 
 
@@ -368,8 +391,8 @@ def product_layouts(
             accumulator_layout((m, n), warps, atom),
         )
     parts = fma_layouts((m, n), warps, (transposed[0], not transposed[1]))
-    a = RegisterLayout(parts.a.block, (parts.a.repeats[0], k_block))
-    b = RegisterLayout(parts.b.block, (k_block, parts.b.repeats[1]))
+    a = replace(parts.a, repeats=(parts.a.repeats[0], k_block))
+    b = replace(parts.b, repeats=(k_block, parts.b.repeats[1]))
     return a, b, parts.accumulator
 
 
@@ -377,7 +400,7 @@ def vector_registers(layout: RegisterLayout, axis: int, width: int) -> list[tupl
     """The registers of a thread in groups that hold `width` consecutive coordinates along `axis`, lowest first, from a
     multiple of `width` on; None where they do not fall into such groups. Registers of a group need not be adjacent.
     """
-    if any(vector[axis] % width for name in ("lane", "warp") for vector in layout.block.group(name)):
+    if any(vector[axis] % width for vector in (*layout.block.group("lane"), *layout.warp_steps)):
         return None
     groups: dict[tuple[int, ...], dict[int, int]] = {}
     for register in range(layout.registers_per_thread):
@@ -407,7 +430,7 @@ def matrices_at_once(layout: RegisterLayout, across: bool = False) -> int:
     row, column = (rank - 1, rank - 2) if across else (rank - 2, rank - 1)
     pair, *words = layout.block.group("register") or ((),)
     lanes = (step(column, 2), step(column, 4), step(row, 1), step(row, 2), step(row, 4))
-    others = (*words, *layout.block.group("warp"))
+    others = (*words, *layout.warp_steps)
     if pair != step(column, 1) or layout.block.group("lane") != lanes:
         return 0
     return 0 if any(vector[row] % 8 or vector[column] % 8 for vector in others) else min(4, 1 << len(words))

@@ -1,4 +1,4 @@
-"""How the registers of a multiprocessor are split between producers and consumers."""
+"""How the registers of a multiprocessor are split between blocks, producers and consumers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from tessera.target.arch import Arch
 PRODUCER_REGISTERS = 24
 CLUSTER_PRODUCER_REGISTERS = 40  # of one that loads its part for the other blocks of its cluster: with 24 it spills
 STEP = 8  # registers are allocated, and move, in eights
+
+
+def register_limit(arch: Arch, threads: int, blocks: int) -> int:
+    """Registers that a thread can have where so many blocks have to fit on a multiprocessor: what it starts with where
+    roles move them."""
+    return min(arch.max_registers_per_thread, arch.registers_per_sm // (threads * blocks) // 8 * 8)
 
 
 def role_registers(
@@ -33,4 +39,4 @@ def role_registers(
     return producer, most
 
 
-__all__ = ["PRODUCER_REGISTERS", "role_registers"]
+__all__ = ["PRODUCER_REGISTERS", "register_limit", "role_registers"]

@@ -17,7 +17,7 @@ from tessera.target.arch import Arch
 from tessera.target.reuse import root, shares_operands_both_ways
 from tessera.target.row_lines import LONG_LINE, longest_line, warps_of_a_line
 from tessera.target.row_slices import COLUMNS, Rows, row_slices
-from tessera.target.warpgroup_point import warpgroup_point
+from tessera.target.warpgroup_point import warpgroup_point, ways
 
 REGISTER_TILE_LIMIT = 128  # f32 registers of one tile per thread: half of the 255 that a thread can have
 LINE_OF_A_WARP = 4096  # elements of a reduced line that a warp may have to itself, at 128 registers a lane
@@ -170,7 +170,12 @@ def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
     schedule = replace(schedule, **sliced)
     if (lane or arch.lane) == WARPGROUP_LANE and (many_rows or not subtile):
         fixed = (constants.get("num_warps"), constants.get("num_stages"))
-        schedule = replace(schedule, **(warpgroup_point(kernel, many_rows, *fixed, arch) or {}))
+        uncut = Schedule(warps, streamed, group=_group(kernel)) if many_rows else schedule
+        for store in ways(many_rows):
+            point = warpgroup_point(kernel, store, *fixed, arch)
+            if point is not None:
+                schedule = replace(schedule if store else uncut, **point)
+                break
     # What the author's point of a tuning space says of the launch is no longer the compiler's to choose.
     fixed = {field: constants[name] for name, field in FIXED_BY_CONSTANTS.items() if name in constants}
     return replace(schedule, **fixed)

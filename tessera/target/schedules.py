@@ -28,11 +28,13 @@ from tessera.target.schedule import (
     plain_copies,
 )
 from tessera.target.warpgroup_values import VALUES, WIDE
+from tessera.target.wgmma import THREE_WARPGROUPS
 
 MOST_WARPS, MOST_BLOCKS, MOST_STAGES = 32, 32, 16
 RESIDENT, WALKS = ("", "left", "both"), ("", "columns", "rows")
 SUMS, EPILOGUES, PROLOGUES = ("", "shared"), ("", "direct"), ("", "launch")
 FAMILIES, COPIES, CLUSTERS = ("", "wgmma"), ("", "tma"), (1, 2, 4, 8)
+WARPS = f"a power of two from 1 to {MOST_WARPS}, or {THREE_WARPGROUPS}"  # what numbers of warps there are, in words
 K_STEP = 16  # of a bf16 product: no operand tile is a part of it
 
 
@@ -178,8 +180,9 @@ def _whole(least: int, most: int = 1 << 20, step: int = 1) -> Callable[[Any], bo
     return lambda value: type(value) is int and least <= value <= most and value % step == 0
 
 
-def _is_warps(value: Any) -> bool:
-    return _whole(1, MOST_WARPS)(value) and value & (value - 1) == 0
+def is_warps(value: Any) -> bool:
+    """Whether a block can have so many warps that compute."""
+    return _whole(1, MOST_WARPS)(value) and (value & (value - 1) == 0 or value == THREE_WARPGROUPS)
 
 
 def _is_bool(value: Any) -> bool:
@@ -199,7 +202,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 FIELDS: dict[str, Field] = {
-    "warps": Field(_warps, _is_warps, f"a power of two from 1 to {MOST_WARPS}"),
+    "warps": Field(_warps, is_warps, WARPS),
     "streamed": Field(_streamed, _is_names, "a list of names of buffers", _names),
     "subtile": Field(_subtile, _whole(0), "an integer that is not negative"),
     "block_k": Field(_block_k, _whole(K_STEP, step=K_STEP), f"a positive multiple of {K_STEP}"),
@@ -364,6 +367,6 @@ def check_streamed(kernel: Kernel, pins: Mapping[str, Any]) -> None:
 
 
 __all__ = [
-    "FIELDS", "Field", "Structure", "candidates", "check_arch", "check_pins", "check_streamed", "decided_by",
-    "may_change_lane", "on_base_lane", "own_point", "parse_pin", "pins_of", "schedules", "structure_of",
+    "FIELDS", "WARPS", "Field", "Structure", "candidates", "check_arch", "check_pins", "check_streamed", "decided_by",
+    "is_warps", "may_change_lane", "on_base_lane", "own_point", "parse_pin", "pins_of", "schedules", "structure_of",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """The default schedule of products where there are wgmma and TMA: persistent programs of a producer and warpgroups.
 
-Rows are taken 128 at a time where two warpgroups of the consumers have 64 each. A right operand of which all of K fits
-stays in shared memory; what streams through a ring has what is left, in as many slots as fit.
+Rows are taken 128 at a time where two warpgroups of the consumers have 64 each, or 192 of three where they are no
+multiple of 128. A right operand of which all of K fits stays in shared memory; what streams through a ring has what is
+left, in as many slots as fit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tessera.ir.opdef import COUNTED, LOOP
 from tessera.ir.products import is_fp8
 from tessera.ir.types import TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
+from tessera.target.role_registers import register_limit, role_registers
 from tessera.target.row_slices import Rows
 from tessera.target.tensor_maps import tensor_reason
 from tessera.target.wgmma import WGMMA_INSTRUCTIONS, WGMMA_ROWS, WGMMA_WARPS
@@ -24,8 +26,30 @@ PANEL_BYTES = 128  # of a row: the widest swizzle
 MOST_SLOTS, LEAST_SLOTS = 6, 2
 ACCUMULATORS = 128  # f32 registers of a thread for the sums of a product
 HELD = 176  # where a loop works on the sums of one product and carries others: of 192, attention spills
+BESIDE = {"sums": 32, "held": 40}  # of what a consumer has: of 160, products take 128, and attention 117, not 133
 WIDEST_WHOLE = 256  # K up to which a right operand stays in shared memory; half of it for those of a loop
 SUMS_AT_ONCE = {False: 256, True: 128}  # columns of a product at a time, by whether a loop carries a sum of it
+# Registers of a consumer from which these fit beside an operand that is computed: with the 160 of three warpgroups the
+# aggregation spills at 256 columns, at 128 that are carried, and at 128 where K of 256 is in registers too.
+ENOUGH = 240
+
+
+MANY_ROWS = (2 * WGMMA_ROWS, 3 * WGMMA_ROWS)  # that warpgroups share out, 64 each; the first that divides them
+
+
+def ways(store: Rows | None) -> tuple[Rows | None, ...]:
+    """How to take a store of many rows, if there is one, best first: rows at a time, or whole (None) where warpgroups
+    have all of them at once, which is best in the author's loop over K.
+    """
+    if store is None or store.rows > max(MANY_ROWS):
+        return (store,)
+    return (None, store) if store.looped else (store, None)
+
+
+def _warps_of(rows: int) -> int:
+    """The warps of one warpgroup, or of as many as share out many rows."""
+    step = next((step for step in MANY_ROWS if rows % step == 0), WGMMA_ROWS)
+    return WGMMA_WARPS * step // WGMMA_ROWS
 
 
 def warpgroup_point(
@@ -97,13 +121,14 @@ def _tiles(
     """The author's tiles: as many warpgroups as their rows and registers ask for."""
     shapes = [int_shape(op.result.type) for op in products]
     rows = min(shape[0] for shape in shapes)
-    warps = warps or (2 * WGMMA_WARPS if rows >= 2 * WGMMA_ROWS else WGMMA_WARPS)
+    warps = warps or _warps_of(rows)
     if warps % WGMMA_WARPS or any(shape[0] % (WGMMA_ROWS // WGMMA_WARPS * warps) for shape in shapes):
         return None
     loops = [op for op in kernel.body.walk() if op.definition.has(LOOP)]
+    own = _consumer_registers(arch, warps)
     if (
-        max(map(_registers, products)) > ACCUMULATORS * 32 * warps
-        or max(map(_held, loops), default=0) > HELD * 32 * warps
+        max(map(_registers, products)) > min(ACCUMULATORS, own - BESIDE["sums"]) * 32 * warps
+        or max(map(_held, loops), default=0) > min(HELD, own - BESIDE["held"]) * 32 * warps
     ):
         return None
     panel = PANEL_BYTES // _item(products)
@@ -125,13 +150,14 @@ def _tiles(
 
 def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dict[str, Any] | None:
     """Rows of a large store, with as many columns as registers and shared memory hold; of 16-bit operands."""
-    warps = warps or 2 * WGMMA_WARPS
+    warps = warps or max(2 * WGMMA_WARPS, _warps_of(store.rows))
     rows = WGMMA_ROWS // WGMMA_WARPS * warps
     panel = PANEL_BYTES // 2
     if warps % WGMMA_WARPS or store.rows % rows or store.columns % panel or store.depth % panel or not store.placeable:
         return None
-    columns, depth = _columns(store), store.depth
-    whole = depth <= WIDEST_WHOLE // (2 if store.looped else 1)
+    share = 1 if _consumer_registers(arch, warps) >= ENOUGH else 2
+    columns, depth = _columns(store, share), store.depth
+    whole = depth <= WIDEST_WHOLE // (2 if store.looped else 1) // share
     slot = (1 if store.looped else 2) * rows * panel * 2
     kept = depth * columns * 2 if whole and not store.looped else 0
     slot += 0 if kept else panel * columns * 2  # the right operand streams beside the left one
@@ -150,10 +176,16 @@ def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dic
     }
 
 
-def _columns(store: Rows) -> int:
+def _columns(store: Rows, share: int) -> int:
     """Columns of a product at a time: as many as registers hold the sums of. A carried sum takes as many as these."""
-    widest = SUMS_AT_ONCE[store.looped]
+    widest = SUMS_AT_ONCE[store.looped] // share
     return next(size for size in range(min(widest, store.columns), 0, -16) if store.columns % size == 0)
+
+
+def _consumer_registers(arch: Arch, warps: int) -> int:
+    """Registers of a thread of so many warps, beside a producer."""
+    _, moved = role_registers(arch, warps, WGMMA_WARPS)
+    return moved or register_limit(arch, 32 * (warps + WGMMA_WARPS), 1)
 
 
 def _slots(arch: Arch, kept: int, slot: int) -> int:

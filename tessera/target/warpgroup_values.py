@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tessera.target.warpgroup_point import ACCUMULATORS, MOST_SLOTS, PANEL_BYTES
-from tessera.target.wgmma import WGMMA_ROWS, WGMMA_WARPS
+from tessera.target.wgmma import THREE_WARPGROUPS, WGMMA_ROWS, WGMMA_WARPS
 
 if TYPE_CHECKING:
     from tessera.target.schedule import Schedule
@@ -23,7 +23,13 @@ WIDE = 1024  # columns from which on a computed operand may be worth a pass thro
 
 
 def _warps(kernel: Structure, default: Schedule) -> tuple[int, ...]:
-    return tuple(warps for warps in (WGMMA_WARPS, 2 * WGMMA_WARPS) if _shares(default.rows or kernel.rows, warps))
+    """One warpgroup, two or three, where they share out the rows, and hold all sums of a tile that is not cut."""
+    held = 0 if default.rows else kernel.product
+    return tuple(
+        warps
+        for warps in (WGMMA_WARPS, 2 * WGMMA_WARPS, THREE_WARPGROUPS)
+        if _shares(default.rows or kernel.rows, warps) and held <= ACCUMULATORS * 32 * warps
+    )
 
 
 def _rows(kernel: Structure, default: Schedule) -> tuple[int, ...]:

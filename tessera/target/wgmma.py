@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 __all__ = [
     "MOST_IN_LINE",
+    "REGISTERS_BESIDE",
+    "THREE_WARPGROUPS",
     "WGMMA_INSTRUCTIONS",
     "WGMMA_K_BYTES",
     "WGMMA_ROWS",
@@ -19,8 +21,14 @@ __all__ = [
 
 WGMMA_ROWS = 64
 WGMMA_WARPS = 4
+THREE_WARPGROUPS = (
+    3 * WGMMA_WARPS
+)  # the one number of warps that is no power of two: 192 rows, in a block of 512 threads
 WGMMA_K_BYTES = 32  # of one instruction, whatever the operands
 MOST_IN_LINE = 32  # instructions of one straight line: the time of ptxas explodes beyond
+# Of a thread, beside the sums of one instruction. ptxas (13.0) holds it against what a thread starts with, not what
+# setmaxnreg asks for: it names 154 registers for 256 columns and 138 for 224 (C7602).
+REGISTERS_BESIDE = 26
 _N_STEP = 8
 
 
@@ -44,11 +52,12 @@ class WgmmaInstruction:
         """Whether there is an instruction of `n` columns."""
         return _N_STEP <= n <= self.most_n and n % _N_STEP == 0
 
-    def columns(self, n: int) -> int:
-        """The N of the instructions of a product of `n` columns: the largest that divides it; 0 where none does."""
-        return next(
-            (size for size in range(min(n, self.most_n), 0, -1) if n % size == 0 and self.takes_columns(size)), 0
-        )
+    def columns(self, n: int, registers: int) -> int:
+        """The N of the instructions of a product of `n` columns, by threads that start with so many registers: the
+        largest that divides it; 0 where none does.
+        """
+        most = min(n, self.most_n, max(_N_STEP, 2 * (registers - REGISTERS_BESIDE)))
+        return next((size for size in range(most, 0, -1) if n % size == 0 and self.takes_columns(size)), 0)
 
     def declaration(self, n: int) -> str:
         """What a text says once, at file scope, before it calls the functions of `n` columns."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 
@@ -11,10 +12,11 @@ import pytest
 from tessera.codegen_cuda.emit import emit
 from tessera.codegen_cuda.layouts import LayoutNames
 from tessera.errors import InternalError
-from tessera.ir.layout import blocked
+from tessera.ir.layout import RegisterLayout, blocked
 from tessera.program import Program
 from tessera.runtime.execute import emulate
 from tessera.runtime.findings import Places
+from tessera.target.fragments import accumulator_layout, operand_b_layout
 from tests import role_texts as texts
 from tests.runtime.test_programs import needs_nvrtc
 
@@ -97,11 +99,39 @@ def test_assembler(edits: tuple[tuple[str, str], ...]) -> None:
     assert "C75" not in made.log
 
 
-def test_owners_of_warps_that_are_no_power_of_two() -> None:
-    """Of twelve warps and a layout of four, the first four own what they hold."""
-    names = LayoutNames()
-    names.tile(blocked((16, 32), 4, 4))
-    assert any("_owner = (ts_warp() & 12) == 0;" in line for line in names.variables(12))
+TWELVE = [  # of a part of the warps, of groups that share out rows or columns, and of groups that hold the same
+    blocked((16, 32), 4, 4),
+    blocked((192, 64), 12, 8),
+    blocked((8, 384), 12, 8),
+    blocked((8, 64), 12, 8),
+    blocked((3, 5), 12, 1),
+    accumulator_layout((384, 64), (12, 1)),
+    accumulator_layout((96, 32), (6, 1)),
+    accumulator_layout((32, 96), (2, 6)),
+    operand_b_layout((16, 96), (4, 3)),
+    operand_b_layout((16, 96), (12, 1)),
+]
+
+
+@pytest.mark.parametrize("first", [0, 12])
+@pytest.mark.parametrize("layout", TWELVE, ids=str)
+def test_places_and_owners_among_twelve_warps(layout: RegisterLayout, first: int) -> None:
+    """What the text computes of a thread of a team, evaluated: its place, and that each element has one owner."""
+    names, python = LayoutNames(), {"/": "//", "&&": "and", "true": "True", "ts_lane()": "lane", "ts_warp()": "warp"}
+    name, axes = names.tile(layout), range(len(layout.shape))
+    assigned = dict(re.findall(r"(\w+) = (.*?)(?=, L|;)", " ".join(names.variables(12))))
+    spelled = re.compile("|".join(map(re.escape, python)))
+    owned: list[tuple[int, ...]] = []
+    for warp, lane in itertools.product(range(12), range(32)):
+        values: dict[str, int] = {"lane": lane, "warp": first + warp}
+        for key, text in assigned.items():
+            values[key] = eval(spelled.sub(lambda match: python[match[0]], text), {}, values)
+        place = tuple(values[f"{name}_t{axis}"] for axis in axes)
+        assert place == layout.coordinates(0, lane, warp % layout.warps)
+        owned += [place] * values[f"{name}_owner"]
+    assert len(set(owned)) == len(owned)
+    held = layout.all_coordinates()[:, :, 0].reshape(-1, len(layout.shape))
+    assert set(owned) == {tuple(place) for place in held.tolist()}
 
 
 def test_findings_name_the_barriers_of_rings() -> None:

@@ -43,7 +43,7 @@ def test_pinned():
         ({"BLOCK_X": 1}, "no constant 'BLOCK_X'; it has BLOCK_B, BLOCK_S, num_warps, num_stages; did you mean"),
         ({"BLOCK_B": 1.5}, "the constant BLOCK_B is of type int, and 1.5 is not"),
         ({"BLOCK_B": True}, "the constant BLOCK_B is of type int, and True is not"),
-        ({"num_warps": 3}, "num_warps is a power of two from 1 to 32, not 3"),
+        ({"num_warps": 3}, "num_warps is a power of two from 1 to 32, or 12, not 3"),
         ({"num_stages": 0}, "num_stages is a positive integer, not 0"),
     ):
         with pytest.raises(SourceError, match="TS20[13]") as caught:
@@ -66,7 +66,7 @@ def test_pinned():
         ({"BLOCK": [16, 32.0]}, "of one type, and 32.0 is none"),
         ({"BLOCK": [None]}, "numbers, bools or texts of one type, and None is none"),
         ({"BLOCK": [16, 16]}, "hold a value twice"),
-        ({"num_warps": [4, 12]}, "num_warps is a power of two from 1 to 32, not 12"),
+        ({"num_warps": [4, 24]}, "num_warps is a power of two from 1 to 32, or 12, not 24"),
         ({"num_stages": [0]}, "num_stages is a positive integer"),
         ({"D": [16]}, "'D' is a dim of this kernel and cannot be a tuning constant too"),
     ],

@@ -112,7 +112,7 @@ class Generator:
             return None
         streamed = tuple(name for name in self.copied if name not in self.dirty)
         return Schedule(
-            self.choose([4, 8, 2, 1]),
+            self.choose([4, 8, 2, 1, 12]),
             streamed if kind == "streams" else (),
             0 if kind == "warps" else self.choose([8, 16, 32]),
             self.choose([64, 16, 32]),

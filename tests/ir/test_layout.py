@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,18 +18,23 @@ from tessera.ir.layout import (
     RegisterLayout,
     SharedLayout,
     bank_wavefronts,
+    block_layout,
     blocked,
     conversion,
     draw,
     draw_shared,
     ldmatrix_wavefronts,
+    reduction_layout,
     register_map,
     row_reduction,
     shared_layout,
+    splits_blocks,
+    transposed_layout,
+    warp_groups,
 )
 
 SHAPES = [(1,), (3,), (100,), (1000,), (1024,), (1, 1), (7, 3), (1, 100), (128, 100), (192, 64), (16, 8), (2, 3, 40)]
-BLOCKED = [blocked(shape, warps, vector) for shape in SHAPES for warps in (1, 4) for vector in (1, 2, 8)]
+BLOCKED = [blocked(shape, warps, vector) for shape in SHAPES for warps in (1, 4, 12) for vector in (1, 2, 8)]
 
 
 @st.composite
@@ -40,7 +47,9 @@ def linear_layouts(draw_from: st.DrawFn) -> LinearLayout:
 
 @st.composite
 def register_layouts(draw_from: st.DrawFn) -> RegisterLayout:
-    """Bijective-or-broadcast layouts with the coordinate bits dealt to registers, lanes and warps at random."""
+    """Bijective-or-broadcast layouts with the coordinate bits dealt to registers, lanes and warps at random, of one
+    group of warps or of three.
+    """
     axes = draw_from(st.integers(1, 2))
     bits = [draw_from(st.integers(0, 4)) for _ in range(axes)]
     units = [tuple(1 << b if a == axis else 0 for a in range(axes)) for axis in range(axes) for b in range(bits[axis])]
@@ -53,7 +62,8 @@ def register_layouts(draw_from: st.DrawFn) -> RegisterLayout:
         registers = sorted(registers, key=lambda unit: (unit[0], unit))
     lane_bases = draw_from(st.permutations([*units[:lanes], *[zero] * (5 - lanes)]))
     block = LinearLayout.of(axes, register=registers, lane=lane_bases, warp=units[lanes : lanes + warps])
-    return RegisterLayout(block, tuple(draw_from(st.integers(1, 4)) for _ in range(axes)))
+    repeats = tuple(draw_from(st.integers(1, 4)) for _ in range(axes))
+    return RegisterLayout(block, repeats, *draw_from(st.sampled_from([(1, None), (3, None), (3, 0), (3, axes - 1)])))
 
 
 def all_inputs(layout: LinearLayout) -> list[dict[str, int]]:
@@ -217,8 +227,6 @@ def test_blocked_follows_the_order_of_axes() -> None:
     assert layout.contiguous(0) == 4 and layout.contiguous(1) == 1
     with pytest.raises(ValueError, match="permutation"):
         blocked((64, 32), 2, 4, order=(0, 0))
-    with pytest.raises(ValueError, match="power of two"):
-        blocked((64, 32), 3, 4)
 
 
 def test_small_tiles_are_replicated() -> None:
@@ -226,12 +234,43 @@ def test_small_tiles_are_replicated() -> None:
     assert layout.block.broadcast_bits("lane") == (2, 3, 4) and layout.block.broadcast_bits("warp") == (0, 1)
 
 
-@pytest.mark.parametrize("shape", [(4, 1000), (64, 64), (1, 17), (33, 5), (2, 3, 40)])
-def test_row_reduction_keeps_a_row_in_one_warp(shape: tuple[int, ...]) -> None:
+def test_three_groups_of_warps_share_out_an_axis_or_hold_the_same() -> None:
+    rows = blocked((192, 64), 12, 8)
+    assert str(rows).endswith("warps[[4,0],[8,0]] rep[4,1] groups[3,0]") and (rows.warps, rows.threads) == (12, 384)
+    assert rows.repeat_shape == (48, 64) and rows.warp_steps == ((4, 0), (8, 0), (16, 0), (32, 0))
+    coordinates = rows.all_coordinates().reshape(-1, 2)
+    assert len(coordinates) == len(np.unique(coordinates, axis=0)) == 192 * 64  # each element once
+    assert rows.coordinates(0, 0, 4) == (16, 0) and rows.coordinates(8, 0, 4) == (64, 0)
+    assert blocked((64, 384), 12, 8).group_axis == 0  # 72 rows, an eighth more
+    columns, alike = blocked((8, 384), 12, 8), blocked((8, 64), 12, 8)
+    assert (columns.group_axis, columns.shape) == (1, (8, 384))
+    assert str(alike).endswith(" groups[3]") and (alike.all_coordinates()[:4] == alike.all_coordinates()[8:]).all()
+    assert blocked((192, 64), 24, 8).block.size("warp") == 8 and warp_groups(16) == 1 and warp_groups(12) == 3
+
+
+def test_moves_between_groups_of_warps_go_through_shared_memory() -> None:
+    rows, alike = blocked((192, 64), 12, 8), replace(blocked((192, 64), 4, 8), groups=3)
+    assert conversion(rows, rows) == "none" and conversion(rows, alike) == "shared"
+    block = RegisterLayout.parse("regs[] lanes[[1],[2],[4],[8],[16]] warps[] rep[3] groups[3]")
+    assert conversion(block, replace(block, repeats=(1,), group_axis=0)) == "shuffle"  # each group has all
+
+
+def test_a_reduction_leaves_replicas_in_the_groups_along_its_axis() -> None:
+    layout = blocked((192, 64), 12, 8)
+    assert (layout.slice(0).groups, layout.slice(0).group_axis, layout.slice(1).group_axis) == (3, None, 0)
+    assert transposed_layout(layout).group_axis == 1 and transposed_layout(layout).shape == (64, 192)
+    assert block_layout(blocked((4, 384), 12, 8), 1).shape == (4, 12)
+    assert splits_blocks(layout, 0) and not splits_blocks(layout, 1)
+
+
+@pytest.mark.parametrize("warps", [4, 12])
+@pytest.mark.parametrize("shape", [(4, 1000), (64, 64), (1, 17), (33, 5), (2, 3, 40), (192, 40)])
+def test_row_reduction_keeps_a_row_in_one_warp(shape: tuple[int, ...], warps: int) -> None:
     for axis in range(len(shape)):
-        layout = row_reduction(shape, 4, axis, 4)
+        layout = row_reduction(shape, warps, axis, 4)
         check_register_layout(layout)
-        assert all(name != "warp" for name, _ in layout.axis_bits(axis))
+        check_register_layout(reduction_layout(shape, warps, axis, 4))
+        assert layout.group_axis != axis and all(name != "warp" for name, _ in layout.axis_bits(axis))
         # All the elements of a line are found within each warp that holds one of them.
         coordinates = layout.all_coordinates()
         for warp in range(layout.warps):
@@ -263,6 +302,17 @@ def test_register_layout_rejects_holes_and_wrong_inputs() -> None:
         RegisterLayout(LinearLayout.of(1, register=[], lane=[(0,)] * 5, warp=[]), (1, 1))
     with pytest.raises(ValueError, match="register layout"):
         RegisterLayout.parse("regs[] lanes[] rep[1]")
+    line = "regs[] lanes[[1],[2],[4],[8],[16]] warps[] rep[1]"
+    for groups, sentence in [
+        ("groups[2]", "2 groups of warps: powers of two are bits of the block"),
+        ("groups[3,1]", "3 groups of warps do not lie along axis 1"),
+        ("groups[1,0]", "1 groups of warps do not lie along axis 0"),
+        ("groups[3,0,0]", "how many, and the axis along which they lie"),
+        ("groups[[3]]", "how many, and the axis along which they lie"),
+        ("rep[3]", "then perhaps groups"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            RegisterLayout.parse(f"{line} {groups}")
 
 
 def test_coordinates_out_of_range_are_errors() -> None:
@@ -271,6 +321,8 @@ def test_coordinates_out_of_range_are_errors() -> None:
         layout.coordinates(2, 0, 0)
     with pytest.raises(ValueError, match="lane=32"):
         layout.coordinates(0, 32, 0)
+    with pytest.raises(ValueError, match="warp=12 is outside 0..11"):
+        blocked((192, 8), 12, 2).coordinates(0, 0, 12)
 
 
 # Conversions ---------------------------------------------------------------------------------------------------------

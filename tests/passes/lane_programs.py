@@ -85,7 +85,7 @@ class Program:
 def programs(draw: Any) -> Program:
     pick = lambda *values: draw(st.sampled_from(values))  # noqa: E731
     dtype = pick("bf16", "bf16", "bf16", "f16", "f32")
-    tiles = pick(64, 64, 128), pick(16, 24, 32, 64, 128, 192), pick(16, 32, 48, 64, 128)
+    tiles = pick(64, 64, 128, 192), pick(16, 24, 32, 64, 128, 192), pick(16, 32, 48, 64, 128)
     steps = tuple(draw(st.lists(st.sampled_from(STEPS), max_size=3)))
     second = dtype != "f32" and tiles[1] % 16 == 0 and pick(False, False, True)
     step = pick(8, 8, 8, 1)  # of which all sizes are multiples: of 8 where a tensor map is to describe them
@@ -95,7 +95,7 @@ def programs(draw: Any) -> Program:
         "copies": pick("tma", "tma", ""),
         "panels": pick(64, 64, 32, 0),
         "persistent": pick(True, True, False),
-        "warps": pick(4, 4, 8),
+        "warps": pick(4, 4, 8) if tiles[0] != 192 else pick(4, 12, 12),
         "stages": pick(1, 2, 3, 5),
         "blocks": pick(1, 1, 2),
         "epilogue": pick("", "", "direct"),

@@ -29,8 +29,10 @@ def test_products_of_warpgroups(tiles):
     ("definition", "fields", "reason"),
     [
         (make_gemm(tiles=(32, 64, 64)), {}, ROWS.format(32, 4)),
-        (make_gemm(tiles=(64, 64, 64)), {"warps": 8}, ROWS.format(64, 8)),
-        (make_gemm(tiles=(64, 64, 64)), {"warps": 2}, ROWS.format(64, 2)),
+        (make_gemm(tiles=(64, 64, 64)), {"warps": 8}, ROWS.format(64, 8) + "; 4 warps would"),
+        (make_gemm(tiles=(64, 64, 64)), {"warps": 2}, ROWS.format(64, 2) + "; 4 warps would"),
+        (make_gemm(tiles=(128, 64, 64)), {"warps": 12}, ROWS.format(128, 12) + "; 4 or 8 warps would"),
+        (make_gemm(tiles=(192, 64, 64)), {"warps": 8}, ROWS.format(192, 8) + "; 4 or 12 warps would"),
         (make_gemm(tiles=(64, 20, 64)), {}, "there are no instructions for its 20 columns or its depth of 64"),
         (make_gemm(tiles=(64, 64, 24)), {}, "there are no instructions for its 64 columns or its depth of 24"),
         (make_gemm(dtype=ts.f32, tiles=(64, 64, 32)), {}, "it multiplies operands that they do not take"),

@@ -45,6 +45,10 @@ CASES = [
     (GATING, "B=2,S=150,D=1024,L=2", ["source_layers=1"]),
     attention("causal_attention", "B=1,H=2,T=700,D=128", 128, 128, 8),
     attention("attention", "B=2,H=1,T=257,D=64", 64, 64, 4),
+    *(product(kind, "M=520,N=392,K=264", 192, 128, 12) for kind in ("nn", "nt", "tn", "tt")),
+    product("nn", "M=1000,N=1000,K=1000", 192, 256, 12),
+    *((GATING, f"B=2,S=400,D={depth},L=4", ["source_layers=3", "BLOCK_S=192", "num_warps=12"]) for depth in (128, 256)),
+    attention("causal_attention", "B=1,H=2,T=700,D=128", 192, 64, 12),
 ]
 PINNED: list[tuple[tuple[str, str, list[str]], dict[str, str]]] = [
     *((product(kind, "M=520,N=392,K=264", 64, 128, 4), {"pingpong": "true"}) for kind in ("nn", "tt")),
@@ -53,6 +57,8 @@ PINNED: list[tuple[tuple[str, str, list[str]], dict[str, str]]] = [
     *((product(kind, "M=520,N=392,K=264"), {"panels": columns}) for kind in ("nn", "tt") for columns in ("32", "16")),
     (product("nn", "M=256,N=256,K=4096"), {"split_k": "4"}),
     (product("nn", "M=1024,N=1024,K=512"), {"cluster": "2"}),
+    (product("nn", "M=1152,N=1024,K=512", 192, 128, 12), {"cluster": "2"}),
+    (product("tt", "M=3000,N=1000,K=264", 192, 64, 12, 2), {"pingpong": "true"}),
 ]
 
 

@@ -128,7 +128,7 @@ def test_pins_hold():
     ("pins", "code", "sentence"),
     [
         ({"wraps": 8}, "TS201", "did you mean 'warps'?"),
-        ({"warps": 5}, "TS203", "a power of two from 1 to 32, not 5"),
+        ({"warps": 5}, "TS203", "a power of two from 1 to 32, or 12, not 5"),
         ({"BLOCK": "large"}, "TS203", "the constant BLOCK is of type int"),
         ({"num_warps": 5}, "TS203", "num_warps is a power of two"),
     ],

@@ -12,9 +12,10 @@ from tessera.compiler import compile_kernel, find_arch
 from tessera.ir.core import Kernel
 from tessera.ir.parser import parse_module
 from tessera.ir.printer import print_module
-from tessera.target.cost import CONSTANTS, cost, occupancy, register_limit
+from tessera.target.cost import CONSTANTS, cost, occupancy
 from tessera.target.cost_counts import lanes_apart, sector_share
 from tessera.target.cost_registers import live_registers
+from tessera.target.role_registers import register_limit
 from tessera.target.schedule import Schedule
 from tests.suite import load
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from tessera.target.fragments import (
     atom_counts,
     atom_origin,
     fma_layouts,
+    matrices_at_once,
     mma_mismatch,
     multiplying_instruction,
     operand_a_layout,
@@ -234,8 +236,33 @@ def test_mma_mismatch_says_what_is_wrong() -> None:
     assert "other rows of A" in (mma_mismatch(atom, swapped, b, c) or "")
     swapped = RegisterLayout.parse(str(b).replace("warps[[0,0],[0,16]]", "warps[[0,16],[0,0]]"))
     assert "other columns of B" in (mma_mismatch(atom, a, swapped, c) or "")
-    with pytest.raises(ValueError, match="power of two"):
-        accumulator_layout((64, 64), (3, 1))
+    with pytest.raises(ValueError, match="along one axis, not along both of 3 \\* 3"):
+        accumulator_layout((64, 64), (3, 3))
+
+
+@pytest.mark.parametrize("warps", [(12, 1), (1, 12), (4, 3), (3, 4), (6, 2), (2, 6)])
+def test_three_groups_of_warps_multiply(warps: tuple[int, int]) -> None:
+    """Every warp has the rows of A and the columns of B that its part of C takes."""
+    for atom, shape in itertools.product((M16N8K16_BF16, M16N8K8_TF32), ((192, 128), (384, 96), (100, 200))):
+        c = accumulator_layout(shape, warps, atom)
+        a = operand_a_layout((shape[0], 2 * atom.k), warps, atom)
+        b = operand_b_layout((2 * atom.k, shape[1]), warps, atom)
+        assert (c.warps, a.warps, b.warps) == (12, 12, 12) and mma_mismatch(atom, a, b, c) is None
+        elements = c.all_coordinates().reshape(-1, 2)
+        assert len(elements) == len(np.unique(elements, axis=0)) == math.prod(c.shape)
+        fma = fma_layouts(shape, warps)
+        assert (fma.accumulator.slice(1), fma.accumulator.slice(0)) == (fma.a, fma.b) and fma.a.warps == 12
+        held = fma.accumulator.all_coordinates().reshape(-1, 2)
+        assert len(np.unique(held, axis=0)) == math.prod(fma.accumulator.shape)
+        assert all(p >= e for p, e in zip(fma.accumulator.shape, shape, strict=True))
+
+
+def test_three_warpgroups_have_64_rows_each() -> None:
+    layout = accumulator_layout((384, 64), (12, 1))
+    for warp in range(12):
+        rows = np.unique(layout.all_coordinates()[warp, :, :, 0])
+        assert rows.tolist() == [16 * warp + row + turn for turn in (0, 192) for row in range(16)]
+    assert matrices_at_once(layout) == 4
 
 
 def test_atoms_load_by_conflict_free_ldmatrix() -> None:

@@ -93,8 +93,8 @@ def test_order():
     [
         ({"wraps": 4}, "TS201", "a schedule has no field 'wraps'; it has warps, streamed, subtile, block_k, rows, "),
         ({"wraps": 4}, "TS201", "; did you mean 'warps'?"),
-        ({"warps": 3}, "TS203", "the field warps of a schedule is a power of two from 1 to 32, not 3"),
-        ({"warps": True}, "TS203", "the field warps of a schedule is a power of two from 1 to 32, not True"),
+        ({"warps": 3}, "TS203", "the field warps of a schedule is a power of two from 1 to 32, or 12, not 3"),
+        ({"warps": True}, "TS203", "the field warps of a schedule is a power of two from 1 to 32, or 12, not True"),
         ({"warps": 64}, "TS203", "not 64"),
         ({"stages": 0}, "TS203", "the field stages of a schedule is an integer from 1 to 16, not 0"),
         ({"block_k": 24}, "TS203", "the field block_k of a schedule is a positive multiple of 16, not 24"),

@@ -42,6 +42,9 @@ def fields(schedule, *names):
         ((128, 128, 64), 8, 6, 1),
         ((128, 256, 64), 8, 4, 1),
         ((64, 256, 64), 4, 5, 1),
+        ((192, 64, 64), 12, 6, 1),
+        ((192, 128, 64), 12, 4, 1),
+        ((192, 256, 64), 12, 3, 1),
     ],
 )
 def test_tiles_of_the_author(tiles, warps, stages, blocks):
@@ -67,6 +70,27 @@ def test_it_is_predicted_to_be_faster_than_the_base_lane(tiles):
 def test_constants_of_the_author_decide():
     found = point(load("gemm_nn"), LARGE, BLOCK_M=128, BLOCK_N=128, num_warps=4, num_stages=2)
     assert fields(found, "family", "warps", "stages") == ("wgmma", 4, 2)
+    found = point(load("gemm_nn"), LARGE, BLOCK_M=192, BLOCK_N=128, num_warps=12, num_stages=3)
+    assert fields(found, "family", "warps", "rows", "stages") == ("wgmma", 12, 0, 3)
+
+
+def test_rows_that_three_warpgroups_share_out():
+    """192 at a time where 128 do not divide them; they are not cut where they are no more, in a loop or beside one."""
+
+    def product(rows, columns=128):
+        @ts.kernel
+        def rows_of(a: Tensor["M", 128, ts.bf16], b: Tensor[128, 128, ts.bf16], out: Tensor["M", 128, ts.bf16]):
+            m = tile.program_id(0) * rows
+            tile.store(tile.mma(a[m : m + rows], b, transpose_b=columns != 128), out[m : m + rows])
+
+        return fields(point(rows_of, LARGE), "family", "warps", "rows")
+
+    assert product(384) == ("wgmma", 8, 128)
+    assert product(576) == ("wgmma", 12, 192)
+    assert product(192) == ("wgmma", 12, 192)
+    assert product(192, columns=0) == ("wgmma", 12, 0)  # a transposed operand is not cut
+    assert product(320)[0] == ""
+    assert fields(point(make_gemm(tiles=(192, 128, 64)), LARGE), "warps", "rows", "group") == (12, 0, 8)
 
 
 def layered(width, layers):

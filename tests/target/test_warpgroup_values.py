@@ -9,6 +9,7 @@ from tessera.search.lowering import Lowering, Setting
 from tessera.search.points import Points
 from tessera.target.schedules import candidates, own_point
 from tessera.target.warpgroup_values import VALUES
+from tests.passes.lane_kernels import make_gemm
 from tests.suite import load
 
 ARCH, BASE = find_arch("sm_90a"), find_arch("sm_90")
@@ -69,6 +70,15 @@ def test_stages_and_warps_where_the_author_leaves_them_open():
     """Without constants that decide them: rows are shared out in 64 of each warpgroup."""
     found = open_fields(load("gating_function_kernel"), {"B": 16, "S": 512, "D": 128}, family="wgmma")
     assert set(found["stages"]) == {2, 3, 4, 5, 6} and set(found["warps"]) == {4, 8}
+
+
+@pytest.mark.parametrize(
+    ("tiles", "warps"), [((192, 64, 64), {4, 12}), ((192, 256, 64), {12}), ((128, 64, 64), {4, 8})]
+)
+def test_warpgroups_that_share_out_the_rows_and_hold_the_sums(tiles, warps):
+    """Of tiles that are not cut: one warpgroup would keep 384 registers a thread for 192 x 256 sums."""
+    found = candidates(prepared(make_gemm(tiles=tiles), SIZES), ARCH)
+    assert found["rows"] == (0,) and set(found["warps"]) == warps
 
 
 @pytest.mark.parametrize(

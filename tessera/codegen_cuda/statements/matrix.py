@@ -127,7 +127,7 @@ def _columns(emitter: Emitter, op: Op) -> dict[str, Any]:
         "rows": rows,
         "count": part.registers_per_thread // rows,
         "whole": whole.registers_per_thread // rows,
-        "first": op.attributes["offset"] // whole.block_shape[-1] * whole.block_registers,
+        "first": op.attributes["offset"] // whole.repeat_shape[-1] * whole.block_registers,
     }
 
 

@@ -144,7 +144,7 @@ def _carry_blocks(emitter: Emitter, op: Op) -> dict[str, Any]:
     out, shape, count = tile_info(emitter, op.result), int_shape(source.type), int_shape(buffer.type)
     line = _line(emitter, op, source)
     arithmetic = Arithmetic(op.attributes["combine"], dtype_of(buffer.type))
-    high = any(c[line.axis] >= BLOCK for name in ("lane", "warp") for c in line.layout.block.group(name))
+    high = any(c[line.axis] >= BLOCK for c in (*line.layout.block.group("lane"), *line.layout.warp_steps))
     lines: list[str] = []
     for block, members in line.blocks():
         register = next(iter(members.values()))

@@ -24,7 +24,7 @@ def _wgmma(emitter: Emitter, op: Op) -> dict[str, Any]:
     found = wgmma_operands(op)
     (m, n), depth = op.attributes["shape"], op.attributes["depth"]
     instruction = WGMMA_INSTRUCTIONS[dtype_of(found.a.type).name, dtype_of(found.b.type).name]
-    columns, groups, steps = instruction.columns(n), emitter.warps // WGMMA_WARPS, depth // instruction.k
+    columns, groups, steps = op.attributes["columns"], emitter.warps // WGMMA_WARPS, depth // instruction.k
     in_shared = isinstance(found.a.type, BufferType)
     b = matrix_descriptor(buffer_layout(found.b.type), "b", op.attributes["transpose_b"], instruction, columns)
     a = None

@@ -6,6 +6,7 @@ operands are read past the logical edge, where the copies wrote zeros.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -284,7 +285,7 @@ def _part_type(op: Op) -> tuple[Type, ...]:
     offset = op.attributes["offset"]
     if len(tile.shape) != 2 or shape[0] != tile.shape[0] or offset % shape[1] or offset + shape[1] > tile.shape[1]:
         raise SourceError("TS703", "fragment of no k-block of its tile")
-    if layout.block != whole.block or layout.repeats != (whole.repeats[0], 1) or layout.shape[1] != shape[1]:
+    if layout != replace(whole, repeats=(whole.repeats[0], 1)) or layout.shape[1] != shape[1]:
         raise SourceError("TS703", "fragment of a tile that lies in other registers")
     return (TileType(shape, tile.dtype, layout),)
 
@@ -311,10 +312,11 @@ define(
 def _columns_type(op: Op) -> tuple[Type, ...]:
     tile, shape, offset = expect_tile(op, "a"), tuple(op.attributes["shape"]), op.attributes["offset"]
     layout, whole = op.attributes["layout"], tile_layout(tile)
-    block = whole.block_shape[-1]
+    block = whole.repeat_shape[-1]
     if shape[:-1] != int_shape(tile)[:-1] or offset % block or offset + shape[-1] > int_shape(tile)[-1]:
         raise SourceError("TS703", "columns that are no whole blocks of their tile")
-    if layout.block != whole.block or layout.repeats[:-1] != whole.repeats[:-1] or layout.shape[-1] != shape[-1]:
+    part = replace(whole, repeats=(*whole.repeats[:-1], layout.repeats[-1]))
+    if layout != part or layout.shape[-1] != shape[-1]:
         raise SourceError("TS703", "columns of a tile that lies in other registers")
     return (TileType(shape, tile.dtype, layout),)
 

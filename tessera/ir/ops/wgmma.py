@@ -20,6 +20,7 @@ from tessera.ir.products import FP8, FP8_FAST, is_fp8, product_format
 from tessera.ir.types import BufferType, TileType, Type, int_shape
 
 TARGET_ONLY = frozenset((TARGET,))
+MMA_ROWS = 16  # of the 64 of one instruction, those of each warp
 
 
 class Operands(NamedTuple):
@@ -43,6 +44,11 @@ def wgmma_operands(op: Op, given: Sequence[Any] | None = None) -> Operands:
 def _type(op: Op) -> tuple[Type, ...]:
     (m, n), depth = op.attributes["shape"], op.attributes["depth"]
     b = expect_buffer(op, "b")
+    if m % (MMA_ROWS * op.attributes["layout"].warps):
+        given = f"{op.attributes['layout'].warps} warps, each of which takes {MMA_ROWS} at a time"
+        raise SourceError("TS703", f"wgmma of {m} rows by {given}")
+    if n % op.attributes["columns"]:
+        raise SourceError("TS703", f"wgmma of {n} columns, {op.attributes['columns']} in each instruction")
     sums = TileType((m, n), f32, op.attributes["layout"])
     counted = 2 + (0 if op.attributes["fresh"] else 1) + 2
     if isinstance(op.operands[0].type, BufferType):
@@ -86,12 +92,14 @@ define(
     _type,
     "starts acc + a @ b: `a` is a tile of the fragments' layout or a buffer, `b` a buffer; then come the sums, unless "
     "`fresh`, and the offsets of the windows of [m, depth] and [depth, n], transposed where the buffer holds the "
-    "transpose; the result is in flight. `precision` is fp8_fast of fp8 operands, whose sums stay in the matrix unit",
+    "transpose; the result is in flight. `columns` are those of one instruction; `precision` is fp8_fast of fp8 "
+    "operands, whose sums stay in the matrix unit",
     effects={"a": "reads", "b": "reads"},
     attributes={
         "shape": REQUIRED,
         "layout": REQUIRED,
         "depth": REQUIRED,
+        "columns": REQUIRED,
         "transpose_a": False,
         "transpose_b": False,
         "fresh": False,
