@@ -6,6 +6,7 @@ Every stage is kept for inspection.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from typing import Any
 from tessera import dtypes
 from tessera.buffers import Buffer, Footprint, Order, place
 from tessera.codegen_cuda.emit import CudaKernel, emit
+from tessera.config import config
 from tessera.errors import SourceError, TesseraError, did_you_mean
 from tessera.frontend.definition import KernelDefinition
 from tessera.frontend.function import FunctionTrace
 from tessera.ir.core import Kernel, Module, Value
 from tessera.ir.dims import Size, evaluate, symbol, symbols
 from tessera.ir.opdef import GRAPH, TARGET, TILE
+from tessera.ir.printer import print_module
 from tessera.ir.signature import check_signature
 from tessera.ir.types import ListType, dtype_of, tensor_type
 from tessera.ir.verify import verify
@@ -155,7 +158,20 @@ def compile_kernel(
     result.cuda = emit(module.kernels)
     result.times["emit"] = time.perf_counter() - start
     result.program = make_program(name, module.kernels, result.cuda, arch)
+    dump([stage.module for stage in result.stages], result.cuda)
     return result
+
+
+def dump(modules: Sequence[Module], texts: Sequence[CudaKernel] = ()) -> None:
+    """Prints to stderr what the setting `dump` names: of each level the last module, and the CUDA text."""
+    wanted = config().dump
+    if not wanted:
+        return
+    last = {module.level: module for module in modules}
+    shown = [print_module(last[level]) for level in (GRAPH, TILE, TARGET) if level in wanted and level in last]
+    shown += [text.text for text in texts if "cuda" in wanted]
+    for text in shown:
+        print(text, file=sys.stderr)
 
 
 def lower_on_a_lane(kernel: Kernel, arch: Arch, lower: Callable[[Kernel], list[Kernel]]) -> list[Kernel]:
@@ -426,6 +442,7 @@ def lower_function(
         module = run_pass(step, module, context)
         if keep is not None:
             keep(Stage(step.name, module, time.perf_counter() - start, step.exact))
+    dump([module])
     try:
         return lower_graph(module.kernel(), dims, called)
     except TesseraError as error:
