@@ -8,7 +8,8 @@ The interpreter at every level and the CPU twin of the device header compute by 
   ascending k. The k-block is the depth of the instruction that runs: 16 for 16-bit operands and for fp8, which the
   f16 instruction multiplies, 8 for tf32 and f32 (`tessera.ir.products`). Operands of a tf32 product are rounded to
   tf32 first (`round_tf32`). In the fp8 format k-blocks are 32 deep, and those of each 128 of k have sums of their own,
-  which are added in f32 (`matmul_in_parts`);
+  which are added in f32 (`matmul_in_parts`). The format bf16x3 adds a k-block once for each part of its left operand
+  (`in_bf16_parts`);
 - a sum takes ascending blocks of 32 (the last one padded with zeros), pairs neighbours inside a block, and adds the
   blocks in order, every addition rounded to f32;
 - a scan works in the same blocks of 32: `scan_blocks`, then each block takes in the ascending fold of those before;
@@ -20,6 +21,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from ml_dtypes import bfloat16
+
+from tessera.ir.products import SPLIT_PARTS
 
 Array = np.ndarray
 BLOCK = 32  # elements that a reduction or a scan takes at a time
@@ -213,6 +217,28 @@ def matmul(a: Array, b: Array, acc: Array, k_block: int) -> Array:
         for start in range(0, depth, k_block):
             acc = _add_block(a64[..., start : start + k_block], b64[..., start : start + k_block, :], acc)
     return acc
+
+
+def in_bf16_parts(a: Array, b: Array, k_block: int) -> tuple[Array, Array]:
+    """f32 operands and bf16 ones as operands of a product of bf16 that `matmul` adds up as the format bf16x3 does.
+
+    a is the sum of three bf16 values; each k-block of b comes once for each of them, the lowest first. What is not
+    finite has no lower parts.
+    """
+    parts, rest = [], np.asarray(a, np.float32)
+    with np.errstate(all="ignore"):
+        for _ in range(SPLIT_PARTS):
+            part = rest.astype(bfloat16).astype(np.float32)
+            rest = np.where(np.isfinite(part), rest - part, np.float32(0))
+            parts.insert(0, part)
+    blocks = -(-a.shape[-1] // k_block)
+    beyond = [(0, 0)] * (a.ndim - 1) + [(0, blocks * k_block - a.shape[-1])]
+    wide = np.stack([np.pad(p, beyond).reshape(*a.shape[:-1], blocks, k_block) for p in parts], axis=-2)
+    rows = np.pad(b, [(0, 0)] * (b.ndim - 2) + [beyond[-1], (0, 0)])
+    rows = rows.reshape(*b.shape[:-2], blocks, 1, k_block, b.shape[-1])
+    rows = np.broadcast_to(rows, (*b.shape[:-2], blocks, SPLIT_PARTS, k_block, b.shape[-1]))
+    depth = blocks * SPLIT_PARTS * k_block
+    return wide.reshape(*a.shape[:-1], depth), rows.reshape(*b.shape[:-2], depth, b.shape[-1])
 
 
 def matmul_in_parts(a: Array, b: Array, acc: Array, k_block: int, part: int) -> Array:

@@ -30,7 +30,10 @@ from tessera.ir.types import BufferType, TileType, dtype_of, int_shape
 from tessera.passes.register_operands import computed_grid, in_registers
 from tessera.passes.warpgroup import by_warpgroups
 from tessera.target import fragments
+from tessera.target.fragments import LINE_BLOCK, product_atom
 from tessera.target.schedule import Schedule
+
+SHARED_LINE = 256  # columns from which warps share the rows of a product that are reduced
 
 
 @dataclass
@@ -44,9 +47,15 @@ class Layouts:
     product: dict[int, tuple[RegisterLayout, RegisterLayout, RegisterLayout]] = field(default_factory=dict)
 
 
-def warp_grid(shape: tuple[int, int], warps: int, one_warp_per_row: bool) -> tuple[int, int]:
-    """(rows, columns) of warps over a product: rows of 16 first, as square as the tile, so that operands are shared."""
+def warp_grid(shape: tuple[int, int], warps: int, one_warp_per_row: bool, lines: bool = False) -> tuple[int, int]:
+    """(rows, columns) of warps over a product: rows of 16 first, as square as the tile, so that operands are shared.
+
+    `lines`: rows are reduced. Those that are long are shared by the warps that a short tile would leave without work.
+    """
     *less, rows = (rows for rows in fragments.grid_rows(warps) if rows == 1 or 16 * rows <= -(-shape[0] // 16) * 16)
+    powers = warps & (warps - 1) == 0
+    if lines and powers and shape[1] >= SHARED_LINE and shape[1] >= LINE_BLOCK * (warps // rows):
+        return rows, warps // rows
     if one_warp_per_row:
         return rows, 1  # the spare warps of a short tile compute what another one does
     for fewer in reversed(less):
@@ -67,16 +76,19 @@ def assign_layouts(kernel: Kernel, schedule: Schedule) -> Layouts:
     products = [op for op in kernel.body.walk() if op.name == "mma"]
     computed = [op for op in products if in_registers(op)]
     # Accumulators that are an operand's fragments: each warp needs whole rows of them.
-    whole_rows = rows_reduced | {groups.of(op.operands[0]) for op in computed}
+    fragments_of = {groups.of(op.operands[0]) for op in computed}
+    whole_rows = rows_reduced | fragments_of
+    shared = rows_reduced - fragments_of - {groups.of(op.result) for op in computed}  # rows that several warps may have
     grids = {groups.of(op.result): computed_grid(op, schedule.warps) for op in reversed(computed)}
     for op in products:
         group = groups.of(op.result)
-        grid = warp_grid(_shape(op.result), schedule.warps, group in whole_rows)
+        lines = group in shared and product_atom(format_of(op)) is not None
+        grid = warp_grid(_shape(op.result), schedule.warps, group in whole_rows, lines)
         if by_warpgroups(op, schedule):
-            grid = (schedule.warps, 1)
+            grid, lines = (schedule.warps, 1), False
         elif group not in whole_rows:
             grid = grids.get(group, grid)  # products that add to the same accumulators have one
-        layouts.product[op.id] = product_layouts(op, grid)
+        layouts.product[op.id] = product_layouts(op, grid, lines)
         known.setdefault(group, layouts.product[op.id][2])
     for op in computed:
         known.setdefault(groups.of(op.operands[0]), whole_operand(op, layouts.product[op.id][0]))
@@ -160,10 +172,12 @@ class _Groups:
         return id(self._root(value))
 
 
-def product_layouts(op: Op, grid: tuple[int, int]) -> tuple[RegisterLayout, RegisterLayout, RegisterLayout]:
+def product_layouts(
+    op: Op, grid: tuple[int, int], lines: bool = False
+) -> tuple[RegisterLayout, RegisterLayout, RegisterLayout]:
     """Layouts of one k-block of a product over a grid of warps: operand a, operand b and the accumulator."""
     transposed = op.attributes["transpose_a"], op.attributes["transpose_b"]
-    return fragments.product_layouts(format_of(op), _shape(op.result), k_block(op), grid, transposed)
+    return fragments.product_layouts(format_of(op), _shape(op.result), k_block(op), grid, transposed, lines)
 
 
 def _shape(value: Value) -> tuple[int, int]:

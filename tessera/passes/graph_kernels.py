@@ -48,6 +48,7 @@ class KernelMaker:
             str, Value | tuple[Value, ...]
         ] = {}  # by parameter, the function's value, or those of a list
         self.scalars: dict[str, Value] = {}
+        self.pins: dict[str, int] = {}  # fields of the schedule that the shape of the kernel asks for
 
     def dim(self, name: str, size: Size) -> Size:
         """A dim of the kernel for a size of the function; a size that is a number stays one."""
@@ -126,6 +127,8 @@ class KernelMaker:
             "shape_dims": (),
             "grid": self.grid,
         }
+        if self.pins:
+            attributes["pins"] = dict(self.pins)
         return Kernel(name, self.body, attributes, self.origin)
 
 

@@ -7,22 +7,18 @@ depth in loops, too. Exact: every element is computed by the same ops, every sum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tessera.dtypes import f32, i64
-from tessera.ir.core import Block, Op, Value
+from tessera.dtypes import i64
+from tessera.ir.core import Op, Value
 from tessera.ir.numeric import BLOCK
-from tessera.ir.types import ScalarType, Shape, dtype_of, shape_of
+from tessera.ir.types import ScalarType, dtype_of
 from tessera.passes.fusion_cost import LEAST_PRODUCT_ROWS, Sizes, count, power_of_two
-from tessera.passes.graph_access import rows_in_place
-from tessera.passes.graph_groups import Group, columns_of, is_alias, is_view, rows_of
-from tessera.passes.graph_kernels import KernelMaker, RowKernel
-from tessera.passes.graph_walks import IDENTITIES, Walk, Walks, is_column, walked_rows
-
-PANEL = 128  # columns of a product, and of lines, at a time
-VECTOR = 16  # bytes of the widest access to shared memory, and a thread has 8 elements of a line side by side
-DEPTHS = {1: 64, 2: 64, 4: 32}  # elements along the sum of a product at a time, by bytes of what is multiplied
+from tessera.passes.graph_groups import Group
+from tessera.passes.graph_kernels import KernelMaker
+from tessera.passes.graph_walks import DEPTHS, IDENTITIES, PANEL, Walk, Walks, is_column, walked_rows
+from tessera.passes.loop_kernels import LoopKernel
 
 
 @dataclass
@@ -37,18 +33,13 @@ class Cut:
     tiles: dict[Value, Value] = field(default_factory=dict)
 
 
-class LineKernel(RowKernel):
+class LineKernel(LoopKernel):
     """`walks`: those of the group."""
 
     def __init__(self, group: Group, walks: Walks, sizes: Sizes, skipped: frozenset[Op]) -> None:
-        self.begin(group, sizes, skipped)
-        self.walks, self.flat = walks, False
-        self.rows, self.batch = self.maker.dim("M", count(group.rows)), 1
         rows = power_of_two(sizes.guess(count(group.rows)))
-        self.block = max(LEAST_PRODUCT_ROWS, min(rows, walked_rows(walks, sizes)))
-        self.offsets = self.maker.programs([(self.rows, self.block)])
-        self.zero = self.maker.index(0)
-        self.sources: dict[tuple[Value, Shape], Value] = {}
+        self.start(group, max(LEAST_PRODUCT_ROWS, min(rows, walked_rows(walks, sizes))), sizes, skipped)
+        self.walks = walks
         self.views: dict[Value, Value] = {}
         self.buffers: dict[Value, Value] = {}
         self.filled: set[Value] = set()  # of what is kept, that of walks so far
@@ -69,26 +60,12 @@ class LineKernel(RowKernel):
         """Outputs and buffers, numbers, and columns in memory: they are the same in all panels."""
         for op in self.group.ops:
             for value in op.operands:
-                maker = value.defining_op
-                outside = maker is None or maker not in self.inside or is_view(maker) or is_alias(maker)
-                if isinstance(value.type, ScalarType) or is_column(value) and outside:
+                if isinstance(value.type, ScalarType) or is_column(value) and self._in_memory(value):
                     self._need(value)
         for value in self.group.outputs:
             self.views[value] = self.maker.view(value, self._rows_shape(value), "out")
         for value in self.walks.kept:
             self.buffers[value] = self._buffer(value)
-
-    def _buffer(self, value: Value) -> Value:
-        """A buffer for a line. Vectors that reach beyond the last column of a line find zeros there."""
-        builder, dtype, width = self.maker.builder, dtype_of(value.type), self._width(value)
-        vector = max(8, VECTOR // dtype.bytes)
-        columns = -(-width // vector) * vector
-        name = value.name or "line"
-        buffer = builder.value("alloc_shared", shape=(self.block, columns), dtype=dtype, swizzle="xor", hint=name)
-        if columns > width:
-            zeros = builder.value("cast", self._filled(vector, 0.0), dtype=dtype)
-            builder.op("write", [buffer, zeros, self.zero, self.maker.index(columns - vector)])
-        return buffer
 
     def _walk(self, walk: Walk) -> None:
         lines = [*walk.kept, *walk.stored, *(op.operands[0] for op in walk.reduced)]
@@ -110,44 +87,12 @@ class LineKernel(RowKernel):
         self.made.update(zip((op.result for op in walk.reduced), found, strict=True))
         self.filled.update(walk.kept)
 
-    def _width(self, value: Value) -> int:
-        return self.sizes.fix(columns_of(shape_of(value.type)))
-
-    def _filled(self, columns: int, number: float) -> Value:
-        builder = self.maker.builder
-        scalar = builder.value("constant", value=number, dtype=f32)
-        return builder.value("full", scalar, shape=(self.block, columns), dtype=f32)
-
     def _taken_in(self, op: Op, known: Value, cut: Cut) -> Value:
         """What a row is reduced to so far, with one more panel."""
         line, builder = self._part(op.operands[0], cut), self.maker.builder.at(op)
         part = builder.value(op.name, line, axis=1, hint=op.result.name)
         combine = {"reduce_sum": "add", "reduce_max": "max", "reduce_min": "min"}[op.name]
         return builder.value(combine, known, part, hint=op.result.name)
-
-    def _over(
-        self, size: int, step: int, carried: Sequence[Value], make: Callable[[Value, int, Sequence[Value]], list[Value]]
-    ) -> list[Value]:
-        """Walks over [0, size): a loop over whole steps, and the rest; `make` gives what is carried on."""
-        found, whole = list(carried), size // step * step
-        maker, builder, known = self.maker, self.maker.builder, dict(self.made)
-        if whole > step:
-            bounds = [builder.value("constant", value=number, dtype=i64) for number in (0, whole, step)]
-            body = Block()
-            start = body.add_argument(bounds[0].type, "column")
-            inside = [body.add_argument(value.type, value.name) for value in found]
-            maker.builder = builder.inner(body)
-            made = make(start, step, inside)
-            maker.builder.op("yield", made)
-            maker.builder, self.made = builder, dict(known)
-            names = [value.name for value in made]
-            found = list(builder.op("for", [*bounds, *found], [body], names).results)
-        elif whole:
-            found = make(self.zero, step, found)
-        if size > whole:
-            found = make(maker.index(whole) if whole else self.zero, size - whole, found)
-        self.made = known
-        return found
 
     # -- panels
 
@@ -165,8 +110,8 @@ class LineKernel(RowKernel):
         if value in self.filled:
             shape = (self.block, cut.extent)
             return self.maker.builder.value("read", self.buffers[value], self.zero, cut.start, extents=shape)
-        if op is None or op not in self.inside or is_view(op) or is_alias(op):
-            return self._loaded(value, cut)
+        if op is None or self._in_memory(value):
+            return self._loaded(value, cut.start, cut.extent)
         if op.name == "matmul":
             assert cut.walk is not None and cut.walk.product is op, "no product is computed twice"
             return self._product(op, cut)
@@ -183,28 +128,6 @@ class LineKernel(RowKernel):
 
     def _keeps(self, op: Op, operands: Sequence[Value]) -> bool:
         return op.name == "cast" and op.attributes["implicit"] and dtype_of(operands[0].type) == op.attributes["dtype"]
-
-    def _loaded(self, value: Value, cut: Cut) -> Value:
-        """A panel of a tensor in memory, or of a part of one."""
-        found, starts = self._access(value)
-        if self._one_row(value):
-            at = [*([None] * (len(found.axes) - 1)), cut.start]
-            tile, flipped = self._tile(found, starts, at, (1, cut.extent), known=True)
-            return self._widened(self._upright((tile, flipped)), value)
-        in_rows = rows_in_place(value, found) if found.viewed else (0, 0)
-        assert in_rows is not None
-        (first, column), root = in_rows, found.root if found.viewed else value
-        rows = self.maker.dim_of(count(rows_of(shape_of(root.type))))
-        view = self._source(root, (rows, self._width(root)))
-        at = [self._plus(self.offsets[0], first), self._plus(cut.start, column)]
-        tile = self.maker.load(self.maker.window(view, at, (self.block, cut.extent), (True, True)))
-        return self._widened(tile, value)
-
-    def _source(self, value: Value, shape: Shape) -> Value:
-        """A tensor is one parameter, however often it is read."""
-        if (value, shape) not in self.sources:
-            self.sources[value, shape] = self.maker.view(value, shape)
-        return self.sources[value, shape]
 
     # -- products
 
@@ -223,12 +146,6 @@ class LineKernel(RowKernel):
 
         (total,) = self._over(self._width(left), step, [self._filled(cut.extent, 0.0)], block)
         return total
-
-    def _right(self, value: Value, starts: tuple[Value, Value], extents: tuple[int, int]) -> tuple[Value, bool]:
-        """A part of the right operand of a product, and whether it is transposed."""
-        found, first = self._access(value)
-        tile, flipped = self._tile(found, first, list(starts), extents, known=True)
-        return self._widened(tile, value), flipped
 
 
 def line_kernel(group: Group, walks: Walks, sizes: Sizes, skipped: frozenset[Op]) -> KernelMaker:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from tessera.dtypes import f32
 from tessera.ir.core import Op, Value
 from tessera.ir.dims import Size
+from tessera.ir.numeric import BLOCK
 from tessera.ir.ops.tiles import format_of
 from tessera.ir.types import ScalarType, TileType, dtype_of, shape_of
-from tessera.passes.fusion_cost import LEAST_PRODUCT_ROWS, Sizes
+from tessera.passes.fusion_cost import LEAST_PRODUCT_ROWS, Programs, Sizes
 from tessera.passes.graph_groups import (
     columns_of,
     is_along,
@@ -33,6 +34,9 @@ WIDEST_REDUCED_PRODUCT = 512  # columns of a product whose rows a later op of it
 WIDEST_F32_LINE = 64  # the same where f32 is multiplied, by units that are not tensor cores
 MOST_WALKED_PRODUCTS = 4  # of a kernel that walks: each has a loop, and what it keeps
 KEPT_BYTES = 1 << 16  # of shared memory for what is kept; blocks have 99 KB or more, and panels want the rest
+PANEL = 128  # columns of a product, and of lines, at a time
+DEPTHS = {1: 64, 2: 64, 4: 32}  # elements along the sum of a product at a time, by bytes of what is multiplied
+WALKING_BLOCKS = 2  # of a kernel that walks, on a multiprocessor
 MOST_WALKED_ROWS = 32  # of a program: panels of as many rows and 128 columns fill the registers of 4 warps
 
 Again = Callable[[Op], bool]
@@ -283,7 +287,24 @@ def walked_rows(walks: Walks, sizes: Sizes) -> int:
     return rows if rows >= LEAST_PRODUCT_ROWS else 0
 
 
+def walked_programs(walks: Walks, sizes: Sizes) -> Programs:
+    """What decides the cost of a kernel that walks: its panels, and slices of the depth of products in them."""
+    iterations = panels = 0
+    for walk in walks.walks:
+        lines = [*walk.kept, *walk.stored, *(op.operands[0] for op in walk.reduced)]
+        if not lines:
+            continue
+        width = sizes.decide(columns_of(shape_of(lines[0].type)))
+        step = BLOCK if any(op.name == "reduce_sum" for op in walk.reduced) else PANEL
+        panels += -(-width // step)
+        if walk.product is not None:
+            left = walk.product.operands[0]
+            depth = sizes.decide(columns_of(shape_of(left.type)))
+            iterations += -(-width // step) * -(-depth // DEPTHS[dtype_of(left.type).bytes])
+    return Programs(walked_rows(walks, sizes), WALKING_BLOCKS, iterations, panels)
+
+
 __all__ = [
-    "IDENTITIES", "WIDEST_F32_LINE", "WIDEST_REDUCED_PRODUCT", "Walk", "Walks", "is_column", "must_walk", "walked_rows",
-    "walks_of", "why_not_walk",
+    "DEPTHS", "IDENTITIES", "PANEL", "WIDEST_F32_LINE", "WIDEST_REDUCED_PRODUCT", "Walk", "Walks", "is_column",
+    "lines_behind_products", "must_walk", "walked_programs", "walked_rows", "walks_of", "why_not_walk",
 ]  # fmt: skip

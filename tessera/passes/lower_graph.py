@@ -16,11 +16,13 @@ from tessera.ir.types import ListType, ScalarType, TileType, dtype_of, shape_of
 from tessera.passes.fuse import fuse
 from tessera.passes.graph_attention import attention_kernel
 from tessera.passes.graph_groups import Group, is_alias, is_batched, is_made_again, is_scalar_op, rows_of
+from tessera.passes.graph_held import held_kernel
 from tessera.passes.graph_kernels import KernelMaker, Sizes, row_kernel
 from tessera.passes.graph_lines import line_kernel
 from tessera.passes.graph_movers import copy_kernel, mover_kernels
 from tessera.passes.graph_scalars import host_scalar
 from tessera.passes.graph_walks import walks_of
+from tessera.passes.line_programs import held_lines
 from tessera.passes.plan_fusion import ATTENTION
 from tessera.plan import GraphPlan, PlanBuffer, PlanLaunch, Rounding, Scalar
 
@@ -113,11 +115,14 @@ class _Lowering:
         group = Group(ops, rows_of(shape_of(outputs[0].type)), any(map(is_batched, ops)), outputs)
         attends = op.attributes["region"] == ATTENTION
         inside = set(ops)
-        walks = None if attends else walks_of(ops, outputs, lambda each: each in inside, self.sizes)
+        held = None if attends else held_lines(ops, self.sizes)
+        walks = None if attends or held else walks_of(ops, outputs, lambda each: each in inside, self.sizes)
         skipped = self._skipped(group, set(outputs), set(walks.kept if walks is not None else ()))
         exact = not attends or is_strict(self.function)
         if attends:
             maker = attention_kernel(group, self.sizes, skipped, exact)
+        elif held is not None:
+            maker = held_kernel(group, held, self.sizes, skipped)
         elif walks is not None:
             maker = line_kernel(group, walks, self.sizes, skipped)
         else:

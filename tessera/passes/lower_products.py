@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tessera import dtypes
-from tessera.dtypes import i64
+from tessera.dtypes import f32, i64
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Op, Value
 from tessera.ir.layout import RegisterLayout
 from tessera.ir.ops.tiles import format_of, k_block
 from tessera.ir.products import FP8
-from tessera.ir.types import dtype_of, int_shape
+from tessera.ir.types import dtype_of, int_shape, tile_layout
 from tessera.passes.access import divisor_of
 from tessera.passes.assign_layouts import whole_operand
 from tessera.passes.lower_warpgroups import lower_to_wgmma
@@ -60,7 +60,8 @@ class Operand:
     def fragment(self, builder: Builder, k: Value, instruction: ProductInstruction) -> Value:
         """The fragment at k, in the instruction's format."""
         at = [builder.value("add", o, k) if axis == self.k_axis else o for axis, o in enumerate(self.offsets)]
-        by_elements = {"dtype": dtypes.parse(instruction.operand), "vector": self.vector}
+        dtype = dtype_of(self.buffer.type) if instruction.parts > 1 else dtypes.parse(instruction.operand)
+        by_elements = {"dtype": dtype, "vector": self.vector}
         value = builder.value(
             self.load,
             self.buffer,
@@ -72,6 +73,8 @@ class Operand:
             hint=self.role,
             **(by_elements if self.load == "ld_operand" else {}),
         )
+        if instruction.parts > 1:
+            return value
         return builder.value(instruction.rounding, value, hint=self.role) if instruction.rounding else value
 
 
@@ -99,8 +102,11 @@ def lower_mma(lowering: Lowering, op: Op, builder: Builder) -> None:
     body = Block()
     k, acc = body.add_argument(zero.type, "k"), body.add_argument(start.type, op.result.name or "acc")
     inner = builder.inner(body)
-    fragments = [operand.fragment(inner, k, instruction) for operand in (a, b)]
-    inner.op("yield", [inner.value(instruction.multiply, *fragments, acc, hint=op.result.name or "acc")])
+    left, right = (operand.fragment(inner, k, instruction) for operand in (a, b))
+    total: Value = acc
+    for part in _parts(inner, left, instruction):
+        total = inner.value(instruction.multiply, part, right, total, hint=op.result.name or "acc")
+    inner.op("yield", [total])
     unroll = _unroll(blocks, instruction, *layouts)
     loop = builder.op("for", [zero, bound, stride, start], [body], [op.result.name], unroll=unroll)
     lowering.define(op.result, loop.result, builder)
@@ -121,6 +127,28 @@ def _from_registers(lowering: Lowering, op: Op, builder: Builder) -> None:
     lowering.define(op.result, acc, builder)
 
 
+def _parts(builder: Builder, left: Value, instruction: ProductInstruction) -> list[Value]:
+    """The fragments of a left operand whose sum it is, the lowest first: itself, or parts of fewer bits.
+
+    What is not finite, or rounds to that, has no lower parts.
+    """
+    if instruction.parts == 1:
+        return [left]
+    narrow, parts, rest = dtypes.parse(instruction.operand), [], left
+    zero, infinite = (builder.value("constant", value=v, dtype=f32) for v in (0.0, float("inf")))
+    for number in range(instruction.parts):
+        part = builder.value("cast", rest, dtype=narrow, hint="part")
+        parts.insert(0, part)
+        if number + 1 < instruction.parts:
+            wide = builder.value("cast", part, dtype=f32)
+            rest = builder.value("sub", rest, wide, hint="rest")
+            if not number:  # what is left of a finite number is finite
+                finite = builder.value("lt", builder.value("abs", wide), infinite)
+                rest = builder.value("where", finite, rest, zero, hint="rest")
+    shape, layout = int_shape(left.type), tile_layout(left.type)
+    return [builder.value("fragment", p, shape=shape, layout=layout, offset=0, hint="a") for p in parts]
+
+
 def _unroll(
     blocks: int, instruction: ProductInstruction, a: RegisterLayout, b: RegisterLayout, acc: RegisterLayout
 ) -> int:
@@ -133,6 +161,7 @@ def _unroll(
     atom = instruction.atom
     if atom is not None:
         cost = (a.registers_per_thread // atom.a.size("register")) * (b.registers_per_thread // atom.b.size("register"))
+        cost *= instruction.parts
     else:
         cost = sums // 4 if sums + 2 * operands < THREAD_REGISTERS else MMA_LIMIT
     return max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * cost <= MMA_LIMIT))

@@ -36,7 +36,7 @@ from tessera.passes.graph_groups import (
     rows_of,
     source_of,
 )
-from tessera.passes.graph_walks import Walks, must_walk, walked_rows, why_not_walk
+from tessera.passes.line_programs import line_programs, walks, why_no_lines
 from tessera.passes.sibling_products import line_of, why_apart
 
 WIDEST_F32_PRODUCT = 128  # columns of a right operand that a program has all of where f32 is multiplied
@@ -121,7 +121,7 @@ class _Planner:
         self._join()
         self._share_reads()
         for cluster in list(self.clusters.values()):
-            if cluster.kind == ROWS and not self._walked_rows(cluster.ops):
+            if cluster.kind == ROWS and not walks(cluster.ops, self.sizes):
                 self._cut(cluster)
         self._sink()
         clusters = self._ordered()
@@ -308,12 +308,9 @@ class _Planner:
             return f"a kernel takes at most {MOST_TENSORS} tensors"
         if not products:
             return None
-        if columns := must_walk(ops, self.sizes):
-            why = why_not_walk(ops, self.sizes)
-            if why is None and self._walked_rows(ops) == 0:
-                why = "shared memory does not hold what is kept of them"
-            if why is not None:
-                return f"lines of {columns} columns behind a product are more than registers hold, and {why}"
+        why = why_no_lines(ops, self._stored(ops), self._again, self.sizes)
+        if why is not None:
+            return why
         hard: set[Value] = set()
         decided = False
         for op in ops:
@@ -323,14 +320,13 @@ class _Planner:
                 hard.update(op.results)
         return self._costs(first, second, ops, read) if decided else None
 
-    def _walked_rows(self, ops: list[Op]) -> int | None:
-        """Rows of a program of a kernel that walks over lines, 0 where it cannot; None where it has no need to."""
-        if not must_walk(ops, self.sizes):
-            return None
-        return walked_rows(Walks(ops, self._stored(ops), lambda op: op in self.nowhere), self.sizes)
+    def _again(self, op: Op) -> bool:
+        """Whether a kernel does an op once more that has none of its own."""
+        return op in self.nowhere
 
     def _cost(self, ops: list[Op], read: list[Value]) -> int:
-        return row_cost(ops, read, self._stored(ops), self.sizes, self._walked_rows(ops))
+        stored = self._stored(ops)
+        return row_cost(ops, read, stored, self.sizes, line_programs(ops, stored, self._again, self.sizes))
 
     def _costs(self, first: Cluster, second: Cluster, ops: list[Op], read: list[Value]) -> str | None:
         apart = sum(self._cost(c.ops, self._read(c.ops)) for c in (first, second))

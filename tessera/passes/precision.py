@@ -5,29 +5,43 @@ lose nothing, the op in f32, and an *implicit* cast to the result's dtype. Lower
 kernel (`graph_kernels`), unless the function is `strict`; an explicit one, of `ts.cast` or an annotation, stays.
 
 An f32 product whose operands are casts from 16- or 8-bit floats multiplies those instead: each product is the same
-number, so tensor cores of 16-bit operands with f32 accumulators give it; only the order of the additions differs.
+number, so tensor cores of 16-bit operands with f32 accumulators give it; only the order of the additions differs. Where
+the right one alone is a cast, from bf16, the left one is multiplied in parts of bf16, unless the function is strict.
 """
 
 from __future__ import annotations
 
 from tessera.dtypes import DType, bf16, f16, f32
-from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
+from tessera.ir.core import (
+    Block,
+    Builder,
+    Kernel,
+    Mapping,
+    Op,
+    Value,
+    clone_op,
+    clone_with_regions,
+    is_strict,
+    new_kernel_like,
+)
 from tessera.ir.opdef import ELEMENTWISE, REDUCTION, SCAN
 from tessera.ir.ops.tiles import negative_axis
-from tessera.ir.products import product_format
-from tessera.ir.types import ScalarType, TileType, shape_of
+from tessera.ir.products import SPLIT, product_format
+from tessera.ir.types import ScalarType, TileType, dtype_of, shape_of
+
+MOVES = ("permute", "extract", "reshape")  # ops that leave the numbers of a right operand as they are
 
 
 def precision(function: Kernel) -> Kernel:
     """Exact but for the order of additions in products of what was cast to f32."""
     new, builder, mapping = new_kernel_like(function)
-    _Explicit(mapping).block(function.body, builder)
+    _Explicit(mapping, is_strict(function)).block(function.body, builder)
     return new
 
 
 class _Explicit:
-    def __init__(self, mapping: Mapping) -> None:
-        self.mapping = mapping
+    def __init__(self, mapping: Mapping, strict: bool) -> None:
+        self.mapping, self.strict = mapping, strict
         self.wide: dict[tuple[Block, Value], Value] = {}  # values cast to f32, by the block that has the cast
 
     def block(self, block: Block, builder: Builder) -> None:
@@ -61,7 +75,23 @@ class _Explicit:
         sources = [_source(value) for value in (a, b)]
         if op.attributes["precision"] is None and all(source is not None for source in sources):
             a, b = _alike([source for source in sources if source is not None], builder)
+        elif op.attributes["precision"] is None and not self.strict and dtype_of(a.type) == f32:
+            narrow = _from_bf16(b, builder)
+            if narrow is not None:
+                self.mapping[op.result] = builder.value("matmul", a, narrow, hint=op.result.name, precision=SPLIT)
+                return
         self.mapping[op.result] = builder.value("matmul", a, b, hint=op.result.name, **op.attributes)
+
+
+def _from_bf16(value: Value, builder: Builder) -> Value | None:
+    """The bf16 tensor that an f32 one was cast from, moved as it was."""
+    source, op = _source(value), value.defining_op
+    if source is not None:
+        return source if _narrow(source) == bf16 else None
+    if op is None or op.name not in MOVES:
+        return None
+    source = _from_bf16(op.operands[0], builder)
+    return None if source is None else builder.value(op.name, source, hint=value.name, **op.attributes)
 
 
 def _narrow(value: Value) -> DType | None:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from tessera.dtypes import DType
 from tessera.ir.layout import LANES, LinearLayout, RegisterLayout, warp_groups
 from tessera.ir.layout_linear import bit_count, power_of_two_above
-from tessera.ir.products import FP8
+from tessera.ir.products import FP8, SPLIT, SPLIT_PARTS
 
 __all__ = [
     "LDMATRIX_ROW_BYTES",
@@ -37,6 +37,7 @@ __all__ = [
     "MmaAtom",
     "ProductInstruction",
     "accumulator_layout",
+    "adjacent_atoms",
     "atom_counts",
     "atom_origin",
     "fma_layouts",
@@ -158,9 +159,9 @@ MMA_ATOMS: dict[str, MmaAtom] = {atom.operand: atom for atom in (M16N8K16_BF16, 
 class ProductInstruction:
     """How a warp runs products of one format. Formats and k-blocks are those of `tessera.ir.products`.
 
-    `multiply` is the Target op of one k-block and `operand` the dtype of its fragments; `atom` is its instruction, None
-    where there is none; `function` the device function of one atom; `rounding` the Target op that brings operands into
-    the format, or "".
+    `multiply` is the Target op of one k-block, which runs for each of `parts` of the left operand, and `operand` the
+    dtype of its fragments; `atom` is its instruction, None where there is none; `function` the device function of one
+    atom; `rounding` the Target op that brings operands into the format, or "".
     """
 
     multiply: str
@@ -168,10 +169,12 @@ class ProductInstruction:
     atom: MmaAtom | None
     function: str
     rounding: str = ""
+    parts: int = 1
 
 
 PRODUCT_INSTRUCTIONS: dict[str, ProductInstruction] = {
     "bf16": ProductInstruction("mma_sync", "bf16", M16N8K16_BF16, "ts_mma_m16n8k16_bf16"),
+    SPLIT: ProductInstruction("mma_sync", "bf16", M16N8K16_BF16, "ts_mma_m16n8k16_bf16", parts=SPLIT_PARTS),
     "f16": ProductInstruction("mma_sync", "f16", M16N8K16_F16, "ts_mma_m16n8k16_f16"),
     "tf32": ProductInstruction("mma_sync", "f32", M16N8K8_TF32, "ts_mma_m16n8k8_tf32", "round_tf32"),
     "f32": ProductInstruction("fma_block", "f32", None, "ts_fma_block8"),
@@ -183,6 +186,7 @@ def product_atom(format_: str) -> MmaAtom | None:
     return M16N8K32_FP8 if format_ == FP8 else PRODUCT_INSTRUCTIONS[format_].atom
 
 
+LINE_BLOCK = 32  # columns that a reduction along rows takes at a time
 LDMATRIX_ROW_BYTES = 16  # of a matrix, what its row addresses must be multiples of
 
 # The Target op that loads an operand, by its dtype in shared memory and its format: (the buffer's rows run along k,
@@ -190,6 +194,8 @@ LDMATRIX_ROW_BYTES = 16  # of a matrix, what its row addresses must be multiples
 # bytes goes to four lanes, 4 bytes each, whatever the elements are.
 OPERAND_LOADS: dict[tuple[str, str], tuple[str, str]] = {
     ("bf16", "bf16"): ("ldmatrix", "ldmatrix"),
+    ("f32", SPLIT): ("ld_operand", "ld_operand"),
+    ("bf16", SPLIT): ("ldmatrix", "ldmatrix"),
     ("f16", "f16"): ("ldmatrix", "ldmatrix"),
     ("fp8_e4m3", "f16"): ("ld_operand", "ld_operand"),
     ("fp8_e5m2", "f16"): ("ld_operand", "ld_operand"),
@@ -230,10 +236,10 @@ def pairs_columns(columns: int, warp_columns: int, atom: MmaAtom = M16N8K16_BF16
 
 
 def _place(
-    atom: LinearLayout, shape: Sequence[int], warps: tuple[int, int], along_m: bool, along_n: bool, pair: bool
+    atom: LinearLayout, shape: Sequence[int], warps: tuple[int, int], along_m: bool, along_n: bool, adjacent: int
 ) -> RegisterLayout:
-    """Repeat an atom: its pair along axis 1, then warps along the axes that they divide, then repeats."""
-    block = atom.product(LinearLayout.of(2, register=[(0, 1)])) if pair else atom
+    """Repeat an atom: `adjacent` ones along axis 1, then warps along the axes that they divide, then repeats."""
+    block = atom.product(LinearLayout.of(2, register=[(0, 1 << bit) for bit in range(bit_count(adjacent))]))
     powers, groups, axis = _grid(warps)
     rows, columns = (bit_count(count) for count in powers)
     warp_bits = [(1 << bit if along_m else 0, 0) for bit in range(rows)]
@@ -247,19 +253,30 @@ def _place(
     return replace(one, repeats=repeats)
 
 
-def accumulator_layout(shape: tuple[int, int], warps: tuple[int, int], atom: MmaAtom = M16N8K16_BF16) -> RegisterLayout:
+def adjacent_atoms(columns: int, warp_columns: int, atom: MmaAtom = M16N8K16_BF16, lines: bool = False) -> int:
+    """How many n8 atoms a warp holds side by side. `lines`: rows will be reduced, blocks of 32 columns in a warp."""
+    if lines and warp_columns > 1:
+        return LINE_BLOCK // atom.n
+    return 2 if pairs_columns(columns, warp_columns, atom) else 1
+
+
+def accumulator_layout(
+    shape: tuple[int, int], warps: tuple[int, int], atom: MmaAtom = M16N8K16_BF16, lines: bool = False
+) -> RegisterLayout:
     """C of (M, N) over wm * wn warps: f32, register = 4 * (i * nj + j) + e with e = 0..3 for c0..c3 of the atom."""
-    return _place(atom.c, shape, warps, True, True, pairs_columns(shape[1], warps[1], atom))
+    return _place(atom.c, shape, warps, True, True, adjacent_atoms(shape[1], warps[1], atom, lines))
 
 
 def operand_a_layout(shape: tuple[int, int], warps: tuple[int, int], atom: MmaAtom = M16N8K16_BF16) -> RegisterLayout:
     """A of (M, K) over the same warps: every warp column holds a copy.  Atom (i, j) is row block i, k-step j."""
-    return _place(atom.a, shape, warps, True, False, False)
+    return _place(atom.a, shape, warps, True, False, 1)
 
 
-def operand_b_layout(shape: tuple[int, int], warps: tuple[int, int], atom: MmaAtom = M16N8K16_BF16) -> RegisterLayout:
+def operand_b_layout(
+    shape: tuple[int, int], warps: tuple[int, int], atom: MmaAtom = M16N8K16_BF16, lines: bool = False
+) -> RegisterLayout:
     """B of (K, N) over the same warps: every warp row holds a copy.  Atom (i, j) is k-step i, column block j."""
-    return _place(atom.b, shape, warps, False, True, pairs_columns(shape[1], warps[1], atom))
+    return _place(atom.b, shape, warps, False, True, adjacent_atoms(shape[1], warps[1], atom, lines))
 
 
 def atom_counts(layout: RegisterLayout, atom: LinearLayout) -> tuple[int, int]:
@@ -378,17 +395,18 @@ def product_layouts(
     k_block: int,
     warps: tuple[int, int],
     transposed: tuple[bool, bool] = (False, False),
+    lines: bool = False,
 ) -> tuple[RegisterLayout, RegisterLayout, RegisterLayout]:
     """Layouts of operand a, operand b and the accumulator for one k-block of an (M, N) product of a format.
 
-    `transposed`: which operands (a, b) shared memory holds as their transpose.
+    `transposed`: which operands (a, b) shared memory holds as their transpose; `lines`: as of `adjacent_atoms`.
     """
     (m, n), atom = shape, product_atom(format_)
     if atom is not None:
         return (
             operand_a_layout((m, k_block), warps, atom),
-            operand_b_layout((k_block, n), warps, atom),
-            accumulator_layout((m, n), warps, atom),
+            operand_b_layout((k_block, n), warps, atom, lines),
+            accumulator_layout((m, n), warps, atom, lines),
         )
     parts = fma_layouts((m, n), warps, (transposed[0], not transposed[1]))
     a = replace(parts.a, repeats=(parts.a.repeats[0], k_block))

@@ -7,13 +7,15 @@ from tessera.dtypes import bf16, f16, f32, fp8_e4m3, fp8_e5m2, i32
 from tessera.errors import TesseraError
 from tessera.ir.core import Builder, Module
 from tessera.ir.dims import symbol
+from tessera.ir.numeric import in_bf16_parts
 from tessera.ir.opdef import ELEMENTWISE, GRAPH, REDUCTION, SCAN, table
 from tessera.ir.printer import print_module
+from tessera.ir.products import SPLIT
 from tessera.ir.types import dtype_of
 from tessera.ir.verify import verify
 from tessera.passes.precision import precision
 from tessera.runtime.function_interpreter import interpret_function
-from tests.fuzz.graph_running import assert_same
+from tests.fuzz.graph_running import assert_same, emulate
 from tests.passes.graphs import Graph, held
 
 M, K, N = (symbol(name) for name in "MKN")
@@ -164,7 +166,8 @@ EXACT = [
     ((fp8_e4m3, bf16), "bf16 bf16"),
     ((f16, fp8_e5m2), "f16 f16"),
     ((f16, bf16), "f32 f32"),  # neither holds the other's values
-    ((f32, bf16), "f32 f32"),
+    ((f32, bf16), "f32 bf16"),  # in parts of bf16
+    ((f32, f16), "f32 f32"),
 ]
 
 
@@ -178,6 +181,41 @@ def test_an_f32_product_of_narrow_values_multiplies_those(dtypes, multiplied, im
     products = [line for line in lines(after(function)) if line.startswith("matmul")]
     assert products == [f"matmul {multiplied} -> f32"]
     held(function, M=20, K=33, N=9)
+
+
+@pytest.mark.parametrize("shape", [(50, 64, 48), (20, 40, 20), (5, 9, 129)], ids=str)
+def test_f32_times_bf16_is_multiplied_in_parts_wherever_these_lie(shape):
+    """Right on every lane, with a transposed right operand, too."""
+    rows, depth, columns = shape
+    for transposed in (False, True):
+        graph = Graph()
+        x = graph.op("silu", graph.tensor("x", M, depth, dtype=f32))
+        w = graph.cast(graph.tensor("w", *((columns, depth) if transposed else (depth, columns))), f32)
+        w = graph.op("permute", w, permutation=(1, 0)) if transposed else w
+        function = graph.function(graph.op("matmul", x, w))
+        runs = held(function, M=rows)
+        (product,) = [op for op in runs[1].plan.kernels[0].body.walk() if op.name == "mma"]
+        assert product.attributes["precision"] == SPLIT
+        emulate(runs[1:2])
+
+
+def test_a_strict_function_multiplies_f32_as_it_is():
+    graph = Graph()
+    w = graph.cast(graph.tensor("w", 16, 8), f32)
+    function = graph.function(graph.op("matmul", graph.tensor("x", M, 16, dtype=f32), w), precision="strict")
+    assert "matmul f32 f32 -> f32" in lines(after(function))
+
+
+def test_three_parts_of_an_f32_are_all_of_it():
+    numbers = np.random.default_rng(0).standard_normal((1, 40, 33)).astype(np.float32)
+    numbers[0, 0, :7] = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-30, 3e38]
+    parts, twice = in_bf16_parts(numbers, np.ones((1, 33, 1), np.float32), 16)
+    assert parts.shape == (1, 40, 144) and twice.shape == (1, 144, 1)
+    assert np.array_equal(parts.astype(bf16.numpy).astype(np.float32), parts, equal_nan=True)
+    blocks = parts.reshape(1, 40, 3, 3, 16).astype(np.float64)
+    total = blocks.sum(axis=3).reshape(1, 40, 48)[..., :33]
+    assert np.array_equal(total, numbers, equal_nan=True)
+    assert (np.abs(blocks[0, 1:, :, 0]) <= np.abs(blocks[0, 1:, :, 2])).all()
 
 
 @pytest.mark.parametrize("asked", ["f32", "tf32"])

@@ -18,7 +18,7 @@ from tessera.ir.core import Op
 from tessera.ir.dims import Size
 from tessera.ir.opdef import BRANCH, GRAPH, PURE, REQUIRED, STRUCTURAL, TERMINATOR, Lowering, define
 from tessera.ir.ops.control import yielded_types
-from tessera.ir.ops.tiles import expect_tile, format_of, k_block, negative_axis, product_bound, round_tf32
+from tessera.ir.ops.tiles import expect_tile, format_of, in_parts, k_block, negative_axis, product_bound, round_tf32
 from tessera.ir.products import TF32, operand_dtypes, product_format
 from tessera.ir.types import Shape, TileType, Type, dtype_of, shape_of, shape_text
 
@@ -35,9 +35,10 @@ def _matmul_type(op: Op) -> tuple[Type, ...]:
         raise SourceError(
             "TS304", f"matmul takes tensors of at least two axes, not {shape_text(a.shape)} and {shape_text(b.shape)}"
         )
-    if product_format(a.dtype, b.dtype) is None:
+    known = product_format(a.dtype, b.dtype, op.attributes["precision"]) is not None
+    if not known and product_format(a.dtype, b.dtype) is None:
         raise SourceError("TS204", f"matmul takes {operand_dtypes()}, not {a.dtype.name} and {b.dtype.name}")
-    if product_format(a.dtype, b.dtype, op.attributes["precision"]) is None:
+    if not known:
         raise SourceError(
             "TS402", f"products of {a.dtype.name} and {b.dtype.name} have no precision {op.attributes['precision']!r}"
         )
@@ -69,7 +70,7 @@ def _matmul(op: Op, a: Any, b: Any) -> Any:
     shape = (*a.shape[:-1], b.shape[-1])
     a, b = _operands(op, a, b)
     start = np.zeros((1,) * (a.ndim - 2) + (a.shape[-2], b.shape[-1]), np.float32)
-    return numeric.matmul(a, b, start, k_block(op)).reshape(shape)
+    return numeric.matmul(*in_parts(op, a, b), start, k_block(op)).reshape(shape)
 
 
 def _matmul_bound(op: Op, a: Bar, b: Bar) -> Bar:

@@ -30,6 +30,8 @@ from tessera.ir.products import (
     FP8_FAST,
     FP8_PART,
     K_BLOCKS,
+    SPLIT,
+    SPLIT_PARTS,
     TF32,
     is_fp8,
     operand_dtypes,
@@ -258,9 +260,10 @@ def _mma_type(op: Op) -> tuple[Type, ...]:
     a, b = expect_tile(op, "a"), expect_tile(op, "b")
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise SourceError("TS304", f"mma takes tiles of two axes, not {shape_text(a.shape)} and {shape_text(b.shape)}")
-    if product_format(a.dtype, b.dtype) is None:
+    known = product_format(a.dtype, b.dtype, op.attributes["precision"]) is not None
+    if not known and product_format(a.dtype, b.dtype) is None:
         raise SourceError("TS204", f"mma takes {operand_dtypes()}, not {a.dtype.name} and {b.dtype.name}")
-    if product_format(a.dtype, b.dtype, op.attributes["precision"]) is None:
+    if not known:
         raise SourceError(
             "TS402", f"products of {a.dtype.name} and {b.dtype.name} have no precision {op.attributes['precision']!r}"
         )
@@ -291,6 +294,10 @@ def k_block(op: Op) -> int:
     return K_BLOCKS[format_of(op)]
 
 
+# Below this the last of three parts is less than bf16's smallest number: what is lost of one is no more than that.
+SPLIT_LOSES = 2.0**-110
+
+
 def _mma_operands(op: Op, a: Any, b: Any) -> tuple[Any, Any]:
     if format_of(op) == TF32:
         a, b = round_tf32(a), round_tf32(b)
@@ -305,7 +312,7 @@ def round_tf32(x: Any) -> Any:
 
 
 def mma_evaluate(op: Op, a: Any, b: Any, acc: Any = None) -> Any:
-    a, b = _mma_operands(op, a, b)
+    a, b = in_parts(op, *_mma_operands(op, a, b))
     start = np.zeros((1, a.shape[-2], b.shape[-1]), np.float32) if acc is None else acc
     if op.attributes.get("precision") == FP8:
         return numeric.matmul_in_parts(a, b, start, k_block(op), FP8_PART)
@@ -316,8 +323,16 @@ def mma_bound(op: Op, a: Bar, b: Bar, acc: Bar | None = None) -> Bar:
     return product_bound(op, *_mma_operands(op, a, b), acc)
 
 
+def in_parts(op: Op, a: Any, b: Any) -> tuple[Any, Any]:
+    """Arrays whose product by the k-block rule is that of `a` and `b`: of f32 in parts, each k-block once for each."""
+    return numeric.in_bf16_parts(a, b, k_block(op)) if format_of(op) == SPLIT else (a, b)
+
+
 def product_bound(op: Op, a: Bar, b: Bar, acc: Bar | None) -> Bar:
     """The bar of a product of operands that are in its format and lie as in mathematics."""
+    if format_of(op) == SPLIT:
+        lost = np.where(np.abs(a.r) + a.e < SPLIT_LOSES, SPLIT_LOSES, 0.0)
+        return bounds.matmul(Bar(a.r, a.e + lost), b, acc, k_block(op) // SPLIT_PARTS)
     if is_fp8(*(dtype_of(value.type) for value in op.operands[:2])):
         in_place = op.attributes.get("precision") in (FAST_ACCUM, FP8_FAST)
         return bounds.matmul_fp8(a, b, acc, k_block(op), in_place)
@@ -330,7 +345,7 @@ define(
     _mma_type,
     "acc + a @ b, accumulated in f32; 8- and 16-bit operands on tensor cores, f32 in true f32 unless `precision` is "
     "tf32, which rounds the operands; fp8 operands as f16, unless it is fp8, with sums in f32 after every 128 of k, or "
-    "fp8_fast, with sums in the matrix unit",
+    "fp8_fast, with sums in the matrix unit; f32 times bf16 in three parts of bf16 where it is bf16x3",
     PURE,
     attributes={"transpose_a": False, "transpose_b": False, "precision": None},
     levels=frozenset((TILE,)),
@@ -343,6 +358,7 @@ define(
 __all__ = [
     "TARGET",
     "format_of",
+    "in_parts",
     "k_block",
     "mma_bound",
     "mma_evaluate",
