@@ -206,7 +206,7 @@ def functions(dims):
             given, plain, tensors = [x, previous, packed, gates], f7, (x, packed, even, *previous, *gates)
             function, inputs, flops = "delta_layer_with_checkpointing", N + 1, products + N * flops
         else:
-            first = [one[:1, :16] for one in (x, *previous)]
+            first = [one[:2, :16] for one in (x, *previous)]
             load(DOCUMENT, "distributed_gdn_layer")(first[0], first[1:], gates)  # makes the parameter
             stored("distributed_gdn_layer/transformer_layer#0", packed)
             given, plain, tensors = [x, previous, gates], f8, (x, packed, *previous, *gates)

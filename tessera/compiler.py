@@ -34,7 +34,7 @@ from tessera.passes.specialise import unbound_dims
 from tessera.plan import GraphPlan, PlanLaunch
 from tessera.program import MAP_ALIGNMENT, MAP_KINDS, Argument, Launch, Parameter, Program, Workspace
 from tessera.target.arch import ARCHS, PARAMETER_BYTES, Arch, find
-from tessera.target.schedule import Schedule, schedule_of
+from tessera.target.schedule import Schedule, as_lowered, schedule_of
 from tessera.target.schedules import may_change_lane, on_base_lane
 
 CHOICE = next(number for number, step in enumerate(PIPELINE) if step.name == "choose_schedule")
@@ -151,7 +151,7 @@ def compile_kernel(
         module = Module(TARGET, lower_on_a_lane(kernel, facts, lower) if schedule is None else lower(kernel))
         # Later passes may make several kernels, each with a schedule of its own.
         chosen = next(stage for stage in reversed(result.stages) if stage.name == "choose_schedule")
-        result.schedule = schedule_of(chosen.module.kernel())
+        result.schedule = as_lowered(schedule_of(chosen.module.kernel()), module.kernels)
     for kernel in module.kernels:
         check_signature(kernel, placed=True)
     start = time.perf_counter()

@@ -16,7 +16,7 @@ Exact: values only move. A kernel in which copies do anything else stays as it i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from tessera.dtypes import i32
 from tessera.errors import SourceError
@@ -81,6 +81,7 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
     for stages in range(wanted, LEAST_STAGES - 1, -1):
         new = _Splitter(kernel, replace(schedule, stages=stages), arch, groups, needed, teams).run()
         if not limited or holds(new, replace(schedule, blocks=1) if pinned else schedule, arch):
+            new.attributes["schedule"] = asdict(replace(schedule, stages=stages))  # those that there are
             return _without_teams(new, alone) if alone else new
         if pinned:
             raise SourceError(

@@ -21,7 +21,7 @@ from tessera.passes import PIPELINE, Context, Pass
 from tessera.program import Program
 from tessera.search.keys import access_key, code_key
 from tessera.target.cost import Cost, cost, total
-from tessera.target.schedule import Schedule
+from tessera.target.schedule import Schedule, as_lowered
 from tessera.target.schedules import candidates, may_change_lane, own_point
 
 _LAST = next(number for number, step in enumerate(PIPELINE) if step.name == "insert_barriers")
@@ -90,7 +90,7 @@ class Lowering:
             own = None if request.changes else settled.own
             kernels, whole = own or self._lower(request, settled.kernel)
             found = total([cost(each, self.arch, self.setting.dims) for each in whole])
-            schedule = self._schedule(request, settled.kernel)
+            schedule = as_lowered(self._schedule(request, settled.kernel), whole)
         except TesseraError as error:
             return Lowered(request, error=error.at(self._module(request.source).kernel().loc))
         self._kernels[request] = whole

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,6 +77,12 @@ def schedule_of(kernel: Kernel) -> Schedule:
         return Schedule(**data)
     except TypeError as error:
         raise SourceError("TS703", f"the schedule of kernel '{kernel.name}' is not one: {error}", kernel.loc) from None
+
+
+def as_lowered(chosen: Schedule, kernels: Iterable[Kernel]) -> Schedule:
+    """A schedule as the kernels that were made by it have it: rings have the slots that shared memory holds."""
+    stages = [schedule_of(kernel).stages for kernel in kernels if any(op.name == "roles" for op in kernel.body.ops)]
+    return replace(chosen, stages=min(stages)) if stages else chosen
 
 
 def elements(value: Value) -> int:

@@ -137,7 +137,7 @@ def test_warps_of_target_kernels() -> None:
     verify(parse_module(text), barriers=True, placed=True)
     for old, new, message in (
         ("producer_warps = 4, ", "", "needs producer_warps of 1 at least"),
-        (", warps = 8,", ", warps = 4,", "the kernel has 4 warps and 8 consumers"),
+        (", warps = 8,", ", warps = 4,", "the layout of tile 'empty' is of 8 warps, and the kernel has 4"),
         ("offset = 12288}", "offset = 12280}", "lies at byte 12280, which is no multiple of 16"),
         ("offset = 12288}", "offset = 8192}", "share bytes while both are in use"),
     ):

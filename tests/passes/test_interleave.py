@@ -89,7 +89,7 @@ def test_loads_behind_a_product_come_in_parts_and_in_front_of_their_arithmetic()
 
 def test_stores_to_shared_memory_are_part_of_a_run_and_a_barrier_ends_it():
     (op,) = interleaves(fused(1, 256, s=130, rows=128, subtile=128, warps=4, blocks=2, stages=2)[0].target.kernel())
-    assert inside(op)[-2:] == ["cast", "st_shared"] and not op.results
+    assert inside(op)[-2:] == ["cast", "st_matrices"] and not op.results
     (op,) = interleaves(compiled("gated")[0].target.kernel())
     assert "st_shared" not in inside(op), "the scratch lies where the operands were: a barrier comes before it"
 

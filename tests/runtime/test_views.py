@@ -141,9 +141,9 @@ def aligned(*shape):
 
 def test_views_keep_wide_accesses_where_strides_allow():
     memory = aligned(2, 40, 64)
-    assert "ts_ld_global<float, 4>" in compiled(memory[:, :, 8:40]).cuda
+    assert "ts_ld_global_if<float, 4>(ld_global + r" in compiled(memory[:, :, 8:40]).cuda
     narrow = compiled(aligned(2, 40, 66)[:, :, :32]).cuda
-    assert "ts_ld_global<float, 2>" in narrow and "ts_ld_global<float, 4>(x" not in narrow
+    assert "ts_ld_global_if<float, 2>(ld_global + r" in narrow and "<float, 4>(ld_global + r" not in narrow
     assert "dim_x_stride2" in compiled(memory[:, :, ::2]).cuda
 
 

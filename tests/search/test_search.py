@@ -204,6 +204,17 @@ def test_the_choice_among_warpgroups_gives_each_its_rows():
     assert chosen.constants["BLOCK_S"] >= 128 and chosen.cost.registers <= 1.1 * chosen.cost.registers_left
 
 
+def test_a_choice_holds_when_it_is_pinned():
+    """Shared memory holds fewer slots than the point asks for: the choice has those that there are."""
+    kernel = load("parallel_delta_aggregation_kernel")
+    dims = {"B": 16, "S": 2048, "D": 256, "L": 4, "len(source_layers)": 4, "len(gate_networks)": 4}
+    chosen = choose(kernel, dims, "sm_90a")
+    fields = asdict(chosen.schedule)
+    assert fields["family"] == "wgmma" and fields["stages"] < 6
+    again = choose(kernel.scheduled(fields), dims, "sm_90a")
+    assert again.schedule == chosen.schedule and again.program == chosen.program
+
+
 def test_sums_of_warpgroups_that_would_spill_are_left_out():
     pins = {"family": "wgmma", "BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2}
     found = search(load("gemm_nn"), {"M": 4096, "N": 4096, "K": 512}, "sm_90a", pins=pins)

@@ -9,8 +9,10 @@ from tessera.ir.core import Block, Op
 from tessera.ir.opdef import BRANCH, ELEMENTWISE, REQUIRED, TARGET, Lowering, define
 from tessera.ir.types import TileType, Type, dtype_of, tile_layout
 
-# Registers that one ldmatrix fills: up to four matrices of 16-bit elements, of each of which a lane holds a pair.
+# Registers that one ldmatrix fills, or one stmatrix stores: up to four matrices of 16-bit elements, of each of which a
+# lane holds a pair.
 MATRICES = 8
+_BY_MATRICES = ("ld_matrices", "st_matrices")
 _SPREADS = ("full", "iota", "broadcast")  # fill their registers from elsewhere
 _ACCESSES = {"ld_global": "view", "ld_shared": "buffer", "st_shared": "buffer"}
 
@@ -21,7 +23,7 @@ def register_count(op: Op) -> int:
 
     What a broadcast spreads is as small as it likes: it is read whole.
     """
-    if not (op.definition.has(ELEMENTWISE) or op.name in ("reshape", "ld_matrices", *_SPREADS, *_ACCESSES)):
+    if not (op.definition.has(ELEMENTWISE) or op.name in ("reshape", *_BY_MATRICES, *_SPREADS, *_ACCESSES)):
         return 0
     values = op.results if op.name == "broadcast" else (*op.operands, *op.results)
     counts = {tile_layout(value.type).registers_per_thread for value in values if isinstance(value.type, TileType)}
@@ -30,7 +32,7 @@ def register_count(op: Op) -> int:
 
 def register_group(op: Op) -> int:
     """How many registers an op handles by one instruction, where it works register by register."""
-    if op.name == "ld_matrices":
+    if op.name in _BY_MATRICES:
         return MATRICES
     if op.name not in _ACCESSES:
         return 1
