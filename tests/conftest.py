@@ -6,6 +6,14 @@ from tessera import cli
 from tessera.config import of_environment
 
 
+def pytest_collection_modifyitems(config, items):
+    """What is marked `full` is one of many that are alike: it runs with `-m full` alone."""
+    if "full" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(pytest.mark.skip(reason="one of many alike: run with -m full"))
+
+
 @pytest.fixture
 def tessera(capsys):
     """Runs the command line in this process; `(exit code, stdout, stderr)`."""

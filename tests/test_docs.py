@@ -150,9 +150,8 @@ def test_support_answers():
 
 
 @pytest.mark.full
-def test_everything_that_the_support_page_allows_compiles(request):
-    if "full" not in request.config.option.markexpr:
-        pytest.skip("minutes of ptxas; run with -m full")
+def test_everything_that_the_support_page_allows_compiles():
+    """Minutes of ptxas."""
     text, names = support.translation_unit()
     compiled = nvrtc.compile_cubin(text, support.SHOWN_ARCHS[-1], "support", ("-w",))
     spilling = [names[name] for name, found in compiled.resources.items() if found.spill_stores + found.spill_loads]

@@ -126,10 +126,8 @@ def test_a_dead_buffer_is_named():
     assert any("'smem_workspace' is never read" in note for note in notes)
 
 
-@pytest.mark.parametrize("number", range(81))
-def test_the_points_of_the_space_lower(number, request):
-    if number % 16 and "full" not in request.config.option.markexpr:
-        pytest.skip("run with -m full")
+@pytest.mark.parametrize("number", [pytest.param(n, marks=[pytest.mark.full] * bool(n % 16)) for n in range(81)])
+def test_the_points_of_the_space_lower(number):
     name = "fused_delta_gating_kernel"
     point = list(load(name).points())[number]
     compilation = compile_kernel(load(name), names(name, 4, {"B": 16, "S": 2048, "D": 256, "L": 5}), constants=point)

@@ -28,18 +28,12 @@ SAMPLE = ("matmul_nt_bf16", "gating_function_kernel", "cumulative_max", "transpo
 REDUNDANT: dict[tuple[str, int], str] = {}
 
 
-def in_full_runs(request: pytest.FixtureRequest, only: bool) -> None:
-    if only and "full" not in request.config.option.markexpr:
-        pytest.skip("run with -m full")
-
-
 def marked(item: object, full: bool, identity: str) -> object:
     return pytest.param(item, id=identity, marks=[pytest.mark.full] if full else [])
 
 
 @pytest.mark.parametrize("case", [marked(m, m.full, f"{m.kernel}: {m.name}") for m in MUTATIONS])
-def test_a_mutation_is_reported_where_it_is(case: Mutation, request: pytest.FixtureRequest) -> None:
-    in_full_runs(request, case.full)
+def test_a_mutation_is_reported_where_it_is(case: Mutation) -> None:
     right = compiled(case.kernel, case.dims)
     wrong = mutated(right, case.edits, case.launch)
     report = examine_kernel(wrong, arguments(case.kernel, case.dims), dict(case.dims), SEEDS)
@@ -63,9 +57,8 @@ def test_the_unbroken_kernel_has_no_finding(kernel: str, dims: Dims) -> None:
 
 
 @pytest.mark.parametrize("kernel", [marked(name, name not in SAMPLE, name) for name in SHAPES])
-def test_every_barrier_is_needed(kernel: str, request: pytest.FixtureRequest) -> None:
+def test_every_barrier_is_needed(kernel: str) -> None:
     """None of them can be dropped without a race, but for those of the table."""
-    in_full_runs(request, kernel not in SAMPLE)
     dims: Dims = tuple(SHAPES[kernel].items())
     right = compiled(kernel, dims)
     barriers = right.cuda[0].text.count("ts_barrier();")

@@ -34,12 +34,6 @@ COSTLY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def skip_unless_full(request):
-    if request.node.get_closest_marker("full") and "full" not in request.config.option.markexpr:
-        pytest.skip("run with -m full")
-
-
 def is_costly(case: Case) -> bool:
     d, s, b = (case.dims.get(name, 1) for name in "DSB")
     return case.function in COSTLY and b * s * d * d > (1 << 18) and s != 129
