@@ -145,16 +145,24 @@ def layers(xs: list[Tensor["M", 64, ts.bf16]], ws: list[Tensor[64, 64, ts.bf16]]
     tile.store(acc, output[m : m + 64])
 
 
-@ts.kernel
-def deltas(target: Tensor["M", 64, ts.bf16], xs: list[Tensor["M", 64, ts.bf16]], ws: list[Tensor[64, 64, ts.bf16]],
-           output: Tensor["M", 64, ts.bf16]):  # fmt: skip
-    """As `layers`, of differences from a tile that every iteration loads again."""
-    m = tile.program_id(0) * 64
-    acc = tile.zeros([64, 64], ts.f32)
-    for layer in tile.range(1, len(xs), 2):
-        delta = target[m : m + 64] - xs[layer][m : m + 64]
-        acc += delta * tile.sigmoid(tile.mma(delta, ws[layer]))
-    tile.store(acc, output[m : m + 64])
+def make_deltas(rows):
+    """The kernel for programs of so many rows."""
+
+    @ts.kernel
+    def deltas(target: Tensor["M", 64, ts.bf16], xs: list[Tensor["M", 64, ts.bf16]], ws: list[Tensor[64, 64, ts.bf16]],
+               output: Tensor["M", 64, ts.bf16]):  # fmt: skip
+        """As `layers`, of differences from a tile that every iteration loads again."""
+        m = tile.program_id(0) * rows
+        acc = tile.zeros([rows, 64], ts.f32)
+        for layer in tile.range(1, len(xs), 2):
+            delta = target[m : m + rows] - xs[layer][m : m + rows]
+            acc += delta * tile.sigmoid(tile.mma(delta, ws[layer]))
+        tile.store(acc, output[m : m + rows])
+
+    return deltas
+
+
+deltas = make_deltas(64)
 
 
 @ts.kernel

@@ -14,7 +14,7 @@ from tessera.ir.printer import print_module
 from tessera.ir.types import TileType, tile_layout
 from tessera.ir.verify import verify
 from tessera.runtime.check import examine_kernel
-from tests.passes.lane_kernels import LISTS, make_gemm
+from tests.passes.lane_kernels import LISTS, make_deltas, make_gemm
 from tests.passes.lane_running import (
     Ready,
     arguments_of,
@@ -32,6 +32,7 @@ from tests.suite import load
 
 ROWS, WARPS = 192, 12
 WHOLE = {"rows": 0, "subtile": 0, "blocks": 1}  # stores are not cut
+deltas = make_deltas(ROWS)
 
 
 @ts.kernel
@@ -63,17 +64,6 @@ def differences(t: Tensor["M", 128, ts.bf16], s: Tensor["M", 128, ts.bf16], w: T
     m = tile.program_id(0) * 192
     delta = t[m : m + 192] - s[m : m + 192]
     tile.store(delta * tile.sigmoid(tile.mma(delta, w)), output[m : m + 192])
-
-
-@ts.kernel
-def deltas(target: Tensor["M", 64, ts.bf16], xs: list[Tensor["M", 64, ts.bf16]], ws: list[Tensor[64, 64, ts.bf16]],
-           output: Tensor["M", 64, ts.bf16]):  # fmt: skip
-    m = tile.program_id(0) * 192
-    acc = tile.zeros([192, 64], ts.f32)
-    for layer in tile.range(1, len(xs), 2):
-        delta = target[m : m + 192] - xs[layer][m : m + 192]
-        acc += delta * tile.sigmoid(tile.mma(delta, ws[layer]))
-    tile.store(acc, output[m : m + 192])
 
 
 @ts.kernel
