@@ -144,6 +144,9 @@ def test_warps_of_target_kernels() -> None:
         assert old in text
         with pytest.raises(SourceError, match=message):
             verify(parse_module(text.replace(old, new)), barriers=True, placed=True)
+    fewer = text.replace(", warps = (1, 8)", ", warps = (1, 4)").replace("arrivals = 8", "arrivals = 4")
+    with pytest.raises(SourceError, match="the kernel has 8 warps and 4 consumers"):
+        verify(parse_module(fewer), barriers=True, placed=True)
 
 
 def test_slots_and_phases_are_followed() -> None:

@@ -1,6 +1,7 @@
 """Calls that are written for a signature: they do what general ones do, and leave where anything is another way."""
 # ruff: noqa: F821  names of dims are strings in annotations
 
+import ctypes
 import gc
 import inspect
 import linecache
@@ -314,8 +315,6 @@ def new(shape=(40, 64), dtype=np.float32, shift=0):
 
 def words(stub, count):
     """The first arguments of the last launch."""
-    import ctypes
-
     pointers = ctypes.cast(stub.queued[-1][9], ctypes.POINTER(ctypes.c_void_p))
     return [ctypes.cast(pointers[n], ctypes.POINTER(ctypes.c_uint64)).contents.value for n in range(count)]
 

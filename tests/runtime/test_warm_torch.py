@@ -13,10 +13,10 @@ from tessera.errors import ArgumentError, TesseraError
 from tessera.frontend.definition import MISSED
 from tessera.runtime import functions, warm_arrays, warm_code
 from tests.runtime.test_plan import cold, make_scale  # noqa: F401
+from tests.runtime.test_warm_code import CALLS, words
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("cupy")
-CALLS = 4  # the first is cold, two are general ones and write the call, and the fourth is that
 
 
 @pytest.fixture(params=["compared by torch", "attribute by attribute"])
@@ -27,12 +27,6 @@ def stub(request, monkeypatch):
     with stub_cuda.stubbed(stub_cuda.TORCH_DEVICE, records=True) as made:
         made.compares = request.param == "compared by torch"
         yield made
-
-
-def words(stub, count):
-    """The first arguments of the last launch."""
-    pointers = ctypes.cast(stub.queued[-1][9], ctypes.POINTER(ctypes.c_void_p))
-    return [ctypes.cast(pointers[n], ctypes.POINTER(ctypes.c_uint64)).contents.value for n in range(count)]
 
 
 def pointers(*tensors):
