@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from tessera.dtypes import bf16, f16, f32
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, add_notes, clone_op, new_kernel_like, uses
 from tessera.ir.opdef import ASYNC, BRANCH, CONSTANT, COUNTED, LOOP, PURE, TERMINATOR
 from tessera.ir.ops.control import constant_value, loop_range
 from tessera.ir.ops.roles import uses_ring
 from tessera.ir.stages import allocation
-from tessera.ir.types import BufferType, ScalarType, ViewType
+from tessera.ir.types import BufferType, ScalarType, TileType, ViewType, dtype_of
 from tessera.target.schedule import root
 
 
@@ -101,11 +102,13 @@ def _iterations(op: Op, mapping: Mapping) -> int | None:
 
 def _fold(op: Op, operands: list[Value], builder: Builder) -> Value | None:
     """A simpler value for the op, or None: integer constants are computed, x + 0 and x * 1 are x, products read
-    transposed operands as they are.
+    transposed operands as they are, and sums of two narrow values are narrow.
     """
     type_ = op.result.type
     if op.name == "mma":
         return _absorb_transposes(op, operands, builder)
+    if op.name == "cast" and isinstance(type_, TileType) and type_.dtype in (bf16, f16):
+        return _narrow_sum(op, operands[0].defining_op, builder)
     if op.name == "transpose" and (inner := operands[0].defining_op) is not None and inner.name == "transpose":
         return inner.operands[0]
     if not isinstance(type_, ScalarType) or not type_.dtype.is_int or not operands or op.definition.has(CONSTANT):
@@ -137,6 +140,21 @@ def _absorb_transposes(op: Op, operands: list[Value], builder: Builder) -> Value
     if flags == op.attributes:
         return None
     return builder.value(op.name, *sources, hint=op.result.name, **flags)
+
+
+def _narrow_sum(cast: Op, made: Op | None, builder: Builder) -> Value | None:
+    """A sum or difference in f32 of two values of the 16-bit dtype that it is rounded to, as one op of that dtype.
+
+    Their bits are the same, as an op of a 16-bit dtype computes in f32 and rounds once. Registers hold such sums in
+    pairs, and what is narrow takes half of them.
+    """
+    if made is None or made.name not in ("add", "sub") or dtype_of(made.result.type) != f32:
+        return None
+    narrow = cast.result.type
+    sources = [v.defining_op.operands[0] for v in made.operands if v.defining_op and v.defining_op.name == "cast"]
+    if len(sources) < 2 or any(source.type != narrow for source in sources):
+        return None
+    return builder.value(made.name, *sources, hint=cast.result.name or made.result.name)
 
 
 def drop_unused(kernel: Kernel) -> Kernel:

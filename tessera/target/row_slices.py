@@ -21,7 +21,8 @@ ACCUMULATORS = 128  # f32 registers of a thread for the accumulators of a produc
 @dataclass(frozen=True)
 class Rows:
     """A store with many rows: its last two sizes, K of the product behind it, whether a loop around the product carries
-    a sum, and whether both operands may be placed in shared memory by the compiler.
+    a sum, whether both operands may be placed in shared memory by the compiler, and whether the right one is stored
+    transposed, as [columns, K].
     """
 
     rows: int
@@ -29,11 +30,12 @@ class Rows:
     depth: int
     looped: bool
     placeable: bool
+    transposed: bool = False
 
 
 def row_slices(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dict[str, Any]:
     """Fields of a schedule; `warps` and `stages` where the author has fixed them."""
-    whole = store.placeable and max(store.columns, store.depth) <= WIDEST
+    whole = store.placeable and not store.transposed and max(store.columns, store.depth) <= WIDEST
     if whole and store.columns % 16 == store.depth % 16 == 0:
         found = _resident(store, warps or 8, stages or 2, arch)
         if found is not None:

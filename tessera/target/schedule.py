@@ -175,10 +175,12 @@ def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
     group = 0 if rows else _group(kernel)  # rows become programs of their own, in an order that shares operands
     schedule = Schedule(warps, streamed, subtile, rows=rows, stages=stages, blocks=blocks, group=group)
     schedule = replace(schedule, **sliced)
-    if (lane or arch.lane) == WARPGROUP_LANE and (many_rows or not subtile):
+    if (lane or arch.lane) == WARPGROUP_LANE:
         fixed = (constants.get("num_warps"), constants.get("num_stages"))
         uncut = Schedule(warps, streamed, group=_group(kernel)) if many_rows else schedule
-        for store in ways(many_rows):
+        # Few rows of many columns are cut as many rows are: the whole of them is for nobody's registers.
+        wide = [_store(op, products, kernel) for op in _stores(kernel) if products and subtile and not many_rows]
+        for store in wide if subtile and not many_rows else ways(many_rows):
             point = warpgroup_point(kernel, store, *fixed, arch)
             if point is not None:
                 schedule = replace(schedule if store else uncut, **point)
@@ -217,16 +219,15 @@ def _store(store: Op, products: list[Op], kernel: Kernel) -> Rows:
         columns,
         _depth(deepest),
         not alone or any(id(op) not in top for op in products),
-        alone and all(op is not None and op.name != "read" for op in made) and not any(map(_flipped, products)),
+        alone
+        and all(op is not None and op.name != "read" for op in made)
+        and not any(op.attributes["transpose_a"] for op in products),
+        any(op.attributes["transpose_b"] for op in products),
     )
 
 
 def _depth(product: Op) -> int:
     return int_shape(product.operands[0].type)[0 if product.attributes["transpose_a"] else 1]
-
-
-def _flipped(product: Op) -> bool:
-    return product.attributes["transpose_a"] or product.attributes["transpose_b"]
 
 
 def _reduced_tile(kernel: Kernel) -> int:

@@ -88,9 +88,25 @@ def test_rows_that_three_warpgroups_share_out():
     assert product(384) == ("wgmma", 8, 128)
     assert product(576) == ("wgmma", 12, 192)
     assert product(192) == ("wgmma", 12, 192)
-    assert product(192, columns=0) == ("wgmma", 12, 0)  # a transposed operand is not cut
+    assert product(192, columns=0) == ("wgmma", 12, 192)  # of a transposed operand too
     assert product(320)[0] == ""
     assert fields(point(make_gemm(tiles=(192, 128, 64)), LARGE), "warps", "rows", "group") == (12, 0, 8)
+
+
+def test_few_rows_of_many_columns():
+    """128 rows, of which shared memory does not hold all operands at once, are taken as those of a large store are."""
+
+    @ts.kernel
+    def gated(a: Tensor["M", 256, ts.bf16], b: Tensor["M", 256, ts.bf16], w: Tensor[256, 256, ts.bf16],
+              out: Tensor["M", 256, ts.bf16]):  # fmt: skip
+        m = tile.program_id(0) * 128
+        delta = tile.cast(tile.cast(b[m : m + 128], ts.f32) - tile.cast(a[m : m + 128], ts.f32), ts.bf16)
+        tile.store(delta * tile.sigmoid(tile.mma(delta, w)), out[m : m + 128])
+
+    found = compile_kernel(gated, LARGE, "sm_90a")
+    assert fields(found.schedule, "family", "warps", "rows", "subtile") == ("wgmma", 8, 128, 256)
+    resources = compile_cubin(found.program.cuda, "sm_90a", found.program.name).resources[found.program.name]
+    assert resources.spill_stores == resources.spill_loads == 0
 
 
 def layered(width, layers):
