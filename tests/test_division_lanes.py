@@ -59,6 +59,27 @@ def significands(shape, lowest=0, highest=0):
     return np.ldexp(1 + RNG.random(shape), RNG.integers(lowest, highest + 1, shape)).astype(np.float32)
 
 
+def tiny(b, columns=COLUMNS):
+    """Numerators, of both signs, whose quotients by `b` are subnormal, halves between two subnormals or neighbours of
+    such, and zeros; some columns hold numbers that are not tiny."""
+    shape = (len(b), columns)
+    halves = RNG.integers(0, 2 ** RNG.integers(1, 24, shape)) + RNG.choice([0.5, 0.5, 0], shape)
+    a = (halves * 2.0**-149 * b.astype(np.float64)).astype(np.float32)
+    a = np.maximum(a.view(np.int32) + RNG.integers(-1, 2, shape, dtype=np.int32), 0).view(np.float32)
+    a[:, ::7] = significands(a[:, ::7].shape, -149, 29)
+    a[:, ::11] = RNG.integers(0, 2**24, a[:, ::11].shape, dtype=np.int32).view(np.float32)
+    a[:, ::61] = 0
+    return a * RNG.choice([-1, 1], shape).astype(np.float32)
+
+
+def round_divisors(b):
+    """Divisors of which some have few bits, so that quotients are halves exactly, and some are next to powers of 2."""
+    bits = b.view(np.int32).copy()
+    bits[::3] &= -(1 << 18)
+    bits[1::5] |= 0x7FFFF0
+    return bits.view(np.float32)
+
+
 def same(found, expected):
     np.testing.assert_array_equal(
         found.view(np.uint32)[~np.isnan(expected)], expected.view(np.uint32)[~np.isnan(expected)]
@@ -76,6 +97,19 @@ def test_random_significands(lowest, highest):
     text = text_of(programs=programs)
     assert "div_by" in target_ops(text, M=rows)
     same(divided(a, b, text), ieee(a, b))
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(0, 0), (-30, 29)])
+def test_subnormal_quotients(lowest, highest):
+    """Rounded once, to even: a quarter of a million, ever so near to where rounding turns, and zeros of both signs."""
+    programs = 16
+    b = round_divisors(significands((programs * ROWS, 1), lowest, highest))
+    a = tiny(b)
+    expected = ieee(a, b)
+    assert np.mean((expected != 0) & (np.abs(expected) < 2.0**-126)) > 0.5
+    rounded_twice = (a.astype(np.float64) * 2.0**64 / b).astype(np.float32) * np.float32(2.0**-64)
+    assert np.mean(rounded_twice != expected) > 0.001
+    same(divided(a, b, text_of(programs=programs)), expected)
 
 
 def test_hard_divisors():
@@ -111,7 +145,8 @@ def test_narrow_dtypes(dtypes):
 
 
 def test_a_number_of_the_call():
-    """A scalar is shared by all; one that is a power of two is left to the CUDA compiler."""
+    """A scalar is shared by all; a constant that is a power of two is left to the CUDA compiler, and a number of the
+    call that is one multiplies, whatever the numerators."""
     kernel = """
     @ts.kernel(grid=lambda d: (1,))
     def k(a: tile.Tensor[16, 128, ts.f32], s: float, q: tile.Tensor[16, 128, ts.f32]):
@@ -121,9 +156,12 @@ def test_a_number_of_the_call():
     for by, shared in (("s", True), ("3.0", True), ("8.0", False)):
         text = kernel.format(by=by)
         assert ("div_by" in target_ops(text)) == shared
-        arguments = {"a": a, "s": 0.7, "q": np.zeros_like(a)}
-        found = run(text, arguments, {}, seeds=(3,), archs=("sm_80",))[0]["q"]
-        same(found, ieee(a, np.float32({"s": 0.7}.get(by) or float(by))))
+        for scalar in (0.7, 0.25, 2.0**-31, 0.0) if by == "s" else (0.7,):
+            numerators = a.copy() if scalar == 0.7 else tiny(np.full((16, 1), scalar or 1, np.float32), 128)
+            numerators[1, : len(SPECIAL)] = SPECIAL
+            arguments = {"a": numerators, "s": scalar, "q": np.zeros_like(a)}
+            found = run(text, arguments, {}, seeds=(3,), archs=("sm_80",))[0]["q"]
+            same(found, ieee(numerators, np.float32(scalar if by == "s" else float(by))))
 
 
 def test_few_quotients_of_a_thread_are_divided_one_by_one():
@@ -133,15 +171,21 @@ def test_few_quotients_of_a_thread_are_divided_one_by_one():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
-def test_a_gpu_divides_alike():
+@pytest.mark.parametrize("numerators", ["ordinary", "tiny"])
+def test_a_gpu_divides_alike(numerators):
+    """2^26 quotients."""
     import cupy
 
     programs = 4096
     rows = programs * ROWS
-    a = significands((rows, COLUMNS), -88, 88) * RNG.choice([-1, 1], (rows, COLUMNS)).astype(np.float32)
-    a[::97, ::5] = RNG.choice(np.array(SPECIAL, np.float32), a[::97, ::5].shape)
     b = significands((rows, 1), -30, 29)
-    b[::31] = RNG.choice(np.array(SPECIAL, np.float32), b[::31].shape)
+    if numerators == "tiny":
+        b = round_divisors(b)
+        a = tiny(b)
+    else:
+        a = significands((rows, COLUMNS), -88, 88) * RNG.choice([-1, 1], (rows, COLUMNS)).astype(np.float32)
+        a[::97, ::5] = RNG.choice(np.array(SPECIAL, np.float32), a[::97, ::5].shape)
+        b[::31] = RNG.choice(np.array(SPECIAL, np.float32), b[::31].shape)
     q = cupy.full((rows, COLUMNS), cupy.nan, cupy.float32)
     define(text_of(programs=programs))(cupy.asarray(a), cupy.asarray(b), q)
     same(q.get(), ieee(a, b))

@@ -446,19 +446,8 @@ TS_DEVICE float ts_tanh(float x) { return tanhf(x); }    // 2
 TS_DEVICE float ts_sqrt(float x) { return sqrtf(x); }    // 0.5: correctly rounded
 TS_DEVICE float ts_rsqrt(float x) { return rsqrtf(x); }  // 2
 TS_DEVICE float ts_div(float a, float b) { return a / b; }  // 0.5: correctly rounded
-// Division by a number that many share, correctly rounded. `inverse` is 1 / b, or 0 where that does not do. From 2^-90
-// on, a remainder has no bits below 2^-149, so it is exact; with it, a quotient that is off by less than a unit in the last
-// place becomes the correctly rounded one (tessera/ir/ops/division.py). NaN needs no care; a numerator of -0 would give +0.
-constexpr float TS_LEAST_DIVIDED = 0x1p-90f, TS_MOST_DIVIDED = 0x1p90f;
-TS_DEVICE float ts_divisor(float b) { return b >= 0x1p-30f && b <= 0x1p30f ? __frcp_rn(b) : 0.0f; }
-TS_DEVICE float ts_least(float least, float a) { return fminf(least, fabsf(a)); }  // passes NaN over, as ts_most does
-TS_DEVICE float ts_most(float most, float a) { return fmaxf(most, fabsf(a)); }
-TS_DEVICE float ts_zero_hidden(float a) { return __float_as_int(a) == 0 ? ts_infinity() : a; }
-TS_DEVICE float ts_div_by(float a, float b, float inverse) {
-    const float rest = __fmul_rn(__fmaf_rn(-inverse, b, 1.0f), inverse);  // 1 / b is `inverse` and this
-    const float quotient = __fmaf_rn(a, inverse, __fmul_rn(a, rest));
-    return __fmaf_rn(__fmaf_rn(-quotient, b, a), inverse, quotient);
-}
+#include "tessera_device_division.h"
+
 // 1 / (1 + 2^t) with t = -x log2(e). In relative units of 2^-23: t is off by half a unit, and by 0.11 that the constant
 // lacks, of |t| ln 2 <= |x|, which 2^t multiplies into its result, off by 2 more (PTX ISA, ex2.approx.ftz.f32); the sum
 // takes 0.5, the reciprocal 1 (rcp.approx.ftz.f32). What 2^t is off by reaches the quotient as 2^t / (1 + 2^t): below

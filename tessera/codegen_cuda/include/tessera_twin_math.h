@@ -117,16 +117,22 @@ TS_TWIN_ROUNDED(ts_gelu_tanh, ts_twin::gelu_tanh(x), ts_twin::gelu_tanh(x))
 TS_DEVICE float ts_sqrt(float x) { return __builtin_sqrtf(x); }
 TS_DEVICE float ts_div(float a, float b) { return a / b; }
 // The very steps of the device, so what they round is what the division of the interpreter is compared with.
-constexpr float TS_LEAST_DIVIDED = 0x1p-90f, TS_MOST_DIVIDED = 0x1p90f;
+constexpr float TS_LEAST_DIVIDED = 0x1p-90f, TS_MOST_DIVIDED = 0x1p126f, TS_MOST_SCALED = 0x1p60f;
 TS_DEVICE float ts_divisor(float b) { return b >= 0x1p-30f && b <= 0x1p30f ? 1.0f / b : 0.0f; }
 TS_DEVICE float ts_least(float least, float a) { return __builtin_fminf(least, __builtin_fabsf(a)); }
-TS_DEVICE float ts_most(float most, float a) { return __builtin_fmaxf(most, __builtin_fabsf(a)); }
-TS_DEVICE float ts_zero_hidden(float a) { return a == 0.0f && !__builtin_signbit(a) ? __builtin_inff() : a; }
+TS_DEVICE float ts_add_square(float sum, float a) { return __builtin_fmaf(a, a, sum); }
+TS_DEVICE bool ts_divides_exactly(float b, float inverse) {
+    return inverse != 0.0f && (ts_twin::bits_of(b) & 0x007FFFFFu) == 0;
+}
+TS_DEVICE float ts_remainder(float inverse, float b) { return __builtin_fmaf(-inverse, b, 1.0f) * inverse; }
 TS_DEVICE float ts_div_by(float a, float b, float inverse) {
-    if (a != a) return a / b;  // the sign of a NaN, which CUDA does not keep either way
-    const float rest = __builtin_fmaf(-inverse, b, 1.0f) * inverse;  // 1 / b is `inverse` and this
-    const float quotient = __builtin_fmaf(a, inverse, a * rest);
+    const float quotient = __builtin_fmaf(a, inverse, a * ts_remainder(inverse, b));
     return __builtin_fmaf(__builtin_fmaf(-quotient, b, a), inverse, quotient);
+}
+TS_DEVICE float ts_div_scaled(float a, float b, float inverse) {
+    const float scaled = a * 0x1p64f, quotient = ts_div_by(scaled, b, inverse), rounded = quotient * 0x1p-64f;
+    const float remainder = __builtin_fmaf(-quotient, b, scaled), rest = __builtin_fmaf(rounded, -0x1p64f, quotient);
+    return __builtin_copysignf(__builtin_fmaf(__builtin_fmaf(remainder, inverse, rest), 0x1.fffffep-65f, rounded), a);
 }
 TS_DEVICE float ts_max(float a, float b) {
     if (a != a || b != b) return __builtin_nanf("");

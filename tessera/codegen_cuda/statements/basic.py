@@ -58,14 +58,15 @@ def _comes_in_pairs(op: Op) -> bool:
 
 @statement("div_by")
 def _div_by(emitter: Emitter, op: Op) -> dict[str, Any]:
-    """Its operands element by element, in f32."""
+    """Its operands element by element, in f32. All threads take one branch for a divisor that is a scalar."""
     a, b, inverse = (
         f"ts_to_f32({emitter.name(value)}{'[r]' if emitter.is_tile(value) else ''})" for value in op.operands
     )
     count = tile_info(emitter, op.result)["count"]
     first, last = emitter.span(count)
     shown = {"out": emitter.name(op.result), "ctype": dtype_of(op.result.type).cuda, "count": count}
-    return {**shown, "first": first, "last": last, "a": a, "b": b, "inverse": inverse}
+    uniform = not emitter.is_tile(op.operands[1])
+    return {**shown, "first": first, "last": last, "a": a, "b": b, "inverse": inverse, "uniform": uniform}
 
 
 @statement("constant")
