@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tessera.dtypes import TYPES, f64, from_storage, round_to, to_storage
+from tessera.dtypes import TYPES, bf16, f16, f32, f64, from_storage, round_to, to_storage
 from tessera.runtime import emulator, nvrtc
 
 DTYPES = [dtype for dtype in TYPES.values() if dtype != f64]
@@ -26,7 +26,27 @@ TS_KERNEL(cast_{source}_{target}, 32)(const {source.cuda}* from, {target.cuda}* 
 """
 
 
+PAIRED = [(bf16, f32), (f16, f32), (f32, bf16), (f32, f16)]
+
+
+def paired_text(source, target):
+    """Every thread converts two neighbours at once."""
+    return f"""
+TS_KERNEL(pair_{source}_{target}, 32)(const {source.cuda}* from, {target.cuda}* to, ts_i64 count) {{
+    for (ts_i64 i = 2 * ts_thread(); i < count; i += 64) {{
+        {source.cuda} x[2];
+        {target.cuda} y[2];
+        ts_ld_global<{source.cuda}, 2>(x, from + i);
+        ts_cast_pair(y, x);
+        ts_st_global<{target.cuda}, 2>(to + i, y);
+    }}
+}}
+"""
+
+
 TEXT = '#include "tessera_device.h"\n' + "".join(kernel_text(*pair) for pair in PAIRS)
+TEXT += "".join(paired_text(*pair) for pair in PAIRED)
+NAMES = [f"cast_{source}_{target}" for source, target in PAIRS] + [f"pair_{a}_{b}" for a, b in PAIRED]
 
 
 def midpoints_of(dtype):
@@ -83,7 +103,7 @@ def assert_same(expected, actual, dtype):
 
 @pytest.fixture(scope="module")
 def library():
-    return emulator.build(TEXT, [f"cast_{source}_{target}" for source, target in PAIRS])
+    return emulator.build(TEXT, NAMES)
 
 
 @pytest.mark.parametrize("source", DTYPES, ids=str)
@@ -95,10 +115,23 @@ def test_every_conversion_has_the_language_s_bits(library, source):
         assert_same(rounded(source, target, stored), result, target)
 
 
+@pytest.mark.parametrize(("source", "target"), PAIRED, ids=str)
+def test_pairs_are_converted_like_single_elements(library, source, target):
+    """Bit for bit, NaN among them."""
+    stored = samples(source)
+    stored = stored[: len(stored) // 2 * 2]
+    single, pairs = np.zeros(len(stored), target.numpy), np.zeros(len(stored), target.numpy)
+    library.launch(f"cast_{source}_{target}", (1,), 32, 0, [stored, single, len(stored)])
+    library.launch(f"pair_{source}_{target}", (1,), 32, 0, [stored, pairs, len(stored)])
+    codes = f"u{target.bytes}"
+    assert np.isnan(from_storage(source, stored)).any()
+    np.testing.assert_array_equal(single.view(codes), pairs.view(codes))
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
 def test_every_conversion_compiles_and_uses_the_fp8_instruction_where_there_is_one(arch):
     compiled = nvrtc.compile_cubin(TEXT, arch, "conversions", want_ptx=True)
-    assert len(compiled.resources) == len(PAIRS)
+    assert len(compiled.resources) == len(NAMES)
     assert all(not used.spill_stores and not used.stack for used in compiled.resources.values())
     assert compiled.ptx is not None
     assert ("satfinite.e4m3x2" in compiled.ptx) == (arch != "sm_80")

@@ -366,71 +366,7 @@ TS_DEVICE float ts_fma_block8(float acc, const float* a, int a_stride, const flo
 }
 
 #include "tessera_device_convert.h"
-
-// Two bf16 values in one fragment register, the lower index in the lower half.
-TS_DEVICE ts_u32 ts_pack_bf16x2(ts_bf16 low, ts_bf16 high) { return (ts_u32)low.bits | ((ts_u32)high.bits << 16); }
-// Two neighbouring elements of a matrix operand as one fragment register of the 16-bit format that they run in.
-TS_DEVICE ts_u32 ts_operand_pair(ts_bf16 low, ts_bf16 high) { return ts_pack_bf16x2(low, high); }
-TS_DEVICE ts_u32 ts_operand_pair(ts_f16 low, ts_f16 high) { return (ts_u32)low.bits | ((ts_u32)high.bits << 16); }
-TS_DEVICE ts_u32 ts_operand_pair(ts_fp8_e5m2 low, ts_fp8_e5m2 high) {
-    return ((ts_u32)low.bits << 8) | ((ts_u32)high.bits << 24);
-}
-TS_DEVICE ts_u32 ts_operand_pair(ts_fp8_e4m3 low, ts_fp8_e4m3 high) {
-    ts_u32 pair;
-#if __CUDA_ARCH__ >= 890
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"((unsigned short)(low.bits | high.bits << 8)));
-#else
-    // Both halves at once: the fields at the places of f16 times 256, whose f16 is 0x5C00, and NaN put back.
-    const ts_u32 bytes = (ts_u32)low.bits | ((ts_u32)high.bits << 16);
-    const ts_u32 fields = ((bytes & 0x00800080u) << 8) | ((bytes & 0x007F007Fu) << 7);
-    const ts_u32 nan = ((bytes & 0x007F007Fu) + 0x00010001u) & 0x00800080u;
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(fields), "r"(0x5C005C00u));
-    pair |= (nan << 8) - (nan >> 7);
-#endif
-    return pair;
-}
-TS_DEVICE ts_bf16 ts_low_bf16(ts_u32 pair) {
-    ts_bf16 result;
-    result.bits = (unsigned short)(pair & 0xFFFFu);
-    return result;
-}
-TS_DEVICE ts_bf16 ts_high_bf16(ts_u32 pair) {
-    ts_bf16 result;
-    result.bits = (unsigned short)(pair >> 16);
-    return result;
-}
-// The two elements of a fragment register.
-TS_DEVICE void ts_split_pair(ts_bf16* out, ts_u32 pair) { out[0] = ts_low_bf16(pair), out[1] = ts_high_bf16(pair); }
-TS_DEVICE void ts_split_pair(ts_f16* out, ts_u32 pair) {
-    out[0].bits = (unsigned short)(pair & 0xFFFFu);
-    out[1].bits = (unsigned short)(pair >> 16);
-}
-// Sums and differences of two elements at once, rounded once: with two bits more than twice a significand's, as f32 has
-// for both types, rounding to f32 first gives the same.
-TS_DEVICE void ts_add_pair(ts_bf16* out, const ts_bf16* a, const ts_bf16* b) {
-    ts_u32 pair;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
-        : "=r"(pair)
-        : "r"(ts_operand_pair(b[0], b[1])), "r"(0x3F803F80u), "r"(ts_operand_pair(a[0], a[1])));
-    ts_split_pair(out, pair);
-}
-TS_DEVICE void ts_sub_pair(ts_bf16* out, const ts_bf16* a, const ts_bf16* b) {
-    ts_u32 pair;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
-        : "=r"(pair)
-        : "r"(ts_operand_pair(b[0], b[1])), "r"(0xBF80BF80u), "r"(ts_operand_pair(a[0], a[1])));
-    ts_split_pair(out, pair);
-}
-TS_DEVICE void ts_add_pair(ts_f16* out, const ts_f16* a, const ts_f16* b) {
-    ts_u32 pair;
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(ts_operand_pair(a[0], a[1])), "r"(ts_operand_pair(b[0], b[1])));
-    ts_split_pair(out, pair);
-}
-TS_DEVICE void ts_sub_pair(ts_f16* out, const ts_f16* a, const ts_f16* b) {
-    ts_u32 pair;
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(ts_operand_pair(a[0], a[1])), "r"(ts_operand_pair(b[0], b[1])));
-    ts_split_pair(out, pair);
-}
+#include "tessera_device_pairs.h"
 
 // ---- f32 maths -------------------------------------------------------------------------------------------------
 // Maximum errors in units in the last place, from the CUDA C++ Programming Guide's table of single-precision functions

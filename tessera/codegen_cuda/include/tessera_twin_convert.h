@@ -169,6 +169,11 @@ TS_DEVICE void ts_split_pair(ts_f16* out, ts_u32 pair) {
     out[0].bits = (unsigned short)(pair & 0xFFFFu);
     out[1].bits = (unsigned short)(pair >> 16);
 }
+// Conversions of two elements at once.
+TS_DEVICE void ts_cast_pair(float* out, const ts_bf16* a) { out[0] = ts_to_f32(a[0]), out[1] = ts_to_f32(a[1]); }
+TS_DEVICE void ts_cast_pair(float* out, const ts_f16* a) { out[0] = ts_to_f32(a[0]), out[1] = ts_to_f32(a[1]); }
+TS_DEVICE void ts_cast_pair(ts_bf16* out, const float* a) { out[0] = ts_to_bf16(a[0]), out[1] = ts_to_bf16(a[1]); }
+TS_DEVICE void ts_cast_pair(ts_f16* out, const float* a) { out[0] = ts_to_f16(a[0]), out[1] = ts_to_f16(a[1]); }
 // Sums and differences of two elements at once, rounded once: with two bits more than twice a significand's, as f32 has
 // for both types, rounding to f32 first gives the same.
 TS_DEVICE void ts_add_pair(ts_bf16* out, const ts_bf16* a, const ts_bf16* b) {

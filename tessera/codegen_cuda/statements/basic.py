@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from tessera.codegen_cuda.names import literal, size_text
 from tessera.codegen_cuda.statements.common import coordinate_texts, tile_info
 from tessera.codegen_cuda.statements.registry import statement
-from tessera.dtypes import bf16, f16
+from tessera.dtypes import bf16, boolean, f16, f32
 from tessera.ir.core import Op
 from tessera.ir.layout import transposed_map
+from tessera.ir.opdef import ELEMENTWISE
 from tessera.ir.ops.elementwise import computes_in_float
 from tessera.ir.types import TileType, dtype_of, shape_of, tile_layout
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tessera.codegen_cuda.emit import Emitter
 
 
+HALVES = (bf16, f16)
 # Device functions that compute two 16-bit floats at once, with the bits of f32 arithmetic that is rounded after.
 PAIRS = {"add": "ts_add_pair", "sub": "ts_sub_pair"}
 
@@ -25,20 +27,32 @@ def elementwise(emitter: Emitter, op: Op) -> dict[str, Any]:
     lower = op.definition.lower
     assert lower is not None
     in_float = op.name != "cast" and computes_in_float(op)
-    terms = []
-    for value in op.operands:
-        element = emitter.name(value) + ("[r]" if emitter.is_tile(value) else "")
-        terms.append(f"ts_to_f32({element})" if in_float and not dtype_of(value.type).is_bool else element)
-    text = (lower.expression if in_float or op.name == "cast" else lower.integer).format(*terms)
     result = op.result
     ctype = dtype_of(result.type).cuda
     count = tile_info(emitter, result)["count"] if emitter.is_tile(result) else 0
     first, last = emitter.span(count)
+    even = first % 2 == last % 2 == 0
+    paired = even and not lower.template and _converts_in_pairs(op)
+    terms, wide = [], {}
+    for value in op.operands:
+        element = emitter.name(value)
+        if paired and emitter.is_tile(value):
+            if dtype_of(value.type) in HALVES:
+                element = wide.setdefault(element, f"x{len(wide)}") + "[i]"
+            else:
+                element += "[r + i]"
+        elif emitter.is_tile(value):
+            element += "[r]"
+        terms.append(f"ts_to_f32({element})" if in_float and not dtype_of(value.type).is_bool else element)
+    text = (lower.expression if in_float or op.name == "cast" else lower.integer).format(*terms)
+    narrow = f"x{len(wide)}" if paired and dtype_of(result.type) in HALVES else ""
     return {
         "out": emitter.name(result),
         "ctype": ctype,
-        "expression": f"ts_cast<{ctype}>({text})",
-        "pairs": PAIRS.get(op.name) if _comes_in_pairs(op) and first % 2 == last % 2 == 0 else None,
+        "expression": f"ts_cast<{'float' if narrow else ctype}>({text})",
+        "pairs": PAIRS.get(op.name) if even and _comes_in_pairs(op) else None,
+        "wide": [(name, source) for source, name in wide.items()],
+        "narrow": narrow,
         "operands": [emitter.name(value) for value in op.operands],
         "count": count,
         "first": first,
@@ -46,12 +60,26 @@ def elementwise(emitter: Emitter, op: Op) -> dict[str, Any]:
     }
 
 
+def _converts_in_pairs(op: Op) -> bool:
+    """Whether an op computes in f32 what is or becomes 16-bit floats, of an even number of registers."""
+    tiles = [value.type for value in (op.result, *op.operands) if isinstance(value.type, TileType)]
+    dtypes = {tile.dtype for tile in tiles}
+    return (
+        op.definition.has(ELEMENTWISE)
+        and (op.name == "cast" or computes_in_float(op))
+        and not dtypes.isdisjoint(HALVES)
+        and len(dtypes) + (op.name != "cast") > 1
+        and all(dtype in (*HALVES, f32, boolean) for dtype in dtypes)
+        and all(tile_layout(tile).registers_per_thread % 2 == 0 for tile in tiles)
+    )
+
+
 def _comes_in_pairs(op: Op) -> bool:
     """Whether all are tiles of one 16-bit float dtype, of an even number of registers."""
     values = [op.result, *op.operands]
     return (
         all(isinstance(value.type, TileType) and dtype_of(value.type) == dtype_of(op.result.type) for value in values)
-        and dtype_of(op.result.type) in (bf16, f16)
+        and dtype_of(op.result.type) in HALVES
         and tile_layout(op.result.type).registers_per_thread % 2 == 0
     )
 
