@@ -3,7 +3,8 @@
 A slot is filled and emptied in rounds, counted from 0. In each the producer acquires it, announces the bytes of its
 copies and starts them; the consumers wait until these have landed, read, and release it, which lets the producer
 acquire it for the next round. Hardware sees only the parity of a round (`phase`): who waits for any other round than
-the one that comes next would pass at once, or never.
+the one that comes next would pass at once, or never. To wait again for a round that was waited for and is not released
+passes at once, as it should.
 """
 
 from __future__ import annotations
@@ -116,14 +117,22 @@ class Ring:
     def is_full(self, number: int, phase: int) -> bool:
         """Whether a wait passes now: the bytes of the round are announced, and copies that bring them are started."""
         slot = self.slot(number)
+        if self._stays(slot, phase):
+            return True
         self._check_round(number, phase, slot.waited, "waited for")
         return slot.acquired > slot.waited and slot.announced == slot.brought
+
+    def _stays(self, slot: Slot, phase: int) -> bool:
+        """Whether all readers have waited for the round of this phase, and nobody has released it."""
+        return slot.released < slot.waited and phase == (slot.waited - 1) % 2
 
     def wait(self, number: int, phase: int) -> None:
         """Lands the copies of the round."""
         if not self.is_full(number, phase):
             raise SourceError("TS513", self.wanted_full(number))
         slot = self.slot(number)
+        if self._stays(slot, phase):
+            return
         slot.waits += 1
         for token in slot.copies:
             token.wait()

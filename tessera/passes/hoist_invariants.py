@@ -45,7 +45,7 @@ def hoist_invariants(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
     found = _Invariants(kernel, loop)
     buffers = sorted(found.buffers(), key=buffer_bytes)
     while True:
-        new = _rewrite(kernel, loop, found, buffers)
+        new = _rewrite(kernel, loop, found, buffers, apart=schedule.copies == "tma")
         if not buffers or fits(new, schedule, arch):
             return new
         buffers.pop()
@@ -145,7 +145,8 @@ class _Invariants:
         return reads and all(op.name == "wait" and op in self.ops for op in waits)
 
 
-def _rewrite(kernel: Kernel, loop: Op, found: _Invariants, buffers: list[Value]) -> Kernel:
+def _rewrite(kernel: Kernel, loop: Op, found: _Invariants, buffers: list[Value], apart: bool) -> Kernel:
+    """`apart`: each copy has a wait of its own, which roles put where it is needed."""
     filled = found.buffers()
     tiles, numbers = found.tiles(), found.numbers()
     needed = {op for buffer in buffers for op in filled[buffer]}
@@ -165,8 +166,8 @@ def _rewrite(kernel: Kernel, loop: Op, found: _Invariants, buffers: list[Value])
             if inner in moved or inner in needed or inner in numbers:
                 copy = clone_op(builder.at(inner), inner, outside)
                 tokens += copy.results if inner.definition.has(ASYNC) else []
-        if tokens:
-            builder.at(loop).op("wait", tokens)
+        for landing in [[token] for token in tokens] if apart else [tokens] if tokens else []:
+            builder.at(loop).op("wait", landing)
         mapping |= {result: outside[result] for inner in moved for result in inner.results}
         landed = {result for inner in moved if inner.definition.has(ASYNC) for result in inner.results}
         _copy_op(op, builder.at(op), mapping, moved, landed)

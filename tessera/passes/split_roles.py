@@ -4,6 +4,7 @@ Both run through the same loops and conditions. What the copies of one wait brin
 waits until the slot is empty, says how many bytes will come and starts the copies; the consumers wait for them, and
 release the slot when they have read it. Groups of copies whose buffers are alike take turns in one ring. A group that
 runs once has a ring of one slot that nobody releases, and one that is kept as many as it runs: what it brings stays.
+What stays through a persistent loop is waited for where it is used (`late_waits`).
 
 With `Schedule.pingpong` the programs of a persistent kernel go to two teams of consumers in turn: one multiplies while
 the other works on its sums and stores them. Each team has rings and buffers of its own, and is a role. The producer
@@ -42,6 +43,7 @@ from tessera.passes.ahead import written_tensors
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.copy_groups import CopyGroup, copy_groups
+from tessera.passes.late_waits import late_waits
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.place_shared import place_shared
 from tessera.passes.role_rings import LEAST_STAGES, Ring, Slot, loaded_alike, make_rings, next_slot, staged
@@ -225,6 +227,8 @@ class _Splitter:
         for ring in self.rings:
             if any(copy.id in self.alike for group in ring.groups for copy in group.copies):
                 ring.cluster = cluster_of(kernel)
+        loop = persistent_loop(kernel)
+        self.late = late_waits(loop, groups, lambda group: self._ring(group).stages, self.alike, teams)
         self.released: dict[int, list[CopyGroup]] = {}  # by the op after which they are
         for group in groups:
             if group.in_turn:
@@ -311,12 +315,27 @@ class _Splitter:
         for op in block.ops:
             builder.at(op)
             group = self.group_of_wait.get(op.id)
-            if group is not None:
+            if group is not None and group not in self.late.moved:
                 self._copy(group, builder, mapping, state)
+                self._copy_at_first(self.late.behind.get(op.id, ()), builder, mapping, state)
             elif op.regions and self._copies_inside(op):
                 self._region(op, builder, mapping, state, self._produce)
             elif any(result in self.needed for result in op.results):
                 clone_op(builder, op, mapping)
+
+    def _copy_at_first(self, groups: Sequence[CopyGroup], builder: Builder, mapping: Mapping, state: _State) -> None:
+        """What is copied in the first iteration of the persistent loop only; for all teams."""
+        if not groups or self.team:
+            return
+        assert self.late.loop is not None
+        program, first = self.late.loop.regions[0].arguments[0], self.late.loop.operands[0]
+        body, otherwise = Block(), Block()
+        inner = builder.inner(body)
+        for group in groups:
+            self._copy(group, inner.at(group.wait), mapping, state)
+        inner.op("yield", [])
+        builder.inner(otherwise).op("yield", [])
+        builder.op("if", [builder.value("eq", mapping[program], mapping[first])], [body, otherwise])
 
     def _copy(self, group: CopyGroup, builder: Builder, mapping: Mapping, state: _State) -> None:
         """Where the consumers wait for them, so that both take slots in the same order."""
@@ -337,12 +356,16 @@ class _Splitter:
         for op in block.ops:
             builder.at(op)
             group = self.group_of_wait.get(op.id)
+            for late in self.late.in_front.get(op.id, ()):
+                self._wait(late, builder, state)
             if group is not None:
                 self._await(group, builder, mapping, state)
             elif op.id in self.group_of_copy or op.name == "alloc_shared" and self._is_allocated(op, mapping):
                 continue
             elif op.regions and self._copies_inside(op):
                 self._region(op, builder, mapping, state, self._consume)
+                for late in self.late.left if op is self.late.loop else ():
+                    self._wait(late, builder, state)
             elif op.name != "yield":
                 clone_op(builder, op, mapping)
             for group in self.released.get(op.id, ()):
@@ -358,11 +381,17 @@ class _Splitter:
         ring = self._ring(group)
         assert ring.value is not None
         slot = state[ring.order]
-        builder.op("ring_wait", [ring.value, slot.stage, slot.phase])
+        if not self.late.is_late(group):
+            self._wait(group, builder, state)
         for index, buffer in enumerate(() if group.kept else group.buffers):
             mapping[buffer] = staged(ring, index, slot, builder)
         self.slots[group.wait.id] = slot
         state[ring.order] = next_slot(ring, slot, builder)
+
+    def _wait(self, group: CopyGroup, builder: Builder, state: _State) -> None:
+        ring = self._ring(group)
+        assert ring.value is not None
+        builder.op("ring_wait", [ring.value, state[ring.order].stage, state[ring.order].phase])
 
     # ---- regions ----
 
@@ -422,6 +451,8 @@ class _Splitter:
                 self._produce_for_all(region, inner, mapping, inner_state)
             else:
                 role(region, inner, mapping, inner_state)
+            if produces and region is not op.regions[0]:
+                self._copy_at_first(self.late.beside.get(op.id, ()), inner.at(op), mapping, inner_state)
             final = region.ops[-1]
             values = [mapping[final.operands[index]] for index in kept]
             inner.at(final).op("yield", [*values, *_numbers(inner_state, rings)])

@@ -32,7 +32,7 @@ def dropped(op: str, pattern: str, number: int = 0) -> Edit:
 
 
 # fmt: off
-PRODUCT, SUM, OWN = "gemm_bias", "scaled_sum", "own_scratch"
+PRODUCT, SUM, OWN, PANELS = "gemm_bias", "scaled_sum", "own_scratch", "differences"
 UNREAD = r"(ts_mbarrier_wait\((ring_0.*?), \(int\)round\w*\);)"  # the consumers' wait for a slot
 
 MUTATIONS = (
@@ -54,6 +54,10 @@ MUTATIONS = (
     mutation(PRODUCT, "fewer bytes announced than come", "race in-flight mbarrier",
         Edit("ring_expect", "24576", "16384")),
     mutation(PRODUCT, "more bytes announced than come", "deadlock", Edit("ring_expect", "24576", "24592")),
+    mutation(PANELS, "no wait for a panel that stays", "race in-flight",
+        dropped("ring_wait", r"ts_mbarrier_wait\(ring_1, 0\);", 3)),
+    mutation(PANELS, "a panel that stays is never copied", "deadlock",
+        Edit("if", r"if \(eq\w*\)", "if (false)")),
     mutation(PRODUCT, "a copy that is left out", "deadlock", Edit("tma_load", "ts_tma_load", "if (false) ts_tma_load")),
     # Products.
     mutation(PRODUCT, "no wait for products", "race in-flight", dropped("wgmma_wait", r"ts_wgmma_wait<0, 64>\(\w+\);")),

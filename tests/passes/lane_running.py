@@ -81,10 +81,14 @@ def arguments_of(kernel: Kernel, dims: Mapping[str, int]) -> dict[str, Any]:
 
 
 def outputs_of(
-    kernel: Kernel, dims: Mapping[str, int], level: str = TILE, seed: int | None = None
+    kernel: Kernel,
+    dims: Mapping[str, int],
+    level: str = TILE,
+    seed: int | None = None,
+    scalars: Mapping[str, int] | None = None,
 ) -> dict[str, np.ndarray]:
     """What a kernel writes, on the interpreter; `seed`: of the order in which its roles go on."""
-    arguments = arguments_of(kernel, dims)
+    arguments = {**arguments_of(kernel, dims), **(scalars or {})}
     launch(lambda *given: Machine(*given, seed=seed), kernel, arguments, dims, None, level)
     return {name: arguments[name] for name, role in kernel.attributes["parameters"] if role != "in"}
 
