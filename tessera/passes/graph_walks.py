@@ -5,6 +5,11 @@ or of what is stored. What is elementwise behind a product and needed once more 
 a buffer. Everything else is computed again from what is kept and from memory, panel by panel, so no product is computed
 twice. A largest element is found during the walk of the product that makes the line; sums are defined by blocks of 32,
 one added after the other, and have walks of their own.
+
+The model of `fusion_cost` walks where one pass is enough: over the smallest or largest element of a product of few
+terms, such as the nearest of 2048 codes of 64 numbers. There the costs of its kernels, as schedules are ranked by,
+promise 0.3 to 0.8 of the time of two for 32768 rows, and about the same for 4096. Lines that are needed again, as of a
+softmax, were slower when they were walked: F3 took 687 us with panels at D = 512 and 470 us as four kernels.
 """
 
 from __future__ import annotations

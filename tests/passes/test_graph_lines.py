@@ -92,6 +92,37 @@ def test_rows_columns_and_indices_meet_panels():
     emulate(held(function, M=70))
 
 
+def nearest(graph, distances):
+    return graph.op("reduce_min", distances, axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("depth", "columns", "reduced", "kernels", "walks"),
+    [
+        (64, 1152, nearest, 1, True),
+        (64, 2048, nearest, 1, True),
+        (256, 2048, nearest, 2, False),  # so many slices wait longer than distances take through memory
+        (64, 1024, nearest, 1, False),  # registers hold them
+        (64, 2048, Graph.softmax, 2, False),
+        (64, 2048, Graph.normalised, 2, False),
+    ],
+)
+def test_the_model_walks_over_products_of_few_terms_that_are_needed_once(depth, columns, reduced, kernels, walks):
+    """The nearest of many codes: one kernel that neither stores nor keeps a distance."""
+    graph = Graph()
+    logits = product(graph, graph.tensor("x", M, depth), columns)
+    distances = graph.op("sub", graph.spread(graph.tensor("norms", 1, columns, dtype=f32), logits), logits)
+    function = graph.function(reduced(graph, distances))
+    plan = plan_of(function, M=4096)
+    first = plan.kernels[0]
+    loops = [op for op in first.body.ops if op.name == "for"]
+    panels = [op for op in loops if any(each.name == "mma" for each in op.regions[0].walk())]
+    assert (len(plan.launches), bool(panels) and "pins" not in first.attributes) == (kernels, walks)
+    if walks:
+        assert kept(plan) == [[]] and not list(plan.lifetimes())
+        held(function, M=3)
+
+
 def random_lines(seed, widths=(8, 46, 33)):
     """A function of rows with products, reductions and what is elementwise, of lines of a few widths."""
     chance, graph = random.Random(seed), Graph()
