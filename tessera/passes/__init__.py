@@ -17,6 +17,7 @@ from tessera.passes.choose_formats import choose_formats
 from tessera.passes.choose_schedule import choose_schedule
 from tessera.passes.defer_sums import defer_sums
 from tessera.passes.distribute import distribute
+from tessera.passes.fold_scales import fold_scales
 from tessera.passes.form_clusters import form_clusters
 from tessera.passes.fuse import fuse
 from tessera.passes.graph_simplify import drop_placement, inline_scopes, simplify
@@ -128,6 +129,8 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("lower_to_target", lambda k, c: lower_to_target(k, schedule_of(k), c.arch), TARGET),
     # Layouts say how many registers share a divisor; reciprocals that are made twice are merged by the next pass.
     Pass("share_divisors", lambda k, c: share_divisors(k), TARGET),
+    # Numbers are numbers still, and tiles parts of products; the products that are left over go with the next pass.
+    Pass("fold_scales", lambda k, c: fold_scales(k), TARGET),
     # A layout change or a fragment loop leaves unused values and repeated constants behind.
     Pass("canonicalise_target", lambda k, c: canonicalise(k), TARGET),
     # Before loads are hoisted, which would stand in front of copies.

@@ -395,6 +395,14 @@ TS_DEVICE float ts_sigmoid(float x) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0f + power));
     return result;
 }
+// The same of x * scale, for 2^-100 <= |scale| <= 2^100. The scale times the constant is a number for all elements, whose
+// rounding takes the place of that of x * scale: t is off by no more.
+TS_DEVICE float ts_scaled_sigmoid(float x, float scale) {
+    float power, result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * (-1.44269504f * scale)));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0f + power));
+    return result;
+}
 TS_DEVICE float ts_erf(float x) { return erff(x); }      // 2
 // Exact. max and min give NaN when either operand is NaN, and order -0 below +0.
 TS_DEVICE float ts_max(float a, float b) {

@@ -108,6 +108,7 @@ TS_TWIN_ROUNDED(ts_tanh, __builtin_tanh(x), __builtin_tanhl(x))
 TS_TWIN_ROUNDED(ts_rsqrt, 1.0 / __builtin_sqrt(x), 1.0L / __builtin_sqrtl(x))
 TS_TWIN_ROUNDED(ts_erf, __builtin_erf(x), ts_twin::precise_erf(x))
 TS_TWIN_ROUNDED(ts_sigmoid, ts_twin::sigmoid(x), ts_twin::sigmoid(x))
+TS_DEVICE float ts_scaled_sigmoid(float x, float scale) { return ts_sigmoid(x * scale); }
 TS_TWIN_ROUNDED(ts_softplus, ts_twin::softplus(x), ts_twin::softplus(x))
 TS_TWIN_ROUNDED(ts_silu, ts_twin::silu(x), ts_twin::silu(x))
 TS_TWIN_ROUNDED(ts_gelu, ts_twin::gelu(x), ts_twin::gelu(x))

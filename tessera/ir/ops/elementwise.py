@@ -249,6 +249,9 @@ def _of_gelu_tanh(x: np.ndarray) -> np.ndarray:
     return 2 * np.abs(argument) + _of_sigmoid(argument)
 
 
+# Derived beside ts_sigmoid in the device header.
+SIGMOID = bounds.monotone(numeric.sigmoid, _of_sigmoid, flushes=SMALLEST_NORMAL)
+
 _function("exp", "e to the a", np.exp, "ts_exp({0})", 2)
 _function("exp2", "2 to the a", np.exp2, "ts_exp2({0})", 2, bounds.monotone(np.exp2, flushes=SMALLEST_NORMAL))
 _function("log", "natural logarithm", np.log, "ts_log({0})", 1)
@@ -262,8 +265,7 @@ _function(
     numeric.sigmoid,
     "ts_sigmoid({0})",
     4,
-    # Derived beside ts_sigmoid in the device header.
-    bounds.monotone(numeric.sigmoid, _of_sigmoid, flushes=SMALLEST_NORMAL),
+    SIGMOID,
 )
 _function("softplus", "log(1 + exp(a)): nothing overflows", numeric.softplus, "ts_softplus({0})", 4)
 _function("erf", "the error function", special.erf, "ts_erf({0})", 2)
