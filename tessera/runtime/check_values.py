@@ -15,7 +15,7 @@ from tessera.ir.bounds import Bar
 from tessera.ir.core import Op
 from tessera.ir.ops.effects import format_pieces
 from tessera.runtime.compare import check
-from tessera.runtime.emulator import EmulatorBuildError
+from tessera.runtime.emulator_twin import EmulatorBuildError
 from tessera.runtime.findings import Finding, last_store
 
 if TYPE_CHECKING:

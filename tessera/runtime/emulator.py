@@ -22,28 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from tessera.codegen_cuda.include import twin_include_directory, twin_text
+from tessera.codegen_cuda.include import DEVICE_HEADER_NAME, twin_include_directory, twin_text
 from tessera.config import config
-from tessera.errors import EnvironmentProblem, InternalError
+from tessera.errors import EnvironmentProblem
 from tessera.runtime.cache import open_cache
 from tessera.runtime.emulator_maps import TensorMapFields, TwinMap
 from tessera.runtime.emulator_memory import CounterFields, Counters, Error, GlobalMemory, Options, Probes, Report
 from tessera.runtime.emulator_text import prepared
+from tessera.runtime.emulator_twin import FLAGS, OBJECT, TWIN, compile_in, put_twin
 from tessera.runtime.interpreter_output import write_line
-
-# No contraction: a * b + c must round twice unless the text says fma. -Og builds a kernel in 0.4 to 0.7 s, in 60 % of
-# the time of -O1, and the kernel runs a sixth slower.
-FLAGS = (
-    "-std=c++17",
-    "-Og",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-    "-fno-math-errno",
-    "-fvisibility=hidden",
-    "-shared",
-    "-fPIC",
-    "-w",
-)
 
 # What the twin finds, in the order of ts_twin::Kind in tessera_twin_fiber.h.
 KINDS = (
@@ -80,15 +67,6 @@ class EmulatorUnavailable(EnvironmentProblem, RuntimeError):
             "TS507",
             f"running CUDA text on a CPU needs the C++ compiler '{compiler}', which is not on the PATH; install it",
         )
-
-
-class EmulatorBuildError(InternalError, RuntimeError):
-    """The host compiler rejected emitted text (TS901). `log` is its output."""
-
-    def __init__(self, log: str) -> None:
-        first = next((line for line in log.splitlines() if "error" in line), "no message")
-        super().__init__("TS901", f"the host compiler rejected emitted text: {first.strip()}", notes=(log.strip(),))
-        self.log = log
 
 
 @dataclass(frozen=True)
@@ -412,18 +390,22 @@ def build(cuda_text: str, kernel_names: Sequence[str], counted: bool = False) ->
         return found
     entries = "".join(f"TS_TWIN_ENTRY({name})\n" for name in kernel_names)
     with tempfile.TemporaryDirectory(prefix="tessera-build-") as folder:
+        before, twin = "", []
+        if text.startswith(_INCLUDE):  # else it says first what the twin is to be compiled for
+            before, twin = f'#include "{TWIN}"\n', [OBJECT]
+            put_twin(Path(folder), compiler, version)
         (Path(folder) / "kernel.cu").write_text(text, encoding="utf-8")
-        (Path(folder) / "entry.cpp").write_text(f'#include "kernel.cu"\n{entries}', encoding="utf-8")
-        command = [compiler, *FLAGS, f"-I{twin_include_directory()}", "entry.cpp", "-o", "kernel.so", "-lm"]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if result.returncode != 0:
-            raise EmulatorBuildError(result.stderr)
+        (Path(folder) / "entry.cpp").write_text(f'{before}#include "kernel.cu"\n{entries}', encoding="utf-8")
+        headers = f"-I{twin_include_directory()}"
+        compile_in(Path(folder), compiler, headers, "entry.cpp", *twin, "-o", "kernel.so", "-lm")
         cache.put(key, (Path(folder) / "kernel.so").read_bytes())
         found = _loaded(cache.file(key), lines)
         if found is None:  # nothing can be stored, or nothing can be executed from there
             found = _private[key] = Library(Path(folder) / "kernel.so", lines)  # stays mapped when the folder goes
     return found
 
+
+_INCLUDE = f'#include "{DEVICE_HEADER_NAME}"\n'
 
 # Libraries that the disk cache did not take, for the life of the process.
 _private: dict[str, Library] = {}

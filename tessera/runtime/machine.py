@@ -148,7 +148,7 @@ def _nvrtc() -> Check:
 
 def _compiler() -> Check:
     """The C++ compiler of the emulate lane builds a library, and this process calls it."""
-    from tessera.runtime.emulator import FLAGS
+    from tessera.runtime.emulator_twin import FLAGS
 
     name = config().cxx
     path = shutil.which(name)

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from tessera.runtime.emulator import EmulatorBuildError, build
+from tessera.runtime.emulator import build
+from tessera.runtime.emulator_twin import EmulatorBuildError
 from tests.check.rings import assert_named, lines_by_kind
 from tests.check.wgmma_forms import Form
 from tests.check.wgmma_rings import MISTAKES, TEXT, VARIANTS, Edit, edit_names, examine

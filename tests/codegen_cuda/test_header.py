@@ -60,3 +60,13 @@ def test_paths_lead_to_the_twin() -> None:
     assert include.twin_header_path().is_file()
     for part in re.findall(r'#include "(tessera_\w+\.h)"', include.twin_header_path().read_text()):
         assert f"// {part}\n" in include.twin_text()
+
+
+def test_a_twin_that_is_compiled_once_has_all_functions_and_kernels_see_them_declared() -> None:
+    declared, functions = include.twin_parts()
+    whole = re.compile(r"^(?:inline|TS_DEVICE) (?!constexpr)[^;{=(]*\(", re.MULTILINE)
+    left = [m[0] for m in whole.finditer(declared) if not declared[: m.start()].endswith(">\n")]
+    assert left == [] and declared.count("{") < functions.count("{") == functions.count("}")
+    used = re.findall(r"^__attribute__\(\(used\)\) inline ([^;{]*\)(?: const)?) \{", functions, re.MULTILINE)
+    assert len(used) > 300 and all(f"\n{signature};" in declared for signature in used)
+    assert {"int ts_lane()", "Fiber& fiber()"} <= set(used)

@@ -17,6 +17,7 @@ from tessera.runtime import check_values, emulator
 from tessera.runtime.check import FULL_GRID, SAMPLE, aligned_copy, examine_kernel, sample_blocks
 from tessera.runtime.check_counters import by_place, total
 from tessera.runtime.emulator_memory import Counters
+from tessera.runtime.emulator_twin import EmulatorBuildError
 from tests.passes.test_pipeline import arguments_of
 
 needs_compiler = pytest.mark.skipif(not emulator.shutil.which("g++"), reason="needs a C++ compiler")
@@ -144,7 +145,7 @@ def test_a_wrong_value_that_cannot_be_traced_is_at_the_last_store(monkeypatch):
     from tessera.runtime import probes
 
     def fails(*arguments):
-        raise emulator.EmulatorBuildError("error: no such variable")
+        raise EmulatorBuildError("error: no such variable")
 
     for locate in (fails, lambda *arguments: None):
         monkeypatch.setattr(probes, "locate", locate)

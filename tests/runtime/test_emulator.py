@@ -13,6 +13,7 @@ import pytest
 from tessera.runtime import emulator
 from tessera.runtime.cache import Cache
 from tessera.runtime.emulator import EmulatorFault, build
+from tessera.runtime.emulator_twin import EmulatorBuildError
 
 TEXTS = Path(__file__).parent / "texts"
 STAGE_BYTES = 64 * 80 + 32 * 144
@@ -75,6 +76,7 @@ def test_matmul_is_bit_equal(m: int, n: int, k: int, seed: int) -> None:
 def test_portable_fibers_give_the_same_answers() -> None:
     a, b, c = matmul_inputs(64, 64, 64)
     library = build("#define TS_TWIN_UCONTEXT 1\n" + text("matmul"), ["matmul"])
+    assert b"swapcontext" in library.path.read_bytes(), "what the text says of the twin has come too late"
     library.launch("matmul", (1, 1), 128, 2 * STAGE_BYTES, [a, b, c, 64, 64])
     np.testing.assert_array_equal(c, blocked_product(a, b))
     with pytest.raises(EmulatorFault, match="global-out-of-bounds"):
@@ -539,7 +541,7 @@ def test_without_a_cache_a_library_lives_as_long_as_the_process(tmp_path, monkey
 
 
 def test_rejected_text_and_missing_compiler(monkeypatch) -> None:
-    with pytest.raises(emulator.EmulatorBuildError, match="ts_nonsense"):
+    with pytest.raises(EmulatorBuildError, match="ts_nonsense"):
         kernel("ts_nonsense();")
     with pytest.raises(emulator.EmulatorUnavailable, match="no-such-compiler.*install it"):
         emulator._compiler("no-such-compiler")

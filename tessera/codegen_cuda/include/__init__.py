@@ -41,12 +41,25 @@ CUDA_ULP: dict[str, float] = {
 
 _DIRECTORY = Path(__file__).parent
 
+# Of the twin, a function that is no template: it begins a line, and the brace at its end does where it has several.
+_TWIN_FUNCTION = re.compile(
+    r"(?<!>\n)^(?:inline|TS_DEVICE) (?!constexpr)([^;{}=(]*\([^;{}]*\)(?: const)?)"
+    r"(;| \{(?:[^\n]*\}|(?:  //[^\n]*)?\n(?:.*\n)*?\})$)",
+    re.MULTILINE,
+)
+
 
 @cache
 def device_header() -> str:
     """Text of the device header, its parts in their places: nothing is left to include."""
-    text = (_DIRECTORY / DEVICE_HEADER_NAME).read_text(encoding="utf-8")
-    return re.sub(r'#include "(tessera_device_\w+\.h)"\n', lambda m: (_DIRECTORY / m[1]).read_text("utf-8"), text)
+    return _whole(DEVICE_HEADER_NAME)
+
+
+def _whole(name: str) -> str:
+    """A header with its parts in their places."""
+    text = (_DIRECTORY / name).read_text(encoding="utf-8")
+    part = rf'#include "({Path(name).stem}_\w+\.h)"\n'
+    return re.sub(part, lambda m: (_DIRECTORY / m[1]).read_text("utf-8"), text)
 
 
 def twin_header_path() -> Path:
@@ -64,3 +77,16 @@ def twin_text() -> str:
     """All twin headers in one string, in a fixed order: what a cache of built kernels must depend on."""
     files = sorted(_DIRECTORY.glob("tessera_twin*.h")) + [twin_include_directory() / DEVICE_HEADER_NAME]
     return "\n".join(f"// {file.name}\n{file.read_text(encoding='utf-8')}" for file in files)
+
+
+@cache
+def twin_parts() -> tuple[str, str]:
+    """The twin where it is compiled once for many kernels: what each of them includes, and the functions.
+
+    Kernels see functions declared. Templates, types and variables are in both texts; the linker takes one of each.
+    """
+    whole = _whole("tessera_twin.h").replace("#pragma once\n", "")
+    return (
+        _TWIN_FUNCTION.sub(lambda m: f"{m[1]};", whole),
+        _TWIN_FUNCTION.sub(lambda m: f"__attribute__((used)) inline {m[1]}{m[2]}", whole),
+    )
