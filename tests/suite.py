@@ -53,7 +53,7 @@ OTHERS = [
 ]
 EXAMPLES = [
     *(("layer_norm", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (16, 1024), (3, 2048))),
-    *(("l2_normalise", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (3, 4096))),
+    *(("l2_normalise", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (3, 4096), (2, 9216))),
     *(("column_sum", {"M": m, "N": n}) for m, n in ((1, 1), (70, 100), (200, 64))),
     *(("sum_of_first", {"M": m, "N": n}) for m, n in ((1, 1), (40, 130))),
     *(("cumulative_max", {"M": m, "N": n}) for m, n in ((1, 1), (33, 100), (5, 300))),

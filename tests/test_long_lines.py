@@ -62,7 +62,7 @@ def test_softmax(n):
     )
 
 
-@pytest.mark.parametrize("n, dtype", [(2048, "bf16"), (5000, "bf16"), (4096, "f32"), (4100, "f16")])
+@pytest.mark.parametrize("n, dtype", [(2048, "bf16"), (5000, "bf16"), (4096, "f32"), (4100, "f16"), (9216, "bf16")])
 def test_norms(n, dtype):
     kind = {"bf16": ml_dtypes.bfloat16, "f32": np.float32, "f16": np.float16}[dtype]
     x, weight, bias = lines(5, n, kind), *(lines(1, n, kind)[0] for _ in range(2))
@@ -120,8 +120,17 @@ def test_registers_leave_room_for_many_lines(text, most, arch):
     assert not found.spill_stores
 
 
-@pytest.mark.parametrize("text, count", [(SOFTMAX, 3), (NORM.format(dtype="bf16"), 4)], ids=["softmax", "norm"])
+@pytest.mark.parametrize("text, count", [(SOFTMAX, 2), (NORM.format(dtype="bf16"), 2)], ids=["softmax", "norm"])
 def test_barriers_of_a_line(text, count):
-    """Two for a sum: its blocks, then its lines. One for a maximum, whose few parts lie in bytes of their own."""
+    """One for each reduction: every thread combines what the warps have, which lies in bytes of its own."""
     (kernel,) = compiled(text, 4096).target.kernels
     assert [op.name for op in kernel.body.walk()].count("barrier") == count
+
+
+@pytest.mark.parametrize(
+    "n, parts, fold", [(4096, 4, "fold_blocks"), (5120, 20, "fold_blocks"), (9216, 36, "fold_lines")]
+)
+def test_parts_of_a_line_are_as_large_as_no_two_warps_share_one(n, parts, fold):
+    (kernel,) = compiled(NORM.format(dtype="bf16"), n).target.kernels
+    folds = [op for op in kernel.body.walk() if op.name.startswith("fold_")]
+    assert [(op.name, op.operands[0].type.shape) for op in folds] == 2 * [(fold, (1, parts))]

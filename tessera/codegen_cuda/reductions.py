@@ -1,16 +1,18 @@
-"""Reductions and scans inside blocks of 32 of an axis whose bits are in registers and lanes, in the defined order.
+"""Reductions and scans of an axis whose bits are in registers and lanes, in the defined order.
 
-A reduction combines coordinate bits 0 to 4 lowest first, each by an operation of two registers or by a butterfly
-shuffle; then the blocks of 32 are combined in ascending order, across registers and, by shuffles that every lane takes
-part in, across lanes. Maxima and minima have the same bits in any order: theirs is the one of fewest shuffles. A scan
-takes the same bits: where bit k is set, the element takes in the last one below it whose bit k is clear, which lies in
-a place that is known from the layout.
+A sum combines coordinate bits lowest first, each by additions of two registers or across lanes. There a butterfly
+shuffle has every lane add the same two numbers; where the next bits are lanes', too, and a thread has several sums,
+`_pair` has half of the lanes add one of two sums and the others the other one, and combines those later. Maxima and
+minima have the same bits in any order: theirs is the one of fewest shuffles. A scan takes the same bits: where bit k is
+set, the element takes in the last one below it whose bit k is clear, which lies in a place that is known from the
+layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tessera.codegen_cuda.names import literal
 from tessera.dtypes import DType
@@ -118,13 +120,10 @@ def reduction_lines(arithmetic: Arithmetic, line: Line, out: str, ctype: str) ->
         body, values = line.load(arithmetic, dict(sorted(members.items())))
         if arithmetic.any_order:
             body += _combine(arithmetic, values, list(line.lane_bits.values()))
-            total = next(iter(values.values()))
         else:
-            body += _pair(arithmetic, values, line.lane_bits)
-            body += _fold(arithmetic, values, line.lane_bits)
-            total = "total"
-        if line.size < BLOCK:
-            body += _padded(arithmetic, total)
+            body += _pair(arithmetic, values, line.lane_bits, line.layout.shape[line.axis])
+        (total,) = values.values()
+        total = finished(arithmetic, total)
         lines += _scope([*body, f"{out}[{result}] = ts_cast<{ctype}>({total});"])
     return lines
 
@@ -132,22 +131,30 @@ def reduction_lines(arithmetic: Arithmetic, line: Line, out: str, ctype: str) ->
 def block_lines(arithmetic: Arithmetic, line: Line, out: str, size: int = BLOCK) -> list[str]:
     """Statements that fill `out[s]` for every register s of `block_layout` with the reduction of its block."""
     lines = []
-    for result, (block, members) in enumerate(line.blocks(size)):
+    for result, (_, members) in enumerate(line.blocks(size)):
         body, values = line.load(arithmetic, members)
         if arithmetic.any_order:
             body += _combine(arithmetic, values, line.lanes_below(size))
         else:
-            body += _pair(arithmetic, values, line.lane_bits)
+            body += _pair(arithmetic, values, line.lane_bits, size)
         (total,) = values.values()
-        if line.layout.shape[line.axis] < BLOCK * (block + 1):
-            body += _padded(arithmetic, total)
         lines += _scope([*body, f"{out}[{result}] = {total};"])
     return lines
 
 
-def _padded(arithmetic: Arithmetic, total: str) -> list[str]:
-    """The zeros that fill up a block are part of the defined sum: they turn -0 into 0."""
-    return [f"{total} = {total} + 0.0f;"] if arithmetic.kind == "sum" and arithmetic.dtype.is_float else []
+def finished(arithmetic: Arithmetic, total: str) -> str:
+    """A whole line's sum from that of its pairs: the 0 that it ends with turns -0 into 0."""
+    return f"{total} + 0.0f" if arithmetic.kind == "sum" and arithmetic.dtype.is_float else total
+
+
+def tree_lines(arithmetic: Arithmetic, names: list[str]) -> list[str]:
+    """Combines `names` into the first of them, in the order of a sum."""
+    lines, step = [], 1
+    while step < len(names):
+        pairs = zip(names[:: 2 * step], names[step :: 2 * step], strict=False)
+        lines += [f"{low} = {arithmetic.combine(low, high)};" for low, high in pairs]
+        step *= 2
+    return lines
 
 
 def scan_lines(arithmetic: Arithmetic, line: Line, out: str) -> list[str]:
@@ -216,36 +223,55 @@ def _combine(arithmetic: Arithmetic, values: dict[int, str], masks: list[int]) -
     return [*lines, *(f"{x} = {arithmetic.combine(x, f'ts_shfl_xor({x}, {mask})')};" for mask in masks)]
 
 
-def _pair(arithmetic: Arithmetic, values: dict[int, str], lane_bits: dict[int, int]) -> list[str]:
-    """Combines coordinate bits below 32 in place; `values` keeps the lowest member of each pair."""
-    lines = []
-    for place in range(PAIR_BITS):
+def _pair(arithmetic: Arithmetic, values: dict[int, str], lane_bits: dict[int, int], size: int) -> list[str]:
+    """Combines the coordinate bits of a line of `size`, or of a block, in place; `values` keeps the lowest member of
+    each pair.
+    """
+    bits = (size - 1).bit_length()
+    lines, lanes = [], dict(lane_bits)
+    for place in range(bits):
         step = 1 << place
-        if place in lane_bits:
-            lines += [
-                f"{x} = {arithmetic.combine(x, f'ts_shfl_xor({x}, {lane_bits[place]})')};" for x in values.values()
-            ]
+        if place not in lanes:
+            for low in [low for low in sorted(values) if not low & step and low | step in values]:
+                lines.append(f"{values[low]} = {arithmetic.combine(values[low], values.pop(low | step))};")
             continue
-        for low in sorted(values):
-            if not low & step and any(v & step for v in values):
-                other = values.pop(low | step, arithmetic.identity)
-                lines.append(f"{values[low]} = {arithmetic.combine(values[low], other)};")
+        places = frozenset(v - min(values) for v in values)
+        _, other = _cheapest(places, frozenset(p for p in lanes if p < bits), place, bits)
+        mask = lanes[place]
+        if other is None:
+            lines += [f"{x} = {arithmetic.combine(x, f'ts_shfl_xor({x}, {mask})')};" for x in values.values()]
+            continue
+        upper = f"upper{place}"
+        lines.append(f"const bool {upper} = (ts_lane() & {mask}) != 0;")
+        for low in [low for low in sorted(values) if not low & 1 << other]:
+            x, y = values[low], values.pop(low | 1 << other)
+            kept, given = f"({upper} ? {y} : {x})", f"ts_shfl_xor({upper} ? {x} : {y}, {mask})"
+            lines.append(f"{x} = {arithmetic.combine(kept, given)};")
+        lanes[other] = lanes.pop(place)
     return lines
 
 
-def _fold(arithmetic: Arithmetic, values: dict[int, str], lane_bits: dict[int, int]) -> list[str]:
-    """Combines the blocks of 32 in ascending order. Lane bits at or above 32 say which lanes hold which block."""
-    high = {place: mask for place, mask in lane_bits.items() if place >= PAIR_BITS}
-    lanes = sum(high.values())
-    blocks: list[tuple[int, str]] = []
-    for place, x in values.items():
-        for pattern in range(1 << len(high)):
-            offset = lane = 0
-            for index, (bit, mask) in enumerate(sorted(high.items())):
-                if pattern >> index & 1:
-                    offset, lane = offset | 1 << bit, lane | mask
-            text = f"ts_shfl({x}, (ts_lane() & {31 & ~lanes}) | {lane})" if high else x
-            blocks.append((place + offset, text))
-    blocks.sort()
-    lines = [f"{arithmetic.ctype} total = {blocks[0][1]};"]
-    return [*lines, *(f"total = {arithmetic.combine('total', text)};" for _, text in blocks[1:])]
+SHUFFLE = 2  # what it costs beside an addition or a choice of two registers
+
+
+@lru_cache(maxsize=4096)
+def _cheapest(places: frozenset[int], lanes: frozenset[int], place: int, bits: int) -> tuple[float, int | None]:
+    """What it costs to combine the coordinate bits from `place` on, and the bit that the lanes of bit `place` hold from
+    then on, each half of them adding up the sums with one value of it; None for a butterfly, which leaves all lanes all
+    sums.
+    """
+    if place == bits:
+        return 0, None
+    step = 1 << place
+    if place not in lanes:
+        left = frozenset(p for p in places if not (p & step and p ^ step in places))
+        return len(places) - len(left) + _cheapest(left, lanes, place + 1, bits)[0], None
+    choices: list[tuple[float, int | None]] = [
+        ((SHUFFLE + 1) * len(places) + _cheapest(places, lanes, place + 1, bits)[0], None)
+    ]
+    highest = max((p.bit_length() - 1 for p in places), default=0)
+    if highest > place and all(p ^ 1 << highest in places for p in places):
+        left = frozenset(p for p in places if not p & 1 << highest)
+        cost = (SHUFFLE + 3) * len(left) + _cheapest(left, lanes - {place} | {highest}, place + 1, bits)[0]
+        choices.append((cost, highest))
+    return min(choices, key=lambda choice: choice[0])

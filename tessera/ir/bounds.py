@@ -195,7 +195,7 @@ def logical(function: Callable[..., Array]) -> Callable[..., Bar]:
 
 
 def reduce_sum(op: Any, x: Bar, axis: int) -> Bar:
-    """Errors add; every element passes count/32 + 5 roundings of partial sums, each at most 2^-24 of sum|x|."""
+    """Errors add; every element passes a rounding for each level of pairs, each at most 2^-24 of sum|x|."""
     count = x.r.shape[axis]
     with np.errstate(all="ignore"):
         r = x.r.sum(axis=axis, keepdims=True)
@@ -203,7 +203,12 @@ def reduce_sum(op: Any, x: Bar, axis: int) -> Bar:
         if not op.result.type.dtype.is_float:
             return Bar(r, e)
         magnitude = np.abs(x.r).sum(axis=axis, keepdims=True)
-    return widen(r, e, (-(-count // 32) + 5) * HALF_ULP_F32 * magnitude)
+    return widen(r, e, pair_levels(count) * HALF_ULP_F32 * magnitude)
+
+
+def pair_levels(count: int) -> int:
+    """How many additions an element passes in a sum of `count`: of neighbours, of pairs, and so on up to one."""
+    return (count - 1).bit_length()
 
 
 def reduce_extremum(function: Callable[..., Array]) -> Callable[..., Bar]:

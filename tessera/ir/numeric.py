@@ -10,9 +10,10 @@ The interpreter at every level and the CPU twin of the device header compute by 
   tf32 first (`round_tf32`). In the fp8 format k-blocks are 32 deep, and those of each 128 of k have sums of their own,
   which are added in f32 (`matmul_in_parts`). The format bf16x3 adds a k-block once for each part of its left operand
   (`in_bf16_parts`);
-- a sum takes ascending blocks of 32 (the last one padded with zeros), pairs neighbours inside a block, and adds the
-  blocks in order, every addition rounded to f32;
-- a scan works in the same blocks of 32: `scan_blocks`, then each block takes in the ascending fold of those before;
+- a sum pairs neighbours, then pairs of those, and so on up to one, the line filled up with zeros to a power of two,
+  every addition rounded to f32, and adds 0 at last: no sum is -0. So a sum of the sums of aligned blocks of a power of
+  two has the bits of the whole;
+- a scan works in blocks of 32: `scan_blocks`, then each block takes in the ascending fold of those before;
 - a maximum or minimum is NaN when any element is, and +0 is above -0.
 """
 
@@ -78,27 +79,31 @@ def reduce_sum(x: Array, axis: int) -> Array:
 def reduce_blocks(kind: str, x: Array, axis: int, size: int = BLOCK) -> Array:
     """The "sum", "max" or "min" of each block of `size` along `axis`, which becomes the number of blocks.
 
-    Maxima and minima are the same in blocks of any size, sums are defined in those of 32.
+    Of a power of two: sums of such blocks are parts of the whole, maxima and minima in any case.
     """
     blocks = _in_blocks(x, axis, _fill(kind, x), size)
     if kind != "sum":
         ends = (reduce_max if kind == "max" else reduce_min)(blocks, -1)
         return np.moveaxis(ends[..., 0], -1, axis)
-    plus = _combine(kind, blocks)
-    with np.errstate(all="ignore"):
-        while blocks.shape[-1] > 1:
-            blocks = plus(blocks[..., 0::2], blocks[..., 1::2])
-    return np.moveaxis(blocks[..., 0], -1, axis)
+    return np.moveaxis(_pairs(blocks)[..., 0], -1, axis)
 
 
 def fold_blocks(kind: str, x: Array, axis: int) -> Array:
-    """Blocks combined in ascending order along `axis`, which stays with size 1."""
-    x = np.moveaxis(x, axis, 0)
-    combine, total = _combine(kind, x), x[0]
+    """What the blocks of a line are combined to along `axis`, which stays with size 1."""
+    if kind != "sum":
+        return (reduce_max if kind == "max" else reduce_min)(x, axis)
+    size = 1 << (x.shape[axis] - 1).bit_length()
+    total = _pairs(_in_blocks(x, axis, 0, size))[..., 0]
+    return np.moveaxis(total + 0, -1, axis)
+
+
+def _pairs(x: Array) -> Array:
+    """The sum of a last axis of a power of two of elements: of neighbours, of pairs, and so on."""
+    plus = _combine("sum", x)
     with np.errstate(all="ignore"):
-        for block in x[1:]:
-            total = combine(total, block)
-    return np.moveaxis(total[None], 0, axis)
+        while x.shape[-1] > 1:
+            x = plus(x[..., 0::2], x[..., 1::2])
+    return x
 
 
 def scan_blocks(kind: str, x: Array, axis: int) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 from tessera.dtypes import i64
 from tessera.ir.core import Op, Value
@@ -71,7 +72,10 @@ class LineKernel(LoopKernel):
         lines = [*walk.kept, *walk.stored, *(op.operands[0] for op in walk.reduced)]
         (width,) = {self._width(value) for value in lines}
         step = BLOCK if any(op.name == "reduce_sum" for op in walk.reduced) else PANEL
-        initial = [self._filled(1, IDENTITIES[op.name]) for op in walk.reduced]
+        states = [_states(op, width) for op in walk.reduced]
+        starts = [0, *accumulate(states)]
+        identities = [IDENTITIES[op.name] for op, n in zip(walk.reduced, states, strict=True) for _ in range(n)]
+        initial = [self._filled(1, number) for number in identities]
 
         def panel(start: Value, extent: int, found: Sequence[Value]) -> list[Value]:
             cut = Cut(start, extent, walk)
@@ -81,18 +85,44 @@ class LineKernel(LoopKernel):
                 shape = (self.block, extent)
                 view = self.maker.window(self.views[value], [self.offsets[0], start], shape, (True, True))
                 self.maker.store(view, self._part(value, cut))
-            return [self._taken_in(op, known, cut) for op, known in zip(walk.reduced, found, strict=True)]
+            known = [found[first:last] for first, last in pairwise(starts)]
+            return [v for op, states in zip(walk.reduced, known, strict=True) for v in self._taken_in(op, states, cut)]
 
         found = self._over(width, step, initial, panel)
-        self.made.update(zip((op.result for op in walk.reduced), found, strict=True))
+        for op, (first, last) in zip(walk.reduced, pairwise(starts), strict=True):
+            self.made[op.result] = self._reduced(op, found[first:last], width)
         self.filled.update(walk.kept)
 
-    def _taken_in(self, op: Op, known: Value, cut: Cut) -> Value:
-        """What a row is reduced to so far, with one more panel."""
+    def _taken_in(self, op: Op, known: Sequence[Value], cut: Cut) -> list[Value]:
+        """What a row is reduced to so far, with one more panel.
+
+        Of a sum that is the last one of each power of two of blocks, as far as it waits for its neighbour: the sum of a
+        new block goes where its number has its lowest 0, and meets those that wait at the 1s below.
+        """
         line, builder = self._part(op.operands[0], cut), self.maker.builder.at(op)
         part = builder.value(op.name, line, axis=1, hint=op.result.name)
-        combine = {"reduce_sum": "add", "reduce_max": "max", "reduce_min": "min"}[op.name]
-        return builder.value(combine, known, part, hint=op.result.name)
+        if op.name != "reduce_sum":
+            combine = {"reduce_max": "max", "reduce_min": "min"}[op.name]
+            return [builder.value(combine, known[0], part, hint=op.result.name)]
+        number = [builder.value("constant", value=value, dtype=i64) for value in (BLOCK, 1)]
+        behind = builder.value("add", builder.value("floordiv", cut.start, number[0]), number[1])
+        states = []
+        for level, waiting in enumerate(known):
+            period, place = (builder.value("constant", value=value, dtype=i64) for value in (2 << level, 1 << level))
+            here = builder.value("eq", builder.value("mod", behind, period), place)
+            states.append(builder.value("where", here, part, waiting, hint=op.result.name))
+            if level + 1 < len(known):
+                part = builder.value("add", waiting, part, hint=op.result.name)
+        return states
+
+    def _reduced(self, op: Op, states: Sequence[Value], width: int) -> Value:
+        """What a row is reduced to in all panels: a sum still adds up what waits, the last blocks first."""
+        blocks, builder = -(-width // BLOCK), self.maker.builder.at(op)
+        waiting = [state for level, state in enumerate(states) if op.name != "reduce_sum" or blocks >> level & 1]
+        total = waiting[0]
+        for state in waiting[1:]:
+            total = builder.value("add", state, total, hint=op.result.name)
+        return total
 
     # -- panels
 
@@ -146,6 +176,11 @@ class LineKernel(LoopKernel):
 
         (total,) = self._over(self._width(left), step, [self._filled(cut.extent, 0.0)], block)
         return total
+
+
+def _states(op: Op, width: int) -> int:
+    """How many columns a walk carries for a reduction of lines of `width`."""
+    return (-(-width // BLOCK)).bit_length() if op.name == "reduce_sum" else 1
 
 
 def line_kernel(group: Group, walks: Walks, sizes: Sizes, skipped: frozenset[Op]) -> KernelMaker:

@@ -12,7 +12,6 @@ from typing import Any
 from tessera.dtypes import DType, f32, promote
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_with_regions, new_kernel_like
 from tessera.ir.dead_code import drop_unused, unused_notes
-from tessera.ir.numeric import BLOCK
 from tessera.ir.opdef import PURE
 from tessera.ir.placement import PLACEMENT_OPS
 from tessera.ir.types import TileType, dtype_of, shape_of
@@ -243,11 +242,7 @@ def _reduce_extremum(made: Simplifier, operands: list[Value], attributes: dict[s
 
 
 def _reduce_sum(made: Simplifier, operands: list[Value], attributes: dict[str, Any]) -> Value | None:
-    """The sum of stacked tensors as additions, in the order that a reduction has.
-
-    It pads its last block with zeros, which changes a sum that is -0 and nothing else: one addition of 0 at the end
-    does the same.
-    """
+    """The sum of stacked tensors as additions, in the order that a reduction has, and the 0 that it adds at last."""
     (value,) = operands
     shape, dtype = shape_of(value.type), dtype_of(value.type)
     axis = attributes["axis"] % len(shape)
@@ -258,13 +253,8 @@ def _reduce_sum(made: Simplifier, operands: list[Value], attributes: dict[str, A
         return None
     rest = (*shape[:axis], *shape[axis + 1 :])
     terms = [made.cast(made.reshape(part, rest), f32) for part in parts]
-    blocks = [_pairs(made, terms[start : start + BLOCK]) for start in range(0, len(terms), BLOCK)]
-    total = blocks[0]
-    for block in blocks[1:]:
-        total = made.make("add", total, block)
-    if len(terms) % BLOCK:
-        zero = made.make("constant", value=0.0, dtype=f32, weak=True)
-        total = made.make("add", total, zero)
+    zero = made.make("constant", value=0.0, dtype=f32, weak=True)
+    total = made.make("add", _pairs(made, terms), zero)
     return made.reshape(made.cast(total, dtype), (*rest[:axis], 1, *rest[axis:]))
 
 

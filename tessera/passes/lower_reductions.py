@@ -1,10 +1,9 @@
 """Reductions and scans along an axis.
 
-Where each line of the axis lies inside one warp a reduction is one op. Where warps share lines, each warp reduces its
-blocks of 32, for a maximum or minimum all that it has of a line, and the blocks meet in shared memory. A few every
-thread combines for itself; many, in an order that is defined, one thread a line does for all. A scan of more than one
-block always takes the way through shared memory: it scans inside blocks, and each block takes in the totals of those
-before it.
+Where each line of the axis lies inside one warp a reduction is one op. Where warps share lines, each warp reduces what
+it has of a line, in blocks as large as no other warp has a part of, and the blocks meet in shared memory. A few every
+thread combines for itself; many, a few threads a line do for all. A scan of more than one block always takes the way
+through shared memory: it scans inside blocks, and each block takes in the totals of those before it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from tessera.passes.lower_tiles import spread
 from tessera.passes.lowering import Lowering, rule
 
 SCANS = {"cumsum": "sum", "cummax": "max"}
-FEW_BLOCKS = 16  # that every warp combines again rather than wait at a barrier for one that does
+FEW_BLOCKS = 32  # that every thread combines again rather than wait at a barrier for some that do
 
 
 @rule("reduce_sum", "reduce_max", "reduce_min")
@@ -48,7 +47,7 @@ def _reduce(lowering: Lowering, builder: Builder, kind: str, source: Value, axis
     along = axis % rank
     if layout.group_axis != along and all(name != "warp" for name, _ in layout.axis_bits(along)):
         return builder.value(f"reduce_{kind}", source, axis=axis)
-    size = BLOCK if kind == "sum" else max(BLOCK, warp_part(layout, along))
+    size = max(BLOCK, warp_part(layout, along))
     partial = builder.value("reduce_blocks", source, axis=axis, combine=kind, size=size)
     buffer, dtype = _to_shared(lowering, builder, partial), dtype_of(source.type)
     shape = int_shape(partial.type)

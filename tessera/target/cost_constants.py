@@ -27,7 +27,6 @@ class Constants:
     round_trip: float = 1.1e-6
     barrier: float = 30e-9  # seconds until the last warp has come
     reduction: float = 80e-9  # seconds of the shuffles of a warp
-    addition: float = 2.4e-9  # seconds of an addition that waits for the one before: 4 clocks
     overlap: float = 0.25  # of the lesser of two kinds of work, what does not hide behind the greater
     contention: float = 0.05  # the same of memory and work where copies fly ahead
 

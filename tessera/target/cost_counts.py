@@ -16,7 +16,6 @@ import numpy as np
 from tessera.ir.core import Block, Op, Value
 from tessera.ir.dims import evaluate
 from tessera.ir.layout import LANES, RegisterLayout
-from tessera.ir.numeric import BLOCK
 from tessera.ir.opdef import COUNTED, ELEMENTWISE, LOOP, REDUCTION, SCAN
 from tessera.ir.types import (
     BufferType,
@@ -40,7 +39,7 @@ WHILE_TRIPS = 8  # iterations of a loop that only the run ends
 CHEAP, NARROW, SHARED_DIVISION, DIVISION, SMOOTH = 1.0, 0.5, 6.0, 8.0, 16.0
 PER_ACCESS = 4.0  # address, predicate and the access itself
 PER_MATRIX_LOAD = 2.0
-PER_BLOCK = 1.25  # an addition, and a part of the load of four blocks
+PER_BLOCK = 1.25  # a step of two blocks, and a part of the load of four
 SHUFFLES = 5  # steps of a reduction over the lanes of a warp
 
 
@@ -60,21 +59,17 @@ class Traffic:
 class Stall:
     """What one program waits for by itself, in numbers of waits.
 
-    `additions`: of blocks of lines, each of which waits for the one before. `ahead`: of each loop whose copies fly
-    ahead, its iterations, how many of them ahead, and the work of one.
+    `ahead`: of each loop whose copies fly ahead, its iterations, how many of them ahead, and the work of one.
     """
 
     memory: float = 0.0
     barriers: float = 0.0
     reductions: float = 0.0
-    additions: float = 0.0
     ahead: list[tuple[float, int, Work]] = field(default_factory=list)
 
     def scaled(self, factor: float) -> Stall:
         ahead = [(times * factor, flying, work) for times, flying, work in self.ahead]
-        return Stall(
-            self.memory * factor, self.barriers * factor, self.reductions * factor, self.additions * factor, ahead
-        )
+        return Stall(self.memory * factor, self.barriers * factor, self.reductions * factor, ahead)
 
 
 @dataclass
@@ -242,24 +237,19 @@ class Counter:
 
     def _along(self, op: Op, times: float) -> None:
         self.stall.reductions += times
-        if op.name == "reduce_sum":
-            self.stall.additions += times * self._blocks(op)
         tiles = [v for v in (*op.operands, *op.results) if isinstance(v.type, TileType)]
         registers = [layout_of(tile.type).registers_per_thread for tile in tiles]
         self._run(CHEAP * max(registers, default=1) + 2 * SHUFFLES * min(registers, default=1), times)
 
     def _fold(self, op: Op, times: float) -> None:
-        """A warp, or a few, adds up blocks that lie in shared memory, and the others wait."""
-        shape = int_shape(op.operand("buffer").type)
+        """Blocks that lie in shared memory are combined, by each thread those of its elements or for all by some."""
         self.stall.reductions += times
-        self.stall.additions += times * self._blocks(op)
-        warps = -(-math.prod(shape) // self._blocks(op) // LANES)
-        self.work.instructions += PER_BLOCK * self._blocks(op) * warps * LANES * times
-
-    def _blocks(self, op: Op) -> int:
-        """Blocks of a line that a sum adds one after the other."""
-        size = int_shape(op.operands[0].type)[op.attributes["axis"]]
-        return size if op.name == "fold_lines" else -(-size // BLOCK)
+        shape = int_shape(op.operand("buffer").type)
+        if op.results:
+            blocks = shape[op.attributes["axis"]]
+            self._run(PER_BLOCK * blocks * layout_of(op.result.type).registers_per_thread, times)
+        else:
+            self.work.instructions += (PER_BLOCK * math.prod(shape) + 2 * SHUFFLES * LANES) * times
 
     def _global(self, op: Op, times: float) -> None:
         """A load or a store of a window in registers."""
@@ -407,7 +397,7 @@ def behind_view(view: Value) -> tuple[Value, list[Value]]:
 
 # Instructions of an element besides those of `SMOOTH` functions and of one instruction.
 _EACH = {**dict.fromkeys(("div", "floordiv", "mod", "divisor"), DIVISION), "div_by": SHARED_DIVISION}
-_ALONG = ("reduce_blocks", "fold_blocks", "scan_blocks", "block_totals", "carry_blocks")
+_ALONG = ("reduce_blocks", "scan_blocks", "block_totals", "carry_blocks")
 _COUNTED = {
     **dict.fromkeys(("ld_global", "st_global"), Counter._global),
     **dict.fromkeys(
@@ -417,6 +407,7 @@ _COUNTED = {
     **dict.fromkeys(("atomic", "atomic_scatter"), Counter._atomic),
     **dict.fromkeys(("mma_sync", "fma_block"), Counter._product),
     "cp_async": Counter._copy,
+    "fold_blocks": Counter._fold,
     "fold_lines": Counter._fold,
     "wgmma": Counter._wgmma,
     **dict.fromkeys(("tma_load", "tma_store"), Counter._bulk),

@@ -107,7 +107,6 @@ class Launch:
         """Seconds that one program waits where nothing else runs."""
         c, stall = self.constants, self.stall
         seconds = stall.memory * c.memory_latency + stall.barriers * c.barrier + stall.reductions * c.reduction
-        seconds += stall.additions * c.addition
         for times, ahead, work in stall.ahead:
             # A copy has `ahead` iterations to arrive; what it needs longer, each iteration waits its part of.
             iteration = self._alone(self._parts(work), 1) / self._filled(1)

@@ -18,7 +18,7 @@ BASE = 30
 PER_VIEW = 1
 # Ops besides elementwise ones that take a tile register by register, or some of its registers.
 _BY_ELEMENTS = ("reshape", "broadcast", "columns", "st_shared", "st_matrices", "st_global")
-FOLD = 16  # of one thread that adds the blocks of a line: those that it has loaded ahead
+FOLD = 16  # of a thread that folds blocks of a line: those that it has loaded
 PER_COPY = 8  # of a copy in a loop: both addresses, and what says whether it is inside
 
 

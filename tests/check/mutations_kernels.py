@@ -11,7 +11,8 @@ DIFFERENCE = ("difference_matmul", {"M": 33, "N": 72, "K": 112})  # an operand t
 PERCEPTRON = ("perceptron", {"M": 33, "D": 48, "H": 32, "N": 24})  # and one that another product leaves there
 SOFTMAX = ("softmax", {"M": 33, "N": 20})
 LAYER_NORM = ("layer_norm", {"M": 33, "N": 20})
-LINES = ("l2_normalise", {"M": 2, "N": 4096})  # warps share a line, and one thread adds its blocks
+LINES = ("l2_normalise", {"M": 2, "N": 4096})  # warps share a line, and every thread adds what each of them has
+BLOCKS_OF_LINES = ("l2_normalise", {"M": 2, "N": 9216})  # that have more parts, which a few threads add for all
 COLUMN_SUM = ("column_sum", {"M": 70, "N": 100})
 SCAN = ("cumulative_max", {"M": 20, "N": 100})
 TRANSPOSE = ("transpose", {"M": 40, "N": 48})  # with scratch, since rows of both sides are whole vectors
@@ -20,8 +21,8 @@ GATHER = ("gather_rows", {"M": 20, "N": 100, "K": 7})
 HISTOGRAM = ("histogram", {"N": 100, "K": 12})
 
 ALL = (
-    NT, NN, F32, FP8, BATCHED, GATING, DIFFERENCE, PERCEPTRON, SOFTMAX, LAYER_NORM, LINES, COLUMN_SUM, SCAN,
-    TRANSPOSE, VECTOR, GATHER, HISTOGRAM,
+    NT, NN, F32, FP8, BATCHED, GATING, DIFFERENCE, PERCEPTRON, SOFTMAX, LAYER_NORM, LINES, BLOCKS_OF_LINES, COLUMN_SUM,
+    SCAN, TRANSPOSE, VECTOR, GATHER, HISTOGRAM,
 )  # fmt: skip
 
 MMA = "acc = tile.mma("

@@ -3,6 +3,7 @@
 from tests.check.mutations import Edit, mutation
 from tests.check.mutations_kernels import (
     BATCHED,
+    BLOCKS_OF_LINES,
     DIFFERENCE,
     F32,
     FP8,
@@ -98,8 +99,16 @@ BARRIERS = [
         "tile.cummax",
     ),  # fmt: skip
     mutation(
-        "no barrier between the blocks of a line and the thread that adds them",
+        "no barrier between the parts of a line and the threads that add them",
         *LINES,
+        Edit("barrier", *NO_BARRIER),
+        "race uninitialised",
+        "fold_blocks st_shared",
+        "length = tile.sqrt(tile.sum",
+    ),  # fmt: skip
+    mutation(
+        "no barrier between the blocks of a line and the threads that add them for all",
+        *BLOCKS_OF_LINES,
         Edit("barrier", *NO_BARRIER),
         "race uninitialised",
         "fold_lines st_shared",
@@ -107,7 +116,7 @@ BARRIERS = [
     ),  # fmt: skip
     mutation(
         "no barrier between the sum of a line and its readers",
-        *LINES,
+        *BLOCKS_OF_LINES,
         Edit("barrier", *NO_BARRIER, number=1),
         "race uninitialised",
         "ld_shared fold_lines",

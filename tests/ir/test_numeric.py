@@ -177,18 +177,14 @@ def test_one_operand_serves_all_programs():
 
 
 def literal_sum(values):
-    values = [np.float32(v) for v in values]
-    total = None
-    for start in range(0, len(values), 32):
-        block = values[start : start + 32]
-        block += [np.float32(0)] * (32 - len(block))
-        while len(block) > 1:
-            block = [block[i] + block[i + 1] for i in range(0, len(block), 2)]
-        total = block[0] if total is None else total + block[0]
-    return total
+    """Neighbours, pairs, pairs of pairs: what has no neighbour waits for the next round."""
+    sums = [np.float32(v) for v in values]
+    while len(sums) > 1:
+        sums = [sum(sums[i + 1 : i + 2], sums[i]) for i in range(0, len(sums), 2)]
+    return sums[0] + np.float32(0)
 
 
-@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 64, 100, 257])
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 64, 100, 257, 1100, 3072])
 def test_sum_is_the_literal_rule(count):
     x = random_matrix((3, count, 2), 24, 10)
     by_row = numeric.reduce_sum(x, axis=-2)

@@ -10,14 +10,17 @@ from tessera.codegen_cuda.reductions import (
     Arithmetic,
     Line,
     block_lines,
+    finished,
     reduction_lines,
     scan_lines,
     total_lines,
+    tree_lines,
 )
 from tessera.codegen_cuda.statements.common import coordinate_texts, tile_info
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.codegen_cuda.statements.shared_memory import place_text
 from tessera.ir.core import Op, Value
+from tessera.ir.layout import LANES
 from tessera.ir.ops.target import physical_shape
 from tessera.ir.types import BufferType, buffer_layout, dtype_of, int_shape, tile_layout
 
@@ -85,6 +88,7 @@ def _fold_blocks(emitter: Emitter, op: Op) -> dict[str, Any]:
     def block(number: str) -> str:
         return _element(emitter, buffer, [*names[:axis], number, *names[axis + 1 :]])
 
+    elements = [f"x[{number}]" for number in range(shape[axis])]
     return {
         "out": out,
         "names": names,
@@ -92,17 +96,27 @@ def _fold_blocks(emitter: Emitter, op: Op) -> dict[str, Any]:
         "ctype": arithmetic.ctype,
         "guard": " && ".join(_inside(names, shape, out["physical"], axis)),
         "identity": arithmetic.identity,
-        "first": block("0"),
-        "next": block("b"),
+        "vector": _blocks_at_once(buffer, axis),
+        "at": block("b"),
         "blocks": shape[axis],
-        "combined": arithmetic.combine("total", "x"),
+        "tree": tree_lines(arithmetic, elements),
+        "total": finished(arithmetic, elements[0]),
     }
+
+
+MOST_BLOCKS = 16  # of a line that a thread folds where other threads can have a part of it
+
+
+def _blocks_at_once(buffer: Value, axis: int) -> int:
+    """How many blocks a thread loads at a time: 16 bytes where they lie side by side, which no swizzle tears apart."""
+    shape = int_shape(buffer.type)
+    return math.gcd(shape[axis], 16 // dtype_of(buffer.type).bytes) if axis == len(shape) - 1 else 1
 
 
 @statement("fold_lines")
 def _fold_lines(emitter: Emitter, op: Op) -> dict[str, Any]:
-    """Blocks are loaded 16 bytes at a time where the axis is the last one: a swizzle keeps those together. Lines of the
-    padding, which whoever loads the tile may load too, are zeros.
+    """Some lanes share a line, each with blocks side by side, a power of two; then they combine theirs in a butterfly.
+    Lines of the padding, which whoever loads the tile may load too, are zeros.
     """
     buffer, out = op.operands
     assert isinstance(out.type, BufferType)
@@ -117,24 +131,43 @@ def _fold_lines(emitter: Emitter, op: Op) -> dict[str, Any]:
         text = "line" if left == 1 else f"line / {left}"
         left *= physical[number]
         coordinates[names[number]] = text if left == lines else f"{text} % {physical[number]}"
+    vector = _blocks_at_once(buffer, axis)
+    lanes, each = _shares(lines, shape[axis], vector, emitter.threads)
 
     def at(place: Value, number: str) -> str:
         return _element(emitter, place, [*names[:axis], number, *names[axis + 1 :]])
 
+    butterflies = [1 << bit for bit in range(lanes.bit_length() - 1)]
     return {
         "coordinates": coordinates,
         "lines": lines,
-        "inside": " && ".join(_inside(names, shape, tuple(physical), axis)),
+        "inside": ["line < " + str(lines), *_inside(names, shape, tuple(physical), axis)],
         "thread": emitter.thread,
         "threads": emitter.threads,
+        "lanes": lanes,
+        "each": each,
         "ctype": arithmetic.ctype,
-        "vector": math.gcd(shape[axis], 16 // dtype.bytes) if axis == len(shape) - 1 else 1,
-        "first": at(buffer, "0"),
-        "next": at(buffer, "b"),
+        "identity": arithmetic.identity,
+        "vector": vector,
         "blocks": shape[axis],
-        "combined": arithmetic.combine("total", "x[i]"),
+        "at": at(buffer, "b"),
+        "tree": [
+            *tree_lines(arithmetic, [f"x[{number}]" for number in range(each)]),
+            *(f"x[0] = {arithmetic.combine('x[0]', f'ts_shfl_xor(x[0], {mask})')};" for mask in butterflies),
+        ],
+        "total": finished(arithmetic, "x[0]"),
         "target": at(out, "0"),
     }
+
+
+def _shares(lines: int, blocks: int, vector: int, threads: int) -> tuple[int, int]:
+    """How many lanes share a line, and how many blocks each of them folds: as many lanes as there are threads for, and
+    so many that none folds more than `MOST_BLOCKS`.
+    """
+    lanes, each = 1, 1 << (blocks - 1).bit_length()
+    while lanes < LANES and each > vector and (2 * lanes * lines <= threads or each > MOST_BLOCKS):
+        lanes, each = 2 * lanes, each // 2
+    return lanes, each
 
 
 @statement("carry_blocks")

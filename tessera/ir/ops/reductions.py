@@ -1,7 +1,8 @@
 """Reductions and scans along an axis, and at Target level the steps that they take when warps share the axis.
 
-All of them work in ascending blocks of 32 (`tessera.ir.numeric`), so a step that reduces or scans inside blocks and one
-that combines blocks give the same bits however the axis lies over registers, lanes and warps.
+Sums pair neighbours, then pairs, and so on, and scans work in blocks of 32 (`tessera.ir.numeric`), so a step that
+reduces or scans inside blocks and one that combines blocks give the same bits however the axis lies over registers,
+lanes and warps.
 """
 
 from __future__ import annotations
@@ -184,8 +185,8 @@ def accumulate_dtype(dtype: DType) -> DType:
 
 def _block_size(op: Op) -> int:
     size = op.get("size") or numeric.BLOCK
-    if size % numeric.BLOCK or size & (size - 1) or op.get("combine") == "sum" and size != numeric.BLOCK:
-        raise SourceError("TS703", f"the blocks of {op.name} are of 32, those of max and min of a larger power of two")
+    if size % numeric.BLOCK or size & (size - 1):
+        raise SourceError("TS703", f"the blocks of {op.name} are of a power of two of at least {numeric.BLOCK}")
     return size
 
 
@@ -207,8 +208,10 @@ def _partial_type(op: Op) -> tuple[Type, ...]:
 def _reduce_blocks_bound(op: Op, a: Bar) -> Bar:
     axis, kind = _along(op, a), _kind(op)
     if kind == "sum":
-        r, e, magnitude = (numeric.reduce_blocks("sum", x, axis) for x in (a.r, a.e, np.abs(a.r)))
-        return bounds.widen(r, e, 5 * bounds.HALF_ULP_F32 * magnitude if _in_floats(op) else 0.0)
+        size = _block_size(op)
+        r, e, magnitude = (numeric.reduce_blocks("sum", x, axis, size) for x in (a.r, a.e, np.abs(a.r)))
+        levels = bounds.pair_levels(size)
+        return bounds.widen(r, e, levels * bounds.HALF_ULP_F32 * magnitude if _in_floats(op) else 0.0)
     return _hull(lambda x: numeric.reduce_blocks(kind, x, axis, _block_size(op)), a)
 
 
@@ -228,8 +231,7 @@ define(
     "reduce_blocks",
     "a",
     _partial_type,
-    "the `combine` (sum, max, min) of each block of `size`, 32 for sums, along `axis`, which becomes the number of "
-    "blocks",
+    "the `combine` (sum, max, min) of each block of `size` along `axis`, which becomes the number of blocks",
     PURE,
     attributes={"axis": REQUIRED, "combine": REQUIRED, "size": numeric.BLOCK},
     levels=TARGET_ONLY,
@@ -263,7 +265,8 @@ def _fold(op: Op, buffer: values.Buffer, dtype: DType) -> Any:
         folded = _hull(lambda x: numeric.fold_blocks(kind, x, axis), partials)
     else:
         r, e, magnitude = (numeric.fold_blocks("sum", x, axis) for x in (partials.r, partials.e, np.abs(partials.r)))
-        folded = bounds.widen(r, e, partials.r.shape[axis] * bounds.HALF_ULP_F32 * magnitude if _in_floats(op) else 0.0)
+        levels = bounds.pair_levels(partials.r.shape[axis])
+        folded = bounds.widen(r, e, levels * bounds.HALF_ULP_F32 * magnitude if _in_floats(op) else 0.0)
     return bounds.round_implicit(dtype, folded)
 
 
@@ -271,7 +274,7 @@ define(
     "fold_blocks",
     "buffer",
     _fold_type,
-    "combines the blocks in a shared buffer in ascending order along `axis`, which stays with size 1",
+    "combines the blocks in a shared buffer along `axis`, which stays with size 1, each thread those of its elements",
     effects={"buffer": "reads"},
     attributes={"axis": REQUIRED, "combine": REQUIRED, "dtype": REQUIRED, "layout": REQUIRED},
     levels=TARGET_ONLY,
@@ -297,8 +300,8 @@ define(
     "fold_lines",
     "buffer out",
     _fold_lines_type,
-    "combines the blocks in a shared buffer in ascending order along `axis`, a thread for each line, into `out`, where "
-    "that axis has size 1",
+    "combines the blocks in a shared buffer along `axis`, a few threads for each line, into `out`, where that axis has "
+    "size 1",
     effects={"buffer": "reads", "out": "writes"},
     attributes={"axis": REQUIRED, "combine": REQUIRED},
     levels=TARGET_ONLY,

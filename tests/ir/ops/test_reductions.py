@@ -75,12 +75,12 @@ def test_steps_of_a_reduction_and_of_a_scan_are_the_whole():
         blocks = evaluate(make("reduce_blocks", TileType((100, 4), f32), axis=0, combine=kind), x)
         assert blocks.shape == (2, 4, 4)
         np.testing.assert_array_equal(numeric.fold_blocks(kind, blocks, -2), whole(x, -2))
-        if kind != "sum":  # sums are defined in blocks of 32
-            large = evaluate(make("reduce_blocks", TileType((100, 4), f32), axis=0, combine=kind, size=64), x)
-            assert large.shape == (2, 2, 4)
-            np.testing.assert_array_equal(numeric.fold_blocks(kind, large, -2), whole(x, -2))
-    with pytest.raises(SourceError, match="of 32"):
-        make("reduce_blocks", TileType((100, 4), f32), axis=0, combine="sum", size=64)
+        large = evaluate(make("reduce_blocks", TileType((100, 4), f32), axis=0, combine=kind, size=64), x)
+        assert large.shape == (2, 2, 4)
+        np.testing.assert_array_equal(numeric.fold_blocks(kind, large, -2), whole(x, -2))
+    for size in (16, 96):
+        with pytest.raises(SourceError, match="of a power of two of at least 32"):
+            make("reduce_blocks", TileType((100, 4), f32), axis=0, combine="sum", size=size)
     scanned = evaluate(make("scan_blocks", TileType((100, 4), f32), axis=0, combine="sum"), x)
     totals = evaluate(make("block_totals", TileType((100, 4), f32), axis=0), scanned)
     np.testing.assert_array_equal(numeric.carry_blocks("sum", scanned, totals, -2), numeric.scan("sum", x, -2))
