@@ -21,6 +21,7 @@ from tessera.ir.ops.roles import computing_warps
 from tessera.ir.ranges import Ranges
 from tessera.ir.strides import parameter_strides
 from tessera.ir.types import ListType, ScalarType, TileType, tensor_type
+from tessera.target.row_lines import blocks_of_lines
 from tessera.target.tensor_maps import TensorMap, mapped_views
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -96,12 +97,14 @@ def emit(kernels: Sequence[Kernel]) -> list[CudaKernel]:
 
 
 def _bounds(name: str, threads: int, kernel: Kernel) -> str:
-    """The head of the kernel: threads of a block and, where the schedule asks, blocks that must fit, or form a cluster.
+    """The head of the kernel: threads of a block and, where the schedule or its lines ask, blocks that must fit, or
+    form a cluster.
 
     Where roles move registers, the assembler must know how many a thread starts with, which follows from both: without
     the blocks it ignores the moves (C7508).
     """
     blocks = (kernel.attributes.get("schedule") or {}).get("blocks", 1)
+    blocks = blocks if blocks > 1 else blocks_of_lines(kernel)
     moves = any(op.name == "roles" and any(op.attributes["registers"]) for op in kernel.body.ops)
     if cluster_of(kernel) > 1:
         return f"TS_KERNEL_CLUSTER({name}, {threads}, {blocks}, {cluster_of(kernel)})"

@@ -2,20 +2,19 @@
 
 Inside a stretch of ops without regions, barriers or asynchronous ops, loads of tensors that the kernel never writes
 move in front of everything that does not feed them. A load keeps its registers from there on, so tiles move only while
-together they stay below `REGISTERS` a thread. What all programs load alike does not move past a step that few threads
-do while the others wait: the level-1 cache has it, and registers are what keeps other blocks away. Exact: values only
-become known earlier.
+together they stay below `REGISTERS` a thread. What all programs load alike does not move past a step at which the warps
+of a line wait for one another: the level-1 cache has it, and registers are what keeps other blocks away. Exact: values
+only become known earlier.
 """
 
 from __future__ import annotations
 
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, PURE
-from tessera.ir.ops.control import constant_value
 from tessera.ir.types import ScalarType, TileType, ViewType, dtype_of, tile_layout
+from tessera.target.row_lines import FOLDS, is_common
 from tessera.target.schedule import root
 
-FOLD = "fold_lines"
 REGISTERS = 64  # 32-bit registers of hoisted tiles: a quarter of what a thread can have
 
 
@@ -46,14 +45,14 @@ def _ordered(ops: list[Op], written: set[Value]) -> list[Op]:
     registers = 0
     folded = False
     for op in ops:
-        folded |= op.name == FOLD
+        folded |= op.name in FOLDS
         if _ends_stretch(op):
             result += [*early, *late, op]
             early, late, late_values, registers = [], [], set(), 0
             continue
         cost = _registers(op)
         movable = _is_early(op, written) and not any(value in late_values for value in op.operands)
-        movable = movable and not (cost and folded and _is_common(op.operands[0]))
+        movable = movable and not (cost and folded and is_common(op.operands[0]))
         if movable and registers + cost <= REGISTERS:
             early.append(op)
             registers += cost
@@ -78,15 +77,6 @@ def _is_early(op: Op, written: set[Value]) -> bool:
         effect == "reads" and isinstance(value.type, ViewType) and root(value) not in written
         for effect, value in effects
     )
-
-
-def _is_common(view: Value) -> bool:
-    """Whether a view is the same part of a tensor in every program."""
-    while (op := view.defining_op) is not None:
-        if any(constant_value(offset) is None for offset in op.operands[1:]):
-            return False
-        view = op.operands[0]
-    return True
 
 
 def _registers(op: Op) -> int:

@@ -20,8 +20,8 @@ from tessera.ir.opdef import ASYNC, COLLECTIVE, PURE, TERMINATOR
 from tessera.ir.types import TileType
 from tessera.passes.rematerialise import widens
 from tessera.target.cost_registers import registers_of
+from tessera.target.row_lines import FOLDS
 
-FOLDS = ("fold_lines", "fold_blocks")
 SMALL = 8  # registers of a tile that may wait at a barrier
 
 

@@ -8,14 +8,21 @@ a program takes one line.
 from __future__ import annotations
 
 from tessera.ir.core import Kernel, Op, Value
+from tessera.ir.layout import LANES
 from tessera.ir.opdef import REDUCTION, SCAN
-from tessera.ir.types import TileType, dtype_of, int_shape
+from tessera.ir.ops.control import constant_value
+from tessera.ir.types import TileType, dtype_of, int_shape, tile_layout
+from tessera.target.arch import Arch
 
 LONG_LINE = 1024  # elements that a warp keeps to itself, whatever is computed of them: 32 a lane
 # 32-bit registers of a lane beside about 30 others. 64: softmax of 2048 columns, 96 registers in all and 20 lines of
 # 4 KiB on a multiprocessor. 128: layer norm of 2048 columns, and softmax of 4096, which reached 0.90 of a copy.
 REGISTERS_OF_A_LINE = 64
 MOST_WARPS = 16
+# Of a thread with up to 32 elements of a line that came, and wait, as 16-bit ones. Where nobody says how many blocks
+# should fit, the assembler takes 72 for a norm, to load earlier what all lines share.
+REGISTERS_OF_A_THREAD, ELEMENTS_OF_A_THREAD = 64, 32
+FOLDS = ("fold_blocks", "fold_lines")  # of what the warps have of their lines
 VECTOR_OF_A_WARP = 256  # elements: 32 accesses of 16 bytes
 
 
@@ -65,6 +72,29 @@ def live_bytes(kernel: Kernel, line: int) -> int:
     return max(most, 4)
 
 
+def blocks_of_lines(kernel: Kernel) -> int:
+    """How many blocks should fit a multiprocessor where warps share lines of a Target kernel; 1, which says nothing,
+    where they do not, or where threads may need more registers: for longer or wider parts of a line, or several lines.
+    """
+    if not any(op.name in FOLDS for op in kernel.body.walk()):
+        return 1
+    loads = [op for op in kernel.body.walk() if op.name == "ld_global" and isinstance(op.result.type, TileType)]
+    own = [op for op in loads if not is_common(op.operands[0])]
+    narrow = all(dtype_of(op.result.type).bits <= 16 for op in loads)
+    short = all(tile_layout(op.result.type).registers_per_thread <= ELEMENTS_OF_A_THREAD for op in loads)
+    blocks = Arch.registers_per_sm // (REGISTERS_OF_A_THREAD * LANES * kernel.attributes["warps"])
+    return blocks if len(own) == 1 and narrow and short else 1
+
+
+def is_common(view: Value) -> bool:
+    """Whether a view is the same part of a tensor in every program."""
+    while (op := view.defining_op) is not None:
+        if any(constant_value(offset) is None for offset in op.operands[1:]):
+            return False
+        view = op.operands[0]
+    return True
+
+
 def _is_wide(value: Value, line: int) -> bool:
     return isinstance(value.type, TileType) and bool(value.type.shape) and int_shape(value.type)[-1] == line
 
@@ -73,4 +103,4 @@ def _along(kernel: Kernel) -> list[Op]:
     return [op for op in kernel.body.walk() if op.definition.has(REDUCTION) or op.definition.has(SCAN)]
 
 
-__all__ = ["LONG_LINE", "live_bytes", "longest_line", "warps_of_a_line"]
+__all__ = ["FOLDS", "LONG_LINE", "blocks_of_lines", "is_common", "live_bytes", "longest_line", "warps_of_a_line"]
