@@ -9,10 +9,7 @@ from tessera import Tensor, tile
 from tessera.compiler import compile_kernel
 from tessera.frontend.document import execute, parse_document
 from tessera.frontend.grid import launch_grid
-from tessera.ir.compare import difference
 from tessera.ir.ops.effects import order_dependent
-from tessera.ir.parser import parse_module
-from tessera.ir.printer import print_module
 from tessera.runtime import emulator
 from tessera.runtime.compare import check
 from tessera.runtime.execute import emulated_arguments
@@ -20,6 +17,7 @@ from tessera.runtime.interpreter import interpret
 from tessera.runtime.interpreter_output import capture
 from tessera.runtime.nvrtc import compile_cubin
 from tessera.runtime.reference import reference
+from tests.text_law import held_to_its_text
 
 PRELUDE = {"ts": ts, "tile": tile, "Tensor": Tensor}
 
@@ -52,10 +50,12 @@ def run(text, arguments, dims, archs=("sm_80", "sm_90a"), seeds=(0, 7)):
     loose = order_dependent(kernel)
     bars = reference(kernel, copied(arguments), dims)
     written = [name for name, role in kernel.attributes["parameters"] if role != "in"]
-    expected, lines = None, None
+    expected, lines, before = None, None, ""
     for stage in compilation.stages:
-        again = parse_module(print_module(stage.module))
-        assert difference(stage.module, again) is None, stage.name
+        told = held_to_its_text(stage.module, stage.name)
+        if told == before:
+            continue
+        before = told
         given = copied(arguments)
         with capture() as printed:
             interpret(stage.module.kernel(), given, dims, level=stage.module.level)

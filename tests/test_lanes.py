@@ -5,15 +5,13 @@ import pytest
 
 from tessera.compiler import compile_kernel
 from tessera.frontend.grid import apply_grid
-from tessera.ir.compare import difference
-from tessera.ir.parser import parse_module
-from tessera.ir.printer import print_module
 from tessera.passes import PIPELINE
 from tessera.runtime.compare import check
 from tessera.runtime.interpreter import interpret
 from tessera.runtime.reference import reference
 from tests.passes.test_pipeline import arguments_of, assert_same_bits, emulated, outputs_of
 from tests.suite import GATING, SUITE, identify, load
+from tests.text_law import held_to_its_text
 
 
 @pytest.mark.parametrize("case", SUITE, ids=identify)
@@ -47,10 +45,12 @@ def test_every_pass_keeps_every_bit_and_the_text_law(case):
     compilation = compile_kernel(load(name), dims)
     assert len(compilation.stages) == 1 + len(PIPELINE)
     expected = outputs_of(compilation.stages[0].module.kernel(), dims, "tile")
+    before = ""
     for stage in compilation.stages:
-        text = print_module(stage.module)
-        assert difference(stage.module, parse_module(text)) is None, stage.name
-        assert_same_bits(expected, outputs_of(stage.module.kernel(), dims, stage.module.level), stage.name)
+        text = held_to_its_text(stage.module, stage.name)
+        if text != before:
+            assert_same_bits(expected, outputs_of(stage.module.kernel(), dims, stage.module.level), stage.name)
+        before = text
 
 
 @pytest.mark.parametrize(

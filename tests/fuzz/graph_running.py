@@ -15,8 +15,7 @@ from tessera.ir.bounds import Bar
 from tessera.ir.core import Kernel, Module
 from tessera.ir.dims import Size, evaluate
 from tessera.ir.opdef import GRAPH, TILE
-from tessera.ir.parser import parse_module
-from tessera.ir.printer import print_kernel, print_module
+from tessera.ir.printer import print_kernel
 from tessera.ir.types import ListType, dtype_of, shape_of
 from tessera.ir.verify import verify
 from tessera.passes import GRAPH_PIPELINE, Context, Pass
@@ -29,6 +28,7 @@ from tessera.runtime.function_interpreter import function_reference, interpret_f
 from tessera.runtime.inputs import poison
 from tests.fuzz.graph_program import GraphProgram, smaller
 from tests.fuzz.running import joined
+from tests.text_law import held_to_its_text
 
 ARCH = "sm_80"
 
@@ -96,8 +96,7 @@ def checked(program: GraphProgram) -> list[PlanRun]:
     function, dims = program.function, program.dims
     module = Module(GRAPH, [function])
     verify(module)
-    text = print_module(module)
-    assert print_module(parse_module(text)) == text, "the text parses to something else"
+    text = held_to_its_text(module, "the frontend")
     expected = interpret_function(function, program.arguments(), dims)
     bars = function_reference(function, program.arguments(), dims)
     assert_in_bars(expected, bars, "the interpreter")
@@ -105,6 +104,9 @@ def checked(program: GraphProgram) -> list[PlanRun]:
     kernel, values = function, expected
     for step in GRAPH_PIPELINE:
         before, kernel = kernel, run_graph_pass(step, kernel, dims)
+        text_before, text = text, held_to_its_text(Module(GRAPH, [kernel]), step.name)
+        if text == text_before:
+            continue
         again = interpret_function(kernel, program.arguments(), dims)
         if step.exact or products(kernel) == products(before):
             assert_same(values, again, step.name)
@@ -133,11 +135,8 @@ def checked(program: GraphProgram) -> list[PlanRun]:
 
 
 def run_graph_pass(step: Pass, function: Kernel, dims: dict[str, int]) -> Kernel:
-    """The function after a pass, legal and equal to what its text parses to."""
-    module = run_pass(step, Module(GRAPH, [function]), Context(find_arch(ARCH), dims))
-    text = print_module(module)
-    assert print_module(parse_module(text)) == text, f"after {step.name} the text parses to something else"
-    return module.kernel()
+    """The function after a pass, legal."""
+    return run_pass(step, Module(GRAPH, [function]), Context(find_arch(ARCH), dims)).kernel()
 
 
 def products(function: Kernel) -> list[list[str]]:

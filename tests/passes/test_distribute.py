@@ -6,15 +6,13 @@ import pytest
 import tessera as ts
 from tessera import tile
 from tessera.compiler import compile_kernel, find_arch, make_context, run_pass, trace_kernel
-from tessera.ir.compare import difference
 from tessera.ir.core import clone_kernel
 from tessera.ir.dims import evaluate, to_text
-from tessera.ir.parser import parse_module
-from tessera.ir.printer import print_module
 from tessera.ir.verify import verify
 from tessera.passes import PIPELINE, Pass, pass_named
 from tessera.passes.distribute import distribute
 from tests.passes.test_pipeline import assert_same_bits, emulated, outputs_of
+from tests.text_law import held_to_its_text
 
 
 def marked(kernel, names=("i", "j")):
@@ -142,9 +140,12 @@ def test_iterations_become_programs_and_bits_stay(definition, dims, grid, number
     assert not any(op.get("parallel") for op in kernel.body.walk())
     compilation = compile_kernel(definition, dims)
     expected = outputs_of(compilation.stages[0].module.kernel(), dims, "tile")
+    before = ""
     for stage in compilation.stages:
-        assert difference(stage.module, parse_module(print_module(stage.module))) is None, stage.name
-        assert_same_bits(expected, outputs_of(stage.module.kernel(), dims, stage.module.level), stage.name)
+        text = held_to_its_text(stage.module, stage.name)
+        if text != before:
+            assert_same_bits(expected, outputs_of(stage.module.kernel(), dims, stage.module.level), stage.name)
+        before = text
     assert compilation.program.launches[0].grid == kernel.attributes["grid"]
     for seed in (0, 7):
         assert_same_bits(expected, emulated(compilation, dims, seed), f"the emitted CUDA, seed {seed}")

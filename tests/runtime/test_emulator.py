@@ -548,7 +548,8 @@ def test_rejected_text_and_missing_compiler(monkeypatch) -> None:
 
 
 def test_a_loop_without_end_is_found() -> None:
-    body = "float v[1] = {1.0f}; while (true) {\nts_st_shared<float, 1>(shared + ts_thread() * 4, v); }"
+    near = "ts_twin::state.steps = ts_twin::MAX_STEPS - 1000; "
+    body = near + "float v[1] = {1.0f}; while (true) {\nts_st_shared<float, 1>(shared + ts_thread() * 4, v); }"
     (fault,) = faults(kernel(body, "ts_i64 unused", threads=32), 0, threads=32)
     assert (fault.kind, fault.line) == ("deadlock", 5)
     assert "goes on without end" in fault.message

@@ -1,0 +1,22 @@
+"""The text law: a module is what its text says. Most passes change nothing, and a text is parsed once in a row."""
+
+from functools import lru_cache
+
+from tessera.ir.compare import difference
+from tessera.ir.core import Module
+from tessera.ir.parser import parse_module
+from tessera.ir.printer import print_module
+
+
+def held_to_its_text(module: Module, what: str) -> str:
+    """The text of a module, which parses to it; `what` made it."""
+    text = print_module(module)
+    assert difference(module, _parsed(text)) is None, f"after {what} the text parses to something else"
+    return text
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> Module:
+    again = parse_module(text)
+    assert print_module(again) == text
+    return again
