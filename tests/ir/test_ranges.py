@@ -2,7 +2,8 @@
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -197,19 +198,20 @@ def test_every_number_lies_in_its_interval(seed: int) -> None:
     kernel, builder = new_kernel()
     ids = [builder.value("program_id", axis=axis, scale=chance.choice([1, 8])) for axis in range(2)]
     random_ops(builder, [*ids, const(builder, 5), const(builder, 32)], chance, 2)
-    ranges, loops = Ranges(kernel), loops_of(kernel)
+    interval, loops = cache(Ranges(kernel).interval), loops_of(kernel)
+    divisor = cache(lambda value: divisor_of(value, {}, loops))
     for place in itertools.product(*map(range, GRID)):
         seen = itertools.islice(run(kernel.body, {}, place), 400)
         try:
             for op, known in seen:
                 for value in op.operands:
-                    check(ranges, op, value, known[value])
-                    assert value.type != ScalarType(i64) or known[value] % divisor_of(value, {}, loops) == 0
+                    check(interval, op, value, known[value])
+                    assert value.type != ScalarType(i64) or known[value] % divisor(value) == 0
         except SourceError:  # an overflow or a division by zero ends a run
             pass
 
 
-def check(ranges: Ranges, op: Op, value: Value, number: Any) -> None:
+def check(interval: Callable[[Value, Op], Any], op: Op, value: Value, number: Any) -> None:
     if isinstance(value.type, ScalarType) and value.type.dtype.is_int:
-        low, high = ranges.interval(value, op)
+        low, high = interval(value, op)
         assert (low is None or low <= number) and (high is None or number <= high), (value, number, low, high)
