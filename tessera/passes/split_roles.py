@@ -33,6 +33,7 @@ from tessera.ir.core import (
     clone_kernel,
     clone_op,
     new_kernel_like,
+    uses,
 )
 from tessera.ir.opdef import COUNTED, ELEMENTWISE, LOOP
 from tessera.ir.ops.control import carried_values
@@ -228,11 +229,14 @@ class _Splitter:
             if any(copy.id in self.alike for group in ring.groups for copy in group.copies):
                 ring.cluster = cluster_of(kernel)
         loop = persistent_loop(kernel)
+        self.used = uses(kernel.body)
         self.late = late_waits(loop, groups, lambda group: self._ring(group).stages, self.alike, teams)
         self.released: dict[int, list[CopyGroup]] = {}  # by the op after which they are
-        for group in groups:
-            if group.in_turn:
-                self.released.setdefault(group.last.id, []).append(group)
+        behind = {group.wait.id: self._last(group) for group in groups if group.in_turn}
+        for held in (False, True):  # what products have in registers first: nobody waits for these
+            for group in groups:
+                if group.in_turn and (behind[group.wait.id] is not group.last) is held:
+                    self.released.setdefault(behind[group.wait.id].id, []).append(group)
         self.buffers = {buffer for group in groups for buffer in group.buffers}
         self.stacked: dict[Value, Value] = {}  # buffers whose stages stay, in the new kernel
         self.slots: dict[int, Slot] = {}  # by the wait of a group, the slot that its role is at
@@ -303,6 +307,36 @@ class _Splitter:
     def _first(self, builder: Builder) -> Slot:
         builder.origin = self.kernel.origin or builder.origin
         return Slot(*(builder.value("constant", value=0, dtype=i32, hint=name) for name in ("slot", "round")))
+
+    def _last(self, group: CopyGroup) -> Op:
+        """The op behind which a slot is released. Products that take it from shared memory are complete by then: of
+        some in a row that add to the same sums, each with a left operand computed behind the one before, it is the
+        last one, if the ring has slots to spare.
+        """
+        product, ops = group.last, group.block.ops
+        reads = [read for buffer in group.buffers for read in self.used[buffer] if read.name == "read"]
+        if any(user.name != "mma" for read in reads for user in self.used.get(read.result, ())):
+            return group.last
+        if product not in ops or product.name != "mma" or not by_warpgroups(product, self.schedule):
+            return group.last
+        while (following := self._added_to(product, ops)) is not None:
+            product = following
+        waits = [self.group_of_wait.get(op.id) for op in ops[ops.index(group.wait) : ops.index(product)]]
+        held = sum(other is not None and self._ring(other) is self._ring(group) for other in waits)
+        return product if held < self._ring(group).stages else group.last
+
+    def _added_to(self, product: Op, ops: list[Op]) -> Op | None:
+        """The product of a computed operand that alone takes the sums of another one, and adds to them."""
+        users = self.used.get(product.result, [])
+        if (
+            len(users) != 1
+            or users[0].name != "mma"
+            or users[0] not in ops
+            or product.result not in users[0].operands[2:]
+        ):
+            return None
+        left = users[0].operands[0].defining_op
+        return users[0] if left is not None and left.name != "read" else None
 
     def _ring(self, group: CopyGroup) -> Ring:
         """The ring that the copies of a group go through for the team of the moment."""

@@ -10,6 +10,7 @@ import tessera as ts
 from tessera import Tensor, tile
 from tessera.errors import SourceError
 from tessera.passes.split_roles import split_roles
+from tessera.runtime.inputs import length_name
 from tessera.target.arch import arch
 from tessera.target.schedule import schedule_of
 from tests.passes import lane_kernels
@@ -54,6 +55,36 @@ def test_what_arrives_once_is_not_released_and_what_is_read_is_before():
     assert consumers == f"for {panel} {panel} store store"
     producer, consumers = sides(split("scaled_sum"))
     assert consumers == "for ring_wait read ring_release ring_wait read ring_release store"
+
+
+@ts.kernel
+def gated(xs: list[Tensor["M", 128, ts.bf16]], ys: list[Tensor["M", 128, ts.bf16]],
+          ws: list[Tensor[128, 128, ts.bf16]], out: Tensor["M", 128, ts.bf16]):  # fmt: skip
+    """Products of differences, panel by panel, with weights that arrive panel by panel as well."""
+    m = tile.program_id(0) * 64
+    acc = tile.zeros([64, 128], ts.f32)
+    for layer in tile.range(len(xs)):
+        delta = xs[layer][m : m + 64] - ys[layer][m : m + 64]
+        acc += delta * tile.sigmoid(tile.mma(delta, ws[layer]))
+    tile.store(acc, out[m : m + 64])
+
+
+GATED = {"M": 130, **{length_name(name): 3 for name in ("xs", "ys", "ws")}}
+
+
+@pytest.mark.parametrize(("stages", "held"), [(2, False), (3, True)])
+def test_products_in_a_row_fly_on_where_the_ring_has_slots_to_spare(stages, held):
+    """What products read is released behind the last of them, beside which the next operand is computed."""
+    compilation = compiled(gated, GATED, stages=stages, persistent=False)
+    kernel = stage(compilation, "split_roles")
+    (roles,) = ops(kernel, "roles")
+    seen = [op for op in roles.regions[1].walk() if op.name in ("ring_wait", "ring_release", "mma")]
+    text = " ".join(op.name[5:] + op.operands[0].name[-2:] if op.name != "mma" else "mma" for op in seen)
+    early, late = ("", " release_1 release_1") if held else (" release_1", " release_1")
+    assert text == f"wait_0 wait_1 mma release_0{early} wait_0 wait_1 mma release_0{late}"
+    expected = outputs_of(compilation.stages[0].module.kernel(), GATED)
+    for step, level in (("split_roles", "tile"), ("interleave", "target")):
+        assert_same_bits(expected, outputs_of(stage(compilation, step), GATED, level, seed=2), step)
 
 
 def rings_of(kernel):
