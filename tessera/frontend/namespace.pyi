@@ -482,7 +482,9 @@ class ops:
         """1 / (1 + exp(-x)), computed so that neither side overflows."""
     @staticmethod
     def softmax_safe(x: Any, axis: Any = -1) -> Tensor:
-        """exp(x - max) / sum(exp(x - max)) along `axis`, computed in f32, in the dtype of `x`."""
+        """exp(x - max) / sum(exp(x - max)) along `axis`, computed in f32, with powers of 2, in the dtype of
+        `x`.
+        """
     @staticmethod
     def transformer_layer(x: Any, params: Any = None, *, causal: bool = False, heads: Any = None, eps: Any = 1e-06) -> Tensor:
         """A transformer layer over `x` [B, S, D], in its dtype: y = x + attention(rms(x)), then y +
@@ -686,7 +688,9 @@ class tensors:
         """a * sigmoid(a); 0 at -infinity; computed in f32 and rounded to the operand's dtype"""
     @staticmethod
     def softmax(x: Any, axis: Any = -1) -> Tensor:
-        """exp(x - max) / sum(exp(x - max)) along `axis`, computed in f32, in the dtype of `x`."""
+        """exp(x - max) / sum(exp(x - max)) along `axis`, computed in f32, with powers of 2, in the dtype of
+        `x`.
+        """
     @staticmethod
     def softplus(a: Any) -> Any:
         """log(1 + exp(a)): nothing overflows; computed in f32 and rounded to the operand's dtype"""

@@ -19,7 +19,7 @@ from tessera.dtypes import DType, bf16, f16, f32, i32, i64
 from tessera.ir.core import Block, Op, Value
 from tessera.ir.dims import Size
 from tessera.ir.numeric import BLOCK
-from tessera.ir.opdef import ELEMENTWISE
+from tessera.ir.opdef import CONSTANT, ELEMENTWISE
 from tessera.ir.ops.tiles import negative_axis
 from tessera.ir.types import ScalarType, Shape, dtype_of, shape_of
 from tessera.passes.fusion_cost import Sizes
@@ -40,15 +40,17 @@ Users = Mapping[Value, Sequence[Op]]
 
 @dataclass
 class Attention:
-    """`first` and `second`: the products. `scores`: what the softmax is taken of. `ops`: all that the kernel computes,
-    `free` what it makes of indices and numbers alone. `result`: the product's value, cast and with its axes in another
-    order if that is all that happens to it.
+    """`first` and `second`: the products. `scores`: what the softmax is taken of, with the op of `power` on `factor`
+    times differences of scores. `ops`: all that the kernel computes, `free` what it makes of indices and numbers alone.
+    `result`: the product's value, cast and with its axes in another order if that is all that happens to it.
     """
 
     first: Op
     second: Op
     scores: Value
     result: Value
+    power: str
+    factor: float
     ops: set[Op] = field(default_factory=set)
     free: set[Op] = field(default_factory=set)
 
@@ -58,8 +60,8 @@ def find_attention(product: Op, used: Users) -> Attention | None:
     found = _softmax(product)
     if found is None:
         return None
-    scores, ops = found
-    made = Attention(product, product, scores, product.result, {product, *ops})
+    scores, ops, power, factor = found
+    made = Attention(product, product, scores, product.result, power, factor, {product, *ops})
     if not _scores(made, scores) or made.first is product:
         return None
     inside = {result for op in made.ops for result in op.results} - {product.result}
@@ -68,8 +70,8 @@ def find_attention(product: Op, used: Users) -> Attention | None:
     return made if _fits(made) and _finish(made, used) else None
 
 
-def _softmax(product: Op) -> tuple[Value, set[Op]] | None:
-    """What a left operand is the softmax of, along its last axis, and the ops of that."""
+def _softmax(product: Op) -> tuple[Value, set[Op], str, float] | None:
+    """What a left operand is the softmax of, along its last axis, the ops of that, and its power and factor."""
     ops: list[Op] = []
 
     def behind(value: Value, *names: str) -> Op | None:
@@ -87,16 +89,23 @@ def _softmax(product: Op) -> tuple[Value, set[Op]] | None:
         shares = cast.operands[0]
     if (div := behind(shares, "div")) is None or (spread := behind(div.operands[1], "broadcast")) is None:
         return None
-    total, exp = behind(spread.operands[0], "reduce_sum"), behind(div.operands[0], "exp")
+    total, exp = behind(spread.operands[0], "reduce_sum"), behind(div.operands[0], "exp", "exp2")
     if total is None or exp is None or total.operands[0] is not exp.result:
         return None
-    if (sub := behind(exp.operands[0], "sub")) is None or (spread := behind(sub.operands[1], "broadcast")) is None:
+    exponent, factor = exp.operands[0], 1.0
+    if (mul := exponent.defining_op) is not None and mul.name == "mul":
+        number = mul.operands[1].defining_op
+        if number is None or not number.definition.has(CONSTANT) or not number.attributes["value"] > 0:
+            return None
+        ops.append(mul)
+        exponent, factor = mul.operands[0], number.attributes["value"]
+    if (sub := behind(exponent, "sub")) is None or (spread := behind(sub.operands[1], "broadcast")) is None:
         return None
     top, scores = behind(spread.operands[0], "reduce_max"), sub.operands[0]
     if top is None or top.operands[0] is not scores or dtype_of(scores.type) != f32:
         return None
     along = all(negative_axis(op, len(shape_of(scores.type))) == -1 for op in (total, top))
-    return (scores, set(ops)) if along else None
+    return (scores, set(ops), exp.name, factor) if along else None
 
 
 def _scores(made: Attention, scores: Value) -> bool:
@@ -263,8 +272,8 @@ class AttentionKernel(RowKernel):
             # Of a row that has seen no key yet nothing is counted: -inf less -inf would be no number.
             low, none = (inner.value("constant", value=n, dtype=f32, weak=True) for n in (-math.inf, 0.0))
             base = inner.value("where", inner.value("eq", largest, low), none, largest)
-            chances = inner.value("exp", inner.value("sub", found, self._spread(base, self.step)))
-            shrink = inner.value("exp", inner.value("sub", top, base))
+            chances = self._raised(inner.value("sub", found, self._spread(base, self.step)))
+            shrink = self._raised(inner.value("sub", top, base))
             counted = inner.value("reduce_sum", chances, axis=1)
             weight = inner.value("add", inner.value("mul", weight, shrink), counted)
             total = inner.value("mul", total, self._spread(shrink, width))
@@ -287,7 +296,7 @@ class AttentionKernel(RowKernel):
         def chances(top: Value) -> Value:
             """exp(scores - largest) of a block."""
             scores, inner = self._scores(left, depth), self.maker.builder.at(second)
-            return inner.value("exp", inner.value("sub", scores, self._spread(top, self.step)))
+            return self._raised(inner.value("sub", scores, self._spread(top, self.step)))
 
         def larger(top: Value) -> list[Value]:
             largest = self.maker.builder.value("reduce_max", self._scores(left, depth), axis=1)
@@ -310,6 +319,13 @@ class AttentionKernel(RowKernel):
         self.step = step
         (total,) = self._over_keys({"total": self._filled(width, 0.0)}, added)
         return total
+
+    def _raised(self, difference: Value) -> Value:
+        builder = self.maker.builder.at(self.found.second)
+        if self.found.factor != 1:
+            number = builder.value("constant", value=self.found.factor, dtype=f32, weak=True)
+            difference = builder.value("mul", difference, number)
+        return builder.value(self.found.power, difference)
 
     def _filled(self, columns: int, number: float) -> Value:
         builder = self.maker.builder.at(self.found.second)

@@ -46,8 +46,10 @@ class Graph:
         """A column or a row of a tensor, repeated to its shape."""
         return self.op("broadcast", value, shape=shape_of(like.type))
 
-    def softmax(self, x: Value) -> Value:
-        shares = self.op("exp", self.op("sub", x, self.spread(self.op("reduce_max", x, axis=-1), x)))
+    def softmax(self, x: Value, powers: bool = False) -> Value:
+        """Of exponentials, or of `powers` of 2, as the library's."""
+        shares = self.op("sub", x, self.spread(self.op("reduce_max", x, axis=-1), x))
+        shares = self.op("exp2", self.op("mul", shares, self.number(1.5))) if powers else self.op("exp", shares)
         return self.op("div", shares, self.spread(self.op("reduce_sum", shares, axis=-1), x))
 
     def normalised(self, x: Value) -> Value:

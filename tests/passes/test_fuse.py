@@ -112,7 +112,7 @@ def assert_compiles(made, arch):
 # Attention ------------------------------------------------------------------------------------------------------------
 
 
-def attention(graph, dtype=bf16, causal=False, bias=False, moved=True):
+def attention(graph, dtype=bf16, causal=False, bias=False, moved=True, powers=False):
     shape, order = (B, T, H, 16), (0, 2, 1, 3)
     q, k, v = (graph.tensor(name, *(shape if moved else (B, H, T, 16)), dtype=dtype) for name in "qkv")
     if moved:
@@ -125,7 +125,7 @@ def attention(graph, dtype=bf16, causal=False, bias=False, moved=True):
         row, column = (graph.op("iota", shape=(T, T), axis=axis, dtype=i64) for axis in (0, 1))
         seen = graph.op("reshape", graph.op("ge", row, column), shape=(1, 1, T, T))
         scores = graph.op("where", graph.spread(seen, scores), scores, graph.number(-np.inf))
-    shares = graph.softmax(scores)
+    shares = graph.softmax(scores, powers)
     shares = graph.cast(shares, dtype, implicit=True) if dtype != f32 else shares
     mixed = graph.op("matmul", shares, v)
     return graph.op("permute", graph.cast(mixed, dtype, implicit=True), permutation=order) if moved else mixed
@@ -141,7 +141,7 @@ def square(plan):
 
 
 @pytest.mark.parametrize("length", [2, 33, 64, 100])
-@pytest.mark.parametrize("options", [{}, {"causal": True}, {"moved": False}, {"dtype": f32}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"moved": False}, {"dtype": f32}, {"powers": True}], ids=str)
 def test_attention_is_one_kernel_without_scores_in_memory(options, length):
     graph = Graph()
     function = graph.function(attention(graph, **options))
@@ -152,7 +152,7 @@ def test_attention_is_one_kernel_without_scores_in_memory(options, length):
     held(function, **sizes)  # and in a strict function every bit is that of the graph
 
 
-@pytest.mark.parametrize("options", [{"causal": True}, {"bias": True, "dtype": f32}], ids=str)
+@pytest.mark.parametrize("options", [{"causal": True, "powers": True}, {"bias": True, "dtype": f32}], ids=str)
 def test_emitted_attention(options):
     graph = Graph()
     emulate(held(graph.function(attention(graph, **options)), B=1, H=2, T=70))
