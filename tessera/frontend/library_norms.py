@@ -88,17 +88,17 @@ def with_features(emit: TensorEmitter, value: Any) -> Handle:
 def _l2_norm(emit: TensorEmitter, x: Any, axis: Any = None, keepdims: bool = False) -> Handle:
     """The square root of the sum of squares along `axis`, an int, several, or None for all, in the dtype of `x`.
 
-    Computed in f32 as m * sqrt(sum((x / m)^2)), m the largest magnitude, so that neither large nor small elements are
-    lost on the way: it is finite whenever the norm is an f32, and 0 for zeros alone.
+    Computed in f32 as m * sqrt(sum((x * (1 / m))^2)), m the largest magnitude, so that neither large nor small elements
+    are lost on the way: it is finite whenever the norm is an f32, and 0 for zeros alone.
     """
     tensor = floats(emit, x, "x")
     wide = emit.cast(tensor, f32)
     # Axis by axis also over all: no kernel has to hold the whole tensor as one row.
     axes = tuple(range(len(tensor.shape))) or None if axis is None else axis
     largest = reduced(emit, "reduce_max", math_of(emit, "abs", wide), axes, True)
-    # Any scale of that magnitude serves; kept inside the normal numbers, 0 and infinity divide to what they are.
+    # Any scale of that magnitude serves; kept inside the normal numbers, 0 and infinity become what they are.
     scale = math_of(emit, "min", math_of(emit, "max", largest, SMALLEST), LARGEST)
-    unit = math_of(emit, "div", wide, scale)
+    unit = math_of(emit, "mul", wide, math_of(emit, "div", 1.0, scale))
     squares = reduced(emit, "reduce_sum", math_of(emit, "mul", unit, unit), axes, True)
     norm = math_of(emit, "mul", scale, math_of(emit, "sqrt", squares))
     if not keepdims:

@@ -452,9 +452,9 @@ class ops:
         """The square root of the sum of squares along `axis`, an int, several, or None for all, in the dtype
         of `x`.
 
-        Computed in f32 as m * sqrt(sum((x / m)^2)), m the largest magnitude, so that neither large nor
-        small elements are
-        lost on the way: it is finite whenever the norm is an f32, and 0 for zeros alone.
+        Computed in f32 as m * sqrt(sum((x * (1 / m))^2)), m the largest magnitude, so that neither large
+        nor small elements
+        are lost on the way: it is finite whenever the norm is an f32, and 0 for zeros alone.
         """
     @staticmethod
     def learnable_scale_parameter() -> Tensor:
@@ -593,9 +593,9 @@ class tensors:
         """The square root of the sum of squares along `axis`, an int, several, or None for all, in the dtype
         of `x`.
 
-        Computed in f32 as m * sqrt(sum((x / m)^2)), m the largest magnitude, so that neither large nor
-        small elements are
-        lost on the way: it is finite whenever the norm is an f32, and 0 for zeros alone.
+        Computed in f32 as m * sqrt(sum((x * (1 / m))^2)), m the largest magnitude, so that neither large
+        nor small elements
+        are lost on the way: it is finite whenever the norm is an f32, and 0 for zeros alone.
         """
     @staticmethod
     def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-05) -> Tensor:
