@@ -63,9 +63,11 @@ def _twin(compiler: str, version: str) -> Mapping[str, bytes]:
     """The files by name, from the disk cache if they are there."""
     declared, functions = twin_parts()
     parts = (declared, functions, version, *FLAGS, platform.machine())
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     store, made = open_cache(), {TWIN: declared.encode()}
-    keys = {name: f"emulator/{name} {digest}" for name in (PRECOMPILED, OBJECT)}
+    keys = {
+        name: "emulator/" + hashlib.sha256("\0".join((name, *parts)).encode()).hexdigest()
+        for name in (PRECOMPILED, OBJECT)
+    }
     found = {name: data for name, key in keys.items() if (data := store.get(key)) is not None}
     if len(found) == len(keys):
         return made | found
