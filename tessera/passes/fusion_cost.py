@@ -129,6 +129,23 @@ def _product_rows(ops: Sequence[Op], rows: int, sizes: Sizes) -> int:
     return max(PRODUCT_ROWS, min(MOST_PRODUCT_ROWS, share // 2))
 
 
+def why_no_loop(products: Sequence[Op], sizes: Sizes) -> str | None:
+    """Why products are not for one kernel although their rows are, as a clause, or None.
+
+    Those of one shape are iterations of a loop, whose operands stream through a ring; those of different ones, one
+    after the other, where right operands stay in shared memory.
+    """
+    operands = [shape_of(op.operands[1].type)[-2:] for op in products]
+    shapes = list(dict.fromkeys((sizes.decide(depth), sizes.decide(columns)) for depth, columns in operands))
+    if len(shapes) == 1 or max(max(shape) for shape in shapes) <= WIDEST_RESIDENT:
+        return None
+    (depth, columns), (other_depth, other_columns) = shapes[:2]
+    return (
+        f"products by [{depth}, {columns}] and by [{other_depth}, {other_columns}] are no iterations of one loop, and "
+        f"a right operand of more than {WIDEST_RESIDENT} rows or columns streams through shared memory"
+    )
+
+
 def nominal_rows(ops: Sequence[Op], sizes: Sizes) -> int:
     """Rows of a program where there are many."""
     lines = [sizes.decide(columns) for columns in whole_lines(ops)]

@@ -16,7 +16,7 @@ from tessera.ir.core import Block, Kernel, Op, Value, uses
 from tessera.ir.dims import Size
 from tessera.ir.opdef import CONSTANT, ELEMENTWISE
 from tessera.ir.types import TileType, dtype_of, shape_of, shape_text
-from tessera.passes.fusion_cost import Sizes, count, row_cost
+from tessera.passes.fusion_cost import Sizes, count, row_cost, why_no_loop
 from tessera.passes.graph_access import access, rows_in_place, unit
 from tessera.passes.graph_attention import WIDEST_HEAD, Attention, find_attention
 from tessera.passes.graph_groups import (
@@ -318,7 +318,7 @@ class _Planner:
             decided |= is_along(op) or op.name == "matmul" and behind
             if behind or op.name == "matmul":
                 hard.update(op.results)
-        return self._costs(first, second, ops, read) if decided else None
+        return self._costs(first, second, ops, read) if decided else why_no_loop(products, self.sizes)
 
     def _again(self, op: Op) -> bool:
         """Whether a kernel does an op once more that has none of its own."""

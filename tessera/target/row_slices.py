@@ -21,8 +21,8 @@ ACCUMULATORS = 128  # f32 registers of a thread for the accumulators of a produc
 @dataclass(frozen=True)
 class Rows:
     """A store with many rows: its last two sizes, K of the product behind it, whether a loop around the product carries
-    a sum, whether both operands may be placed in shared memory by the compiler, and whether the right one is stored
-    transposed, as [columns, K].
+    a sum, whether operands may be placed in shared memory by the compiler, whether a right one is stored transposed, as
+    [columns, K], and how many products there are.
     """
 
     rows: int
@@ -31,11 +31,13 @@ class Rows:
     looped: bool
     placeable: bool
     transposed: bool = False
+    products: int = 1
 
 
 def row_slices(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dict[str, Any]:
     """Fields of a schedule; `warps` and `stages` where the author has fixed them."""
-    whole = store.placeable and not store.transposed and max(store.columns, store.depth) <= WIDEST
+    alone = store.products == 1 and not store.transposed
+    whole = store.placeable and alone and max(store.columns, store.depth) <= WIDEST
     if whole and store.columns % 16 == store.depth % 16 == 0:
         found = _resident(store, warps or 8, stages or 2, arch)
         if found is not None:

@@ -212,17 +212,17 @@ def _store(store: Op, products: list[Op], kernel: Kernel) -> Rows:
     *_, rows, columns = int_shape(store.operand("value").type)
     deepest = max(products, key=_depth)
     top = {id(op) for op in kernel.body.ops}
-    made = [operand.defining_op for operand in deepest.operands[:2]]
+    made = [operand.defining_op for op in products for operand in op.operands[:2]]
     alone = len(products) == 1  # several share the registers and the shared memory, as the iterations of a loop do
     return Rows(
         rows,
         columns,
         _depth(deepest),
         not alone or any(id(op) not in top for op in products),
-        alone
-        and all(op is not None and op.name != "read" for op in made)
+        all(op is not None and op.name != "read" for op in made)
         and not any(op.attributes["transpose_a"] for op in products),
         any(op.attributes["transpose_b"] for op in products),
+        len(products),
     )
 
 

@@ -178,7 +178,7 @@ def _rows(store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dic
 
 def _columns(store: Rows, share: int) -> int:
     """Columns of a product at a time: as many as registers hold the sums of. A carried sum takes as many as these."""
-    widest = SUMS_AT_ONCE[store.looped] // share
+    widest = SUMS_AT_ONCE[store.looped] // share // min(store.products, 2)  # one is kept while the next is computed
     return next(size for size in range(min(widest, store.columns), 0, -16) if store.columns % size == 0)
 
 

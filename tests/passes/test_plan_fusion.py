@@ -139,6 +139,23 @@ def test_random_functions_store_one_tensor_behind_a_product():
     assert found > 50
 
 
+@pytest.mark.parametrize(
+    ("depths", "columns", "expected"),
+    [((512, 512), 512, 1), ((512, 1024), 512, 2), ((64, 256), 128, 1), ((64, 256), 512, 2)],
+)
+def test_products_of_different_shapes_share_a_kernel_where_right_operands_stay(depths, columns, expected):
+    """Wide ones of one shape are iterations of a loop; others have rings, and warpgroups, in kernels of their own."""
+    graph = Graph()
+    lefts = [graph.tensor(f"x{number}", M, depth) for number, depth in enumerate(depths)]
+    rights = [graph.tensor(f"w{number}", depth, columns) for number, depth in enumerate(depths)]
+    first, second = (graph.op("sigmoid", graph.op("matmul", *pair)) for pair in zip(lefts, rights, strict=True))
+    function = graph.function(graph.op("add", first, second))
+    assert launches(function, M=20) == expected
+    refused = [edge.why for edge in plan_fusion(function, {"M": 20}).edges if "no iterations of one loop" in edge.why]
+    assert bool(refused) == (expected > 1)
+    held(function, M=20)
+
+
 def test_a_value_is_both_operands_of_a_product():
     graph = Graph()
     x = graph.tensor("x", K, K)

@@ -15,6 +15,7 @@ from tessera.target.cost import cost
 from tessera.target.schedule import default_schedule
 from tests.passes import lane_kernels
 from tests.passes.lane_kernels import CASES, make_gemm, triangle
+from tests.passes.lane_running import Ready, emulate, keeps_every_bit
 from tests.passes.test_pipeline import assert_same_bits, emulated, outputs_of
 from tests.suite import load
 from tests.target.test_schedules import prepared
@@ -107,6 +108,25 @@ def test_few_rows_of_many_columns():
     assert fields(found.schedule, "family", "warps", "rows", "subtile") == ("wgmma", 8, 128, 256)
     resources = compile_cubin(found.program.cuda, "sm_90a", found.program.name).resources[found.program.name]
     assert resources.spill_stores == resources.spill_loads == 0
+
+
+def test_two_products_that_are_added_have_half_of_the_columns():
+    """The sums of one are kept while the other is computed: at 128 columns registers spill."""
+
+    @ts.kernel
+    def pair(a: Tensor["M", 512, ts.bf16], b: Tensor["M", 512, ts.bf16], w: Tensor[512, 512, ts.bf16],
+             v: Tensor[512, 512, ts.bf16], out: Tensor["M", 512, ts.bf16]):  # fmt: skip
+        m = tile.program_id(0) * 256
+        first = tile.sigmoid(tile.mma(a[m : m + 256], w))
+        tile.store(first + tile.sigmoid(tile.mma(b[m : m + 256], v)), out[m : m + 256])
+
+    found = compile_kernel(pair, LARGE, "sm_90a")
+    assert fields(found.schedule, "family", "warps", "rows", "subtile") == ("wgmma", 8, 128, 64)
+    resources = compile_cubin(found.program.cuda, "sm_90a", found.program.name).resources[found.program.name]
+    assert resources.spill_stores == resources.spill_loads == 0
+    small = compile_kernel(pair.scheduled({"family": "wgmma"}), {"M": 300}, "sm_90a")
+    assert small.schedule.family == "wgmma"
+    emulate([Ready(small, {"M": 300}, keeps_every_bit(small, {"M": 300}))])
 
 
 def layered(width, layers):
