@@ -127,7 +127,10 @@ def _look(engine: Engine, points: Points) -> Entry:
         # Warpgroups share out whole tiles of 64 rows each: more of them need the largest tiles.
         more = name == "num_warps" and schedule is not None and schedule.family == "wgmma"
         base = levels[-1] if more else best.constants
-        for value in points.candidates[name][1:]:
+        values = list(points.candidates[name][1:])
+        if name == "num_stages" and schedule is not None and schedule.copies == "tma":
+            values.reverse()  # most slots first: rings have no more than shared memory holds
+        for value in values:
             if engine.tried < SHORT:
                 engine.try_points([{**base, name: value}])
         best = engine.best()

@@ -17,9 +17,11 @@ from tessera.search.lowering import Lowered, Lowering, Request, Setting
 from tessera.search.points import Points
 from tessera.search.workers import Workers
 from tessera.target.arch import Arch
+from tessera.target.schedule import FIXED_BY_CONSTANTS
 
 BASES = 2  # points at which fields of the schedule are changed
 VARIATIONS = 32  # of them that are lowered, at most
+SAME = 1.001  # times a prediction: no difference
 BETTER = 0.99  # of a prediction: what makes another step worth it
 SPILLING = 1.5  # times the registers that a thread can have
 SPILLING_SUMS = 1.1  # the same of wgmma: the assembler does one product after the other where their sums spill
@@ -192,9 +194,25 @@ class Engine:
         return self.entries[0]
 
     def best(self) -> Entry:
-        """The fastest predicted one of those that would not spill, if there are any."""
+        """The fastest predicted one of those that would not spill, if there are any; of points that differ in the slots
+        of rings alone, the one with the most.
+        """
         self.first()
-        return min(self.entries, key=lambda entry: (self._spills(entry), entry.seconds))
+        fastest = min(self.entries, key=lambda entry: (self._spills(entry), entry.seconds))
+        alike = [entry for entry in self.entries if self._differ_in_slots(entry, fastest)]
+        return max(alike, key=lambda entry: entry.known["stages"], default=fastest)
+
+    def _differ_in_slots(self, entry: Entry, fastest: Entry) -> bool:
+        """Whether two points are one but for the slots of rings, which the model sees no difference in: what slots hide
+        beyond the mean of a latency costs nothing where shared memory has room.
+        """
+        own, other = entry.lowered.schedule, fastest.lowered.schedule
+        if own is None or other is None or other.copies != "tma" or self._spills(entry) != self._spills(fastest):
+            return False
+        slots = next(name for name, field in FIXED_BY_CONSTANTS.items() if field == "stages")
+        constants = [{k: v for k, v in each.constants.items() if k != slots} for each in (entry, fastest)]
+        same = constants[0] == constants[1] and replace(own, stages=other.stages) == other
+        return same and entry.seconds <= SAME * fastest.seconds
 
     def ranked(self, slowest: float, limit: int | None) -> list[Entry]:
         """The entries that are kept, best predicted first; the others go to `pruned`.
