@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from tessera.ir.core import Block, Kernel, Op
 from tessera.ir.dims import Size, evaluate, symbols
 from tessera.ir.opdef import COUNTED, ORDERED
+from tessera.ir.ops.control import constant_value
 
 # A dim of grids alone, which whoever runs a kernel gives its value. No dim of an author has a dot, and one that a
 # parameter brings with it has a number behind that.
@@ -45,6 +46,17 @@ def persistent_loops(kernel: Kernel) -> list[Op]:
         return []
     blocks = [kernel.body, *(region for op in kernel.body.ops if op.name == "roles" for region in op.regions)]
     return [op for block in blocks for op in block.ops if op.definition.has(COUNTED) and _strides_programs(op)]
+
+
+def programs_in_turn(loop: Op) -> int:
+    """How many programs of the launch share an iteration of its persistent loop: those of a cluster, or of what was to
+    be one.
+    """
+    count, op = 1, loop.operand("step").defining_op
+    while op is not None and op.name in ("floordiv", "mul"):
+        count *= constant_value(op.operands[1]) if op.name == "floordiv" else 1
+        op = op.operands[0].defining_op
+    return count
 
 
 def _strides_programs(loop: Op) -> bool:

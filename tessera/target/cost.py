@@ -12,10 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tessera.ir.clusters import cluster_of
 from tessera.ir.core import Kernel
 from tessera.ir.ops.roles import computing_warps
-from tessera.ir.programs import grid_extents, persistent_loops
+from tessera.ir.programs import grid_extents, persistent_loops, programs_in_turn
 from tessera.target.arch import Arch
 from tessera.target.cost_constants import CONSTANTS, Constants
 from tessera.target.cost_counts import Counter, Traffic, Work
@@ -120,9 +119,10 @@ def _turns(kernel: Kernel, counter: Counter, programs: int, teams: int = 1) -> f
     total = counter.scalars.value(loops[0].operand("upper")) if loops else None
     if not isinstance(total, int):
         return 1.0
-    turns = total * cluster_of(kernel) / programs  # the loop is over clusters
+    together = programs_in_turn(loops[0])
+    turns = total * together / programs
     counter.iterations.update(dict.fromkeys(loops, turns / teams))
-    counter.turns.update(dict.fromkeys(loops, (total, programs // cluster_of(kernel))))
+    counter.turns.update(dict.fromkeys(loops, (total, programs // together)))
     return turns
 
 

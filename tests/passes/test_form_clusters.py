@@ -15,6 +15,8 @@ from tessera.ir.verify import verify
 from tessera.program import Program
 from tessera.runtime.execute import emulate
 from tessera.runtime.nvrtc import compile_cubin
+from tessera.target.arch import arch
+from tessera.target.cost import cost
 from tests.passes.test_persist import needs_compiler
 from tests.passes.test_pipeline import arguments_of, assert_same_bits, outputs_of
 from tests.suite import load
@@ -135,3 +137,16 @@ def test_rules(old: str, new: str, message: str) -> None:
     with pytest.raises(SourceError, match=message) as caught:
         verify(parse_module(text.replace(old, new)))
     assert caught.value.code == "TS703"
+
+
+def test_a_cluster_that_was_none_is_predicted_to_do_all_the_work() -> None:
+    """Its programs still share iterations of the persistent loop, where none of them loads for another."""
+    sizes = {"B": 16, "S": 2048, "D": 1024, "L": 1, "len(source_layers)": 1, "len(gate_params)": 1}
+    constants = {"BLOCK_B": 64, "BLOCK_S": 256, "num_warps": 8, "num_stages": 2}
+    found = []
+    for cluster in (1, 2):
+        definition = load("fused_delta_gating_kernel").scheduled({"cluster": cluster})
+        compilation = compile_kernel(definition, sizes, "sm_90a", constants=constants)
+        found.append(cost(compilation.target.kernel(), arch("sm_90a"), sizes).flops)
+    assert "load nothing alike" in " ".join(compilation.program.notes)
+    assert found[0] == found[1] == 2 * 16 * 2048 * 1024 * 1024
