@@ -27,8 +27,9 @@ def test_operands_of_a_product_arrive_together():
 
 
 def test_what_is_read_into_registers_is_there_before_the_slot_is_released():
-    (weights, *panels) = groups_of("differences")
-    assert summary(weights)[2:5] == (False, False, 0)  # in front of the persistent loop: nobody needs the slot again
+    (weights, others, *panels) = groups_of("differences")
+    for group in (weights, others):  # in front of the persistent loop: nobody needs the slots again
+        assert summary(group)[:5] == (1, 64 * 128 * 2, False, False, 0)
     assert [summary(panel) for panel in panels] == [(2, 2 * 64 * 64 * 2, True, True, 0, "read", 2)] * 2
     assert panels[0].signature == panels[1].signature != weights.signature
 
