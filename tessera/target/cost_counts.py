@@ -129,6 +129,7 @@ class Counter:
         self.turns: dict[Op, tuple[int, int]] = {}  # of persistent loops: all programs, and how many run at one time
         self.uneven = 1.0  # how many times the mean work the busiest program of a persistent launch has
         self.rings: dict[Value, RingUse] = {}
+        self.firsts: dict[tuple[Value, Value], float] = {}  # by index and lower bound of a loop, the share of the first
         self.in_roles = False
         self.flown = 0.0  # bytes of copies that arrive while earlier ones are worked on, of all programs of the wave
 
@@ -170,7 +171,7 @@ class Counter:
             self.in_roles = False
             return
         if not op.definition.has(LOOP):
-            share = self.scalars.share(op.operands[0])
+            share = self._share(op.operands[0])
             for region, part in zip(op.regions, (share, 1.0 - share), strict=False):
                 if part:
                     self.block(region, times * part)
@@ -184,6 +185,8 @@ class Counter:
         (body,) = op.regions
         before = self.work.scaled(1.0)
         self.loops.append((frozenset(body.arguments), count))
+        if op.definition.has(COUNTED):
+            self.firsts[body.arguments[0], op.operands[0]] = 1.0 / max(1.0, count)
         self.block(body, times * count)
         self.loops.pop()
         flying = sum(isinstance(argument.type, TokenType) for argument in body.arguments)
@@ -191,6 +194,14 @@ class Counter:
             done = (self.work - before).scaled(1.0 / (times * count))
             self.stall.ahead.append((times * count, flying, done))
             self.stall.memory += times  # the first iteration waits for its copies
+
+    def _share(self, condition: Value) -> float:
+        """How often a condition holds; of one that asks for the first iteration of a loop, once."""
+        made = condition.defining_op
+        first = (
+            self.firsts.get((made.operands[0], made.operands[1])) if made is not None and made.name == "eq" else None
+        )
+        return self.scalars.share(condition) if first is None else first
 
     def _trips_by_program(self, loop: Op) -> tuple[float, float] | None:
         """The iterations of a loop that a persistent one is around, where they differ from turn to turn: the mean, and

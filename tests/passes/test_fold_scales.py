@@ -65,6 +65,7 @@ def test_its_error_is_that_of_both():
     (op,) = [op for op in compilation.target.kernel().body.walk() if op.name == "scaled_sigmoid"]
     x = np.linspace(-90, 90, 64 * 64).astype(np.float32).astype(np.float64).reshape(1, 64, 64)
     scale = np.full((1,), 0.375)
+    assert op.definition.bound is not None
     bar = op.definition.bound(op, Bar(x, np.zeros_like(x)), Bar(scale, np.zeros_like(scale)))
     wanted = 1 / (1 + np.exp(-0.375 * x))
     with np.errstate(over="ignore"):
