@@ -134,3 +134,10 @@ def test_parts_of_a_line_are_as_large_as_no_two_warps_share_one(n, parts, fold):
     (kernel,) = compiled(NORM.format(dtype="bf16"), n).target.kernels
     folds = [op for op in kernel.body.walk() if op.name.startswith("fold_")]
     assert [(op.name, op.operands[0].type.shape) for op in folds] == 2 * [(fold, (1, parts))]
+
+
+@pytest.mark.parametrize("n", [1024, 4096])
+def test_sums_that_meet_across_lanes_are_shared_out(n):
+    """Of 4 sums a thread: 2 and 1 shuffles, one for each of 3 bits of lanes, and 2 for what lanes have shared out."""
+    text = compiled(NORM.format(dtype="bf16"), n).cuda[0].text
+    assert text.count("ts_shfl_xor") == 2 * (2 + 1 + 3 + 2)
