@@ -22,7 +22,9 @@ from tessera.target.cost import Cost
 from tessera.target.schedule import FIXED_BY_CONSTANTS, Schedule
 
 LIMIT_OF_SLOWER = 3.0  # times the best prediction, beyond which a point is not worth measuring
-CLEARLY = 0.9  # of the prediction of the author's first point: what the untuned choice leaves that for
+CLEARLY = (
+    0.9  # of what is predicted behind the launch of the author's first point: what the untuned choice leaves that for
+)
 SHORT = 6  # lowerings of the untuned choice, at most
 
 
@@ -134,7 +136,13 @@ def _look(engine: Engine, points: Points) -> Entry:
             if engine.tried < SHORT:
                 engine.try_points([{**base, name: value}])
         best = engine.best()
-    return best if best.seconds < CLEARLY * first.seconds else first
+    return best if _decided(best) < CLEARLY * _decided(first) else first
+
+
+def _decided(entry: Entry) -> float:
+    """The predicted seconds that a schedule decides: all but those of any launch."""
+    assert entry.lowered.cost is not None
+    return entry.seconds - entry.lowered.cost.terms["launch"]
 
 
 def _candidate(entry: Entry, program: Program) -> Candidate:
