@@ -25,6 +25,7 @@ LIMIT_OF_SLOWER = 3.0  # times the best prediction, beyond which a point is not 
 CLEARLY = (
     0.9  # of what is predicted behind the launch of the author's first point: what the untuned choice leaves that for
 )
+NOTICED = 0.95  # of all of that prediction, the same
 SHORT = 6  # lowerings of the untuned choice, at most
 
 
@@ -136,7 +137,8 @@ def _look(engine: Engine, points: Points) -> Entry:
             if engine.tried < SHORT:
                 engine.try_points([{**base, name: value}])
         best = engine.best()
-    return best if _decided(best) < CLEARLY * _decided(first) else first
+    noticed = best.seconds < NOTICED * first.seconds
+    return best if noticed and _decided(best) < CLEARLY * _decided(first) else first
 
 
 def _decided(entry: Entry) -> float:
