@@ -156,7 +156,7 @@ DAMAGES = {
         "weights = tile.exp2(shifted)", r"exp2 'weights': register 0 of thread \d+ holds", (1, 0, 0),
     ),
     "one lane alone": Damage(
-        "softmax_bf16", {"M": 17, "N": 25}, "reduce_sum", "", r"(?<=ts_cast<float>\()total", "total + (ts_lane() == 6)",
+        "softmax_bf16", {"M": 17, "N": 25}, "reduce_sum", "", r"(?<=ts_cast<float>\()x0", "x0 + (ts_lane() == 6)",
         "tile.sum(weights", r"reduce_sum: register 0 of thread 6 holds",
     ),
     "a sum is dropped": Damage(
