@@ -6,6 +6,7 @@
 constexpr float TS_LEAST_DIVIDED = 0x1p-90f, TS_MOST_DIVIDED = 0x1p126f, TS_MOST_SCALED = 0x1p60f;  // the last two: squares
 TS_DEVICE float ts_divisor(float b) { return b >= 0x1p-30f && b <= 0x1p30f ? __frcp_rn(b) : 0.0f; }
 TS_DEVICE float ts_least(float least, float a) { return fminf(least, fabsf(a)); }  // passes NaN over
+TS_DEVICE float ts_zero_hidden(float a) { return __float_as_int(a) == 0 ? ts_infinity() : a; }
 TS_DEVICE float ts_add_square(float sum, float a) { return __fmaf_rn(a, a, sum); }
 // Whether multiplying by the inverse is dividing, which holds for every numerator then.
 TS_DEVICE bool ts_divides_exactly(float b, float inverse) {

@@ -121,6 +121,7 @@ TS_DEVICE float ts_div(float a, float b) { return a / b; }
 constexpr float TS_LEAST_DIVIDED = 0x1p-90f, TS_MOST_DIVIDED = 0x1p126f, TS_MOST_SCALED = 0x1p60f;
 TS_DEVICE float ts_divisor(float b) { return b >= 0x1p-30f && b <= 0x1p30f ? 1.0f / b : 0.0f; }
 TS_DEVICE float ts_least(float least, float a) { return __builtin_fminf(least, __builtin_fabsf(a)); }
+TS_DEVICE float ts_zero_hidden(float a) { return a == 0.0f && !__builtin_signbit(a) ? __builtin_inff() : a; }
 TS_DEVICE float ts_add_square(float sum, float a) { return __builtin_fmaf(a, a, sum); }
 TS_DEVICE bool ts_divides_exactly(float b, float inverse) {
     return inverse != 0.0f && (ts_twin::bits_of(b) & 0x007FFFFFu) == 0;
