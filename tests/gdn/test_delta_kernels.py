@@ -90,7 +90,7 @@ def test_check_finds_nothing(name, v, present):
 LARGE = {"B": 1, "T": 8192, "H": 16, "HV": 32, "K": 128, "V": 128, "S": 128, "N": 1}
 FITTING = [
     ("prepare", variant(), ("g", "beta"), 176),
-    ("prepare", variant(unit=True, gate_free=True, prepare_warps=2), ("g", "beta"), 232),
+    ("prepare", variant(unit=True, gate_free=True, prepare_warps=2), ("g", "beta"), 240),  # 4 blocks, up to 255
     ("prepare", variant(chunk=16, unit=True), ("g", "beta"), 160),
     ("chunks", variant(), ("initial_state", "final_state"), 255),
     ("chunks", variant(block=32, warps=8), ("initial_state", "final_state"), 176),
