@@ -24,7 +24,7 @@ class HeldKernel(LoopKernel):
     def __init__(self, group: Group, shape: Held, sizes: Sizes, skipped: frozenset[Op]) -> None:
         self.start(group, shape.rows, sizes, skipped)
         self.kept: dict[Value, Value] = {}  # buffers of computed left operands
-        self.maker.pins = {"warps": shape.warps, "blocks": shape.blocks, "stages": shape.stages}
+        self.maker.pins = {"warps": shape.warps, "blocks": shape.blocks}
         self.depths = dict(zip(group.products, shape.depths, strict=True))
         self.copies: dict[Value, tuple[Value, Value | None]] = {}  # buffers of lines, and tokens that nobody waited for
         for value in lines_read_again(group.ops, self._in_memory):

@@ -40,8 +40,8 @@ SHAPES = ((64, 16, 1), (32, 16, 1), (16, 16, 1), (32, 8, 2), (16, 8, 2), (32, 4,
 
 @dataclass(frozen=True)
 class Held:
-    """`rows` of a program of `warps`; `depths` of the slices of each product, in order, of which `stages` are on their
-    way; `blocks` that a multiprocessor is to hold at once.
+    """`rows` of a program of `warps`; `depths` of the slices of each product, in order, of which any multiprocessor
+    holds `stages`, and one with more shared memory more of them; `blocks` that it is to hold at once.
     """
 
     rows: int

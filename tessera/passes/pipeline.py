@@ -25,6 +25,7 @@ barrier behind the wait stands between them), no copy is in flight when the byte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tessera.dtypes import i32, i64
@@ -78,8 +79,8 @@ class Plan:
 def pipeline(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
     """Gives the copies of each loop where it can at most `schedule.stages` stages, or what the author asked for.
 
-    Fewer where the loop is shorter, or where shared memory does not hold them. Raises SourceError TS501 where it does
-    not hold the stages that are pinned.
+    Fewer where the loop is shorter, or where shared memory does not hold them: beside as many blocks as are pinned,
+    unless stages are, too. Raises SourceError TS501 where it does not hold the stages that are pinned.
     """
     plans = _plans(kernel, schedule)
     if plans:
@@ -150,18 +151,47 @@ def _trips(loop: Op) -> int | None:
 
 
 def _fit(kernel: Kernel, plans: list[Plan], schedule: Schedule, arch: Arch) -> None:
-    """Takes stages away, where there are most, until shared memory holds all that the kernel needs."""
+    """Takes stages away, where there are most, until shared memory holds all that the kernel needs.
+
+    Where the number of blocks is pinned and that of stages is not, shared memory of a multiprocessor is to hold as many
+    blocks, or as many as leave every loop two stages.
+    """
     layouts = assign_layouts(kernel, schedule)
     tiles = [v for op in kernel.body.walk() for v in op.results if isinstance(v.type, TileType)]
     # Any tile may go through shared memory on its way to another layout.
     beside = max((elements(tile) * dtype_of(tile.type).bytes for tile in tiles), default=0)
     beside += sum(layout.bytes for layout in layouts.buffer.values())
     sizes = [sum(layouts.buffer[buffer].bytes for buffer in plan.buffers) for plan in plans]
-    while max(plan.stages for plan in plans) > 1:
+
+    def holds(room: int) -> bool:
         total = beside + sum(size * (plan.stages - 1) for size, plan in zip(sizes, plans, strict=True))
-        if total <= arch.shared_bytes_per_block or _holds(kernel, plans, schedule, arch):
-            return
-        max(plans, key=lambda plan: plan.stages).stages -= 1
+        return total <= room or _holds(kernel, plans, schedule, arch, room)
+
+    pins, wanted = pins_of(kernel), [plan.stages for plan in plans]
+    for blocks in range(1 if "stages" in pins else pins.get("blocks", 1), 0, -1):
+        if _lowered(plans, wanted, holds, arch.shared_bytes_beside(blocks)) or blocks == 1:
+            break
+
+
+def _lowered(plans: list[Plan], wanted: list[int], holds: Callable[[int], bool], room: int) -> bool:
+    """Gives the plans as many of the stages that are wanted as fit so many bytes; whether that leaves each of them two.
+
+    Buffers of loops that are not alive together share bytes, and what one loop has to do without helps no other one.
+    """
+    for plan, stages in zip(plans, wanted, strict=True):
+        plan.stages = stages
+    while not holds(room):
+        most = max(plans, key=lambda plan: plan.stages)
+        if most.stages == 1:
+            return False
+        most.stages -= 1
+    for plan, stages in zip(plans, wanted, strict=True):
+        while plan.stages < stages:
+            plan.stages += 1
+            if not holds(room):
+                plan.stages -= 1
+                break
+    return all(plan.stages >= min(stages, 2) for plan, stages in zip(plans, wanted, strict=True))
 
 
 def _check_pinned(plans: list[Plan], wanted: list[int], arch: Arch) -> None:
@@ -176,15 +206,15 @@ def _check_pinned(plans: list[Plan], wanted: list[int], arch: Arch) -> None:
             )
 
 
-def _holds(kernel: Kernel, plans: list[Plan], schedule: Schedule, arch: Arch) -> bool:
-    """Whether the kernel fits with these plans, found by placing it: buffers not alive together share bytes."""
+def _holds(kernel: Kernel, plans: list[Plan], schedule: Schedule, arch: Arch, room: int) -> bool:
+    """Whether the kernel fits `room` with these plans, found by placing it: buffers not alive together share bytes."""
     try:
-        place_shared(lower_to_target(canonicalise(_rewrite(kernel, plans)), schedule, arch), arch)
+        placed = place_shared(lower_to_target(canonicalise(_rewrite(kernel, plans)), schedule, arch), arch)
     except SourceError as error:
         if error.code != "TS501":
             raise
         return False
-    return True
+    return placed.attributes["shared_bytes"] <= room
 
 
 # The loop -------------------------------------------------------------------------------------------------------------

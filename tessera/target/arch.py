@@ -57,6 +57,10 @@ class Arch:
     def __str__(self) -> str:
         return self.name
 
+    def shared_bytes_beside(self, blocks: int) -> int:
+        """Shared memory of a block of which a multiprocessor holds so many."""
+        return min(self.shared_bytes_per_block, self.shared_bytes_per_sm // blocks - self.reserved_shared_bytes)
+
 
 BASE_LANE = "sm_80"  # of cp.async and mma.sync
 

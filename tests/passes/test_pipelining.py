@@ -23,7 +23,7 @@ from tessera.passes.place_shared import place_shared
 from tessera.runtime.check import examine_kernel
 from tessera.runtime.interpreter import interpret
 from tessera.runtime.nvrtc import compile_cubin
-from tessera.target.arch import find
+from tessera.target.arch import ARCHS, find
 from tests.check.mutations import Edit, mutated
 from tests.lanes import define
 from tests.passes.test_pipeline import arguments_of, assert_same_bits, emulated, outputs_of
@@ -253,6 +253,42 @@ def test_no_more_stages_than_iterations_and_than_memory():
     for arch, stages in (("sm_80", 3), ("sm_89", 2), ("sm_90a", 4)):
         made = compiled(wide, {"M": 64, "N": 128, "K": 512}, 4, arch)
         assert set(stages_of(made).values()) == {stages}, arch
+    # Of two blocks each has 81, 49 and 113 KiB: room for one, for none and for two.
+    for arch, stages in (("sm_80", 3), ("sm_89", 2), ("sm_90a", 2)):
+        two = wide.scheduled({"blocks": 2})
+        made = compiled(two, {"M": 64, "N": 128, "K": 512}, 4, arch)
+        assert set(stages_of(made).values()) == {stages}, arch
+    asked = compiled(wide.scheduled({"blocks": 2, "stages": 4}), {"M": 64, "N": 128, "K": 512}, 4, "sm_90a")
+    assert set(stages_of(asked).values()) == {4}
+
+
+@ts.kernel
+def two_loops(
+    a: tile.Tensor["M", "K", ts.bf16],
+    b: tile.Tensor["K", "N", ts.bf16],
+    c: tile.Tensor["K", "D", ts.bf16],
+    narrow: tile.Tensor["M", "N", ts.f32],
+    wide: tile.Tensor["M", "D", ts.f32],
+):
+    ctx = tile.context()
+    m = tile.program_id(0) * 32
+    acc = tile.zeros([32, 128], ts.f32)
+    for k in tile.range(0, ctx.K, 64):
+        acc = tile.mma(a[m : m + 32, k : k + 64], b[k : k + 64, 0:128], acc)
+    tile.store(acc, narrow[m : m + 32, 0:128])
+    total = tile.zeros([32, 512], ts.f32)
+    for k in tile.range(0, ctx.K, 32):
+        total = tile.mma(a[m : m + 32, k : k + 32], c[k : k + 32, 0:512], total)
+    tile.store(total, wide[m : m + 32, 0:512])
+
+
+def test_a_loop_does_without_no_stage_that_helps_no_other_one():
+    """Slices of 20 and of 34 KiB, never there together: 81 KiB hold two of these, and still three of those."""
+    dims = {"M": 32, "K": 256, "N": 128, "D": 512}
+    made = compiled(two_loops.scheduled({"blocks": 2}), dims, 3)
+    assert sorted(stages_of(made).values()) == [2, 2, 3, 3]
+    assert made.target.kernel().attributes["shared_bytes"] <= ARCHS["sm_80"].shared_bytes_beside(2)
+    assert_exact(made, dims)
 
 
 @pytest.mark.parametrize("asked, given", [(1, {1}), (2, {2}), (4, {4}), (None, {3})])
