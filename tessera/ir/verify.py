@@ -129,6 +129,7 @@ ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
             "implicit",
             "fresh",
             "read",
+            "apart",
         ),
         ("true or false", _is_bool),
     ),

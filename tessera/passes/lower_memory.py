@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
-from tessera.ir.core import Builder, Op
+from tessera import dtypes
+from tessera.ir.core import Builder, Op, Value
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, shape_of, tile_layout
 from tessera.passes.assign_layouts import coalesced
 from tessera.passes.lower_tma_stores import store_by_warps
 from tessera.passes.lowering import Lowering, rule
+from tessera.passes.stored_parts import StoredParts, instruction_of_parts, part_layout, parts_of
 from tessera.target.schedule import elements
 
 STAGED_STORE = 32 * 32  # elements from which a narrow store is worth a trip through shared memory
@@ -52,11 +54,22 @@ def lower_store(lowering: Lowering, op: Op, builder: Builder) -> None:
 def lower_alloc_shared(lowering: Lowering, op: Op, builder: Builder) -> None:
     type_ = op.result.type
     assert isinstance(type_, BufferType)
+    layout = lowering.layouts.buffer[op.result]
+    apart = op.attributes["apart"]
+    instruction = instruction_of_parts(op.result, lowering.used, lowering.layouts) if apart else None
+    if instruction is not None:
+        dtype, layout = dtypes.parse(instruction.operand), part_layout(layout, instruction)
+        made = [
+            builder.value("shared", shape=type_.shape, dtype=dtype, layout=layout, hint=op.result.name)
+            for _ in range(instruction.parts)
+        ]
+        lowering.parts[op.result] = StoredParts(instruction, made)
+        return
     lowering.mapping[op.result] = builder.value(
         "shared",
         shape=type_.shape,
         dtype=type_.dtype,
-        layout=lowering.layouts.buffer[op.result],
+        layout=layout,
         stages=op.attributes["stages"],
         hint=op.result.name,
     )
@@ -90,14 +103,22 @@ def lower_read(lowering: Lowering, op: Op, builder: Builder) -> None:
 
 @rule("write")
 def lower_write(lowering: Lowering, op: Op, builder: Builder) -> None:
-    buffer, value = op.operands[:2]
-    new = lowering.mapping[value]
+    buffer, new = op.operands[0], lowering.mapping[op.operands[1]]
+    parts = lowering.parts.get(buffer)
+    if parts is None:
+        _write(lowering, op, builder, lowering.mapping[buffer], new)
+        return
+    for each, part in zip(parts.buffers, parts_of(builder, new, parts.instruction), strict=True):
+        _write(lowering, op, builder, each, part)
+
+
+def _write(lowering: Lowering, op: Op, builder: Builder, buffer: Value, new: Value) -> None:
     offsets = [lowering.mapping[v] for v in op.operands[2:]] or lowering.zeros(builder, len(int_shape(new.type)))
     old = op.operands[2:] or offsets
-    if lowering.store_matrices(builder, lowering.mapping[buffer], new, offsets, list(old)):
+    if lowering.store_matrices(builder, buffer, new, offsets, list(old)):
         return
     dtype = dtype_of(buffer.type)
     vector = lowering.shared_vector(tile_layout(new.type), dtype, list(old))
     if shape_of(buffer.type) != shape_of(new.type):  # what lies beside a part stays: no access may reach past it
         vector = min(vector, math.gcd(int_shape(new.type)[-1], vector // dtype.bytes) * dtype.bytes)
-    builder.op("st_shared", [lowering.mapping[buffer], new, *offsets], vector=vector)
+    builder.op("st_shared", [buffer, new, *offsets], vector=vector)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tessera import dtypes
-from tessera.dtypes import f32, i64
+from tessera.dtypes import i64
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Builder, Op, Value
 from tessera.ir.layout import RegisterLayout
@@ -22,6 +22,7 @@ from tessera.passes.assign_layouts import whole_operand
 from tessera.passes.lower_warpgroups import lower_to_wgmma
 from tessera.passes.lowering import Lowering, rule
 from tessera.passes.register_operands import MMA_LIMIT, in_registers
+from tessera.passes.stored_parts import parts_of
 from tessera.passes.warpgroup import by_warpgroups, why_not
 from tessera.target.fragments import (
     LDMATRIX_ROW_BYTES,
@@ -94,7 +95,7 @@ def lower_mma(lowering: Lowering, op: Op, builder: Builder) -> None:
         return _from_registers(lowering, op, builder)
     instruction, depth = PRODUCT_INSTRUCTIONS[format_of(op)], k_block(op)
     layouts = lowering.layouts.product[op.id]
-    a, b = (_operand(lowering, builder, op, index, layouts[index]) for index in range(2))
+    a, b = _left(lowering, builder, op, layouts[0]), _operand(lowering, builder, op, 1, layouts[1])
     start = _start(lowering, builder, op, layouts[2])
     extent = int_shape(op.operands[0].type)[0 if op.attributes["transpose_a"] else 1]
     blocks = -(-extent // depth)
@@ -102,9 +103,10 @@ def lower_mma(lowering: Lowering, op: Op, builder: Builder) -> None:
     body = Block()
     k, acc = body.add_argument(zero.type, "k"), body.add_argument(start.type, op.result.name or "acc")
     inner = builder.inner(body)
-    left, right = (operand.fragment(inner, k, instruction) for operand in (a, b))
+    fragments = [operand.fragment(inner, k, instruction) for operand in a]
+    right = b.fragment(inner, k, instruction)
     total: Value = acc
-    for part in _parts(inner, left, instruction):
+    for part in fragments if len(fragments) > 1 else _parts(inner, fragments[0], instruction):
         total = inner.value(instruction.multiply, part, right, total, hint=op.result.name or "acc")
     inner.op("yield", [total])
     unroll = _unroll(blocks, instruction, *layouts)
@@ -128,23 +130,10 @@ def _from_registers(lowering: Lowering, op: Op, builder: Builder) -> None:
 
 
 def _parts(builder: Builder, left: Value, instruction: ProductInstruction) -> list[Value]:
-    """The fragments of a left operand whose sum it is, the lowest first: itself, or parts of fewer bits.
-
-    What is not finite, or rounds to that, has no lower parts.
-    """
+    """The fragments of a left operand whose sum it is, the lowest first: itself, or parts of fewer bits."""
     if instruction.parts == 1:
         return [left]
-    narrow, parts, rest = dtypes.parse(instruction.operand), [], left
-    zero, infinite = (builder.value("constant", value=v, dtype=f32) for v in (0.0, float("inf")))
-    for number in range(instruction.parts):
-        part = builder.value("cast", rest, dtype=narrow, hint="part")
-        parts.insert(0, part)
-        if number + 1 < instruction.parts:
-            wide = builder.value("cast", part, dtype=f32)
-            rest = builder.value("sub", rest, wide, hint="rest")
-            if not number:  # what is left of a finite number is finite
-                finite = builder.value("lt", builder.value("abs", wide), infinite)
-                rest = builder.value("where", finite, rest, zero, hint="rest")
+    parts = parts_of(builder, left, instruction)
     shape, layout = int_shape(left.type), tile_layout(left.type)
     return [builder.value("fragment", p, shape=shape, layout=layout, offset=0, hint="a") for p in parts]
 
@@ -176,12 +165,22 @@ def _start(lowering: Lowering, builder: Builder, op: Op, layout: RegisterLayout)
     return builder.value("full", zero, shape=int_shape(op.result.type), dtype=dtype, layout=layout)
 
 
-def _operand(lowering: Lowering, builder: Builder, op: Op, index: int, layout: RegisterLayout) -> Operand:
+def _left(lowering: Lowering, builder: Builder, op: Op, layout: RegisterLayout) -> list[Operand]:
+    """The left operand, or its parts where they are stored, the lowest first."""
+    read = op.operands[0].defining_op
+    parts = lowering.parts.get(read.operands[0]) if read is not None and read.operands else None
+    return [_operand(lowering, builder, op, 0, layout, buffer) for buffer in (parts.buffers if parts else [None])]
+
+
+def _operand(
+    lowering: Lowering, builder: Builder, op: Op, index: int, layout: RegisterLayout, part: Value | None = None
+) -> Operand:
+    """`part`: the buffer of a part of the operand."""
     read = op.operands[index].defining_op
     assert read is not None and read.name == "read", "stage_operands ran before"
     role, transposed = "ab"[index], op.attributes["transpose_b" if index else "transpose_a"]
     depth, extent = k_block(op), int_shape(op.result.type)[index]
-    dtype = dtype_of(op.operands[index].type)
+    dtype = dtype_of(op.operands[index].type if part is None else part.type)
     along_k = _k_axis(role, transposed) == 1
     load = OPERAND_LOADS[dtype.name, format_of(op)][0 if along_k else 1]
     limit = _column_divisor(lowering, read, depth if along_k else 0)
@@ -189,7 +188,7 @@ def _operand(lowering: Lowering, builder: Builder, op: Op, index: int, layout: R
         load = "ld_operand"
     return Operand(
         role,
-        lowering.mapping[read.operands[0]],
+        lowering.mapping[read.operands[0]] if part is None else part,
         [lowering.mapping[v] for v in read.operands[1:]] or lowering.zeros(builder, 2),
         transposed,
         (depth, extent) if index else (extent, depth),

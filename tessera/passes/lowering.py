@@ -20,6 +20,7 @@ from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, TileType, dtype_of, int_shape, tile_layout
 from tessera.passes.access import access_bytes, divisor_of, loops_of
 from tessera.passes.assign_layouts import Layouts
+from tessera.passes.stored_parts import StoredParts
 from tessera.passes.warpgroup import by_warpgroups
 from tessera.target.fragments import LDMATRIX_ROW_BYTES, matrices_at_once
 from tessera.target.schedule import Schedule
@@ -63,6 +64,7 @@ class Lowering:
         self.flying: list[Value] = []  # sums of products by warpgroups that nobody has waited for
         self.batches: list[Op] = []  # those products
         self.slots = ring_buffers(kernel)
+        self.parts: dict[Value, StoredParts] = {}  # of buffers that are several in the place of one
 
     def block(self, block: Block, builder: Builder) -> None:
         for op in block.ops:

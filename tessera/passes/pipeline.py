@@ -30,7 +30,18 @@ from dataclasses import dataclass
 
 from tessera.dtypes import i32, i64
 from tessera.errors import SourceError
-from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
+from tessera.ir.core import (
+    Block,
+    Builder,
+    Kernel,
+    Mapping,
+    Op,
+    Value,
+    clone_kernel,
+    clone_op,
+    clone_with_regions,
+    new_kernel_like,
+)
 from tessera.ir.core import uses as uses_of
 from tessera.ir.opdef import COUNTED
 from tessera.ir.ops.control import constant_value, loop_range
@@ -40,6 +51,7 @@ from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.place_shared import place_shared
+from tessera.passes.stored_parts import buffers_of_parts
 from tessera.target.arch import Arch
 from tessera.target.schedule import Schedule, elements
 from tessera.target.schedules import pins_of
@@ -82,13 +94,15 @@ def pipeline(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel:
     Fewer where the loop is shorter, or where shared memory does not hold them: beside as many blocks as are pinned,
     unless stages are, too. Raises SourceError TS501 where it does not hold the stages that are pinned.
     """
-    plans = _plans(kernel, schedule)
-    if plans:
-        wanted = [plan.stages for plan in plans]
-        _fit(kernel, plans, schedule, arch)
-        if "stages" in pins_of(kernel):
-            _check_pinned(plans, wanted, arch)
-    return _rewrite(kernel, plans)
+    new, _ = clone_kernel(kernel)
+    plans = _plans(new, schedule)
+    if not plans:
+        return kernel
+    wanted = [plan.stages for plan in plans]
+    _fit(new, plans, schedule, arch)
+    if "stages" in pins_of(kernel):
+        _check_pinned(plans, wanted, arch)
+    return _rewrite(new, plans)
 
 
 def _rewrite(kernel: Kernel, plans: list[Plan]) -> Kernel:
@@ -154,7 +168,7 @@ def _fit(kernel: Kernel, plans: list[Plan], schedule: Schedule, arch: Arch) -> N
     """Takes stages away, where there are most, until shared memory holds all that the kernel needs.
 
     Where the number of blocks is pinned and that of stages is not, shared memory of a multiprocessor is to hold as many
-    blocks, or as many as leave every loop two stages.
+    blocks, or as many as leave every loop two stages. Beside these, buffers have `apart` what they can.
     """
     layouts = assign_layouts(kernel, schedule)
     tiles = [v for op in kernel.body.walk() for v in op.results if isinstance(v.type, TileType)]
@@ -162,19 +176,26 @@ def _fit(kernel: Kernel, plans: list[Plan], schedule: Schedule, arch: Arch) -> N
     beside = max((elements(tile) * dtype_of(tile.type).bytes for tile in tiles), default=0)
     beside += sum(layout.bytes for layout in layouts.buffer.values())
     sizes = [sum(layouts.buffer[buffer].bytes for buffer in plan.buffers) for plan in plans]
+    in_parts = buffers_of_parts(kernel, layouts)
 
     def holds(room: int) -> bool:
         total = beside + sum(size * (plan.stages - 1) for size, plan in zip(sizes, plans, strict=True))
-        return total <= room or _holds(kernel, plans, schedule, arch, room)
+        quick = total <= room and not any(op.attributes["apart"] for op in in_parts)
+        return quick or _holds(kernel, plans, schedule, arch, room)
 
     pins, wanted = pins_of(kernel), [plan.stages for plan in plans]
+    least = wanted if "stages" in pins else [min(stages, 2) for stages in wanted]
     for blocks in range(1 if "stages" in pins else pins.get("blocks", 1), 0, -1):
-        if _lowered(plans, wanted, holds, arch.shared_bytes_beside(blocks)) or blocks == 1:
-            break
+        for apart in (True, False) if in_parts else (False,):
+            for op in in_parts:
+                op.attributes["apart"] = apart
+            _lower(plans, wanted, holds, arch.shared_bytes_beside(blocks))
+            if all(plan.stages >= stages for plan, stages in zip(plans, least, strict=True)):
+                return
 
 
-def _lowered(plans: list[Plan], wanted: list[int], holds: Callable[[int], bool], room: int) -> bool:
-    """Gives the plans as many of the stages that are wanted as fit so many bytes; whether that leaves each of them two.
+def _lower(plans: list[Plan], wanted: list[int], holds: Callable[[int], bool], room: int) -> None:
+    """Gives the plans as many of the stages that are wanted as fit so many bytes, or one where even that does not.
 
     Buffers of loops that are not alive together share bytes, and what one loop has to do without helps no other one.
     """
@@ -183,7 +204,7 @@ def _lowered(plans: list[Plan], wanted: list[int], holds: Callable[[int], bool],
     while not holds(room):
         most = max(plans, key=lambda plan: plan.stages)
         if most.stages == 1:
-            return False
+            return
         most.stages -= 1
     for plan, stages in zip(plans, wanted, strict=True):
         while plan.stages < stages:
@@ -191,7 +212,6 @@ def _lowered(plans: list[Plan], wanted: list[int], holds: Callable[[int], bool],
             if not holds(room):
                 plan.stages -= 1
                 break
-    return all(plan.stages >= min(stages, 2) for plan, stages in zip(plans, wanted, strict=True))
 
 
 def _check_pinned(plans: list[Plan], wanted: list[int], arch: Arch) -> None:

@@ -203,8 +203,8 @@ define(
     "",
     lambda op: (BufferType(tuple(op.attributes["shape"]), op.attributes["dtype"]),),
     "a logical buffer of the program, undefined until written; where it lives is the compiler's choice; with `stages` "
-    "above 1 it exists as often, and `stage` refers to one",
-    attributes={"shape": REQUIRED, "dtype": REQUIRED, "swizzle": "none", "stages": 1},
+    "above 1 it exists as often, and `stage` refers to one; what products in parts read of it is in parts if `apart`",
+    attributes={"shape": REQUIRED, "dtype": REQUIRED, "swizzle": "none", "stages": 1, "apart": False},
     levels=TILE_ONLY,
     lower=TO_TARGET,
 )
