@@ -472,7 +472,12 @@ CASES = [
     Case(
         "attention",
         f"attention of {TOKENS} tokens in sequences of T, heads of D, {MODEL} together",
-        tuple({"T": t, "D": d, "mask": m} for m in ("causal", "full") for d in (64, 128) for t in (1024, 4096, 8192, 16384)),
+        tuple(
+            {"T": t, "D": d, "mask": m}
+            for m in ("causal", "full")
+            for d in (64, 128)
+            for t in (1024, 4096, 8192, 16384)
+        ),
         attention,
         ("flash", "cudnn"),
     ),

@@ -23,7 +23,13 @@ def macros(text: str) -> set[str]:
 
 def test_twin_defines_every_name_of_the_header() -> None:
     device, twin = include.device_header(), include.twin_text()
-    own = {"ts_shared_address", "ts_load_global_if", "ts_hide", "ts_joined_pair", "ts_reciprocals"}  # for the header's own use
+    own = {
+        "ts_shared_address",
+        "ts_load_global_if",
+        "ts_hide",
+        "ts_joined_pair",
+        "ts_reciprocals",
+    }  # for the header's own use
     names = functions(device) - own
     assert {"ts_barrier", "ts_ldmatrix_x4_trans", "ts_mma_m16n8k16_bf16", "ts_exp", "ts_shfl_xor"} <= names
     probes = {name for name in functions(twin) if name.startswith("ts_probe")}  # written into copies of a text only
