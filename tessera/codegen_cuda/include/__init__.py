@@ -22,7 +22,7 @@ CUDA_ULP: dict[str, float] = {
     "log": 1,
     "log2": 1,
     "tanh": 2,
-    "sigmoid": 5,
+    "sigmoid": 4,
     "softplus": 4,
     "erf": 2,
     "silu": 5,

@@ -403,40 +403,6 @@ TS_DEVICE float ts_scaled_sigmoid(float x, float scale) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0f + power));
     return result;
 }
-// One reciprocal for two numbers from 1 on, that of their product, times the other one: half as many of what runs at an
-// eighth of the rate of a product. The product takes half a unit, and so does what the reciprocal is multiplied with.
-// Where a product is larger than numbers with a reciprocal, or something is NaN, each has its own.
-template <int N>
-TS_DEVICE void ts_reciprocals(float* x) {
-    float products[N / 2], sum = 0.0f;
-    TS_UNROLL for (int i = 0; i < N / 2; ++i) {
-        products[i] = x[2 * i] * x[2 * i + 1];
-        sum += products[i];
-    }
-    if (sum <= 0x1p126f) {
-        TS_UNROLL for (int i = 0; i < N / 2; ++i) {
-            float inverse;
-            asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(products[i]));
-            const float first = x[2 * i];
-            x[2 * i] = inverse * x[2 * i + 1];
-            x[2 * i + 1] = inverse * first;
-        }
-    } else {
-        TS_UNROLL for (int i = 0; i < N; ++i) asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(x[i]) : "f"(x[i]));
-    }
-}
-// Sigmoids of N numbers, off by 1 more than one alone.
-template <int N>
-TS_DEVICE void ts_scaled_sigmoids(float* out, const float* x, float scale) {
-    TS_UNROLL for (int i = 0; i < N; ++i) {
-        float power;
-        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x[i] * (-1.44269504f * scale)));
-        out[i] = 1.0f + power;
-    }
-    ts_reciprocals<N>(out);
-}
-template <int N>
-TS_DEVICE void ts_sigmoids(float* out, const float* x) { ts_scaled_sigmoids<N>(out, x, 1.0f); }
 TS_DEVICE float ts_erf(float x) { return erff(x); }      // 2
 // Exact. max and min give NaN when either operand is NaN, and order -0 below +0.
 TS_DEVICE float ts_max(float a, float b) {

@@ -109,14 +109,6 @@ TS_TWIN_ROUNDED(ts_rsqrt, 1.0 / __builtin_sqrt(x), 1.0L / __builtin_sqrtl(x))
 TS_TWIN_ROUNDED(ts_erf, __builtin_erf(x), ts_twin::precise_erf(x))
 TS_TWIN_ROUNDED(ts_sigmoid, ts_twin::sigmoid(x), ts_twin::sigmoid(x))
 TS_DEVICE float ts_scaled_sigmoid(float x, float scale) { return ts_sigmoid(x * scale); }
-template <int N>
-TS_DEVICE void ts_sigmoids(float* out, const float* x) {
-    for (int i = 0; i < N; ++i) out[i] = ts_sigmoid(x[i]);
-}
-template <int N>
-TS_DEVICE void ts_scaled_sigmoids(float* out, const float* x, float scale) {
-    for (int i = 0; i < N; ++i) out[i] = ts_scaled_sigmoid(x[i], scale);
-}
 TS_TWIN_ROUNDED(ts_softplus, ts_twin::softplus(x), ts_twin::softplus(x))
 TS_TWIN_ROUNDED(ts_silu, ts_twin::silu(x), ts_twin::silu(x))
 TS_TWIN_ROUNDED(ts_gelu, ts_twin::gelu(x), ts_twin::gelu(x))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from tessera.codegen_cuda.names import literal, size_text
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 HALVES = (bf16, f16)
 # Device functions that compute two 16-bit floats at once, with the bits of f32 arithmetic that is rounded after.
 PAIRS = {"add": "ts_add_pair", "sub": "ts_sub_pair"}
-# Those that compute several f32 at once, which share what is slow. Others have operands of one element each.
-TOGETHER = {"sigmoid": "ts_sigmoids", "scaled_sigmoid": "ts_scaled_sigmoids"}
-MOST_TOGETHER = 8  # what does not suit one of them is computed for all once more
 
 
 def elementwise(emitter: Emitter, op: Op) -> dict[str, Any]:
@@ -55,8 +51,6 @@ def elementwise(emitter: Emitter, op: Op) -> dict[str, Any]:
         "ctype": ctype,
         "expression": f"ts_cast<{'float' if narrow else ctype}>({text})",
         "pairs": PAIRS.get(op.name) if even and _comes_in_pairs(op) else None,
-        "together": TOGETHER.get(op.name) if even and count and _is_f32(op) else None,
-        "step": gcd(first, last, MOST_TOGETHER),
         "wide": [(name, source) for source, name in wide.items()],
         "narrow": narrow,
         "operands": [emitter.name(value) for value in op.operands],
@@ -78,10 +72,6 @@ def _converts_in_pairs(op: Op) -> bool:
         and all(dtype in (*HALVES, f32, boolean) for dtype in dtypes)
         and all(tile_layout(tile).registers_per_thread % 2 == 0 for tile in tiles)
     )
-
-
-def _is_f32(op: Op) -> bool:
-    return all(dtype_of(value.type) == f32 for value in (op.result, *op.operands))
 
 
 def _comes_in_pairs(op: Op) -> bool:

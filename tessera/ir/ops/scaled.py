@@ -50,7 +50,7 @@ define(
     evaluate=_evaluate,
     bound=_bound,
     lower=Lowering(expression="ts_scaled_sigmoid({0}, {1})"),
-    ulp=5,
+    ulp=4,
     takes=frozenset(("float",)),
 )
 
