@@ -171,7 +171,7 @@ PRODUCTS = [
     wrong(
         "an accumulator that does not start at zero",
         (NT[0], {"M": 33, "N": 72, "K": 80}),
-        Edit("full acc", r"\bacc\[r\] = [^;]*;", ";"),
+        Edit("full acc", r"\bacc\[r\] = [^;]*;", "acc[r] = 0.5f;"),
         "full",
         "acc = tile.zeros",
     ),
@@ -305,8 +305,8 @@ ARITHMETIC = [
         GATING,
         Edit(
             "cast gated_result",
-            r"= ts_cast<ts_bf16>\(gated_result\[r\]\);",
-            "= ts_bf16{(unsigned short)(*(unsigned*)&gated_result[r] >> 16)};",
+            r"ts_cast_pair\((\w+) \+ r, x0\);",
+            r"for (int i = 0; i < 2; ++i) \1[r + i] = ts_bf16{(unsigned short)(*(unsigned*)&x0[i] >> 16)};",
         ),
         "cast",
         "tile.store_global(",
