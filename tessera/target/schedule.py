@@ -179,7 +179,8 @@ def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
         fixed = (constants.get("num_warps"), constants.get("num_stages"))
         uncut = Schedule(warps, streamed, group=_group(kernel)) if many_rows else schedule
         # Few rows of many columns are cut as many rows are: the whole of them is for nobody's registers.
-        wide = [_store(op, products, kernel) for op in _stores(kernel) if products and subtile and not many_rows]
+        tiles_stored = [op for op in _stores(kernel) if len(int_shape(op.operand("value").type)) > 1]
+        wide = [_store(op, products, kernel) for op in tiles_stored if products and subtile and not many_rows]
         for store in wide if subtile and not many_rows else ways(many_rows):
             point = warpgroup_point(kernel, store, *fixed, arch)
             if point is not None:

@@ -110,6 +110,20 @@ def test_few_rows_of_many_columns():
     assert resources.spill_stores == resources.spill_loads == 0
 
 
+def test_a_store_of_one_axis_beside_products():
+    """Of a tile of f32, which no registers hold whole: on the base lane, whatever else is stored."""
+
+    @ts.kernel
+    def both(a: Tensor["M", 256, ts.f32], w: Tensor[256, 512, ts.f32], out: Tensor["M", 512, ts.f32],
+             total: Tensor["M", ts.f32]):  # fmt: skip
+        m = tile.program_id(0) * 128
+        product = tile.mma(a[m : m + 128], w)
+        tile.store(tile.sum(product, axis=1), total[m : m + 128])
+        tile.store(product, out[m : m + 128])
+
+    assert point(both, LARGE).family == ""
+
+
 def test_two_products_that_are_added_have_half_of_the_columns():
     """The sums of one are kept while the other is computed: at 128 columns registers spill."""
 
