@@ -11,7 +11,7 @@ from tessera.ir.types import shape_of, tile_layout
 from tessera.passes import assign_layouts, fusion_cost, held_lines
 from tessera.passes.fusion_cost import Programs, Sizes
 from tessera.runtime import nvrtc
-from tessera.target.arch import find
+from tessera.target.arch import ARCHS
 from tests.fuzz.graph_running import emulate
 from tests.passes.graphs import Graph, held, plan_of
 from tests.passes.test_fuse import compiled
@@ -127,7 +127,7 @@ def test_adaptive_gating_is_one_kernel_without_spills(columns, depth, arch):
     assert sum(op.name == "barrier" for op in target.body.walk()) <= 16
     blocks = target.attributes["schedule"]["blocks"]
     if arch != "sm_86":  # whose 49 KiB of a block hold no line beside slices
-        assert target.attributes["shared_bytes"] <= find(arch).shared_bytes_beside(blocks)
+        assert target.attributes["shared_bytes"] <= ARCHS[arch].shared_bytes_beside(blocks)
     if arch == "sm_90a":
         slices = [op for op in target.body.walk() if op.name == "shared" and (op.get("stages") or 1) > 1]
         assert {op.attributes["stages"] for op in slices} == {3}
