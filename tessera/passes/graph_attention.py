@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from tessera.dtypes import DType, bf16, f16, f32, i32, i64
 from tessera.ir.core import Block, Op, Value
 from tessera.ir.dims import Size
-from tessera.ir.numeric import BLOCK
 from tessera.ir.opdef import CONSTANT, ELEMENTWISE
 from tessera.ir.ops.tiles import negative_axis
 from tessera.ir.types import ScalarType, Shape, dtype_of, shape_of
@@ -31,6 +30,7 @@ from tessera.passes.graph_masks import Seen, seen_keys, seen_where
 ROWS = 64  # of a program
 KEYS = 64  # at a time
 WIDE = 128  # columns of a head from which half of the keys are taken at a time
+LEVELS = 14  # of the tree in which a strict function adds up blocks of keys: 2^14 blocks of 32 or 64 keys
 WIDEST_HEAD = 256  # columns of q, k and v: registers of a program
 
 FAR = 1 << 16  # more than the rows or keys of a block
@@ -302,23 +302,52 @@ class AttentionKernel(RowKernel):
             largest = self.maker.builder.value("reduce_max", self._scores(left, depth), axis=1)
             return [self.maker.builder.value("max", top, largest)]
 
-        def counted(weight: Value) -> list[Value]:
-            share = self.maker.builder.value("reduce_sum", chances(top), axis=1)
-            return [self.maker.builder.value("add", weight, share)]
-
         def added(total: Value) -> list[Value]:
             part = self.maker.builder.value("div", chances(top), self._spread(weight, self.step))
             if self._dtype != f32:
                 part = self.maker.builder.value("cast", part, dtype=self._dtype, implicit=True)
             return [self._multiplied([part], total, width)]
 
-        step = self.step
         (top,) = self._over_keys({"largest": self._filled(1, -math.inf)}, larger)
-        self.step = BLOCK  # sums are defined by blocks, one added after the other
-        (weight,) = self._over_keys({"weight": self._filled(1, 0.0)}, counted)
-        self.step = step
+        weight = self._tree_sum(lambda: chances(top))
         (total,) = self._over_keys({"total": self._filled(width, 0.0)}, added)
         return total
+
+    def _tree_sum(self, terms: Callable[[], Value]) -> Value:
+        """The sums of rows over all keys, in the order of the tree that sums are defined by.
+
+        The walk carries for each power of two of blocks the sum that waits for its neighbour: the sum of a new block
+        goes where its number has its lowest 0, and meets those that wait at the 1s below. Those of 2^(LEVELS - 1)
+        blocks are added one after the other, so up to twice as many blocks have the bits of the tree.
+        """
+
+        def number(value: int) -> Value:
+            return self.maker.builder.at(self.found.second).value("constant", value=value, dtype=i64)
+
+        def counted(*waiting: Value) -> list[Value]:
+            builder = self.maker.builder.at(self.found.second)
+            part = builder.value("reduce_sum", terms(), axis=1)
+            behind = builder.value("add", builder.value("floordiv", self.key, number(self.step)), number(1))
+            found = []
+            for level, known in enumerate(waiting):
+                met = builder.value("add", known, part)
+                last = level == LEVELS - 1
+                period, place = (1 << level, 0) if last else (2 << level, 1 << level)
+                here = builder.value("eq", builder.value("mod", behind, number(period)), number(place))
+                found.append(builder.value("where", here, met if last else part, known))
+                part = met
+            return found
+
+        start = {f"waiting{level}": self._filled(1, 0.0) for level in range(LEVELS)}
+        *waiting, top = self._over_keys(start, counted)
+        builder = self.maker.builder.at(self.found.second)
+        blocks = builder.value("floordiv", builder.value("add", self.end, number(self.step - 1)), number(self.step))
+        total = self._filled(1, 0.0)
+        for level, known in enumerate(waiting):
+            bit = builder.value("mod", builder.value("floordiv", blocks, number(1 << level)), number(2))
+            met = builder.value("add", known, total)
+            total = builder.value("where", builder.value("eq", bit, number(1)), met, total)
+        return builder.value("add", top, total)
 
     def _raised(self, difference: Value) -> Value:
         builder = self.maker.builder.at(self.found.second)
