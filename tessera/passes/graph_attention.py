@@ -26,6 +26,7 @@ from tessera.passes.graph_access import access
 from tessera.passes.graph_groups import Group, is_alias, is_scalar_op, is_view
 from tessera.passes.graph_kernels import KernelMaker, RowKernel
 from tessera.passes.graph_masks import Seen, seen_keys, seen_where
+from tessera.passes.tree_sums import waiting_sums
 
 ROWS = 64  # of a program
 KEYS = 64  # at a time
@@ -316,9 +317,8 @@ class AttentionKernel(RowKernel):
     def _tree_sum(self, terms: Callable[[], Value]) -> Value:
         """The sums of rows over all keys, in the order of the tree that sums are defined by.
 
-        The walk carries for each power of two of blocks the sum that waits for its neighbour: the sum of a new block
-        goes where its number has its lowest 0, and meets those that wait at the 1s below. Those of 2^(LEVELS - 1)
-        blocks are added one after the other, so up to twice as many blocks have the bits of the tree.
+        The walk carries what waits for its neighbour. Sums of 2^(LEVELS - 1) blocks are added one after the other, so
+        up to twice as many blocks have the bits of the tree.
         """
 
         def number(value: int) -> Value:
@@ -327,16 +327,7 @@ class AttentionKernel(RowKernel):
         def counted(*waiting: Value) -> list[Value]:
             builder = self.maker.builder.at(self.found.second)
             part = builder.value("reduce_sum", terms(), axis=1)
-            behind = builder.value("add", builder.value("floordiv", self.key, number(self.step)), number(1))
-            found = []
-            for level, known in enumerate(waiting):
-                met = builder.value("add", known, part)
-                last = level == LEVELS - 1
-                period, place = (1 << level, 0) if last else (2 << level, 1 << level)
-                here = builder.value("eq", builder.value("mod", behind, number(period)), number(place))
-                found.append(builder.value("where", here, met if last else part, known))
-                part = met
-            return found
+            return waiting_sums(builder, waiting, part, self.key, self.step, endless=True)
 
         start = {f"waiting{level}": self._filled(1, 0.0) for level in range(LEVELS)}
         *waiting, top = self._over_keys(start, counted)

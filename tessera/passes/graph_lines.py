@@ -20,6 +20,7 @@ from tessera.passes.graph_groups import Group
 from tessera.passes.graph_kernels import KernelMaker
 from tessera.passes.graph_walks import DEPTHS, IDENTITIES, PANEL, Walk, Walks, is_column, walked_rows
 from tessera.passes.loop_kernels import LoopKernel
+from tessera.passes.tree_sums import waiting_sums
 
 
 @dataclass
@@ -94,26 +95,13 @@ class LineKernel(LoopKernel):
         self.filled.update(walk.kept)
 
     def _taken_in(self, op: Op, known: Sequence[Value], cut: Cut) -> list[Value]:
-        """What a row is reduced to so far, with one more panel.
-
-        Of a sum that is the last one of each power of two of blocks, as far as it waits for its neighbour: the sum of a
-        new block goes where its number has its lowest 0, and meets those that wait at the 1s below.
-        """
+        """What a row is reduced to so far, with one more panel; of a sum, what waits for its neighbour."""
         line, builder = self._part(op.operands[0], cut), self.maker.builder.at(op)
         part = builder.value(op.name, line, axis=1, hint=op.result.name)
         if op.name != "reduce_sum":
             combine = {"reduce_max": "max", "reduce_min": "min"}[op.name]
             return [builder.value(combine, known[0], part, hint=op.result.name)]
-        number = [builder.value("constant", value=value, dtype=i64) for value in (BLOCK, 1)]
-        behind = builder.value("add", builder.value("floordiv", cut.start, number[0]), number[1])
-        states = []
-        for level, waiting in enumerate(known):
-            period, place = (builder.value("constant", value=value, dtype=i64) for value in (2 << level, 1 << level))
-            here = builder.value("eq", builder.value("mod", behind, period), place)
-            states.append(builder.value("where", here, part, waiting, hint=op.result.name))
-            if level + 1 < len(known):
-                part = builder.value("add", waiting, part, hint=op.result.name)
-        return states
+        return waiting_sums(builder, known, part, cut.start, BLOCK, op.result.name)
 
     def _reduced(self, op: Op, states: Sequence[Value], width: int) -> Value:
         """What a row is reduced to in all panels: a sum still adds up what waits, the last blocks first."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -178,10 +178,13 @@ def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
     if (lane or arch.lane) == WARPGROUP_LANE:
         fixed = (constants.get("num_warps"), constants.get("num_stages"))
         uncut = Schedule(warps, streamed, group=_group(kernel)) if many_rows else schedule
-        # Few rows of many columns are cut as many rows are: the whole of them is for nobody's registers.
-        tiles_stored = [op for op in _stores(kernel) if len(int_shape(op.operand("value").type)) > 1]
-        wide = [_store(op, products, kernel) for op in tiles_stored if products and subtile and not many_rows]
-        for store in wide if subtile and not many_rows else ways(many_rows):
+        if products and subtile and not many_rows:
+            # Few rows of many columns are cut as many rows are: the whole of them is for nobody's registers.
+            tiles_stored = [op for op in _stores(kernel) if len(int_shape(op.operand("value").type)) > 1]
+            choices: Sequence[Rows | None] = [_store(op, products, kernel) for op in tiles_stored]
+        else:
+            choices = ways(many_rows)
+        for store in choices:
             point = warpgroup_point(kernel, store, *fixed, arch)
             if point is not None:
                 schedule = replace(schedule if store else uncut, **point)
