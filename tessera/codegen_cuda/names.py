@@ -107,7 +107,27 @@ def _atom(atom: Atom) -> str:
     if not atom.function:
         return dim_name(atom.name)
     left, right = (size_text(argument) for argument in atom.arguments)
-    return f"{_CALLS[atom.function]}({left}, {right})"
+    number = atom.arguments[1]
+    shifted = by_power(atom.function, left, number) if isinstance(number, int) else None
+    return shifted or f"{_CALLS[atom.function]}({left}, {right})"
+
+
+def by_power(function: str, left: str, number: int) -> str | None:
+    """A division by a positive power of two as a shift, its remainder as a mask: they round down as they are, negative
+    numbers too. None where the function or the number is another.
+
+    The compiler cannot leave out what rounds a quotient down, not knowing its sign; and a producer divides before it
+    starts its first copy.
+    """
+    if number <= 0 or number & (number - 1) or number >= 1 << 31:
+        return None
+    shift = number.bit_length() - 1
+    texts = {
+        "floordiv": f"({left} >> {shift})",
+        "mod": f"({left} & {number - 1})",
+        "cdiv": f"(({left} + {number - 1}) >> {shift})",
+    }
+    return texts.get(function)
 
 
 def literal(value: Any, dtype: DType) -> str:

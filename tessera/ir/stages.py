@@ -40,7 +40,7 @@ def stage_count(buffer: Value) -> int:
 def allocated_bytes(op: Op) -> int:
     """Bytes of shared memory of a Target allocation, all stages together, or of the barriers of a ring."""
     if isinstance(op.result.type, RingType):
-        return op.result.type.bytes
+        return op.result.type.bytes * op.attributes["shares"]
     return buffer_layout(op.result.type).bytes * (op.get("stages") or 1)
 
 

@@ -99,7 +99,7 @@ def _constants(value: Any) -> bool:
 
 # An attribute name means one thing in every op, so its kind is said once. A default is always allowed.
 ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("axis", "vector", "offset", "pending", "id", "threads"), ("an integer", _is_int)),
+    **dict.fromkeys(("axis", "vector", "offset", "pending", "id", "threads", "share"), ("an integer", _is_int)),
     **dict.fromkeys(
         (
             "scale",
@@ -113,6 +113,7 @@ ATTRIBUTE_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
             "cluster",
             "multicast",
             "readers",
+            "shares",
         ),
         ("a positive integer", lambda value: _is_int(value) and value > 0),
     ),

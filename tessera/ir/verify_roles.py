@@ -8,10 +8,11 @@ from tessera.ir.clusters import cluster_of, differing, differing_blocks
 from tessera.ir.core import Block, Kernel, Op, Value
 from tessera.ir.opdef import COLLECTIVE, PURE, TARGET, TERMINATOR
 from tessera.ir.ops.control import constant_value
-from tessera.ir.ops.roles import fills_ring, uses_ring
+from tessera.ir.ops.roles import fills_ring, shares_of, uses_ring
 from tessera.ir.stages import allocation, stage_count
 from tessera.ir.types import BufferType, RingType, ScalarType, TileType, ViewType
 from tessera.ir.verify_order import invalid, name_of
+from tessera.ir.verify_shares import check_shares
 
 PRODUCER, CONSUMER = 0, 1  # the regions of `roles`: from the second on they are consumers
 _SIDES = {"ring_acquire": PRODUCER, "ring_expect": PRODUCER, "ring_wait": CONSUMER, "ring_release": CONSUMER}
@@ -41,6 +42,8 @@ def check_roles(kernel: Kernel, level: str, barriers: bool) -> None:
     _check_teams(roles[0])
     _check_buffers(roles[0])
     _check_cluster(kernel, roles[0])
+    if level == TARGET:
+        check_shares(roles[0])
     if barriers:
         _check_barriers(kernel, roles[0])
 
@@ -69,6 +72,12 @@ def _check_warps(kernel: Kernel, roles: Op, level: str) -> None:
         if op.name == "ring" and op.attributes["arrivals"] != consumers:
             arrivals = op.attributes["arrivals"]
             raise invalid(f"{name_of(op.result)} counts {arrivals} arrivals of {consumers} consumer warps", op.loc)
+        if op.name == "ring" and (consumers % op.attributes["shares"] or op.attributes["shares"] > 1 and others):
+            text = f"{name_of(op.result)} comes in {op.attributes['shares']} shares for {consumers} consumer warps"
+            raise invalid(f"{text}{' of each team' if others else ''}, which do not divide", op.loc)
+        if "share" in op.attributes and not 0 <= op.attributes["share"] < shares_of(op.operand("ring")):
+            share, ring = op.attributes["share"], op.operand("ring")
+            raise invalid(f"{op.name} of share {share} of {shares_of(ring)} of {name_of(ring)}", op.loc)
     if level != TARGET:
         return
     if kernel.attributes.get("warps") != consumers:

@@ -1,4 +1,9 @@
-"""The rings through which a producer hands copies on to consumers: which copies share one, and how slots go round."""
+"""The rings through which a producer hands copies on to consumers: which copies share one, and how slots go round.
+
+Where each warpgroup of the consumers reads rows of its own of all that a slot brings, the slot comes in shares, one for
+each of them: a warpgroup starts when its rows are there and hands them back when it has read them, so the warpgroups
+drift apart, and one computes while another one's rows are on their way.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,16 @@ from dataclasses import dataclass, field
 
 from tessera.dtypes import i32
 from tessera.ir.clusters import cluster_of, differing, differing_blocks
-from tessera.ir.core import Builder, Kernel, Value
+from tessera.ir.core import Builder, Kernel, Op, Value, uses
+from tessera.ir.ops.tma import shared_axis
 from tessera.ir.stages import allocation
-from tessera.ir.types import BufferType
-from tessera.passes.assign_layouts import assign_layouts
+from tessera.ir.types import BufferType, int_shape
+from tessera.ir.verify_shares import each_has_its_rows
+from tessera.passes.assign_layouts import Layouts, assign_layouts
 from tessera.passes.copy_groups import CopyGroup
 from tessera.target.schedule import Schedule
 from tessera.target.tensor_maps import rows_of_part, why_not
+from tessera.target.wgmma import WGMMA_WARPS
 
 LEAST_STAGES = 2  # of a ring that is filled again and again: one slot is filled while one is read
 
@@ -28,6 +36,7 @@ class Ring:
     stages: int
     teams: tuple[int, ...] = (0,)
     cluster: int = 1  # programs whose producers fill one another's slots
+    shares: int = 1  # of a slot, a warpgroup's rows each
     value: Value | None = None
     buffers: list[Value] = field(default_factory=list)
 
@@ -106,6 +115,38 @@ def loaded_alike(kernel: Kernel, schedule: Schedule, rings: list[Ring]) -> set[i
     return found
 
 
+def shares_of_ring(kernel: Kernel, schedule: Schedule, ring: Ring, layouts: Layouts) -> int:
+    """The warpgroups of the consumers, if each reads rows of its own of what comes into the ring again and again;
+    else 1.
+    """
+    warpgroups = schedule.warps // WGMMA_WARPS
+    if warpgroups == 1 or ring.cluster > 1 or len(ring.teams) > 1 or not all(group.in_turn for group in ring.groups):
+        return 1
+    used = uses(kernel.body)
+    for copy in (copy for group in ring.groups for copy in group.copies):
+        buffer, view = allocation(copy.operands[0]), copy.operands[1]
+        assert isinstance(buffer.type, BufferType)
+        shape = int_shape(buffer.type)
+        axis = shared_axis(shape)
+        if axis is None or shape[axis] % warpgroups:
+            return 1
+        type_ = BufferType(buffer.type.shape, buffer.type.dtype, layouts.buffer[buffer])
+        rows = rows_of_part(type_, warpgroups)
+        if why_not(view, type_, kernel, stages=ring.stages * warpgroups, rows=rows, load=True):
+            return 1
+        reads = [user for user in used[buffer] if user is not copy]
+        if not all(_by_warpgroup(read, axis, warpgroups, used, layouts) for read in reads):
+            return 1
+    return warpgroups
+
+
+def _by_warpgroup(read: Op, axis: int, warpgroups: int, used: dict[Value, list[Op]], layouts: Layouts) -> bool:
+    """Whether each warpgroup reads the rows of its own share of a whole buffer, into registers."""
+    if len(read.operands) > 1 or any(user.name == "mma" for user in used.get(read.result, ())):
+        return False
+    return each_has_its_rows(layouts.tile[read.result], axis, int_shape(read.result.type)[axis], warpgroups)
+
+
 def _held_long(group: CopyGroup, groups: dict[int, CopyGroup], stages: int) -> bool:
     """Whether its slot is held while all others of a ring would be taken: slots are taken in turn."""
     ops = group.block.ops
@@ -116,4 +157,4 @@ def _held_long(group: CopyGroup, groups: dict[int, CopyGroup], stages: int) -> b
     return sum(op.id in alike for op in between) >= stages
 
 
-__all__ = ["LEAST_STAGES", "Ring", "Slot", "loaded_alike", "make_rings", "next_slot", "staged"]
+__all__ = ["LEAST_STAGES", "Ring", "Slot", "loaded_alike", "make_rings", "next_slot", "shares_of_ring", "staged"]

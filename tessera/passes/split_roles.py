@@ -40,6 +40,7 @@ from tessera.ir.ops.control import carried_values
 from tessera.ir.programs import persistent_loop
 from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, ListType, TileType, ViewType, dtype_of
+from tessera.ir.verify_shares import check_shares
 from tessera.passes.ahead import written_tensors
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.canonicalise import canonicalise
@@ -47,7 +48,16 @@ from tessera.passes.copy_groups import CopyGroup, copy_groups
 from tessera.passes.late_waits import late_waits
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.place_shared import place_shared
-from tessera.passes.role_rings import LEAST_STAGES, Ring, Slot, loaded_alike, make_rings, next_slot, staged
+from tessera.passes.role_rings import (
+    LEAST_STAGES,
+    Ring,
+    Slot,
+    loaded_alike,
+    make_rings,
+    next_slot,
+    shares_of_ring,
+    staged,
+)
 from tessera.passes.warpgroup import TEAMS, by_warpgroups
 from tessera.target.arch import Arch
 from tessera.target.role_registers import role_registers
@@ -82,8 +92,11 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
     alone = _why_one_team(kernel, schedule, groups) if schedule.pingpong else ""
     teams = TEAMS if schedule.pingpong and not alone else 1
     for stages in range(wanted, LEAST_STAGES - 1, -1):
-        new = _Splitter(kernel, replace(schedule, stages=stages), arch, groups, needed, teams).run()
-        if not limited or holds(new, replace(schedule, blocks=1) if pinned else schedule, arch):
+        held_by = replace(schedule, blocks=1) if pinned else schedule
+        new = _Splitter(kernel, replace(schedule, stages=stages), arch, groups, needed, teams, True).run()
+        if not shares_stay(new, schedule, arch):
+            new = _Splitter(kernel, replace(schedule, stages=stages), arch, groups, needed, teams, False).run()
+        if not limited or holds(new, held_by, arch):
             new.attributes["schedule"] = asdict(replace(schedule, stages=stages))  # those that there are
             return _without_teams(new, alone) if alone else new
         if pinned:
@@ -123,6 +136,18 @@ def holds(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
         return False
     bytes_of_block = placed.attributes["shared_bytes"] + arch.reserved_shared_bytes
     return bytes_of_block * schedule.blocks <= arch.shared_bytes_per_sm
+
+
+def shares_stay(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
+    """Whether the loads of the Target kernel are of the layouts for which slots come in shares."""
+    if all(op.get("shares", 1) == 1 for op in kernel.body.ops):
+        return True
+    lowered = lower_to_target(canonicalise(kernel), schedule, arch)
+    try:
+        check_shares(next(op for op in lowered.body.ops if op.name == "roles"))
+    except SourceError:
+        return False
+    return True
 
 
 def _dissolve_clusters(kernel: Kernel) -> None:
@@ -214,7 +239,9 @@ class _Splitter:
         groups: list[CopyGroup],
         needed: set[Value],
         teams: int,
+        in_shares: bool,
     ) -> None:
+        self.in_shares = in_shares
         self.kernel, self.schedule, self.arch, self.needed = kernel, schedule, arch, needed
         self.team, self.teams = 0, teams
         self.programs = persistent_loop(kernel) if teams > 1 else None
@@ -230,6 +257,10 @@ class _Splitter:
                 ring.cluster = cluster_of(kernel)
         loop = persistent_loop(kernel)
         self.used = uses(kernel.body)
+        if self.in_shares:
+            layouts = assign_layouts(kernel, schedule)
+            for ring in self.rings:
+                ring.shares = shares_of_ring(kernel, schedule, ring, layouts)
         self.late = late_waits(loop, groups, lambda group: self._ring(group).stages, self.alike, teams)
         self.released: dict[int, list[CopyGroup]] = {}  # by the op after which they are
         behind = {group.wait.id: self._last(group) for group in groups if group.in_turn}
@@ -294,6 +325,7 @@ class _Splitter:
             arrivals=self.schedule.warps,
             cluster=ring.cluster,
             readers=len(ring.teams),
+            shares=ring.shares,
             hint=f"ring_{ring.order}",
         )
         for buffer in first.buffers:
@@ -376,13 +408,16 @@ class _Splitter:
         ring = self._ring(group)
         assert ring.value is not None
         slot = state[ring.order]
-        builder.op("ring_acquire", [ring.value, slot.stage, slot.phase])
-        builder.op("ring_expect", [ring.value, slot.stage], bytes=group.bytes)
-        for index, copy in enumerate(group.copies):
-            buffer = staged(ring, index, slot, builder)
-            operands = [buffer, mapping[copy.operands[1]], ring.value, slot.stage]
-            programs = ring.cluster if copy.id in self.alike else 1
-            builder.at(copy).op("tma_load", operands, multicast=programs)
+        buffers: list[Value] = []
+        for share in range(ring.shares):
+            builder.at(group.wait).op("ring_acquire", [ring.value, slot.stage, slot.phase], share=share)
+            builder.op("ring_expect", [ring.value, slot.stage], bytes=group.bytes // ring.shares, share=share)
+            for index, copy in enumerate(group.copies):
+                if not share:
+                    buffers.append(staged(ring, index, slot, builder))
+                operands = [buffers[index], mapping[copy.operands[1]], ring.value, slot.stage]
+                programs = ring.cluster if copy.id in self.alike else 1
+                builder.at(copy).op("tma_load", operands, multicast=programs, share=share)
         state[ring.order] = next_slot(ring, slot, builder)
 
     def _consume(self, block: Block, builder: Builder, mapping: Mapping, state: _State) -> None:

@@ -51,7 +51,8 @@ def ring_step(machine: Machine, op: Op) -> list[Any]:
         ring, *numbers = operands
         passes, lacks = _WAITS[op.name]
         number, phase = map(integer, numbers)
-        turns.give_up(_Waiting(op, lambda: passes(ring, number, phase), lambda: lacks(ring, number)))
+        share = (op.attributes["share"],) if op.name == "ring_acquire" else ()
+        turns.give_up(_Waiting(op, lambda: passes(ring, number, phase, *share), lambda: lacks(ring, number, *share)))
     machine.apply(op, operands)
     if turns is not None:
         turns.give_up()
@@ -59,7 +60,7 @@ def ring_step(machine: Machine, op: Op) -> list[Any]:
 
 
 # Whether such an op passes, and what it lacks where it does not.
-_WAITS: dict[str, tuple[Callable[[Ring, int, int], bool], Callable[[Ring, int], str]]] = {
+_WAITS: dict[str, tuple[Callable[..., bool], Callable[..., str]]] = {
     "ring_acquire": (Ring.is_empty, Ring.wanted_empty),
     "ring_wait": (Ring.is_full, Ring.wanted_full),
 }

@@ -17,6 +17,7 @@ from tessera.ir.core import Block, Op, Value
 from tessera.ir.dims import evaluate
 from tessera.ir.layout import LANES, RegisterLayout
 from tessera.ir.opdef import COUNTED, ELEMENTWISE, LOOP, REDUCTION, SCAN
+from tessera.ir.ops.roles import shares_of
 from tessera.ir.types import (
     BufferType,
     ListType,
@@ -356,7 +357,7 @@ class Counter:
         if op.name == "ring_release":
             ring.kept = False
         else:
-            ring.rounds += times
+            ring.rounds += times / shares_of(value)
             ring.bytes += op.attributes["bytes"] * times
 
     def _move(self, op: Op, times: float, item: int, efficiency: float, written: bool) -> None:

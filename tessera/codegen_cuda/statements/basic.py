@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tessera.codegen_cuda.names import literal, size_text
-from tessera.codegen_cuda.statements.common import coordinate_texts, tile_info
+from tessera.codegen_cuda.names import by_power, literal, size_text
+from tessera.codegen_cuda.statements.common import coordinate_texts, known_number, tile_info
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.dtypes import bf16, boolean, f16, f32
 from tessera.ir.core import Op
@@ -44,7 +44,9 @@ def elementwise(emitter: Emitter, op: Op) -> dict[str, Any]:
         elif emitter.is_tile(value):
             element += "[r]"
         terms.append(f"ts_to_f32({element})" if in_float and not dtype_of(value.type).is_bool else element)
-    text = (lower.expression if in_float or op.name == "cast" else lower.integer).format(*terms)
+    number = None if in_float or len(op.operands) != 2 else known_number(op.operands[1])
+    text = by_power(op.name, terms[0], number) if number is not None else None
+    text = text or (lower.expression if in_float or op.name == "cast" else lower.integer).format(*terms)
     narrow = f"x{len(wide)}" if paired and dtype_of(result.type) in HALVES else ""
     return {
         "out": emitter.name(result),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tessera.codegen_cuda.statements.common import index_text, known_number
 from tessera.codegen_cuda.statements.registry import statement
 from tessera.codegen_cuda.statements.roles import full_barrier
 from tessera.ir.core import Op, Value
+from tessera.ir.ops.roles import shares_of
 from tessera.ir.ops.tma import WARP_ROWS
 from tessera.ir.types import BufferType
 from tessera.target.tensor_maps import Step, Transfer, rows_of_part, transfer_of
@@ -25,14 +27,27 @@ Place = list[tuple[Step, int | str]]  # how many steps of each kind from the fir
 @statement("tma_load")
 def _load(emitter: Emitter, op: Op) -> dict[str, Any]:
     """The producer is one thread already."""
-    barrier, programs = full_barrier(emitter, op.operand("ring"), op.operand("stage")), op.attributes["multicast"]
-    if programs == 1:
-        return {**_boxes(emitter, op, _transfer(emitter, op, None), []), "barrier": barrier, "mask": 0}
+    programs, share, ring = op.attributes["multicast"], op.attributes["share"], op.operand("ring")
+    barrier = full_barrier(emitter, ring, op.operand("stage"), share)
     buffer = op.operand("buffer").type
     assert isinstance(buffer, BufferType)
+    if shares_of(ring) > 1:
+        return {**_boxes_of_share(emitter, op, buffer, shares_of(ring)), "barrier": barrier}
+    if programs == 1:
+        return {**_boxes(emitter, op, _transfer(emitter, op, None), []), "barrier": barrier, "mask": 0}
     transfer = _transfer(emitter, op, rows_of_part(buffer, programs))
     loops = [_part(emitter, next(step for step in transfer.steps if step.axis), programs)]
     return {**_boxes(emitter, op, transfer, loops), "barrier": barrier, "mask": (1 << programs) - 1}
+
+
+def _boxes_of_share(emitter: Emitter, op: Op, buffer: BufferType, shares: int) -> dict[str, Any]:
+    """The boxes of the rows of one share: they follow one another down the buffer."""
+    transfer = _transfer(emitter, op, rows_of_part(buffer, shares))
+    down = next(step for step in transfer.steps if step.axis)
+    first = op.attributes["share"] * (down.count // shares)
+    rows = replace(down, count=down.count // shares)
+    steps = tuple(rows if step is down else step for step in transfer.steps)
+    return _boxes(emitter, op, replace(transfer, steps=steps), [], [(down, first)])
 
 
 def _part(emitter: Emitter, step: Step, programs: int) -> dict[str, Any]:
@@ -83,8 +98,12 @@ def _by_warps(emitter: Emitter, op: Op, down: Step | None) -> list[dict[str, Any
     return [{**_loop(emitter, step), "first": emitter.warp, "by": warps}]
 
 
-def _boxes(emitter: Emitter, op: Op, transfer: Transfer, loops: list[dict[str, Any]]) -> dict[str, Any]:
-    """`loops` say where the boxes of some steps are; the others follow one another in the text where they are few."""
+def _boxes(
+    emitter: Emitter, op: Op, transfer: Transfer, loops: list[dict[str, Any]], start: Place | None = None
+) -> dict[str, Any]:
+    """`loops` say where the boxes of some steps are; the others follow one another in the text where they are few. The
+    first box is so many steps away as `start` says.
+    """
     steps = [step for step in transfer.steps if all(step is not loop["step"] for loop in loops)]
     count = 1
     for step in steps:
@@ -92,7 +111,7 @@ def _boxes(emitter: Emitter, op: Op, transfer: Transfer, loops: list[dict[str, A
     if count > MOST_IN_LINE:
         loops = loops + [_loop(emitter, step) for step in steps]
         steps = []
-    outer: Place = [(loop["step"], loop["name"]) for loop in loops]
+    outer: Place = [*(start or []), *((loop["step"], loop["name"]) for loop in loops)]
     places = itertools.product(*(range(step.count) for step in steps))
     buffer = emitter.name(op.operand("buffer"))
     return {

@@ -13,7 +13,7 @@ import numpy as np
 
 from tessera.errors import SourceError
 from tessera.ir.bounds import Bar
-from tessera.ir.core import Kernel, Op
+from tessera.ir.core import Kernel, Op, Value
 from tessera.ir.opdef import ASYNC, BRANCH, REQUIRED, Lowering, define
 from tessera.ir.ops.control import yielded_types
 from tessera.ir.ops.elementwise import is_index
@@ -40,6 +40,11 @@ def integer(scalar: Any) -> int:
     return number
 
 
+def shares_of(ring: Value) -> int:
+    """How many shares each slot of a ring comes in."""
+    return ring.defining_op.attributes["shares"] if ring.defining_op is not None else 1
+
+
 def uses_ring(op: Op) -> bool:
     """Whether an op takes a ring: it stays among the others that do, in their order."""
     return any(isinstance(value.type, RingType) for value in op.operands)
@@ -62,10 +67,13 @@ define(
     lambda op: (RingType(op.attributes["stages"]),),
     "barriers for a ring of `stages` slots, all of them empty: a slot is full when its copies have landed, and empty "
     "again when `arrivals` consumers, a warp each, have released it in each of the `cluster` programs whose producers "
-    "fill one another's slots; `readers` roles wait for each round; `offset` is where they lie in shared memory (-1 "
-    "until placed)",
-    attributes={"stages": REQUIRED, "arrivals": REQUIRED, "cluster": 1, "readers": 1, "offset": -1},
-    evaluate=lambda op: Ring.new(op.result.name or "ring", op.attributes["stages"], op.attributes["readers"]),
+    "fill one another's slots; `readers` roles wait for each round; a slot comes in `shares`, each with barriers of "
+    "its own, for as many of the consumers one after the other; `offset` is where they lie in shared memory (-1 until "
+    "placed)",
+    attributes={"stages": REQUIRED, "arrivals": REQUIRED, "cluster": 1, "readers": 1, "shares": 1, "offset": -1},
+    evaluate=lambda op: Ring.new(
+        op.result.name or "ring", op.attributes["stages"], op.attributes["readers"], op.attributes["shares"]
+    ),
     lower=Lowering(template="ring"),
 )
 
@@ -93,9 +101,10 @@ def _define_slot_op(name: str, operands: str, doc: str, evaluate: Callable[..., 
 _define_slot_op(
     "ring_acquire",
     "ring stage phase",
-    "the producer waits until slot `stage` is empty; `phase` is 0 in the first round of the ring, 1 in the second, 0 "
-    "in the third, and so on",
-    lambda op, ring, stage, phase: ring.acquire(integer(stage), integer(phase)),
+    "the producer waits until slot `stage`, or a `share` of it, is empty; `phase` is 0 in the first round of the ring, "
+    "1 in the second, 0 in the third, and so on",
+    lambda op, ring, stage, phase: ring.acquire(integer(stage), integer(phase), op.attributes["share"]),
+    attributes={"share": 0},
 )
 
 
@@ -108,9 +117,9 @@ def _expect_type(op: Op) -> tuple[Type, ...]:
 _define_slot_op(
     "ring_expect",
     "ring stage",
-    "the producer announces the `bytes` that the copies of this round bring into slot `stage`",
-    lambda op, ring, stage: ring.expect(integer(stage), op.attributes["bytes"]),
-    attributes={"bytes": REQUIRED},
+    "the producer announces the `bytes` that the copies of this round bring into slot `stage`, or a `share` of it",
+    lambda op, ring, stage: ring.expect(integer(stage), op.attributes["bytes"], op.attributes["share"]),
+    attributes={"bytes": REQUIRED, "share": 0},
     type_rule=_expect_type,
 )
 
@@ -167,4 +176,4 @@ define(
     lower=Lowering(template="roles"),
 )
 
-__all__ = ["MOST_BYTES", "computing_warps", "expect_ring", "fills_ring", "integer", "uses_ring"]
+__all__ = ["MOST_BYTES", "computing_warps", "expect_ring", "fills_ring", "integer", "shares_of", "uses_ring"]

@@ -10,10 +10,11 @@ from typing import Any
 
 from tessera.errors import SourceError
 from tessera.ir import values
+from tessera.ir.bounds import Bar
 from tessera.ir.core import Op
 from tessera.ir.opdef import ASYNC, COLLECTIVE, STRUCTURAL, Lowering, define
 from tessera.ir.ops.memory import check_landed, expect_buffer, expect_view, read_buffer, whole, write_window
-from tessera.ir.ops.roles import expect_ring, integer
+from tessera.ir.ops.roles import expect_ring, integer, shares_of
 from tessera.ir.rings import Ring
 from tessera.ir.types import Type, int_shape, shape_text
 
@@ -27,7 +28,23 @@ def window_bytes(op: Op) -> int:
     count = buffer.dtype.bytes
     for size in int_shape(buffer):
         count *= size
-    return count
+    return count // shares_of(op.operands[2]) if op.name == "tma_load" else count
+
+
+def shared_axis(shape: tuple[int, ...]) -> int | None:
+    """The axis of a buffer whose rows come in shares: the only one but the last that has several; None without one."""
+    axes = [axis for axis, size in enumerate(shape[:-1]) if size > 1]
+    return axes[0] if len(axes) == 1 else None
+
+
+def _rows_of_share(op: Op) -> tuple[Any, ...]:
+    """The index of the rows that a load brings."""
+    shape, shares = int_shape(expect_buffer(op, "buffer")), shares_of(op.operand("ring"))
+    axis = shared_axis(shape)
+    assert axis is not None, "its type rule has checked it"
+    rows = shape[axis] // shares
+    first = op.attributes["share"] * rows
+    return (..., slice(first, first + rows), *[slice(None)] * (len(shape) - axis - 1))
 
 
 def _check_copy(op: Op) -> None:
@@ -48,14 +65,29 @@ def _check_copy(op: Op) -> None:
 def _load_type(op: Op) -> tuple[Type, ...]:
     _check_copy(op)
     expect_ring(op)
+    shares = shares_of(op.operand("ring"))
+    if shares > 1:
+        shape = int_shape(expect_buffer(op, "buffer"))
+        axis = shared_axis(shape)
+        if axis is None or shape[axis] % shares:
+            text = shape_text(expect_buffer(op, "buffer").shape)
+            raise SourceError("TS703", f"{op.name} of a share of {shares} of a buffer {text}: its rows do not divide")
     return ()
 
 
 def _load(op: Op, buffer: values.Buffer, view: values.View, ring: Ring, stage: Any) -> None:
-    name = op.operand("buffer").name or "?"
-    check_landed(buffer, name)
-    token = values.Token(lambda: write_window(buffer, whole(buffer), view.load()))
-    ring.copy(integer(stage), name, buffer, token, window_bytes(op))
+    name, share = op.operand("buffer").name or "?", op.attributes["share"]
+    if ring.shares == 1:
+        check_landed(buffer, name)
+        token = values.Token(lambda: write_window(buffer, whole(buffer), view.load()))
+    else:  # other shares may be on their way; of this one the ring knows
+        rows = _rows_of_share(op)
+        token = values.Token(lambda: write_window(buffer, rows, _at(view.load(), rows)))
+    ring.copy(integer(stage), name, buffer, token, window_bytes(op), share)
+
+
+def _at(value: Any, index: tuple[Any, ...]) -> Any:
+    return Bar(value.r[index], value.e[index]) if isinstance(value, Bar) else value[index]
 
 
 define(
@@ -64,10 +96,10 @@ define(
     _load_type,
     "the producer starts copying a window into a buffer, zeros outside the tensor; it has landed when slot `stage` of "
     "the ring, which counts its bytes, is full; of a window that is alike in `multicast` programs of a cluster each "
-    "loads a part of the rows for all of them",
+    "loads a part of the rows for all of them; into a slot that comes in shares it copies the rows of one, `share`",
     ASYNC,
     effects={"buffer": "writes", "view": "reads", "ring": "accumulates"},
-    attributes={"multicast": 1},
+    attributes={"multicast": 1, "share": 0},
     evaluate=_load,
     lower=Lowering(template="tma_load"),
 )
