@@ -72,9 +72,9 @@ def _check_warps(kernel: Kernel, roles: Op, level: str) -> None:
         if op.name == "ring" and op.attributes["arrivals"] != consumers:
             arrivals = op.attributes["arrivals"]
             raise invalid(f"{name_of(op.result)} counts {arrivals} arrivals of {consumers} consumer warps", op.loc)
-        if op.name == "ring" and (consumers % op.attributes["shares"] or op.attributes["shares"] > 1 and others):
-            text = f"{name_of(op.result)} comes in {op.attributes['shares']} shares for {consumers} consumer warps"
-            raise invalid(f"{text}{' of each team' if others else ''}, which do not divide", op.loc)
+        if op.name == "ring" and consumers % op.attributes["shares"]:
+            shares = op.attributes["shares"]
+            raise invalid(f"{name_of(op.result)} comes in {shares} shares for {consumers} consumer warps", op.loc)
         if "share" in op.attributes and not 0 <= op.attributes["share"] < shares_of(op.operand("ring")):
             share, ring = op.attributes["share"], op.operand("ring")
             raise invalid(f"{op.name} of share {share} of {shares_of(ring)} of {name_of(ring)}", op.loc)

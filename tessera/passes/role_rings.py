@@ -20,7 +20,7 @@ from tessera.passes.assign_layouts import Layouts, assign_layouts
 from tessera.passes.copy_groups import CopyGroup
 from tessera.target.schedule import Schedule
 from tessera.target.tensor_maps import rows_of_part, why_not
-from tessera.target.wgmma import WGMMA_WARPS
+from tessera.target.wgmma import WGMMA_ROWS, WGMMA_WARPS
 
 LEAST_STAGES = 2  # of a ring that is filled again and again: one slot is filled while one is read
 
@@ -128,7 +128,7 @@ def shares_of_ring(kernel: Kernel, schedule: Schedule, ring: Ring, layouts: Layo
         assert isinstance(buffer.type, BufferType)
         shape = int_shape(buffer.type)
         axis = shared_axis(shape)
-        if axis is None or shape[axis] % warpgroups:
+        if axis is None or shape[axis] % (warpgroups * WGMMA_ROWS):  # of fewer rows a copy is not worth its instruction
             return 1
         type_ = BufferType(buffer.type.shape, buffer.type.dtype, layouts.buffer[buffer])
         rows = rows_of_part(type_, warpgroups)

@@ -341,6 +341,8 @@ class Counter:
         view, buffer = op.operand("view"), op.operand("buffer")
         item, sizes = dtype_of(view.type).bytes, int_shape(buffer.type)
         run, size = sizes[-1] * item, math.prod(sizes) * item
+        if op.name == "tma_load":
+            times /= shares_of(op.operand("ring"))
         self._move(op, times, item, run / (-(-run // SECTOR) * SECTOR), written=op.name == "tma_store")
         self.flown += size * times * self.scalars.count
         self.work.bulk += size * times

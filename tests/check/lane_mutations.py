@@ -32,7 +32,8 @@ def dropped(op: str, pattern: str, number: int = 0) -> Edit:
 
 
 # fmt: off
-PRODUCT, SUM, OWN, PANELS = "gemm_bias", "scaled_sum", "own_scratch", "differences"
+PRODUCT, SUM, OWN, PANELS, HALVES = "gemm_bias", "scaled_sum", "own_scratch", "differences", "halves"
+OWN_SHARE = r"\(ts_warp\(\) / 4\)"
 UNREAD = r"(ts_mbarrier_wait\((ring_0.*?), \(int\)round\w*\);)"  # the consumers' wait for a slot
 
 MUTATIONS = (
@@ -59,6 +60,15 @@ MUTATIONS = (
     mutation(PANELS, "a panel that stays is never copied", "deadlock",
         Edit("if", r"if \(eq\w*\)", "if (false)")),
     mutation(PRODUCT, "a copy that is left out", "deadlock", Edit("tma_load", "ts_tma_load", "if (false) ts_tma_load")),
+    # Slots in shares, one for each of two warpgroups.
+    mutation(HALVES, "a wait for the rows of the other warpgroup", "race in-flight mbarrier deadlock",
+        Edit("ring_wait", OWN_SHARE, "(1 - ts_warp() / 4)")),
+    mutation(HALVES, "a release of the rows of the other warpgroup", "race in-flight mbarrier deadlock",
+        Edit("ring_release", OWN_SHARE, "(1 - ts_warp() / 4)")),
+    mutation(HALVES, "a copy that counts on the barrier of the other share", "race in-flight mbarrier deadlock",
+        Edit("tma_load", r"(ring_\d+ \+ \(int\)slot\w* \* 16),", r"\1 + 8,", 1)),
+    mutation(HALVES, "a copy of rows into the other share", "race in-flight",
+        Edit("tma_load", r"\+ 8192, ", ", ", 3)),
     # Products.
     mutation(PRODUCT, "no wait for products", "race in-flight", dropped("wgmma_wait", r"ts_wgmma_wait<0, 64>\(\w+\);")),
     mutation(PRODUCT, "products that are not committed", "race in-flight", dropped("wgmma", r"ts_wgmma_commit\(\);")),

@@ -26,12 +26,14 @@ DIMS = {  # several programs a block, and more tiles along K than there are slot
     "scaled_sum": {"M": 1100},
     "own_scratch": {"M": 136},
     "differences": {"M": 330},
+    "halves": {"M": 700},
 }
+FIELDS = {"halves": {"warps": 8}}
 
 
 @functools.cache
 def right(kernel: str) -> Compilation:
-    return compiled(getattr(lane_kernels, kernel), DIMS[kernel], stages=3)
+    return compiled(getattr(lane_kernels, kernel), DIMS[kernel], stages=3, **FIELDS.get(kernel, {}))
 
 
 def name_of(case: LaneMutation) -> str:

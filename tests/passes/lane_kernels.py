@@ -134,6 +134,15 @@ def differences(t: Tensor["M", 128, ts.bf16], s: Tensor["M", 128, ts.bf16], w: T
 
 
 @ts.kernel
+def halves(t: Tensor["M", 128, ts.bf16], s: Tensor["M", 128, ts.bf16], w: Tensor[128, 128, ts.bf16],
+           output: Tensor["M", 128, ts.bf16]):  # fmt: skip
+    """As `differences`, of 128 rows, a half of which is read by each of two warpgroups."""
+    m = tile.program_id(0) * 128
+    delta = t[m : m + 128] - s[m : m + 128]
+    tile.store(delta * tile.sigmoid(tile.mma(delta, w)), output[m : m + 128])
+
+
+@ts.kernel
 def layers(xs: list[Tensor["M", 64, ts.bf16]], ws: list[Tensor[64, 64, ts.bf16]],
            output: Tensor["M", 64, ts.bf16]):  # fmt: skip
     """A sum over layers, whose weights all programs share."""
