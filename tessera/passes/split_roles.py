@@ -36,17 +36,16 @@ from tessera.ir.core import (
     uses,
 )
 from tessera.ir.opdef import COUNTED, ELEMENTWISE, LOOP
-from tessera.ir.ops.control import carried_values
 from tessera.ir.programs import persistent_loop
 from tessera.ir.stages import allocation
-from tessera.ir.types import BufferType, ListType, TileType, ViewType, dtype_of
+from tessera.ir.types import BufferType, dtype_of
 from tessera.ir.verify_shares import check_shares
-from tessera.passes.ahead import written_tensors
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.copy_groups import CopyGroup, copy_groups
 from tessera.passes.late_waits import late_waits
 from tessera.passes.lower_to_target import lower_to_target
+from tessera.passes.needed_values import needed_values
 from tessera.passes.place_shared import place_shared
 from tessera.passes.role_rings import (
     LEAST_STAGES,
@@ -61,7 +60,7 @@ from tessera.passes.role_rings import (
 from tessera.passes.warpgroup import TEAMS, by_warpgroups
 from tessera.target.arch import Arch
 from tessera.target.role_registers import role_registers
-from tessera.target.schedule import Schedule, root
+from tessera.target.schedule import Schedule
 from tessera.target.schedules import MOST_WARPS, pins_of
 from tessera.target.tensor_maps import why_not
 from tessera.target.wgmma import WGMMA_WARPS
@@ -81,7 +80,7 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
     groups = copy_groups(kernel)
     if isinstance(groups, str):
         return _noted(kernel, groups)
-    needed = _needed(kernel, groups)
+    needed = needed_values(kernel, groups)
     reason = _reason(kernel, schedule, groups, needed)
     if needed is None or reason:
         return _noted(kernel, reason)
@@ -573,51 +572,6 @@ def _numbers(state: _State, rings: list[Ring]) -> list[Value]:
 def _move_on(state: _State, rings: list[Ring], numbers: Sequence[Value]) -> None:
     for index, ring in enumerate(rings):
         state[ring.order] = Slot(*numbers[2 * index : 2 * index + 2])
-
-
-def _needed(kernel: Kernel, groups: list[CopyGroup]) -> set[Value] | None:
-    """The values that the producer computes: windows, bounds and conditions, and what these are made of; None where a
-    tile is among them, or what the kernel itself has written, which the producer may come too early for.
-    """
-    written = written_tensors(kernel)
-    inside = {group.wait.id for group in groups}
-    pending = [copy.operands[1] for group in groups for copy in group.copies]
-    arguments: dict[Value, list[Value]] = {}
-    for op in kernel.body.walk():
-        if any(inner.id in inside for region in op.regions for inner in region.walk()):
-            pending += op.operands[:3] if op.definition.has(COUNTED) else op.operands[:1]
-            if op.definition.has(LOOP) and not op.definition.has(COUNTED):
-                return None  # what ends it may be computed from what the copies bring
-        if op.definition.has(LOOP):
-            for initial, argument, final, result in carried_values(op):
-                arguments[argument] = arguments[result] = [initial, final, argument, result]
-        elif op.regions:
-            for index, result in enumerate(op.results):
-                arguments[result] = [region.ops[-1].operands[index] for region in op.regions] + op.operands[:1]
-    needed: set[Value] = set()
-    while pending:
-        value = pending.pop()
-        if value in needed:
-            continue
-        if isinstance(value.type, TileType):
-            return None
-        needed.add(value)
-        pending += arguments.get(value, ())
-        op = value.defining_op
-        if op is not None and any(v in written or not isinstance(v.type, (ViewType, ListType)) for v in _accessed(op)):
-            return None
-        if op is not None and not op.regions:
-            pending += op.operands
-        elif op is not None:
-            pending += [v for region in op.regions for inner in region.walk() for v in inner.operands
-                        if not isinstance(v.type, TileType) and v.defining_op is not None]  # fmt: skip
-    return needed
-
-
-def _accessed(op: Op) -> list[Value]:
-    """The tensors and buffers that an op reads or changes, in its regions too."""
-    ops = [op, *(inner for region in op.regions for inner in region.walk())]
-    return [root(value) for inner in ops for _, value in inner.definition.effects_of(inner)]
 
 
 __all__ = ["LEAST_STAGES", "holds", "split_roles"]
