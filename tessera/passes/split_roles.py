@@ -55,6 +55,7 @@ from tessera.passes.role_rings import (
     make_rings,
     next_slot,
     shares_of_ring,
+    slots_of_use,
     staged,
 )
 from tessera.passes.warpgroup import TEAMS, by_warpgroups
@@ -96,7 +97,6 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
         if not shares_stay(new, schedule, arch):
             new = _Splitter(kernel, replace(schedule, stages=stages), arch, groups, needed, teams, False).run()
         if not limited or holds(new, held_by, arch):
-            new.attributes["schedule"] = asdict(replace(schedule, stages=stages))  # those that there are
             return _without_teams(new, alone) if alone else new
         if pinned:
             raise SourceError(
@@ -245,6 +245,9 @@ class _Splitter:
         self.team, self.teams = 0, teams
         self.programs = persistent_loop(kernel) if teams > 1 else None
         self.rings = make_rings(groups, schedule.stages, teams)
+        if "stages" not in pins_of(kernel):
+            for ring in self.rings:
+                ring.stages = slots_of_use(ring, persistent_loop(kernel))
         self.ring_of = {
             (team, group.wait.id): ring for ring in self.rings for group in ring.groups for team in ring.teams
         }
@@ -294,6 +297,9 @@ class _Splitter:
             cluster=cluster,
         )
         new.attributes["producer_warps"] = WGMMA_WARPS  # a warpgroup shares its registers
+        slots = [ring.stages for ring in self.rings if ring.groups[0].in_turn]
+        there_are = replace(self.schedule, stages=max(slots, default=self.schedule.stages))
+        new.attributes["schedule"] = asdict(there_are)
         if cluster == 1:
             _dissolve_clusters(new)
         return new

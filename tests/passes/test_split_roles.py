@@ -173,8 +173,15 @@ def test_rings_have_as_many_slots_as_shared_memory_holds():
     compilation = compiled(load("gating_function_kernel"), GATING)
     assert schedule_of(stage(compilation, "choose_schedule")).stages > 2 == compilation.schedule.stages
     assert rings_of(stage(compilation, "split_roles")) == [(1, 8), (2, 8)]
-    (small,) = reached(load("gating_function_kernel"), {**GATING, "D": 64}, "split_roles")
-    assert rings_of(small)[1][0] == 6
+
+
+def test_rings_have_as_many_slots_as_there_is_a_use_for():
+    """64 KiB, 4 slots of 16, if a program fills no more of them; what is pinned stays."""
+    (small,) = reached(load("gating_function_kernel"), {**GATING, "D": 64}, "choose_schedule", "split_roles")[1:]
+    assert rings_of(small)[1][0] == 4 and schedule_of(small).stages == 4
+    (pinned,) = reached(load("gating_function_kernel"), {**GATING, "D": 64}, "split_roles", stages=6)
+    assert rings_of(pinned)[1][0] == 6
+    assert rings_of(split("gemm_nn"))[0][0] > 4  # a loop in a program fills slots as often as it runs
 
 
 def test_pinned_stages_are_had_or_refused():
