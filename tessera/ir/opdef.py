@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from tessera.errors import InternalError, SourceError
@@ -100,9 +101,8 @@ class OpDef:
         return result
 
     def check_arity(self, count: int) -> bool:
-        fixed = [name for name in self.operands if not name.startswith("*")]
-        variadic = len(fixed) != len(self.operands)
-        return count >= len(fixed) if variadic else count == len(fixed)
+        fixed, variadic = _arity(self.operands)
+        return count >= fixed if variadic else count == fixed
 
     def check_regions(self, count: int) -> bool:
         return count == self.regions or self.more_regions and count > self.regions
@@ -119,6 +119,13 @@ class OpDef:
 
     def has(self, trait: str) -> bool:
         return trait in self.traits
+
+
+@cache
+def _arity(operands: tuple[str, ...]) -> tuple[int, bool]:
+    """How many operands have a name each, and whether any number may follow them."""
+    fixed = sum(not name.startswith("*") for name in operands)
+    return fixed, fixed != len(operands)
 
 
 _table = DEFINITIONS

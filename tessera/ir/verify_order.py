@@ -18,7 +18,7 @@ from typing import Any
 
 from tessera.errors import SourceError
 from tessera.ir.core import Block, Kernel, Op, Value
-from tessera.ir.opdef import ASYNC, BRANCH, COLLECTIVE, COUNTED, LOOP, TERMINATOR
+from tessera.ir.opdef import ASYNC, BRANCH, COLLECTIVE, CONSTANT, COUNTED, ELEMENTWISE, LOOP, TERMINATOR
 from tessera.ir.ops.control import loop_range
 from tessera.ir.ops.roles import fills_ring
 from tessera.ir.parts import overlap, window_in
@@ -161,6 +161,9 @@ class Order:
     def _block(self, block: Block) -> None:
         for op in block.ops:
             definition = op.definition
+            if definition.has(ELEMENTWISE) or definition.has(CONSTANT):  # most ops: they touch nothing
+                self.numbers.step(op)
+                continue
             if op.name == "roles":
                 self._roles(op)
             elif definition.has(LOOP):

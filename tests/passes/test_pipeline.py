@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 import tessera as ts
-from tessera import tile
-from tessera.compiler import compile_kernel
+from tessera import compiler, tile
+from tessera.compiler import compile_kernel, run_pass
 from tessera.ir.opdef import TARGET
+from tessera.ir.printer import print_module
 from tessera.passes import PIPELINE
 from tessera.runtime import emulator
 from tessera.runtime.execute import parameters_of
 from tessera.runtime.inputs import make_arrays
 from tessera.runtime.interpreter import interpret
 from tessera.target.schedule import Schedule
-from tests.passes import kernels
+from tests.passes import kernels, lane_kernels
 from tests.text_law import held_to_its_text
 
 CASES = {
@@ -192,3 +193,26 @@ def test_a_tensor_that_is_written_and_read_again_gets_barriers_between():
     target = compile_kernel(reversed_in_place, {"N": 256}).target.kernel()
     names = [op.name for op in target.body.walk() if op.name in ("ld_global", "st_global", "barrier")]
     assert names == ["ld_global", "barrier", "st_global", "barrier", "ld_global", "barrier", "st_global"]
+
+
+def test_a_kernel_that_a_pass_gives_back_is_as_it_was(monkeypatch):
+    """It is not verified again, so no pass may change it in place."""
+    given_back = set()
+
+    def run_and_compare(step, module, context):
+        before = print_module(module)
+        new = run_pass(step, module, context)
+        if new.kernels == module.kernels:
+            assert print_module(module) == before, step.name
+            given_back.add(step.name)
+        return new
+
+    monkeypatch.setattr(compiler, "run_pass", run_and_compare)
+    lane_cases = lane_kernels.CASES
+    for arch in ("sm_80", "sm_90a"):
+        for definition, dims in (
+            (lane_kernels.gemm_rows, lane_cases["gemm_rows"]),
+            (lane_kernels.deltas, lane_cases["deltas"]),
+        ):
+            compile_kernel(definition, dims, arch)
+    assert {"split_k", "defer_sums", "pipeline"} <= given_back
