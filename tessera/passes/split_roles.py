@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 from tessera.dtypes import i32
 from tessera.errors import SourceError
@@ -91,12 +92,16 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
     pinned = "stages" in pins_of(kernel)
     alone = _why_one_team(kernel, schedule, groups) if schedule.pingpong else ""
     teams = TEAMS if schedule.pingpong and not alone else 1
+    in_shares = True
     for stages in range(wanted, LEAST_STAGES - 1, -1):
-        held_by = replace(schedule, blocks=1) if pinned else schedule
-        new = _Splitter(kernel, replace(schedule, stages=stages), arch, groups, needed, teams, True).run()
-        if not shares_stay(new, schedule, arch):
-            new = _Splitter(kernel, replace(schedule, stages=stages), arch, groups, needed, teams, False).run()
-        if not limited or holds(new, held_by, arch):
+        split = partial(_Splitter, kernel, replace(schedule, stages=stages), arch, groups, needed, teams)
+        new = split(in_shares).run()
+        lowered = _lowered(new, schedule, arch) if limited else None
+        if in_shares and lowered is not None and not shares_stay(lowered):
+            in_shares = False
+            new = split(in_shares).run()
+            lowered = _lowered(new, schedule, arch)
+        if not limited or _fits(lowered, 1 if pinned else schedule.blocks, arch):
             return _without_teams(new, alone) if alone else new
         if pinned:
             raise SourceError(
@@ -127,21 +132,27 @@ def holds(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
 
     Those blocks are all there are: one that had to wait for another would double the time.
     """
+    return _fits(_lowered(kernel, schedule, arch), schedule.blocks, arch)
+
+
+def _lowered(kernel: Kernel, schedule: Schedule, arch: Arch) -> Kernel | None:
+    """The Target kernel with its buffers placed; None where a block has no room for them."""
     try:
-        placed = place_shared(lower_to_target(canonicalise(kernel), schedule, arch), arch)
+        return place_shared(lower_to_target(canonicalise(kernel), schedule, arch), arch)
     except SourceError as error:
         if error.code != "TS501":
             raise
+        return None
+
+
+def _fits(placed: Kernel | None, blocks: int, arch: Arch) -> bool:
+    if placed is None:
         return False
-    bytes_of_block = placed.attributes["shared_bytes"] + arch.reserved_shared_bytes
-    return bytes_of_block * schedule.blocks <= arch.shared_bytes_per_sm
+    return (placed.attributes["shared_bytes"] + arch.reserved_shared_bytes) * blocks <= arch.shared_bytes_per_sm
 
 
-def shares_stay(kernel: Kernel, schedule: Schedule, arch: Arch) -> bool:
-    """Whether the loads of the Target kernel are of the layouts for which slots come in shares."""
-    if all(op.get("shares", 1) == 1 for op in kernel.body.ops):
-        return True
-    lowered = lower_to_target(canonicalise(kernel), schedule, arch)
+def shares_stay(lowered: Kernel) -> bool:
+    """Whether the loads of a Target kernel are of the layouts for which its slots come in shares."""
     try:
         check_shares(next(op for op in lowered.body.ops if op.name == "roles"))
     except SourceError:
