@@ -39,6 +39,11 @@ class Slot:
     handed_back: Token = field(default_factory=lambda: Token(lambda: None))
 
     @property
+    def filled(self) -> bool:
+        """Whether the bytes of the round are announced, and copies that bring them are started."""
+        return self.acquired > self.waited and self.announced == self.brought
+
+    @property
     def waited(self) -> int:
         """How many rounds all readers have waited for."""
         return self.waits // self.readers
@@ -126,15 +131,15 @@ class Ring:
     # The consumers
 
     def is_full(self, number: int, phase: int) -> bool:
-        """Whether a wait passes now: the bytes of the round are announced, and copies that bring them are started."""
-        return all([self._is_full(number, share, phase) for share in range(self.shares)])
+        """Whether a wait passes now: all shares are filled."""
+        return all(self._is_full(number, share, phase) for share in range(self.shares))
 
     def _is_full(self, number: int, share: int, phase: int) -> bool:
         slot = self.slot(number, share)
         if self._stays(slot, phase):
             return True
         self._check_round(number, share, phase, slot.waited, "waited for")
-        return slot.acquired > slot.waited and slot.announced == slot.brought
+        return slot.filled
 
     def _stays(self, slot: Slot, phase: int) -> bool:
         """Whether all readers have waited for the round of this phase, and nobody has released it."""
@@ -183,7 +188,7 @@ class Ring:
 
     def wanted_full(self, number: int) -> str:
         """What a wait lacks that does not pass."""
-        share = next((share for share in range(self.shares) if self._lacks(self.slot(number, share))), 0)
+        share = next((share for share in range(self.shares) if not self.slot(number, share).filled), 0)
         slot = self.slot(number, share)
         what = f"round {slot.waited} of {self.text(number, share)}"
         if slot.acquired == slot.waited:
@@ -191,9 +196,6 @@ class Ring:
         if slot.announced is None:
             return f"{what} is waited for, and no bytes are announced for it"
         return f"{what} is waited for: {slot.announced} bytes are announced, and its copies bring {slot.brought}"
-
-    def _lacks(self, slot: Slot) -> bool:
-        return slot.acquired == slot.waited or slot.announced != slot.brought
 
     def unfinished(self) -> str | None:
         """The first slot that was filled and that nobody has waited for, as a sentence; None where all were."""

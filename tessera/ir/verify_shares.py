@@ -10,7 +10,7 @@ from tessera.ir.core import Op, Value
 from tessera.ir.layout import RegisterLayout
 from tessera.ir.ops.control import constant_value
 from tessera.ir.ops.roles import fills_ring, shares_of
-from tessera.ir.ops.tma import shared_axis
+from tessera.ir.ops.tma import axis_of_shares
 from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, int_shape
 from tessera.ir.verify_order import invalid, name_of
@@ -47,7 +47,7 @@ def _reads_its_rows(op: Op, shares: int) -> bool:
     if op.name not in LOADS:
         return False
     shape = int_shape(op.operands[0].type)
-    axis = shared_axis(shape)
+    axis = axis_of_shares(shape)
     first = None if axis is None else constant_value(op.operands[1 + axis])
     if axis is None or first is None:
         return False

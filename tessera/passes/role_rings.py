@@ -14,19 +14,19 @@ from tessera.dtypes import i32
 from tessera.ir.clusters import cluster_of, differing, differing_blocks
 from tessera.ir.core import Block, Builder, Kernel, Op, Value, uses
 from tessera.ir.opdef import LOOP
-from tessera.ir.ops.tma import shared_axis
+from tessera.ir.ops.tma import axis_of_shares
 from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, int_shape
 from tessera.ir.verify_shares import each_has_its_rows
-from tessera.passes.assign_layouts import Layouts, assign_layouts
+from tessera.passes.assign_layouts import Layouts
 from tessera.passes.copy_groups import CopyGroup
 from tessera.target.schedule import Schedule
 from tessera.target.tensor_maps import rows_of_part, why_not
 from tessera.target.wgmma import WGMMA_ROWS, WGMMA_WARPS
 
 # Bytes on their way to a multiprocessor that keep DRAM busy: 4.2 TB/s for 2 us, over 132 of them. More requests at once
-# delay those that are needed first: sums of one gated delta (D = 128) took 13.7 us with 2 slots of 32 KiB, which hold a
-# program, and 14.4 with 4 (H200).
+# delay those that are needed first: sums of one gated delta (D = 128) were faster by 4 % and more with 2 slots (a
+# program, 64 KiB) than with 4 when this was chosen (H200).
 ENOUGH_IN_FLIGHT = 64 << 10
 LEAST_STAGES = 2  # of a ring that is filled again and again: one slot is filled while one is read
 
@@ -122,12 +122,12 @@ def _straight(block: Block) -> Iterator[Op]:
             yield from _straight(region)
 
 
-def loaded_alike(kernel: Kernel, schedule: Schedule, rings: list[Ring]) -> set[int]:
+def loaded_alike(kernel: Kernel, layouts: Layouts, rings: list[Ring]) -> set[int]:
     """The copies of windows that all programs of a cluster have alike, which come to each slot of a ring in turn."""
     cluster = cluster_of(kernel)
     if cluster == 1:
         return set()
-    values, layouts, found = differing(kernel), assign_layouts(kernel, schedule), set[int]()
+    values, found = differing(kernel), set[int]()
     apart = differing_blocks(kernel, values)
     for ring in rings:
         if any(id(group.block) in apart for group in ring.groups):
@@ -154,7 +154,7 @@ def shares_of_ring(kernel: Kernel, schedule: Schedule, ring: Ring, layouts: Layo
         buffer, view = allocation(copy.operands[0]), copy.operands[1]
         assert isinstance(buffer.type, BufferType)
         shape = int_shape(buffer.type)
-        axis = shared_axis(shape)
+        axis = axis_of_shares(shape)
         if axis is None or shape[axis] % (warpgroups * WGMMA_ROWS):  # of fewer rows a copy is not worth its instruction
             return 1
         type_ = BufferType(buffer.type.shape, buffer.type.dtype, layouts.buffer[buffer])

@@ -41,7 +41,7 @@ from tessera.ir.programs import persistent_loop
 from tessera.ir.stages import allocation
 from tessera.ir.types import BufferType, dtype_of
 from tessera.ir.verify_shares import check_shares
-from tessera.passes.assign_layouts import assign_layouts
+from tessera.passes.assign_layouts import Layouts, assign_layouts
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.copy_groups import CopyGroup, copy_groups
 from tessera.passes.late_waits import late_waits
@@ -92,12 +92,12 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
     pinned = "stages" in pins_of(kernel)
     alone = _why_one_team(kernel, schedule, groups) if schedule.pingpong else ""
     teams = TEAMS if schedule.pingpong and not alone else 1
-    in_shares = True
+    layouts, in_shares = assign_layouts(kernel, schedule), True
     for stages in range(wanted, LEAST_STAGES - 1, -1):
-        split = partial(_Splitter, kernel, replace(schedule, stages=stages), arch, groups, needed, teams)
+        split = partial(_Splitter, kernel, replace(schedule, stages=stages), arch, groups, needed, layouts, teams)
         new = split(in_shares).run()
         lowered = _lowered(new, schedule, arch) if limited else None
-        if in_shares and lowered is not None and not shares_stay(lowered):
+        if in_shares and lowered is not None and not _shares_stay(lowered):
             in_shares = False
             new = split(in_shares).run()
             lowered = _lowered(new, schedule, arch)
@@ -151,7 +151,7 @@ def _fits(placed: Kernel | None, blocks: int, arch: Arch) -> bool:
     return (placed.attributes["shared_bytes"] + arch.reserved_shared_bytes) * blocks <= arch.shared_bytes_per_sm
 
 
-def shares_stay(lowered: Kernel) -> bool:
+def _shares_stay(lowered: Kernel) -> bool:
     """Whether the loads of a Target kernel are of the layouts for which its slots come in shares."""
     try:
         check_shares(next(op for op in lowered.body.ops if op.name == "roles"))
@@ -248,30 +248,29 @@ class _Splitter:
         arch: Arch,
         groups: list[CopyGroup],
         needed: set[Value],
+        layouts: Layouts,
         teams: int,
         in_shares: bool,
     ) -> None:
-        self.in_shares = in_shares
         self.kernel, self.schedule, self.arch, self.needed = kernel, schedule, arch, needed
         self.team, self.teams = 0, teams
-        self.programs = persistent_loop(kernel) if teams > 1 else None
+        loop = persistent_loop(kernel)
+        self.programs = loop if teams > 1 else None
         self.rings = make_rings(groups, schedule.stages, teams)
         if "stages" not in pins_of(kernel):
             for ring in self.rings:
-                ring.stages = slots_of_use(ring, persistent_loop(kernel))
+                ring.stages = slots_of_use(ring, loop)
         self.ring_of = {
             (team, group.wait.id): ring for ring in self.rings for group in ring.groups for team in ring.teams
         }
         self.group_of_copy = {copy.id: group for group in groups for copy in group.copies}
         self.group_of_wait = {group.wait.id: group for group in groups}
-        self.alike = loaded_alike(kernel, schedule, self.rings)
+        self.alike = loaded_alike(kernel, layouts, self.rings)
         for ring in self.rings:
             if any(copy.id in self.alike for group in ring.groups for copy in group.copies):
                 ring.cluster = cluster_of(kernel)
-        loop = persistent_loop(kernel)
         self.used = uses(kernel.body)
-        if self.in_shares:
-            layouts = assign_layouts(kernel, schedule)
+        if in_shares:
             for ring in self.rings:
                 ring.shares = shares_of_ring(kernel, schedule, ring, layouts)
         self.late = late_waits(loop, groups, lambda group: self._ring(group).stages, self.alike, teams)
@@ -309,8 +308,8 @@ class _Splitter:
         )
         new.attributes["producer_warps"] = WGMMA_WARPS  # a warpgroup shares its registers
         slots = [ring.stages for ring in self.rings if ring.groups[0].in_turn]
-        there_are = replace(self.schedule, stages=max(slots, default=self.schedule.stages))
-        new.attributes["schedule"] = asdict(there_are)
+        stages = max(slots, default=self.schedule.stages)
+        new.attributes["schedule"] = asdict(replace(self.schedule, stages=stages))  # those that there are
         if cluster == 1:
             _dissolve_clusters(new)
         return new

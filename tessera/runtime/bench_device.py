@@ -95,8 +95,8 @@ class CudaDevice:
         for index in range(-warm, repeats):
             if index >= LEAST_ROUNDS and time.perf_counter() - start > LONGEST_SECONDS:
                 break
-            # The same kernel took 13.0 us behind one rival and 15.2 us behind another one on an H200, in spite of the
-            # flush between them: in each round the order is another one.
+            # In each round the order is another one: behind some rivals the same code was slower by a sixth than behind
+            # others, in spite of the flush between them (H200).
             order.shuffle(turns)
             events = {turn: self._between_events(calls[turn]) for turn in turns}
             self.synchronize()

@@ -51,7 +51,7 @@ def ring_step(machine: Machine, op: Op) -> list[Any]:
         ring, *numbers = operands
         passes, lacks = _WAITS[op.name]
         number, phase = map(integer, numbers)
-        share = (op.attributes["share"],) if op.name == "ring_acquire" else ()
+        share = (op.attributes["share"],) if "share" in op.attributes else ()
         turns.give_up(_Waiting(op, lambda: passes(ring, number, phase, *share), lambda: lacks(ring, number, *share)))
     machine.apply(op, operands)
     if turns is not None:

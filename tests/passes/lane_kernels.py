@@ -124,22 +124,22 @@ def own_scratch(a: Tensor["M", 64, ts.bf16], b: Tensor[64, 64, ts.bf16], output:
     tile.store(tile.mma(state, weights), output[m : m + 64])
 
 
-@ts.kernel
-def differences(t: Tensor["M", 128, ts.bf16], s: Tensor["M", 128, ts.bf16], w: Tensor[128, 128, ts.bf16],
-                output: Tensor["M", 128, ts.bf16]):  # fmt: skip
-    """A left operand that is computed, and met again by the sums of its product."""
-    m = tile.program_id(0) * 64
-    delta = t[m : m + 64] - s[m : m + 64]
-    tile.store(delta * tile.sigmoid(tile.mma(delta, w)), output[m : m + 64])
+def make_differences(rows, name="differences"):
+    """The kernel for programs of so many rows."""
+
+    @ts.kernel(name=name)
+    def differences(t: Tensor["M", 128, ts.bf16], s: Tensor["M", 128, ts.bf16], w: Tensor[128, 128, ts.bf16],
+                    output: Tensor["M", 128, ts.bf16]):  # fmt: skip
+        """A left operand that is computed, and met again by the sums of its product."""
+        m = tile.program_id(0) * rows
+        delta = t[m : m + rows] - s[m : m + rows]
+        tile.store(delta * tile.sigmoid(tile.mma(delta, w)), output[m : m + rows])
+
+    return differences
 
 
-@ts.kernel
-def halves(t: Tensor["M", 128, ts.bf16], s: Tensor["M", 128, ts.bf16], w: Tensor[128, 128, ts.bf16],
-           output: Tensor["M", 128, ts.bf16]):  # fmt: skip
-    """As `differences`, of 128 rows, a half of which is read by each of two warpgroups."""
-    m = tile.program_id(0) * 128
-    delta = t[m : m + 128] - s[m : m + 128]
-    tile.store(delta * tile.sigmoid(tile.mma(delta, w)), output[m : m + 128])
+differences = make_differences(64)
+halves = make_differences(128, name="halves")  # each of two warpgroups reads one
 
 
 @ts.kernel

@@ -14,7 +14,7 @@ from tessera.ir.printer import print_module
 from tessera.ir.types import TileType, tile_layout
 from tessera.ir.verify import verify
 from tessera.runtime.check import examine_kernel
-from tests.passes.lane_kernels import LISTS, make_deltas, make_gemm
+from tests.passes.lane_kernels import LISTS, make_deltas, make_differences, make_gemm
 from tests.passes.lane_running import (
     Ready,
     arguments_of,
@@ -33,6 +33,7 @@ from tests.suite import load
 ROWS, WARPS = 192, 12
 WHOLE = {"rows": 0, "subtile": 0, "blocks": 1}  # stores are not cut
 deltas = make_deltas(ROWS)
+differences = make_differences(ROWS)
 
 
 @ts.kernel
@@ -56,14 +57,6 @@ def turned(a: Tensor["M", 64, ts.bf16], b: Tensor[64, 64, ts.bf16], out: Tensor[
     line[:] = acc * 0.5
     tile.barrier()
     tile.store(acc + line[0:1], out[0:64, m : m + 192])
-
-
-@ts.kernel
-def differences(t: Tensor["M", 128, ts.bf16], s: Tensor["M", 128, ts.bf16], w: Tensor[128, 128, ts.bf16],
-                output: Tensor["M", 128, ts.bf16]):  # fmt: skip
-    m = tile.program_id(0) * 192
-    delta = t[m : m + 192] - s[m : m + 192]
-    tile.store(delta * tile.sigmoid(tile.mma(delta, w)), output[m : m + 192])
 
 
 @ts.kernel

@@ -31,23 +31,23 @@ def _load(emitter: Emitter, op: Op) -> dict[str, Any]:
     barrier = full_barrier(emitter, ring, op.operand("stage"), share)
     buffer = op.operand("buffer").type
     assert isinstance(buffer, BufferType)
-    if shares_of(ring) > 1:
-        return {**_boxes_of_share(emitter, op, buffer, shares_of(ring)), "barrier": barrier}
+    parts = max(programs, shares_of(ring))  # no more than one of them is several
+    if parts == 1:
+        return {**_boxes(emitter, op, _transfer(emitter, op, None), []), "barrier": barrier}
+    transfer = _transfer(emitter, op, rows_of_part(buffer, parts))
+    down = next(step for step in transfer.steps if step.axis)
     if programs == 1:
-        return {**_boxes(emitter, op, _transfer(emitter, op, None), []), "barrier": barrier, "mask": 0}
-    transfer = _transfer(emitter, op, rows_of_part(buffer, programs))
-    loops = [_part(emitter, next(step for step in transfer.steps if step.axis), programs)]
+        return {**_boxes_of_share(emitter, op, transfer, down, parts), "barrier": barrier}
+    loops = [_part(emitter, down, programs)]
     return {**_boxes(emitter, op, transfer, loops), "barrier": barrier, "mask": (1 << programs) - 1}
 
 
-def _boxes_of_share(emitter: Emitter, op: Op, buffer: BufferType, shares: int) -> dict[str, Any]:
-    """The boxes of the rows of one share: they follow one another down the buffer."""
-    transfer = _transfer(emitter, op, rows_of_part(buffer, shares))
-    down = next(step for step in transfer.steps if step.axis)
-    first = op.attributes["share"] * (down.count // shares)
+def _boxes_of_share(emitter: Emitter, op: Op, transfer: Transfer, down: Step, shares: int) -> dict[str, Any]:
+    """The boxes of the rows of one share: they follow one another `down` the buffer."""
     rows = replace(down, count=down.count // shares)
     steps = tuple(rows if step is down else step for step in transfer.steps)
-    return _boxes(emitter, op, replace(transfer, steps=steps), [], [(down, first)])
+    start: Place = [(down, op.attributes["share"] * rows.count)]
+    return _boxes(emitter, op, replace(transfer, steps=steps), [], start)
 
 
 def _part(emitter: Emitter, step: Step, programs: int) -> dict[str, Any]:

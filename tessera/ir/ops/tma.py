@@ -28,10 +28,10 @@ def window_bytes(op: Op) -> int:
     count = buffer.dtype.bytes
     for size in int_shape(buffer):
         count *= size
-    return count // shares_of(op.operands[2]) if op.name == "tma_load" else count
+    return count
 
 
-def shared_axis(shape: tuple[int, ...]) -> int | None:
+def axis_of_shares(shape: tuple[int, ...]) -> int | None:
     """The axis of a buffer whose rows come in shares: the only one but the last that has several; None without one."""
     axes = [axis for axis, size in enumerate(shape[:-1]) if size > 1]
     return axes[0] if len(axes) == 1 else None
@@ -40,7 +40,7 @@ def shared_axis(shape: tuple[int, ...]) -> int | None:
 def _rows_of_share(op: Op) -> tuple[Any, ...]:
     """The index of the rows that a load brings."""
     shape, shares = int_shape(expect_buffer(op, "buffer")), shares_of(op.operand("ring"))
-    axis = shared_axis(shape)
+    axis = axis_of_shares(shape)
     assert axis is not None, "its type rule has checked it"
     rows = shape[axis] // shares
     first = op.attributes["share"] * rows
@@ -68,9 +68,9 @@ def _load_type(op: Op) -> tuple[Type, ...]:
     shares = shares_of(op.operand("ring"))
     if shares > 1:
         shape = int_shape(expect_buffer(op, "buffer"))
-        axis = shared_axis(shape)
+        axis = axis_of_shares(shape)
         if axis is None or shape[axis] % shares:
-            text = shape_text(expect_buffer(op, "buffer").shape)
+            text = shape_text(shape)
             raise SourceError("TS703", f"{op.name} of a share of {shares} of a buffer {text}: its rows do not divide")
     return ()
 
@@ -83,7 +83,7 @@ def _load(op: Op, buffer: values.Buffer, view: values.View, ring: Ring, stage: A
     else:  # other shares may be on their way; of this one the ring knows
         rows = _rows_of_share(op)
         token = values.Token(lambda: write_window(buffer, rows, _at(view.load(), rows)))
-    ring.copy(integer(stage), name, buffer, token, window_bytes(op), share)
+    ring.copy(integer(stage), name, buffer, token, window_bytes(op) // ring.shares, share)
 
 
 def _at(value: Any, index: tuple[Any, ...]) -> Any:
