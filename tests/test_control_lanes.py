@@ -104,7 +104,7 @@ def test_loops_with_loaded_bounds_and_negative_steps():
 
 INTEGERS = """
 @ts.kernel(grid=lambda d: (d.N,))
-def k(a: Tensor["N", ts.i32], b: Tensor["N", ts.i64], out: Tensor["N", 8, ts.i64], f: Tensor["N", 4, ts.f32]):
+def k(a: Tensor["N", ts.i32], b: Tensor["N", ts.i64], out: Tensor["N", 9, ts.i64], f: Tensor["N", 4, ts.f32]):
     p = tile.program_id(0)
     x, y = tile.load_scalar(a[p]), tile.load_scalar(b[p])
     tile.store(x // y, out[p, 0:1])
@@ -121,6 +121,7 @@ def k(a: Tensor["N", ts.i32], b: Tensor["N", ts.i64], out: Tensor["N", 8, ts.i64
         kind = 3
     tile.store(kind, out[p, 6:7])
     tile.store(tile.cdiv(x, 4), out[p, 7:8])
+    tile.store(x % 8, out[p, 8:9])
     tile.store(x / y, f[p, 0:1])
     tile.store(x + 0.5, f[p, 1:2])
     tile.store(float(x) * y, f[p, 2:3])
@@ -131,11 +132,12 @@ def k(a: Tensor["N", ts.i32], b: Tensor["N", ts.i64], out: Tensor["N", 8, ts.i64
 def test_integers_follow_python():
     a = np.array([7, -7, 7, -7, 0, 100, 2**31 - 1, -(2**31)], np.int32)
     b = np.array([3, 3, -3, -3, 5, -1, 2**40, 7], np.int64)
-    arguments = {"a": a, "b": b, "out": np.zeros((8, 8), np.int64), "f": np.zeros((8, 4), np.float32)}
+    arguments = {"a": a, "b": b, "out": np.zeros((8, 9), np.int64), "f": np.zeros((8, 4), np.float32)}
     out, _ = run(INTEGERS, arguments, {"N": 8})
     for row, floats, x, y in zip(out["out"].tolist(), out["f"], a.tolist(), b.tolist(), strict=True):
         kind = 1 if -5 < x <= y or x == 7 else 2 if x > 0 and y > 0 else 3
-        assert row == [x // y, x % y, min(x, y, 3), max(abs(x), abs(y)), x * 3000000000 - y, -x // 4, kind, -(-x // 4)]
+        divided = [-x // 4, kind, -(-x // 4), x % 8]
+        assert row == [x // y, x % y, min(x, y, 3), max(abs(x), abs(y)), x * 3000000000 - y, *divided]
         f32 = np.float32
         assert floats.tolist() == [f32(x) / f32(y), f32(x) + f32(0.5), f32(x) * f32(y), max(f32(x), f32(0.25))]
 
