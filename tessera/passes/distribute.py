@@ -9,7 +9,8 @@ A kernel of this form runs its nest of parallel loops (`subtile` makes them, and
 All loops fold into grid axis 0, the only one that CUDA lets grow beyond 65535; the innermost counts fastest, so that
 programs that run at one time share what they read. Where an iteration goes on in the tensor where the one before ends,
 and the next program where the last iteration of this one does, the grid ends with the tensor. Other iterations outside
-do nothing. Exact: each element is computed and stored by the same ops.
+do nothing. Where the id is only taken apart, as block, turn = id // m, id % m, turns count fastest of all, and blocks
+in the place of ids (`_turns`). Exact: each element is computed and stored by the same ops.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from dataclasses import dataclass
 from tessera.dtypes import i64
 from tessera.ir import dims
 from tessera.ir.affine import PROGRAM_IDS, Cache, opaque_symbol, window_of
-from tessera.ir.core import Block, Builder, Kernel, Op, Value, clone_op, clone_with_regions, new_kernel_like
+from tessera.ir.core import Block, Builder, Kernel, Op, Value, clone_op, clone_with_regions, new_kernel_like, uses
 from tessera.ir.dims import Size
 from tessera.ir.opdef import COUNTED, ORDERED, PURE, TERMINATOR, UNORDERED
-from tessera.ir.ops.control import loop_range
+from tessera.ir.ops.control import constant_value, loop_range
 from tessera.ir.types import BufferType, TileType, ViewType
 from tessera.target.schedule import root
 
 LARGEST_GRID = 2**31 - 1  # of axis 0
+MOST_TURNS = 256  # of a block of programs
 Bound = tuple[Size, Size]  # an offset along a tensor axis and the size of that axis
 
 
@@ -45,6 +47,17 @@ class Loop:
         return self.op.regions[0].arguments[0]
 
 
+@dataclass(frozen=True)
+class Turns:
+    """Programs of grid axis 0 that are `count` turns of one block each. `blocks`, `rests`: the values that are the
+    quotient and the rest of the id by it.
+    """
+
+    count: int
+    blocks: tuple[Value, ...] = ()
+    rests: tuple[Value, ...] = ()
+
+
 def distribute(kernel: Kernel) -> Kernel:
     """The kernel with its outermost parallel loops in the grid; itself where they have to stay.
 
@@ -58,18 +71,19 @@ def distribute(kernel: Kernel) -> Kernel:
     grid = kernel.attributes.get("grid")
     if not loops or not grid or not all(_may_move(op) for op in kernel.body.walk()):
         return kernel
-    bounds = _bounds(loops)
-    joined = _joined(kernel, loops, bounds)
+    turns = _turns(kernel)
+    bounds = _in_blocks(_bounds(loops), turns.count)
+    joined = _joined(grid[0], turns.count, loops, bounds)
     total = math.prod(loop.trips for loop in loops)
     first: Size = grid[0] * total
     if joined is not None:
         loop, (offset, size) = joined
-        first = dims.cdiv(size, _advance(offset, loop)) * (total // loop.trips)
+        first = dims.cdiv(size, _advance(offset, loop)) * (total // loop.trips) * turns.count
         loops = [loop, *(other for other in loops if other is not loop)]
         bounds = {bound for bound in bounds if bound != joined[1]}
     if isinstance(first, int) and first > LARGEST_GRID:
         return kernel
-    new = _Distribution(kernel, loops, _to_check(bounds, loops)).kernel()
+    new = _Distribution(kernel, loops, _to_check(bounds, loops), turns).kernel()
     new.attributes["grid"] = (first, *grid[1:])
     return new
 
@@ -122,6 +136,33 @@ def _may_move(op: Op) -> bool:
     return known or op.name in ("wait", "barrier", "alloc_shared")
 
 
+def _turns(kernel: Kernel) -> Turns:
+    """The turns of each block, where the id of axis 0 is used as quotient and rest by one number alone."""
+    used = uses(kernel.body)
+    ids = [op for op in kernel.body.walk() if op.name == "program_id" and op.attributes["axis"] == 0]
+    users = [user for op in ids for user in used.get(op.result, ())]
+    counts = {
+        constant_value(op.operands[1]) if op.name in ("floordiv", "mod") and op.operands[0].defining_op in ids else None
+        for op in users
+    }
+    (count,) = counts if len(counts) == 1 else (None,)
+    alone = isinstance(count, int) and 1 < count <= MOST_TURNS and dims.mod(kernel.attributes["grid"][0], count) == 0
+    if not alone or any(op.attributes["scale"] != 1 for op in ids):
+        return Turns(1)
+    blocks, rests = (tuple(op.result for op in users if op.name == name) for name in ("floordiv", "mod"))
+    assert isinstance(count, int)
+    return Turns(count, blocks, rests)
+
+
+def _in_blocks(bounds: set[Bound], count: int) -> set[Bound]:
+    """Bounds with the index of the block in the place of the program id, without those that differ between turns."""
+    name, found = PROGRAM_IDS[0], set()
+    for offset, size in bounds:
+        others = {dims.substitute(offset, {name: dims.symbol(name) * count + turn}) for turn in range(count)}
+        found |= {(other, size) for other in others if len(others) == 1}
+    return found
+
+
 # Bounds ---------------------------------------------------------------------------------------------------------------
 
 
@@ -152,9 +193,9 @@ def _advance(offset: Size, loop: Loop) -> int:
     return split[0] * loop.step if split is not None and isinstance(split[0], int) else 0
 
 
-def _joined(kernel: Kernel, loops: list[Loop], bounds: set[Bound]) -> tuple[Loop, Bound] | None:
+def _joined(extent: Size, count: int, loops: list[Loop], bounds: set[Bound]) -> tuple[Loop, Bound] | None:
     """A loop that walks a tensor axis from 0, one program of grid axis 0 going on where the one before ends, up to the
-    end of the axis: id and iteration then count as one number.
+    end of the axis: id and iteration then count as one number. Of `extent` programs, `count` are turns of one block.
     """
     identifier = dims.symbol(PROGRAM_IDS[0])
     for loop in loops:
@@ -164,7 +205,7 @@ def _joined(kernel: Kernel, loops: list[Loop], bounds: set[Bound]) -> tuple[Loop
             if advance <= 0 or loop.lower:
                 continue
             contiguous = offset == identifier * (advance * loop.trips) + index * (advance // loop.step)
-            if contiguous and kernel.attributes["grid"][0] == dims.cdiv(size, advance * loop.trips):
+            if contiguous and extent == dims.cdiv(size, advance * loop.trips) * count:
                 return loop, (offset, size)
     return None
 
@@ -191,8 +232,8 @@ def _to_check(bounds: set[Bound], loops: list[Loop]) -> list[Bound]:
 class _Distribution:
     """`loops`: the one that joins with the program id first, if any, then outermost first."""
 
-    def __init__(self, kernel: Kernel, loops: list[Loop], checked: list[Bound]):
-        self.old, self.loops, self.checked = kernel, loops, checked
+    def __init__(self, kernel: Kernel, loops: list[Loop], checked: list[Bound], turns: Turns):
+        self.old, self.loops, self.checked, self.turns = kernel, loops, checked, turns
         self.new, self.builder, self.mapping = new_kernel_like(kernel)
         self.known: dict[str, Value] = {}  # new values by symbol
         ids = [op for op in kernel.body.walk() if op.name == "program_id"]
@@ -211,6 +252,11 @@ class _Distribution:
         """The program id of axis 0 and the indices of the loops, from the id in the new grid."""
         self.builder.at(*(loop.op for loop in self.loops))
         rest = self.builder.value("program_id", axis=0)
+        if self.turns.count > 1:
+            count = self._constant(self.turns.count)
+            turn = self.builder.value("mod", rest, count)
+            self.mapping.update(dict.fromkeys(self.turns.rests, turn))
+            rest = self.builder.value("floordiv", rest, count)
         for loop in reversed(self.loops):
             if loop.trips == 1:
                 self.mapping[loop.index] = self.known[opaque_symbol(loop.index)] = self._constant(loop.lower)
@@ -225,6 +271,7 @@ class _Distribution:
             number.name = loop.index.name
             self.mapping[loop.index] = self.known[opaque_symbol(loop.index)] = number
         self.known[PROGRAM_IDS[0]] = rest
+        self.mapping.update(dict.fromkeys(self.turns.blocks, rest))
         used = {name for offset, _ in self.checked for name in dims.symbols(offset)}
         for axis, name in enumerate(PROGRAM_IDS):
             if axis and name in used:  # expressions count in grid indices, ids in multiples of them
@@ -284,6 +331,8 @@ class _Distribution:
                 self._copy_op(op, builder.at(op))
 
     def _copy_op(self, op: Op, builder: Builder) -> None:
+        if op.results and op.results[0] in self.mapping:
+            return  # it is known from the id in the new grid
         if op.name == "program_id" and op.attributes["axis"] == 0:
             self.mapping[op.result] = self.first_id
         elif op.regions:

@@ -30,6 +30,7 @@ from tessera.passes.computed_operands import Operand, computed_operands, part_of
 from tessera.passes.launches import LaunchMaker, constant, divided, free_stem, size_value
 from tessera.target.reuse import ops_behind
 from tessera.target.schedule import Schedule
+from tessera.target.schedules import pins_of
 
 WARPS, ELEMENTS_PER_THREAD = 4, 16  # of the prologue, which only moves memory
 
@@ -37,12 +38,15 @@ WARPS, ELEMENTS_PER_THREAD = 4, 16  # of the prologue, which only moves memory
 def split_prologue(kernel: Kernel, schedule: Schedule) -> list[Kernel]:
     """The kernel alone, or behind a launch for each computed operand.
 
-    Raises SourceError TS512 where no operand of a product is computed, or only by what another launch cannot do.
+    Where no operand of a product is computed, or only by what another launch cannot do, it stays alone; raises
+    SourceError TS512 then if the launch is pinned.
     """
     if schedule.prologue != "launch":
         return [kernel]
     reasons: list[str] = []
     operands = computed_operands(kernel, reasons)
+    if not operands and "prologue" not in pins_of(kernel):
+        return [kernel]
     if not operands:
         why = reasons[0] if reasons else f"'{kernel.name}' computes no operand of a product"
         raise SourceError("TS512", f"prologue = 'launch': {why}", kernel.loc)

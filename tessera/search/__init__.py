@@ -125,13 +125,16 @@ def _look(engine: Engine, points: Points) -> Entry:
     levels = points.short_list(launch)
     engine.try_points(levels)
     first, best = engine.first(), engine.best()
+    slots = next(name for name, field in FIXED_BY_CONSTANTS.items() if field == "stages")
     for name in launch:
         schedule = best.lowered.schedule
-        # Warpgroups share out whole tiles of 64 rows each: more of them need the largest tiles.
-        more = name == "num_warps" and schedule is not None and schedule.family == "wgmma"
-        base = levels[-1] if more else best.constants
-        values = list(points.candidates[name][1:])
-        if name == "num_stages" and schedule is not None and schedule.copies == "tma":
+        base, values = best.constants, list(points.candidates[name][1:])
+        rings = schedule is not None and schedule.copies == "tma"
+        if name == "num_warps" and schedule is not None and schedule.family == "wgmma":
+            # Warpgroups share out whole tiles of 64 rows each: more of them need the largest tiles, and all the slots
+            # that there can be, so that what they are compared by is not how they wait.
+            base = {**levels[-1], **({slots: points.candidates[slots][-1]} if slots in launch and rings else {})}
+        if name == slots and rings:
             values.reverse()  # most slots first: rings have no more than shared memory holds
         for value in values:
             if engine.tried < SHORT:

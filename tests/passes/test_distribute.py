@@ -116,7 +116,27 @@ def second_axis(x: tile.Tensor["M", "S", ts.f32], out: tile.Tensor["M", "S", ts.
         tile.store(x[row : row + 4, p + i : p + i + 16] + 1.0, out[row : row + 4, p + i : p + i + 16])
 
 
+@ts.kernel(grid=lambda d: (3 * tile.cdiv(d.M, 16), 1))
+def turns(x: tile.Tensor["M", 8, ts.f32], out: tile.Tensor[3, "M", 8, ts.f32]):
+    """Programs that are three turns of one block each; those of a block walk the same rows."""
+    p = tile.program_id(0)
+    row, scale = p // 3 * 16, tile.cast(p % 3 + 1, ts.f32)
+    for i in tile.range(0, 16, 4):
+        tile.store(x[row + i : row + i + 4] * scale, out[p % 3, row + i : row + i + 4])
+
+
+@ts.kernel(grid=lambda d: (2 * tile.cdiv(d.M, 16), 1))
+def turns_apart(x: tile.Tensor["M", 8, ts.f32], out: tile.Tensor["M", 8, ts.f32]):
+    """Turns that walk rows of their own: their ends are not the block's."""
+    p = tile.program_id(0)
+    row = p // 2 * 16 + p % 2 * 8
+    for i in tile.range(0, 8, 4):
+        tile.store(x[row + i : row + i + 4] * 2.0, out[row + i : row + i + 4])
+
+
 CASES = [
+    (turns, {"M": 22}, ["3*cdiv(M, 4)", "1"], (18, 1), 0),
+    (turns_apart, {"M": 22}, ["4*cdiv(M, 16)", "1"], (8, 1), 0),
     (blocks, {"B": 3, "S": 40, "D": 8, "L": 2}, ["2*B", "cdiv(S, 32)"], (6, 2), 1),
     (blocks, {"B": 33, "S": 7, "D": 16, "L": 2}, ["2*B", "cdiv(S, 32)"], (66, 1), 1),
     (blocks, {"B": 1, "S": 1, "D": 5, "L": 1}, ["2*B", "cdiv(S, 32)"], (2, 1), 1),

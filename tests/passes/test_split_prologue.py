@@ -1,20 +1,24 @@
 """Operands that a launch of its own computes: every bit as before, on every lane, and what cannot be cut is refused."""
 # ruff: noqa: F821  (the names of dims)
 
+import math
+
 import pytest
 
 import tessera as ts
 from tessera import Tensor, tile
-from tessera.compiler import compile_kernel
+from tessera.compiler import compile_kernel, trace_kernel
 from tessera.errors import SourceError
 from tessera.ir.compare import difference
-from tessera.ir.dims import cdiv, symbol
+from tessera.ir.dims import cdiv, evaluate, symbol
 from tessera.ir.parser import parse_module
 from tessera.ir.printer import print_module
 from tessera.ir.types import BufferType
+from tessera.passes.split_prologue import split_prologue
 from tessera.runtime import execute
 from tessera.runtime.check import examine_kernel
 from tessera.runtime.nvrtc import compile_cubin
+from tessera.target.schedule import Schedule
 from tests.passes.test_pipeline import arguments_of, assert_same_bits, outputs_of
 from tests.passes.test_split_k import copied, stage
 from tests.suite import load
@@ -110,6 +114,24 @@ def test_the_document():
     assert space.dtype == "bf16" and space.name == "delta"
     made = compile_cubin(compilation.program.cuda, "sm_90a", compilation.program.name)
     assert all(found.spill_stores == 0 for found in made.resources.values())
+
+
+def test_rows_outside_of_the_tensor_have_no_programs():
+    """However large the blocks of the author are: a program of the prologue for each row and layer that there is."""
+    dims = {"B": 2, "S": 150, "D": 2048, "L": 3, "len(source_layers)": 2, "len(gate_params)": 2}
+    for constants in ({"BLOCK_B": 16, "BLOCK_S": 64}, {"BLOCK_B": 64, "BLOCK_S": 256}):
+        definition = load("fused_delta_gating_kernel").pinned({**constants, "num_warps": 8, "num_stages": 2})
+        made = compile_kernel(definition.scheduled({"prologue": "launch"}), dims, "sm_90a").program
+        assert made is not None
+        first = made.launches[0]
+        assert math.prod(evaluate(size, dims) for size in first.grid) == 2 * 2 * -(-150 // constants["BLOCK_S"]) * (
+            constants["BLOCK_S"]
+        )
+
+
+def test_a_launch_that_nobody_pinned_is_left_out_where_it_cannot_be():
+    kernel = trace_kernel(load("matmul_nn_bf16"), {"M": 64, "N": 64, "K": 64}).kernel()
+    assert split_prologue(kernel, Schedule(prologue="launch")) == [kernel]
 
 
 @ts.kernel

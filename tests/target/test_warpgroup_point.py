@@ -22,6 +22,7 @@ from tests.target.test_schedules import prepared
 
 ARCH = find_arch("sm_90a")
 LANE = {"family": "wgmma", "copies": "tma", "persistent": True, "panels": 64}
+WIDE = {"B": 16, "S": 2048, "D": 2048, "L": 3, "len(source_layers)": 2, "len(gate_networks)": 2}
 LARGE = {"M": 4096, "N": 4096, "K": 4096}
 
 
@@ -164,6 +165,23 @@ def test_rows_of_a_large_store():
     assert fields(layered(128, 4), "rows", "subtile", "block_k") == (128, 128, 128)
     assert fields(layered(256, 4), "rows", "subtile", "block_k") == (128, 128, 64)
     assert fields(layered(512, 4), "rows", "subtile", "block_k") == (128, 128, 64)
+
+
+def test_what_many_tiles_of_columns_compute_is_computed_once():
+    """By a launch in front, where each would load several tensors for it."""
+
+    @ts.kernel
+    def doubled(a: Tensor["M", 4096, ts.bf16], w: Tensor[4096, 4096, ts.bf16], out: Tensor["M", 4096, ts.bf16]):
+        m = tile.program_id(0) * 256
+        tile.store(tile.mma(a[m : m + 256] * 2.0, w), out[m : m + 256])
+
+    assert fields(layered(1024, 4), "subtile", "prologue") == (128, "")
+    assert fields(layered(2048, 4), "subtile", "prologue") == (128, "launch")
+    assert fields(layered(2048, 1), "subtile", "prologue") == (256, "")
+    assert fields(layered(4096, 1), "subtile", "prologue") == (256, "launch")
+    assert fields(point(doubled, LARGE), "rows", "subtile", "prologue") == (128, 256, "")
+    found = compile_kernel(load("parallel_delta_aggregation_kernel"), WIDE, "sm_90a")
+    assert found.schedule.prologue == "launch" and len(found.program.launches) == 2
 
 
 @ts.kernel
