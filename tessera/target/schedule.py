@@ -184,10 +184,16 @@ def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
             choices: Sequence[Rows | None] = [_store(op, products, kernel) for op in tiles_stored]
         else:
             choices = ways(many_rows)
+        plain = _plain_operands(products, kernel)
         for store in choices:
-            point = warpgroup_point(kernel, store, *fixed, arch)
+            taken = store
+            if store is not None and plain and not any(op.attributes["transpose_a"] for op in products):
+                taken = replace(store, placeable=True)
+            point = warpgroup_point(kernel, taken, *fixed, arch)
             if point is not None:
                 schedule = replace(schedule if store else uncut, **point)
+                if taken is not store:  # what slices read comes through rings, panel by panel
+                    schedule = replace(schedule, streamed=plain)
                 break
     # What the author's point of a tuning space says of the launch is no longer the compiler's to choose.
     fixed = {field: constants[name] for name, field in FIXED_BY_CONSTANTS.items() if name in constants}
@@ -228,6 +234,15 @@ def _store(store: Op, products: list[Op], kernel: Kernel) -> Rows:
         any(op.attributes["transpose_b"] for op in products),
         len(products),
     )
+
+
+def _plain_operands(products: list[Op], kernel: Kernel) -> tuple[str, ...]:
+    """The buffers that products read, if all of them read plain copies alone."""
+    copies = plain_copies(kernel)
+    made = [operand.defining_op for op in products for operand in op.operands[:2]]
+    read = [op.operands[0] for op in made if op is not None and op.name == "read"]
+    whole = len(read) == len(made) and all(buffer in copies for buffer in read)
+    return tuple(buffer.name for buffer in copies if buffer in read) if whole else ()
 
 
 def _depth(product: Op) -> int:

@@ -166,8 +166,9 @@ def _rows(
     share = 1 if _consumer_registers(arch, warps) >= ENOUGH else 2
     columns, depth = _columns(store, share), store.depth
     whole = depth <= WIDEST_WHOLE // (2 if store.looped else 1) // share
-    launched = not whole and store.columns >= LAUNCHED * columns and _from_several(kernel)
-    slot = (1 if store.looped or launched else 2) * rows * panel * 2
+    loaded = _loaded(kernel)
+    launched = not whole and store.columns >= LAUNCHED * columns and loaded > 1
+    slot = (1 if store.looped or launched else loaded) * rows * panel * 2
     kept = depth * columns * 2 if whole and not store.looped else 0
     slot += 0 if kept else panel * columns * 2  # the right operand streams beside the left one
     stored = (2 if columns > panel else 1) * rows * panel * 2
@@ -186,12 +187,12 @@ def _rows(
     }
 
 
-def _from_several(kernel: Kernel) -> bool:
-    """Whether the left operand of a product is computed from several tiles that are loaded."""
+def _loaded(kernel: Kernel) -> int:
+    """How many tiles are loaded for the left operand of a product, at most."""
     used = uses(kernel.body)
     products = [op for op in kernel.body.walk() if op.name == "mma"]
     behind = [ops_behind([op.operands[0]], used) for op in products]
-    return any(sum(op.name in ("load", "copy_async") for op in ops) > 1 for ops in behind)
+    return max(sum(op.name in ("load", "copy_async") for op in ops) for ops in behind)
 
 
 def _columns(store: Rows, share: int) -> int:

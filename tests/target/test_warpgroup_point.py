@@ -184,6 +184,50 @@ def test_what_many_tiles_of_columns_compute_is_computed_once():
     assert found.schedule.prologue == "launch" and len(found.program.launches) == 2
 
 
+WHOLE = ("smem_delta", "smem_params")
+
+
+@pytest.mark.parametrize(("columns", "block_k", "stages"), [(256, 256, 4), (512, 64, 3), (2048, 64, 3)])
+def test_whole_copies_of_the_author_come_panel_by_panel(columns, block_k, stages):
+    """Where shared memory does not hold them and the panels of a store: at 256 columns the weights stay."""
+    gating = load("gating_function_kernel")
+    found = compile_kernel(gating, {"B": 16, "S": 2048, "D": columns}, "sm_90a")
+    assert fields(found.schedule, "family", "streamed", "rows", "subtile") == ("wgmma", WHOLE, 128, 256)
+    assert fields(found.schedule, "block_k", "stages") == (block_k, stages)
+    resources = compile_cubin(found.program.cuda, "sm_90a", found.program.name).resources[found.program.name]
+    assert resources.spill_stores == resources.spill_loads == 0
+
+
+def test_whole_copies_that_fit_stay_whole():
+    found = point(load("gating_function_kernel"), {"B": 16, "S": 2048, "D": 128})
+    assert fields(found, "family", "streamed", "rows", "stages") == ("wgmma", (), 0, 6)
+
+
+def test_every_bit_of_streamed_copies_stays():
+    dims = {"B": 2, "S": 150, "D": 256}
+    made = compile_kernel(load("gating_function_kernel"), dims, "sm_90a")
+    assert made.schedule.streamed == WHOLE
+    emulate([Ready(made, dims, keeps_every_bit(made, dims))])
+
+
+def test_what_else_is_in_a_buffer_stays_there():
+    """An operand that the program writes into a buffer is no copy of a tensor."""
+
+    @ts.kernel
+    def written(a: Tensor["M", 512, ts.bf16], w: Tensor[512, 512, ts.bf16], out: Tensor["M", 512, ts.bf16]):
+        m = tile.program_id(0) * 128
+        left = tile.alloc_shared([128, 512], ts.bf16)
+        right = tile.alloc_shared([512, 512], ts.bf16)
+        tile.copy_async(right, w)
+        tile.cp_commit_group()
+        tile.fill(left, 1.0)
+        tile.cp_wait_group(0)
+        tile.store(tile.mma(left, right), out[m : m + 128])
+
+    found = point(written, LARGE)
+    assert fields(found, "family", "streamed") == ("", ("right",))
+
+
 @ts.kernel
 def own_buffers(a: Tensor["M", "K", ts.bf16], b: Tensor["K", 128, ts.bf16], out: Tensor["M", 128, ts.bf16]):
     ctx = tile.context()
