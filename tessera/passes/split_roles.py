@@ -56,6 +56,7 @@ from tessera.passes.role_rings import (
     make_rings,
     next_slot,
     shares_of_ring,
+    slot_counts,
     slots_of_use,
     staged,
 )
@@ -93,8 +94,9 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
     alone = _why_one_team(kernel, schedule, groups) if schedule.pingpong else ""
     teams = TEAMS if schedule.pingpong and not alone else 1
     layouts, in_shares = assign_layouts(kernel, schedule), True
-    for stages in range(wanted, LEAST_STAGES - 1, -1):
-        split = partial(_Splitter, kernel, replace(schedule, stages=stages), arch, groups, needed, layouts, teams)
+    for stages, around in slot_counts(groups, wanted, wanted if pinned else LEAST_STAGES):
+        slots = replace(schedule, stages=stages)
+        split = partial(_Splitter, kernel, slots, around, arch, groups, needed, layouts, teams)
         new = split(in_shares).run()
         lowered = _lowered(new, schedule, arch) if limited else None
         if in_shares and lowered is not None and not _shares_stay(lowered):
@@ -103,13 +105,13 @@ def split_roles(kernel: Kernel, schedule: Schedule, arch: Arch, limited: bool = 
             lowered = _lowered(new, schedule, arch)
         if not limited or _fits(lowered, 1 if pinned else schedule.blocks, arch):
             return _without_teams(new, alone) if alone else new
-        if pinned:
-            raise SourceError(
-                "TS501",
-                f"the schedule is pinned to {wanted} stages, and the shared memory of {arch.name} does not hold so "
-                f"many slots of {', '.join(repr(buffer.name) for group in groups for buffer in group.buffers)}",
-                kernel.loc,
-            )
+    if pinned:
+        raise SourceError(
+            "TS501",
+            f"the schedule is pinned to {wanted} stages, and the shared memory of {arch.name} does not hold so "
+            f"many slots of {', '.join(repr(buffer.name) for group in groups for buffer in group.buffers)}",
+            kernel.loc,
+        )
     blocks = f" of {schedule.blocks} blocks" if schedule.blocks > 1 else ""
     return _noted(kernel, f"shared memory does not hold {LEAST_STAGES} slots{blocks} of what is copied")
 
@@ -239,12 +241,13 @@ def _release_behind_products(group: CopyGroup, schedule: Schedule) -> None:
 
 
 class _Splitter:
-    """`team`: whose copies and waits are made at the moment."""
+    """`around`: slots of rings around others; `team`: whose copies and waits are made at the moment."""
 
     def __init__(
         self,
         kernel: Kernel,
         schedule: Schedule,
+        around: int,
         arch: Arch,
         groups: list[CopyGroup],
         needed: set[Value],
@@ -256,7 +259,7 @@ class _Splitter:
         self.team, self.teams = 0, teams
         loop = persistent_loop(kernel)
         self.programs = loop if teams > 1 else None
-        self.rings = make_rings(groups, schedule.stages, teams)
+        self.rings = make_rings(groups, schedule.stages, around, teams)
         if "stages" not in pins_of(kernel):
             for ring in self.rings:
                 ring.stages = slots_of_use(ring, loop)

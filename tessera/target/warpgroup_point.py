@@ -13,7 +13,7 @@ from typing import Any
 from tessera.ir.affine import PROGRAM_IDS, expression
 from tessera.ir.core import Kernel, Op, uses
 from tessera.ir.dims import symbols
-from tessera.ir.opdef import COUNTED, LOOP
+from tessera.ir.opdef import COUNTED, LOOP, REDUCTION, SCAN
 from tessera.ir.products import is_fp8
 from tessera.ir.types import TileType, ViewType, dtype_of, int_shape
 from tessera.target.arch import Arch
@@ -38,6 +38,9 @@ ENOUGH = 240
 # workspace is written and read once. Sums of four gated deltas: 16 tiles (D = 2,048) are faster by 13 % with it, 8 of
 # D = 1,024 slower by 4 %; of one, 8 (D = 2,048) slower by 5 % (H200).
 LAUNCHED = 16
+# Columns of it that a loop takes at a time, where it carries a sum of them: what 240 registers hold of two, if the work
+# between is for each element by itself. They read the left operand two thirds as often as 128 do: 2 to 5 % (H200).
+LAUNCHED_COLUMNS = 192
 
 
 MANY_ROWS = (2 * WGMMA_ROWS, 3 * WGMMA_ROWS)  # that warpgroups share out, 64 each; the first that divides them
@@ -154,9 +157,7 @@ def _tiles(
     return {"blocks": 2 if twice else 1, "warps": warps, "panels": panel, "stages": slots}
 
 
-def _rows(
-    kernel: Kernel, store: Rows, warps: int | None, stages: int | None, arch: Arch
-) -> dict[str, Any] | None:
+def _rows(kernel: Kernel, store: Rows, warps: int | None, stages: int | None, arch: Arch) -> dict[str, Any] | None:
     """Rows of a large store, with as many columns as registers and shared memory hold; of 16-bit operands."""
     warps = warps or max(2 * WGMMA_WARPS, _warps_of(store.rows))
     rows = WGMMA_ROWS // WGMMA_WARPS * warps
@@ -168,6 +169,8 @@ def _rows(
     whole = depth <= WIDEST_WHOLE // (2 if store.looped else 1) // share
     loaded = _loaded(kernel)
     launched = not whole and store.columns >= LAUNCHED * columns and loaded > 1
+    if launched and store.looped and share == store.products == 1 and _by_element(kernel):
+        columns = max(columns, min(LAUNCHED_COLUMNS, store.columns))
     slot = (1 if store.looped or launched else loaded) * rows * panel * 2
     kept = depth * columns * 2 if whole and not store.looped else 0
     slot += 0 if kept else panel * columns * 2  # the right operand streams beside the left one
@@ -193,6 +196,11 @@ def _loaded(kernel: Kernel) -> int:
     products = [op for op in kernel.body.walk() if op.name == "mma"]
     behind = [ops_behind([op.operands[0]], used) for op in products]
     return max(sum(op.name in ("load", "copy_async") for op in ops) for ops in behind)
+
+
+def _by_element(kernel: Kernel) -> bool:
+    """Whether nothing but products needs more of a tile than one element of it."""
+    return not any(op.definition.has(REDUCTION) or op.definition.has(SCAN) for op in kernel.body.walk())
 
 
 def _columns(store: Rows, share: int) -> int:

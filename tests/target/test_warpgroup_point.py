@@ -176,12 +176,38 @@ def test_what_many_tiles_of_columns_compute_is_computed_once():
         tile.store(tile.mma(a[m : m + 256] * 2.0, w), out[m : m + 256])
 
     assert fields(layered(1024, 4), "subtile", "prologue") == (128, "")
-    assert fields(layered(2048, 4), "subtile", "prologue") == (128, "launch")
+    assert fields(layered(2048, 4), "subtile", "prologue") == (192, "launch")
     assert fields(layered(2048, 1), "subtile", "prologue") == (256, "")
     assert fields(layered(4096, 1), "subtile", "prologue") == (256, "launch")
     assert fields(point(doubled, LARGE), "rows", "subtile", "prologue") == (128, 256, "")
     found = compile_kernel(load("parallel_delta_aggregation_kernel"), WIDE, "sm_90a")
-    assert found.schedule.prologue == "launch" and len(found.program.launches) == 2
+    assert fields(found.schedule, "prologue", "subtile", "stages") == ("launch", 192, 4)
+    assert len(found.program.launches) == 2
+    slots = [op.attributes["stages"] for op in found.target.kernels[-1].body.walk() if op.name == "ring"]
+    assert slots == [4, 2]  # those around the loop over K give way
+    made = compile_cubin(found.program.cuda, "sm_90a", found.program.name)
+    assert all(kernel.spill_stores == 0 for kernel in made.resources.values())
+
+
+def test_a_reduction_between_takes_the_columns_that_it_took():
+    """Sums of 192 columns leave no registers to it."""
+
+    def gated(by_row):
+        @ts.kernel
+        def kernel(x: Tensor["M", 2048, ts.bf16], y: Tensor[2, "M", 2048, ts.bf16], w: Tensor[2, 2048, 2048, ts.bf16],
+                   out: Tensor["M", 2048, ts.bf16]):  # fmt: skip
+            m = tile.program_id(0) * 256
+            total = tile.zeros([256, 2048], ts.f32)
+            for i in tile.range(2):
+                delta = x[m : m + 256] - y[i, m : m + 256]
+                gate = tile.max(delta, axis=1, keepdims=True) if by_row else delta
+                total = total + gate * tile.mma(delta, w[i])
+            tile.store(total, out[m : m + 256])
+
+        return kernel
+
+    assert fields(point(gated(False), LARGE), "subtile", "prologue") == (192, "launch")
+    assert fields(point(gated(True), LARGE), "subtile", "prologue") == (128, "launch")
 
 
 WHOLE = ("smem_delta", "smem_params")
