@@ -186,13 +186,11 @@ def default_schedule(kernel: Kernel, arch: Arch, lane: str = "") -> Schedule:
             choices = ways(many_rows)
         plain = _plain_operands(products, kernel)
         for store in choices:
-            taken = store
-            if store is not None and plain and not any(op.attributes["transpose_a"] for op in products):
-                taken = replace(store, placeable=True)
+            taken = replace(store, placeable=True) if store is not None and plain else store
             point = warpgroup_point(kernel, taken, *fixed, arch)
             if point is not None:
                 schedule = replace(schedule if store else uncut, **point)
-                if taken is not store:  # what slices read comes through rings, panel by panel
+                if taken != store:  # what slices read comes through rings, panel by panel
                     schedule = replace(schedule, streamed=plain)
                 break
     # What the author's point of a tuning space says of the launch is no longer the compiler's to choose.
@@ -237,11 +235,12 @@ def _store(store: Op, products: list[Op], kernel: Kernel) -> Rows:
 
 
 def _plain_operands(products: list[Op], kernel: Kernel) -> tuple[str, ...]:
-    """The buffers that products read, if all of them read plain copies alone."""
+    """The buffers that products read, if all of them read plain copies alone, the left ones as they are stored."""
     copies = plain_copies(kernel)
     made = [operand.defining_op for op in products for operand in op.operands[:2]]
     read = [op.operands[0] for op in made if op is not None and op.name == "read"]
     whole = len(read) == len(made) and all(buffer in copies for buffer in read)
+    whole = whole and not any(op.attributes["transpose_a"] for op in products)
     return tuple(buffer.name for buffer in copies if buffer in read) if whole else ()
 
 
