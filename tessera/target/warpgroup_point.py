@@ -35,8 +35,9 @@ SUMS_AT_ONCE = {False: 256, True: 128}  # columns of a product at a time, by whe
 ENOUGH = 240
 # Tiles of columns from which on an operand that is computed from several tensors goes through memory once (`prologue`).
 # Each tile that computes it fills shared memory with all of them and reads them again, which is what bounds it; the
-# workspace is written and read once. Sums of four gated deltas: 16 tiles (D = 2,048) are faster by 13 % with it, 8 of
-# D = 1,024 slower by 4 %; of one, 8 (D = 2,048) slower by 5 % (H200).
+# workspace is written and read once. Sums of two, four and eight gated deltas in 16 tiles (D = 2,048) take 12 to 16 %
+# less time with it. In 8 tiles it was slower, by 4 % (four, D = 1,024) and 5 % (one, D = 2,048), when the programs in
+# front did not yet go row by row (H200).
 LAUNCHED = 16
 # Columns of it that a loop takes at a time, where it carries a sum of them: what 240 registers hold of two, if the work
 # between is for each element by itself. They read the left operand two thirds as often as 128 do: 2 to 5 % (H200).
