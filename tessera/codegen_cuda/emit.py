@@ -69,6 +69,7 @@ def _environment() -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=False,
         autoescape=False,
+        auto_reload=False,  # else each use of a template asks the file system for its time
     )
 
 

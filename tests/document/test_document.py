@@ -18,6 +18,7 @@ from tessera.runtime.parameters import ParameterStore, use_store
 from tests.command_line import strict_json
 from tests.document.calls import backend, given, needs_compiler, needs_gpu, to_array, to_values
 from tests.document.cases import SIGNATURES, Case
+from tests.pace import slower, within
 from tests.suite import DOCUMENT
 
 SECONDS = 60  # for the whole document without a GPU
@@ -55,7 +56,7 @@ def refused(code: str, action: Any, *words: str) -> None:
 def test_the_whole_document_runs(tessera, lane):
     start = time.perf_counter()
     code, out, err = tessera("run", DOCUMENT, "--backend", lane)
-    assert time.perf_counter() - start < SECONDS
+    assert time.perf_counter() - start < SECONDS * slower()
     assert (code, err) == (0, "")
     head, *rows = out.splitlines()
     assert head.split()[:2] == ["kernel", "dims"]
@@ -258,6 +259,5 @@ def test_a_layer_computes_each_connection_once(document):
 def test_many_layers_are_traced_in_seconds(n, document):
     aggregation = document["multi_scale_delta_aggregation"]
     arguments = (normals(n, 1, 3, 16), normal(1, 3, 16), normals(n, 16, 16), normal(n + 1, n + 1))
-    start = time.perf_counter()
-    functions.state_of(aggregation).prepare(arguments, {})
-    assert time.perf_counter() - start < 10
+    with within(10):
+        functions.state_of(aggregation).prepare(arguments, {})

@@ -17,6 +17,7 @@ from tessera.runtime import api, arrays, autotune, autotune_calls, autotune_stor
 from tessera.runtime.autotune_report import BORROWED, DEFAULT, MEASURED, PINNED, UNMEASURED, Choice
 from tessera.runtime.cache import Cache
 from tessera.search import search
+from tests.pace import slower
 from tests.runtime import fake_cuda, fake_tuning
 from tests.runtime.fake_tuning import BLOCKS, Behaviour, cubin_of, make_double, right
 from tests.runtime.test_programs import needs_nvrtc
@@ -294,4 +295,4 @@ def test_a_second_process_starts_from_what_is_kept(tmp_path):
     process("keep")
     seconds, origin, *imported = min(process() for _ in range(2))
     assert origin == MEASURED and imported == []
-    assert float(seconds) < 0.15  # 0.03 where nothing else runs
+    assert float(seconds) < 0.15 * slower()  # 0.03 s
