@@ -56,7 +56,10 @@ class Op:
 
     @property
     def definition(self) -> OpDef:
-        return DEFINITIONS.get(self.name) or _declared(self.name)
+        try:  # costs nothing where nothing is raised, and this is asked more often than anything else
+            return DEFINITIONS[self.name]
+        except KeyError:
+            return _declared(self.name)
 
     @property
     def loc(self) -> Loc | None:

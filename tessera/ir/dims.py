@@ -12,6 +12,7 @@ import ast
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Union
 
 Size = Union[int, "Dim"]
@@ -25,11 +26,22 @@ class Atom:
     name: str = ""
     arguments: tuple[Size, ...] = ()
 
-    def __str__(self) -> str:
+    @cached_property
+    def text(self) -> str:
         if not self.function:
             return self.name
         left, right = (to_text(argument) for argument in self.arguments)
         return f"{self.function}({left}, {right})"
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.function, self.name, self.arguments))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __str__(self) -> str:
+        return self.text
 
 
 Monomial = tuple[tuple[Atom, int], ...]

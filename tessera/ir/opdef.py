@@ -114,7 +114,7 @@ class OpDef:
             if name.startswith("*"):
                 found += [(effect, value) for value in op.operands[len(self.operands) - 1 :]]
             else:
-                found.append((effect, op.operand(name)))
+                found.append((effect, op.operands[self.operands.index(name)]))
         return found
 
     def has(self, trait: str) -> bool:

@@ -7,8 +7,8 @@ and each iteration computes the next from the last (`Numbers`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from tessera.ir.opdef import CONSTANT, ELEMENTWISE, LOOP
 from tessera.ir.types import BufferType, RingType, ScalarType, TokenType, buffer_layout
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """Stage `number` of what the value `buffer` allocates."""
 
     buffer: Value
@@ -49,7 +48,6 @@ class Numbers:
 
     def __init__(self) -> None:
         self.known: dict[Value, int] = {}
-        self._computed: dict[tuple[int, tuple[int, ...]], int | None] = {}  # by op and inputs: walks repeat
 
     def step(self, op: Op) -> None:
         """Takes note of what an op without regions computes."""
@@ -91,9 +89,26 @@ class Numbers:
         inputs = tuple(self.known[value] for value in op.operands if value in self.known)
         if not op.definition.has(ELEMENTWISE) or len(inputs) != len(op.operands):
             return None
-        if (op.id, inputs) not in self._computed:
-            self._computed[op.id, inputs] = _evaluate(op, inputs)
-        return self._computed[op.id, inputs]
+        dtypes = (type_.dtype, *(value.type.dtype for value in op.operands if isinstance(value.type, ScalarType)))
+        key = (op.name, dtypes, inputs, tuple(op.attributes.items()))
+        if key not in _evaluated:
+            if len(_evaluated) >= MOST_EVALUATED:
+                _evaluated.clear()
+            _evaluated[key] = _evaluate(op, inputs)
+        return _evaluated[key]
+
+
+# Results of scalar ops, which walks through kernels ask for again and again.
+_evaluated: dict[tuple[Any, ...], int | None] = {}
+MOST_EVALUATED = 1 << 16
+
+
+def computes_a_number(op: Op) -> bool:
+    """Whether `Numbers` can ever know the result of an op without regions."""
+    if len(op.results) != 1 or not isinstance(type_ := op.results[0].type, ScalarType):
+        return False
+    definition = op.definition
+    return (type_.dtype.is_int or type_.dtype.is_bool) and (definition.has(CONSTANT) or definition.has(ELEMENTWISE))
 
 
 def _evaluate(op: Op, inputs: tuple[int, ...]) -> int | None:
@@ -110,26 +125,36 @@ def every_stage(buffer: Value) -> frozenset[Stage]:
     return frozenset(Stage(buffer, number) for number in range(stage_count(buffer)))
 
 
-def derived_values(body: Block, buffer: Value) -> set[Value]:
-    """An allocation with every reference to it and every token of a copy into it, through regions."""
-    found = {buffer}
-    before = 0
-    while before != len(found):
-        before = len(found)
+class References:
+    """What is derived from what in a block and the regions inside: references from allocations, tokens from copies."""
+
+    def __init__(self, body: Block) -> None:
+        self._derived: dict[Value, list[Value]] = {}
         for op in body.walk():
-            _derive(op, found)
-    return found
+            for value, source in _derivations(op):
+                self._derived.setdefault(source, []).append(value)
+
+    def of(self, buffer: Value) -> set[Value]:
+        """An allocation with every reference to it and every token of a copy into it."""
+        found, pending = {buffer}, [buffer]
+        while pending:
+            for value in self._derived.get(pending.pop(), ()):
+                if value not in found:
+                    found.add(value)
+                    pending.append(value)
+        return found
 
 
-def _derive(op: Op, related: set[Value]) -> None:
-    """Adds the references and tokens that `op` derives from related values."""
+def _derivations(op: Op) -> Iterator[tuple[Value, Value]]:
+    """`(value, source)` for all that an op, or the yields of its regions, derive from a reference or a token."""
     if not op.regions:
-        if any(value in related for value in op.operands):
-            related.update(v for v in op.results if isinstance(v.type, (TokenType, BufferType)))
+        for result in op.results:
+            if isinstance(result.type, (TokenType, BufferType)):
+                yield from ((result, operand) for operand in op.operands)
         return
     carried = op.operands[len(op.operands) - len(op.results) :] if op.definition.has(LOOP) else []
     sources = [carried, *(region.ops[-1].operands for region in op.regions)]
     targets = [op.results, *(region.arguments[-len(carried) :] for region in op.regions if carried)]
     for source in sources:
         for target in targets:
-            related.update(to for to, value in zip(target, source, strict=False) if value in related)
+            yield from zip(target, source, strict=False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from tessera.ir.opdef import ASYNC, BRANCH, COLLECTIVE, CONSTANT, COUNTED, ELEME
 from tessera.ir.ops.control import loop_range
 from tessera.ir.ops.roles import fills_ring
 from tessera.ir.parts import overlap, window_in
-from tessera.ir.stages import Numbers, Stage, allocation, derived_values, every_stage, stage_count
+from tessera.ir.stages import Numbers, References, Stage, allocation, computes_a_number, every_stage, stage_count
 from tessera.ir.types import BufferType, RingType, TokenType
 from tessera.location import Loc
 
@@ -144,6 +144,8 @@ class Order:
         self.numbers = Numbers()
         self.rings: dict[Value, Value] = {}  # by allocation, the ring that counts the copies into it
         self.rounds = 1  # how often the walk runs what it is in
+        self.steps: dict[Block, list[_Step]] = {}  # what the walk does in each block, found at its first run
+        self.effects: dict[Op, list[tuple[str, Value]]] = {}  # of ops, on buffers
 
     def kernel(self, kernel: Kernel) -> None:
         if self.barriers:
@@ -159,38 +161,51 @@ class Order:
                     raise SourceError("TS502", f"nothing waits for the copy into {buffers}", copy.op.loc)
 
     def _block(self, block: Block) -> None:
-        for op in block.ops:
-            definition = op.definition
-            if definition.has(ELEMENTWISE) or definition.has(CONSTANT):  # most ops: they touch nothing
-                self.numbers.step(op)
-                continue
-            if op.name == "roles":
-                self._roles(op)
-            elif definition.has(LOOP):
-                self._loop(op)
-            elif op.regions:
-                self._branches(op)
-            elif fills_ring(op):
-                self._ring_copy(op)
-            elif definition.has(ASYNC):
-                self._copy(op)
-            elif any(isinstance(value.type, TokenType) for value in op.operands) and not definition.has(TERMINATOR):
-                self._tokens(op)
-            elif op.get("scope") == "warp":
-                self._by_warps(op)
-            elif definition.has(COLLECTIVE) and (not op.operands or "scope" in op.attributes):
-                self.state.unread.clear()
-                self.state.unwritten.clear()
-                self._access(op)
-            else:
-                self._access(op)
-                self._hold(op)
-            if op.regions:
-                continue
-            self.numbers.step(op)
-            for value in op.results:
-                if isinstance(value.type, BufferType):
-                    self.meaning[value] = self.numbers.stages(value) if op.name == "stage" else _places(value)
+        steps = self.steps.get(block)
+        if steps is None:
+            found = ((self._way(op), op) for op in block.ops)
+            steps = self.steps[block] = [(way, op, _referring(op)) for way, op in found if way is not None]
+        for way, op, references in steps:
+            way(op)
+            for value in references:
+                self.meaning[value] = self.numbers.stages(value) if op.name == "stage" else _places(value)
+
+    def _way(self, op: Op) -> Callable[[Op], None] | None:
+        """What the walk does at `op`; None for most ops, which touch no buffer and compute no number."""
+        definition = op.definition
+        if definition.has(ELEMENTWISE) or definition.has(CONSTANT):
+            return self.numbers.step if computes_a_number(op) else None
+        if op.name == "roles":
+            return self._roles
+        if definition.has(LOOP):
+            return self._loop
+        if op.regions:
+            return self._branches
+        if fills_ring(op):
+            return self._ring_copy
+        if definition.has(ASYNC):
+            return self._copy
+        if any(isinstance(value.type, TokenType) for value in op.operands) and not definition.has(TERMINATOR):
+            return self._tokens
+        if op.get("scope") == "warp":
+            return self._by_warps
+        if definition.has(COLLECTIVE) and (not op.operands or "scope" in op.attributes):
+            return self._barrier
+        if op.name in ("ring_wait", "ring_release"):
+            return self._hold
+        return self._access if self._on_buffers(op) or _referring(op) else None
+
+    def _on_buffers(self, op: Op) -> list[tuple[str, Value]]:
+        """The effects of `op` on buffers."""
+        if op not in self.effects:
+            effects = op.definition.effects_of(op)
+            self.effects[op] = [(effect, value) for effect, value in effects if isinstance(value.type, BufferType)]
+        return self.effects[op]
+
+    def _barrier(self, op: Op) -> None:
+        self.state.unread.clear()
+        self.state.unwritten.clear()
+        self._access(op)
 
     def _means(self, value: Value) -> frozenset[Any]:
         if isinstance(value.type, BufferType):
@@ -283,7 +298,7 @@ class Order:
 
     def _copy(self, op: Op) -> None:
         self._access(op, lands=False)
-        written = [value for effect, value in op.definition.effects_of(op) if effect == "writes"]
+        written = [value for effect, value in self._on_buffers(op) if effect == "writes"]
         buffers = frozenset(buffer for value in written for buffer in self._means(value))
         copy = _Copy(op, buffers)
         for buffer in buffers:
@@ -298,8 +313,7 @@ class Order:
 
     def _hold(self, op: Op) -> None:
         """Takes note of the slot that consumers wait for, or release; of one of unknown number how many there are."""
-        if op.name not in ("ring_wait", "ring_release"):
-            return
+        self._access(op)
         ring, number = op.operand("ring"), self.numbers.known.get(op.operand("stage"))
         if op.name == "ring_wait":
             self.state.held[ring, number] = 1 if number is not None else self.state.held[ring, None] + 1
@@ -356,9 +370,7 @@ class Order:
 
     def _access(self, op: Op, lands: bool = True) -> None:
         """The effects of `op` on buffers; `lands`: its writes are done when it is."""
-        for effect, value in op.definition.effects_of(op):
-            if not isinstance(value.type, BufferType):
-                continue
+        for effect, value in self._on_buffers(op):
             for buffer in self._means(value):
                 if self.state.flying.get(buffer):
                     verb = "read" if effect == "reads" else "written"
@@ -425,6 +437,14 @@ class Order:
             _add(self.state.unread, buffer, op)
 
 
+_Step = tuple[Callable[[Op], None], Op, list[Value]]
+
+
+def _referring(op: Op) -> list[Value]:
+    """The results of an op without regions that stand for a buffer or a stage of one."""
+    return [] if op.regions else [value for value in op.results if isinstance(value.type, BufferType)]
+
+
 def _places(buffer: Value) -> frozenset[Place]:
     """What the value of an allocation stands for: itself, or its stages."""
     return every_stage(buffer) if stage_count(buffer) > 1 else frozenset((buffer,))
@@ -472,7 +492,8 @@ def check_placement(kernel: Kernel) -> None:
             raise invalid(f"the buffer {name_of(buffer)} lies at byte {begin}, which is no multiple of 16", loc)
         if limit is not None and end > limit:
             raise invalid(f"the buffer {name_of(buffer)} ends at byte {end} of {limit} bytes of shared memory", loc)
-    live = {buffer: _live_range(kernel.body, buffer) for buffer, _, _ in placed}
+    references = References(kernel.body)
+    live = {buffer: _live_range(kernel.body, buffer, references.of(buffer)) for buffer, _, _ in placed}
     for number, (a, begin, end) in enumerate(placed):
         for b, other_begin, other_end in placed[:number]:
             apart = end <= other_begin or other_end <= begin or live[a][1] < live[b][0] or live[b][1] < live[a][0]
@@ -483,13 +504,13 @@ def check_placement(kernel: Kernel) -> None:
                 )
 
 
-def _live_range(body: Block, buffer: Value) -> tuple[int, int]:
-    """Positions of the first and last op that may touch `buffer`, in program order of the whole kernel.
+def _live_range(body: Block, buffer: Value, related: set[Value]) -> tuple[int, int]:
+    """Positions of the first and last op that may touch `buffer`, by its `related` values, in program order of the
+    whole kernel.
 
     A use inside a loop that does not hold the allocation counts as the whole loop. A use of a token of a copy into the
     buffer is a use of the buffer: its bytes may change until then.
     """
-    related = derived_values(body, buffer)
     first, last = math.inf, -1
     position = 0
 

@@ -6,6 +6,8 @@ round's already, so every load from such a slot has to be of a layout that gives
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from tessera.ir.core import Op, Value
 from tessera.ir.layout import RegisterLayout
 from tessera.ir.ops.control import constant_value
@@ -18,6 +20,7 @@ from tessera.ir.verify_order import invalid, name_of
 LOADS = frozenset(("ld_shared", "ld_matrices"))
 
 
+@lru_cache(maxsize=1024)
 def each_has_its_rows(layout: RegisterLayout, axis: int, extent: int, shares: int, first: int = 0) -> bool:
     """Whether the warps of each of so many equal parts of a block hold rows of their own share alone, of `extent` rows
     along `axis` of a buffer, in a tile that begins at row `first` of it.

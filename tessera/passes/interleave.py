@@ -34,12 +34,14 @@ SMALL = 32  # 32-bit registers of a tile that may move in front of a run
 
 
 def interleave(kernel: Kernel, arch: Arch) -> Kernel:
+    """The kernel with its runs cut; itself where none has to be."""
     schedule = schedule_of(kernel)
     threads = (computing_warps(kernel) + kernel.attributes.get("producer_warps", 0)) * arch.warp_size
     room = (consumer_registers(kernel) or register_limit(arch, threads, schedule.blocks)) - RESERVE
     new, builder, mapping = new_kernel_like(kernel)
-    _copy(kernel.body, builder, mapping, set(), room)
-    return new
+    cut: list[_Run] = []
+    _copy(kernel.body, builder, mapping, set(), room, cut)
+    return new if cut else kernel
 
 
 @dataclass
@@ -106,8 +108,8 @@ def _runs(ops: list[Op]) -> Iterator[_Run]:
         yield run
 
 
-def _copy(block: Block, builder: Builder, mapping: Mapping, around: set[Value], room: int) -> None:
-    """Copies a block with its runs cut. `around`: values that are needed after it."""
+def _copy(block: Block, builder: Builder, mapping: Mapping, around: set[Value], room: int, cut: list[_Run]) -> None:
+    """Copies a block with its runs cut, which are added to `cut`. `around`: values that are needed after it."""
     needed = _needed_after(block, around)
     place = 0
     for run in _runs(block.ops):
@@ -116,13 +118,14 @@ def _copy(block: Block, builder: Builder, mapping: Mapping, around: set[Value], 
         parts = _parts(run, needed[first], after, room)
         if parts > 1:
             _cut(run, parts, builder, mapping, after)
+            cut.append(run)
             continue
         for op in run.all:
             builder.at(op)
             if op.regions:
                 again = _used(op) if op.definition.has(LOOP) else set[Value]()
                 clone_with_regions(
-                    builder, op, mapping, lambda old, inner, a=after | again: _copy(old, inner, mapping, a, room)
+                    builder, op, mapping, lambda old, inner, a=after | again: _copy(old, inner, mapping, a, room, cut)
                 )
             else:
                 clone_op(builder, op, mapping)

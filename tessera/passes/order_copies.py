@@ -12,7 +12,7 @@ from __future__ import annotations
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, PURE, TERMINATOR
 from tessera.ir.ops.roles import uses_ring
-from tessera.ir.stages import allocation, derived_values
+from tessera.ir.stages import References, allocation
 from tessera.ir.types import BufferType, TileType, TokenType, ViewType
 from tessera.passes.lower_copies import count_groups
 
@@ -20,7 +20,10 @@ COPY, COMMIT, WAIT = "cp_async", "async_commit", "async_wait"
 
 
 def order_copies(kernel: Kernel) -> Kernel:
+    """The kernel with its copies and waits in order; itself where they are."""
     landing = _landing(kernel)
+    if _is_ordered(kernel.body, landing):
+        return kernel
     new, builder, mapping = new_kernel_like(kernel)
     _copy(kernel.body, builder, mapping, landing)
     count_groups(new)
@@ -30,21 +33,31 @@ def order_copies(kernel: Kernel) -> Kernel:
 def _landing(kernel: Kernel) -> dict[Value, set[Value]]:
     """The buffers of the copies behind each token."""
     found: dict[Value, set[Value]] = {}
+    references = References(kernel.body)
     for op in kernel.body.walk():
         if op.results and isinstance(op.results[0].type, BufferType) and allocation(op.results[0]) is op.results[0]:
-            for value in derived_values(kernel.body, op.results[0]):
+            for value in references.of(op.results[0]):
                 if isinstance(value.type, TokenType):
                     found.setdefault(value, set()).add(op.results[0])
     return found
 
 
 def _copy(block: Block, builder: Builder, mapping: Mapping, landing: dict[Value, set[Value]]) -> None:
-    for op in _beside_products(_started_early(_waited_late(block.ops, landing))):
+    for op in _ordered(block.ops, landing):
         builder.at(op)
         if op.regions:
             clone_with_regions(builder, op, mapping, lambda old, inner: _copy(old, inner, mapping, landing))
         else:
             clone_op(builder, op, mapping)
+
+
+def _ordered(ops: list[Op], landing: dict[Value, set[Value]]) -> list[Op]:
+    return _beside_products(_started_early(_waited_late(ops, landing)))
+
+
+def _is_ordered(block: Block, landing: dict[Value, set[Value]]) -> bool:
+    inside = (region for op in block.ops for region in op.regions)
+    return _ordered(block.ops, landing) == block.ops and all(_is_ordered(region, landing) for region in inside)
 
 
 def _waited_late(ops: list[Op], landing: dict[Value, set[Value]]) -> list[Op]:

@@ -16,7 +16,7 @@ from tessera.errors import SourceError
 from tessera.ir.core import Block, Kernel, Op, Value, clone_kernel
 from tessera.ir.ops.roles import computing_warps
 from tessera.ir.ops.wgmma import buffers_behind
-from tessera.ir.stages import allocated_bytes, derived_values
+from tessera.ir.stages import References, allocated_bytes
 from tessera.target.arch import Arch
 
 ALIGNMENT = 128  # bytes: a full row of banks
@@ -120,9 +120,10 @@ def _lives(kernel: Kernel) -> list[Life]:
     alignment = ROLES_ALIGNMENT if any(op.name == "roles" for op in kernel.body.ops) else ALIGNMENT
     position, role = 0, None
     behind: dict[Value, list[Value]] = {}  # the allocations that a reference or a token stands for
+    references = References(kernel.body)
     for op in kernel.body.walk():
         if op.name in PLACED:
-            for value in derived_values(kernel.body, op.result):
+            for value in references.of(op.result):
                 behind.setdefault(value, []).append(op.result)
 
     def visit(block: Block, loops: list[tuple[int, set[Value]]]) -> None:

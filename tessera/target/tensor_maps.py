@@ -104,8 +104,8 @@ def why_not(
     write is not ordered before what TMA reads.
     """
     reason = tensor_reason(view, kernel) or _buffer_reason(view, buffer, stages, rows)
-    if reason is None and load and window_of(view).parameter in _written(kernel):
-        return f"'{window_of(view).parameter.name}' is also written by this kernel"
+    if reason is None and load and _parameter(view) in _written(kernel):
+        return f"'{_parameter(view).name}' is also written by this kernel"
     return reason
 
 
@@ -166,6 +166,13 @@ def _chain(view: Value) -> Iterator[Op]:
         view = op.operands[0]
 
 
+def _parameter(view: Value) -> Value:
+    """The tensor, or list of them, that a view is of."""
+    while (op := view.defining_op) is not None:
+        view = op.operands[0]
+    return view
+
+
 def _keeps_all(limit: Op) -> bool:
     """Whether a limit is where the view ends anyway, and the view all of its tensor."""
     view = limit.operands[0]
@@ -176,7 +183,7 @@ def _keeps_all(limit: Op) -> bool:
 
 def _written(kernel: Kernel) -> set[Value]:
     return {
-        window_of(value).parameter
+        _parameter(value)
         for op in kernel.body.walk()
         for effect, value in op.definition.effects_of(op)
         if effect != "reads" and isinstance(value.type, ViewType)
