@@ -29,7 +29,7 @@ from tessera.runtime.cache import open_cache
 from tessera.runtime.emulator_maps import TensorMapFields, TwinMap
 from tessera.runtime.emulator_memory import CounterFields, Counters, Error, GlobalMemory, Options, Probes, Report
 from tessera.runtime.emulator_text import prepared
-from tessera.runtime.emulator_twin import FLAGS, OBJECT, TWIN, compile_in, put_twin
+from tessera.runtime.emulator_twin import FLAGS, OBJECT, OBJECT_FLAGS, TWIN, compile_in, put_twin
 from tessera.runtime.interpreter_output import write_line
 
 # What the twin finds, in the order of ts_twin::Kind in tessera_twin_fiber.h.
@@ -382,7 +382,7 @@ def build(cuda_text: str, kernel_names: Sequence[str], counted: bool = False) ->
     compiler, version = _compiler(config().cxx)
     lines = cuda_text.count("\n") + 1 if counted else 0
     text = prepared(cuda_text, counted)
-    parts = (text, *kernel_names, twin_text(), version, *FLAGS, platform.machine())
+    parts = (text, *kernel_names, twin_text(), version, *FLAGS, *OBJECT_FLAGS, platform.machine())
     key = "emulator/" + hashlib.sha256("\0".join(parts).encode()).hexdigest()
     cache = open_cache()
     found = _private.get(key) or _loaded(cache.file(key), lines)

@@ -17,8 +17,9 @@ from tests.test_document_blocks import GATES, given_to, made_up
 
 SHAPES = [  # N, B, S, D: each value of the domain at least once
     (0, 3, 127, 64), (1, 1, 1, 16), (3, 3, 129, 60), (3, 1, 150, 100), (8, 1, 127, 128),
-    (1, 33, 20, 64), (3, 1, 129, 256), (1, 3, 20, 512), (3, 1, 20, 1024), (1, 1, 20, 1000),
+    (1, 33, 20, 64), (3, 1, 129, 256), (1, 3, 20, 512), (1, 1, 20, 1024), (1, 1, 20, 1000),
 ]  # fmt: skip
+FULL = pytest.mark.full
 
 
 def names(name, n, dims):
@@ -54,7 +55,7 @@ def test_the_emitted_cuda_equals_the_interpreter(name, shape):
         np.testing.assert_array_equal(output.view(np.uint16), expected["output"].view(np.uint16))
 
 
-@pytest.mark.parametrize("d", [16, 60, 64, 100, 128, 256, 512, 1000, 1024])
+@pytest.mark.parametrize("d", [16, 60, 64, *(pytest.param(d, marks=FULL) for d in (100, 128, 512)), 256, 1000, 1024])
 @pytest.mark.parametrize("name", GATES)
 def test_megabytes_of_logical_buffers_take_what_a_block_has(name, d):
     symbols = names(name, 3, {"B": 16, "S": 2048, "D": d, "L": 4})

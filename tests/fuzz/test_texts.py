@@ -99,7 +99,11 @@ KINDS = {
     "ir": (ir_texts, ".tsir", [["run"], ["ir"], ["opt"], ["opt", "--pass", "specialise", "--pass", "canonicalise"]]),
 }
 SMALL = ["--backend", "interpret", "--dims", "B=2,S=3,D=16,G=4,L=4"]  # of the document, all thirteen functions run
-CASES = [(kind, n) for kind, count in (("python", 8), ("document", 4), ("ir", 8)) for n in range(count)]
+CASES = [  # kind, batches, and how many of them always run
+    pytest.param(kind, n, marks=[pytest.mark.full] * (n >= always))
+    for kind, count, always in (("python", 8, 5), ("document", 4, 2), ("ir", 8, 5))
+    for n in range(count)
+]
 
 
 @contextlib.contextmanager

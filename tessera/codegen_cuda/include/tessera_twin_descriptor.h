@@ -79,9 +79,14 @@ inline void watch_operand(int agent, const Matrix& matrix, int first, int count)
 // It reads on in a new epoch, which nothing of the old one reaches.
 inline void watch_on(const Event& event, const Matrix& matrix, int first, int count) {
     each_chunk(matrix, first, count, [&](ts_i64 offset, int, int) {
+        Repeated last;
         for (int i = 0; state.shadow && i < 16; ++i) {
-            add_reader(state.shadow[offset + i], event);
-            state.shadow[offset + i].read = event;
+            Shadow& byte = state.shadow[offset + i];
+            if (last.repeats(byte)) continue;
+            last.begin(byte);
+            add_reader(byte, event);
+            byte.read = event;
+            last.end(byte);
         }
     });
 }

@@ -29,21 +29,32 @@ inline void suspect(int thread, const char* verb, Place place) {
 }
 
 inline void shadow_read(int thread, ts_i64 offset, int bytes) {
+    Repeated last;
     for (int i = 0; i < bytes; ++i) {
         Shadow& byte = state.shadow[offset + i];
+        if (last.repeats(byte)) continue;
+        last.begin(byte);
         check_free(thread, byte, offset + i, "reads");
         if (!is_written(byte, false)) suspect(thread, "reads", Place{-1, offset + i});
         watch_read(byte, thread, Place{-1, offset + i}, "reads", false);
+        last.end(byte);
     }
 }
 
 // `data` is what is about to be written, or null when no equal value can excuse it.
 inline void shadow_write(int thread, ts_i64 offset, int bytes, const char* data, const char* verb = "writes") {
+    Repeated last;
+    bool excused = false;  // the last byte was checked as one that keeps its value
     for (int i = 0; i < bytes; ++i) {
         Shadow& byte = state.shadow[offset + i];
+        const bool same = data && data[i] == state.shared[offset + i];
+        if ((same || !excused) && last.repeats(byte)) continue;
+        last.begin(byte);
+        excused = same;
         check_free(thread, byte, offset + i, verb);
-        watch_write(byte, thread, Place{-1, offset + i}, verb, data && data[i] == state.shared[offset + i], false);
+        watch_write(byte, thread, Place{-1, offset + i}, verb, same, false);
         mark_generic(byte, thread);
+        last.end(byte);
     }
 }
 

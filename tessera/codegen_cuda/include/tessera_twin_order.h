@@ -38,7 +38,7 @@ struct Event {
 // What is known of one granule: a byte of shared memory, an element of global memory.
 struct Shadow {
     Event write, read;
-    int readers;             // with clocks: a list of all reads since the write, index + 1
+    int readers;             // with clocks: a list of all reads since the write, index + 1, shared by many granules
     ts_u32 fences;           // of the writer when it wrote by an ordinary store, + 1; 0: an asynchronous unit wrote
     unsigned short copier;   // thread + 1 whose asynchronous copy into this byte is in flight, or IS_MBARRIER
     bool many_blocks;        // read by several blocks
@@ -46,6 +46,7 @@ struct Shadow {
 struct Reader {
     Event event;
     int next;
+    int references;  // granules whose list begins here, and readers that are followed by this one
 };
 struct Readers {
     Reader* nodes;
@@ -134,32 +135,61 @@ struct PlaceText {
          other_verb, other.line);
 }
 
-inline void add_reader(Shadow& shadow, const Event& event) {
-    for (int i = shadow.readers; i; i = readers.nodes[i - 1].next) {
-        if (readers.nodes[i - 1].event.thread != event.thread) continue;
-        readers.nodes[i - 1].event = event;
-        return;
-    }
+// Returns its index + 1; it takes over one reference to `next`.
+inline int new_reader(const Event& event, int next) {
     if (const int reused = readers.free) {
         readers.free = readers.nodes[reused - 1].next;
-        readers.nodes[reused - 1] = Reader{event, shadow.readers};
-        shadow.readers = reused;
-        return;
+        readers.nodes[reused - 1] = Reader{event, next, 1};
+        return reused;
     }
     if (readers.count == readers.capacity) {
         readers.capacity = readers.capacity ? 2 * readers.capacity : 4096;
         readers.nodes = (Reader*)__builtin_realloc(readers.nodes, readers.capacity * sizeof(Reader));
     }
-    readers.nodes[readers.count++] = Reader{event, shadow.readers};
-    shadow.readers = readers.count;
+    readers.nodes[readers.count++] = Reader{event, next, 1};
+    return readers.count;
+}
+
+inline void release_readers(int list) {
+    while (list && !--readers.nodes[list - 1].references) {
+        const int next = readers.nodes[list - 1].next;
+        readers.nodes[list - 1].next = readers.free;
+        readers.free = list;
+        list = next;
+    }
+}
+
+// The list with the event at `place` replaced; the granules that share it keep theirs.
+inline int copy_readers(int list, int place, const Event& event) {
+    int first = 0, last = 0;
+    for (int i = list;; i = readers.nodes[i - 1].next) {
+        const int made = new_reader(i == place ? event : Event(readers.nodes[i - 1].event), 0);
+        if (last) readers.nodes[last - 1].next = made;
+        else first = made;
+        last = made;
+        if (i == place) break;
+    }
+    const int rest = readers.nodes[place - 1].next;
+    readers.nodes[last - 1].next = rest;
+    if (rest) ++readers.nodes[rest - 1].references;
+    release_readers(list);
+    return first;
+}
+
+inline void add_reader(Shadow& shadow, const Event& event) {
+    bool alone = true;
+    for (int i = shadow.readers; i; i = readers.nodes[i - 1].next) {
+        alone = alone && readers.nodes[i - 1].references == 1;
+        if (readers.nodes[i - 1].event.thread != event.thread) continue;
+        if (alone) readers.nodes[i - 1].event = event;
+        else shadow.readers = copy_readers(shadow.readers, i, event);
+        return;
+    }
+    shadow.readers = new_reader(event, shadow.readers);
 }
 
 inline void forget_readers(Shadow& shadow) {
-    int last = shadow.readers;
-    if (!last) return;
-    while (readers.nodes[last - 1].next) last = readers.nodes[last - 1].next;
-    readers.nodes[last - 1].next = readers.free;
-    readers.free = shadow.readers;
+    release_readers(shadow.readers);
     shadow.readers = 0;
 }
 
@@ -226,6 +256,32 @@ inline void watch_write(Shadow& shadow, int thread, Place place, const char* ver
     }
     shadow.write = event;
 }
+
+// Granules side by side mostly have one history: what an access makes of one it makes of the next that is the same.
+struct Repeated {
+    Shadow before, after;
+    bool known = false;
+    int old_list, new_list;  // of readers; what a block that is done has left is none
+
+    bool repeats(Shadow& granule) const {
+        if (!known || __builtin_memcmp(&granule, &before, sizeof(Shadow))) return false;
+        if (new_list != old_list) {
+            if (new_list) ++readers.nodes[new_list - 1].references;
+            release_readers(old_list);
+        }
+        __builtin_memcpy(&granule, &after, sizeof(Shadow));
+        return true;
+    }
+    void begin(const Shadow& granule) {
+        __builtin_memcpy(&before, &granule, sizeof(Shadow));
+        old_list = is_own(granule.read.epoch) ? granule.readers : 0;
+    }
+    void end(const Shadow& granule) {
+        __builtin_memcpy(&after, &granule, sizeof(Shadow));
+        new_list = is_own(granule.read.epoch) ? granule.readers : 0;
+        known = true;
+    }
+};
 
 // ---- proxies ---------------------------------------------------------------------------------------------------
 
