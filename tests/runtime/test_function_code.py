@@ -98,10 +98,11 @@ def test_a_stream_without_a_workspace_gets_one(gpu):  # noqa: F811
         branches(x)
     source = branches._definition.written[0].source
     assert "KEPT_BLOCK" in source
+    expected = expected_of(branches._definition, x.memory)
     for stream in range(20, 20 + 2 * workspace.MOST_KEPT):  # more than are kept
         gpu.current_stream = stream
         for _ in range(2):
-            assert branches(x).memory.tobytes() == expected_of(branches._definition, x.memory)
+            assert branches(x).memory.tobytes() == expected
     assert len(branches._definition.written) == 1
 
 
