@@ -149,7 +149,7 @@ BARRIERS = [
     mutation(
         "a barrier in a loop that some warps leave early",
         *F32,
-        Edit("for acc", "k < size", "k < size - (ts_warp() == 3 ? 16 : 0)"),
+        Edit("for acc", r"k < (\w+)", r"k < \1 - (ts_warp() == 3 ? 16 : 0)"),
         "divergent",
         "barrier",
         MMA,
