@@ -119,7 +119,8 @@ def _fold(op: Op, operands: list[Value], builder: Builder) -> Value | None:
             result = op.definition.evaluate(op, *(np.array([constant]) for constant in constants))
         except (OverflowError, ZeroDivisionError, TypeError, ValueError):
             return None  # the run reports it at the op
-        return builder.value("constant", hint=op.result.name, value=int(result[0]), dtype=type_.dtype)
+        value = int(result[0])
+        return builder.value("constant", hint=op.result.name, value=value, dtype=type_.dtype, weak=type_.weak)
     if len(operands) == 2:
         neutral = {"add": 0, "sub": 0, "mul": 1, "floordiv": 1}.get(op.name)
         if neutral is not None and constants[1] == neutral and operands[0].type == type_:

@@ -8,6 +8,7 @@ rows and columns that are repeated, parts and orders of axes that a window descr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tessera.ir.core import Op, Value
@@ -64,6 +65,14 @@ def is_widening(op: Op) -> bool:
         return False
     narrow, wide = dtype_of(op.operands[0].type), op.attributes["dtype"]
     return narrow.is_float and wide.is_float and narrow.bits < wide.bits
+
+
+def is_loaded(value: Value, used: Mapping[Value, list[Op]]) -> bool:
+    """Whether something may load what a value was cast from: a product, and what looks at a part of its operand."""
+    return any(
+        user.name == "matmul" or is_view(user) or is_alias(user) or is_widening(user) and is_loaded(user.result, used)
+        for user in used.get(value, [])
+    )
 
 
 def is_spread(op: Op) -> bool:

@@ -27,6 +27,7 @@ from tessera.passes.graph_groups import (
     is_batched,
     is_copied,
     is_free,
+    is_loaded,
     is_made_again,
     is_row_op,
     is_scalar_op,
@@ -178,7 +179,9 @@ class _Planner:
         if not is_made_again(op):
             return False
         return all(
-            is_copied(op) and op.result is not user.operands[1] if user.name == "matmul" else _takes_rows(user)
+            is_copied(op) and op.result is not user.operands[1]
+            if user.name == "matmul"
+            else _takes_rows(user) and not (is_widening(user) and is_loaded(user.result, self.used))
             for user in users
         )
 

@@ -8,6 +8,8 @@ from tessera.compiler import trace_kernel
 from tessera.errors import SourceError
 from tessera.ir.parser import parse_module
 from tessera.target.schedule import Schedule
+from tests.fuzz import graph_running
+from tests.fuzz.graph_program import GraphProgram
 from tests.fuzz.running import defined, emulate, prepared
 from tests.fuzz.vocabulary import Program
 from tests.passes.test_pipeline import outputs_of
@@ -112,3 +114,59 @@ def test_a_tile_that_no_machine_holds_is_an_error_at_its_place(extent):
     with pytest.raises(SourceError) as caught:
         outputs_of(kernel, {"M": 16, "K": 16}, "tile")
     assert caught.value.code == "TS501" and caught.value.loc is not None
+
+
+GRAPH = """\
+tessera 1 graph
+
+kernel @f(
+  %x: tensor<[B, B], bf16>,
+  %number: weak i64
+) attributes {dims = (), shape_dims = (), results = ()} {
+"""
+
+
+def check_graph(body: str, dims: dict[str, int]) -> None:
+    """A function keeps every law of random ones, its CUDA included."""
+    text = GRAPH + textwrap.indent(textwrap.dedent(body), "  ") + "}"
+    problem = graph_running.failure(GraphProgram(parse_module(text).kernel(), dims, 0), True)
+    assert problem is None, problem
+
+
+def test_a_computed_python_number_stays_one():
+    """As a number of i64 it would make the quotient f32, which then is not rounded."""
+    body = """\
+    %0: weak i64 = constant {value = 3, dtype = i64, weak = true}
+    %1: weak f32 = constant {value = 0.5, weak = true}
+    %2: weak i64 = abs %0
+    %3: weak f32 = add %2, %1
+    %4: tensor<[B, B], bf16> = div %x, %3
+    %5: tensor<[B, B], bf16> = add %4, %x
+    return %5
+    """
+    check_graph(body, {"B": 8})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        """\
+        %0: tensor<[B, B], fp8_e5m2> = full %number {shape = (B, B), dtype = fp8_e5m2}
+        %1: tensor<[B, B], f16> = cast %0 {dtype = f16, implicit = true}
+        %2: tensor<[B, B], f32> = matmul %1, %1
+        return %2
+        """,
+        """\
+        %0: tensor<[B, B], fp8_e5m2> = full %number {shape = (B, B), dtype = fp8_e5m2}
+        %1: tensor<[B, B], f16> = cast %0 {dtype = f16, implicit = true}
+        %2: tensor<[B, B], f32> = cast %1 {dtype = f32, implicit = true}
+        %3: tensor<[B, B], f32> = cast %x {dtype = f32, implicit = true}
+        %4: tensor<[B, B], f32> = matmul %3, %2
+        return %4
+        """,
+    ],
+    ids=["both operands", "right operand"],
+)
+@pytest.mark.parametrize("size", [1, 40])
+def test_a_right_operand_that_is_cast_from_a_constant_is_in_memory(body, size):
+    check_graph(body, {"B": size})
