@@ -80,16 +80,16 @@ class Numbers:
         return every_stage(buffer)
 
     def _result(self, op: Op) -> int | None:
-        type_ = op.results[0].type
-        if len(op.results) != 1 or not isinstance(type_, ScalarType) or not (type_.dtype.is_int or type_.dtype.is_bool):
+        if not computes_a_number(op):
             return None
         if op.definition.has(CONSTANT):
             value = op.attributes["value"]
             return int(value) if isinstance(value, (int, bool)) else None  # an edited text may say anything
         inputs = tuple(self.known[value] for value in op.operands if value in self.known)
-        if not op.definition.has(ELEMENTWISE) or len(inputs) != len(op.operands):
+        if len(inputs) != len(op.operands):
             return None
-        dtypes = (type_.dtype, *(value.type.dtype for value in op.operands if isinstance(value.type, ScalarType)))
+        scalars = (*op.results, *op.operands)
+        dtypes = tuple(value.type.dtype for value in scalars if isinstance(value.type, ScalarType))
         key = (op.name, dtypes, inputs, tuple(op.attributes.items()))
         if key not in _evaluated:
             if len(_evaluated) >= MOST_EVALUATED:
@@ -143,6 +143,18 @@ class References:
                     found.add(value)
                     pending.append(value)
         return found
+
+
+def landing(body: Block) -> dict[Value, set[Value]]:
+    """The allocations behind each token: where its copies land."""
+    references = References(body)
+    found: dict[Value, set[Value]] = {}
+    for op in body.walk():
+        if op.results and isinstance(op.results[0].type, BufferType) and allocation(op.results[0]) is op.results[0]:
+            for value in references.of(op.results[0]):
+                if isinstance(value.type, TokenType):
+                    found.setdefault(value, set()).add(op.results[0])
+    return found
 
 
 def _derivations(op: Op) -> Iterator[tuple[Value, Value]]:

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from tessera.ir.core import Block, Kernel, Op, Value
+from tessera.ir.core import Block, Op, Value
 from tessera.ir.opdef import PURE
-from tessera.ir.types import TileType, ViewType
+from tessera.ir.types import TileType
 from tessera.target.schedule import root
-
-
-def written_tensors(kernel: Kernel) -> set[Value]:
-    """The parameters that a kernel writes."""
-    return {
-        root(value)
-        for op in kernel.body.walk()
-        for effect, value in op.definition.effects_of(op)
-        if effect != "reads" and isinstance(value.type, ViewType)
-    }
 
 
 def computed_behind(value: Value, inside: set[Op], index: Value | None = None) -> list[Op] | None:

@@ -27,9 +27,9 @@ from tessera.ir.opdef import ASYNC, PURE
 from tessera.ir.ops.control import constant_value
 from tessera.ir.programs import persistent_loop
 from tessera.ir.types import ScalarType, TileType, ViewType, dtype_of
-from tessera.passes.ahead import written_tensors
 from tessera.passes.split_roles import LEAST_STAGES, holds, split_roles
 from tessera.target.arch import Arch
+from tessera.target.reuse import written_tensors
 from tessera.target.schedule import Schedule, buffer_bytes, elements, root
 from tessera.target.schedules import pins_of
 

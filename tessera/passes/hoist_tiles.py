@@ -10,7 +10,8 @@ from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, clone_op, clone
 from tessera.ir.opdef import COUNTED
 from tessera.ir.ops.control import loop_range
 from tessera.ir.types import TileType, dtype_of
-from tessera.passes.ahead import computed_behind, written_tensors
+from tessera.passes.ahead import computed_behind
+from tessera.target.reuse import written_tensors
 from tessera.target.schedule import Schedule, elements, root
 
 REGISTERS = 80  # 32-bit registers of a thread for what is carried over one loop: a third of what it can have

@@ -25,8 +25,8 @@ from tessera.ir.opdef import ASYNC, COLLECTIVE, COUNTED, LOOP
 from tessera.ir.ops.control import loop_range
 from tessera.ir.ops.wgmma import buffers_behind
 from tessera.ir.parts import Window, overlap, window_in
-from tessera.ir.stages import References, allocation
-from tessera.ir.types import BufferType, TokenType, ViewType
+from tessera.ir.stages import allocation, landing
+from tessera.ir.types import BufferType, ViewType
 from tessera.passes.place_shared import share_bytes
 from tessera.target.schedule import root
 
@@ -84,16 +84,10 @@ class _Flow:
 
     def __init__(self, kernel: Kernel):
         self.tracked = _tracked(kernel)
-        self.landing: dict[Value, set[Value]] = {}
         self.multiplied = {b for op in kernel.body.walk() if op.name == "wgmma" for b in _buffers(op, "reads")}
         self.fenced: set[int] = set()
         self.alone: dict[int, set[int]] = {}  # what the regions of an op need whatever comes before it
-        references = References(kernel.body)
-        for op in kernel.body.walk():
-            if op.results and isinstance(op.results[0].type, BufferType) and allocation(op.results[0]) is op.results[0]:
-                for value in references.of(op.results[0]):
-                    if isinstance(value.type, TokenType):
-                        self.landing.setdefault(value, set()).add(op.results[0])
+        self.landing = landing(kernel.body)
 
     def block(self, block: Block, state: State, needed: set[int]) -> None:
         """Runs the block over `state`, noting the ops before which a barrier is needed."""

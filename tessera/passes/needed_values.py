@@ -6,8 +6,8 @@ from tessera.ir.core import Kernel, Op, Value
 from tessera.ir.opdef import COUNTED, LOOP
 from tessera.ir.ops.control import carried_values
 from tessera.ir.types import ListType, TileType, ViewType
-from tessera.passes.ahead import written_tensors
 from tessera.passes.copy_groups import CopyGroup
+from tessera.target.reuse import written_tensors
 from tessera.target.schedule import root
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from tessera.ir.core import Block, Builder, Kernel, Mapping, Op, Value, clone_op, clone_with_regions, new_kernel_like
 from tessera.ir.opdef import ASYNC, COLLECTIVE, PURE, TERMINATOR
 from tessera.ir.ops.roles import uses_ring
-from tessera.ir.stages import References, allocation
+from tessera.ir.stages import allocation, landing
 from tessera.ir.types import BufferType, TileType, TokenType, ViewType
 from tessera.passes.lower_copies import count_groups
 
@@ -21,50 +21,38 @@ COPY, COMMIT, WAIT = "cp_async", "async_commit", "async_wait"
 
 def order_copies(kernel: Kernel) -> Kernel:
     """The kernel with its copies and waits in order; itself where they are."""
-    landing = _landing(kernel)
-    if _is_ordered(kernel.body, landing):
+    behind = landing(kernel.body)
+    if _is_ordered(kernel.body, behind):
         return kernel
     new, builder, mapping = new_kernel_like(kernel)
-    _copy(kernel.body, builder, mapping, landing)
+    _copy(kernel.body, builder, mapping, behind)
     count_groups(new)
     return new
 
 
-def _landing(kernel: Kernel) -> dict[Value, set[Value]]:
-    """The buffers of the copies behind each token."""
-    found: dict[Value, set[Value]] = {}
-    references = References(kernel.body)
-    for op in kernel.body.walk():
-        if op.results and isinstance(op.results[0].type, BufferType) and allocation(op.results[0]) is op.results[0]:
-            for value in references.of(op.results[0]):
-                if isinstance(value.type, TokenType):
-                    found.setdefault(value, set()).add(op.results[0])
-    return found
-
-
-def _copy(block: Block, builder: Builder, mapping: Mapping, landing: dict[Value, set[Value]]) -> None:
-    for op in _ordered(block.ops, landing):
+def _copy(block: Block, builder: Builder, mapping: Mapping, behind: dict[Value, set[Value]]) -> None:
+    for op in _ordered(block.ops, behind):
         builder.at(op)
         if op.regions:
-            clone_with_regions(builder, op, mapping, lambda old, inner: _copy(old, inner, mapping, landing))
+            clone_with_regions(builder, op, mapping, lambda old, inner: _copy(old, inner, mapping, behind))
         else:
             clone_op(builder, op, mapping)
 
 
-def _ordered(ops: list[Op], landing: dict[Value, set[Value]]) -> list[Op]:
-    return _beside_products(_started_early(_waited_late(ops, landing)))
+def _ordered(ops: list[Op], behind: dict[Value, set[Value]]) -> list[Op]:
+    return _beside_products(_started_early(_waited_late(ops, behind)))
 
 
-def _is_ordered(block: Block, landing: dict[Value, set[Value]]) -> bool:
+def _is_ordered(block: Block, behind: dict[Value, set[Value]]) -> bool:
     inside = (region for op in block.ops for region in op.regions)
-    return _ordered(block.ops, landing) == block.ops and all(_is_ordered(region, landing) for region in inside)
+    return _ordered(block.ops, behind) == block.ops and all(_is_ordered(region, behind) for region in inside)
 
 
-def _waited_late(ops: list[Op], landing: dict[Value, set[Value]]) -> list[Op]:
+def _waited_late(ops: list[Op], behind: dict[Value, set[Value]]) -> list[Op]:
     result: list[Op] = []
     held: list[Op] = []  # waits that have not found their place
     for op in ops:
-        due = held if _orders(op) else [wait for wait in held if _touches(op, wait, landing)]
+        due = held if _orders(op) else [wait for wait in held if _touches(op, wait, behind)]
         if due:  # waits keep their order
             last = held.index(due[-1])
             result += held[: last + 1]
@@ -83,8 +71,8 @@ def _orders(op: Op) -> bool:
     return ordered or uses_ring(op)
 
 
-def _touches(op: Op, wait: Op, landing: dict[Value, set[Value]]) -> bool:
-    buffers = set().union(*(landing.get(token, set()) for token in wait.operands))
+def _touches(op: Op, wait: Op, behind: dict[Value, set[Value]]) -> bool:
+    buffers = set().union(*(behind.get(token, set()) for token in wait.operands))
     tokens = set(wait.operands)
     inner = [op, *(other for region in op.regions for other in region.walk())]
     return any(

@@ -46,13 +46,14 @@ from tessera.ir.core import uses as uses_of
 from tessera.ir.opdef import COUNTED
 from tessera.ir.ops.control import constant_value, loop_range
 from tessera.ir.types import TileType, dtype_of
-from tessera.passes.ahead import Ahead, written_tensors
+from tessera.passes.ahead import Ahead
 from tessera.passes.assign_layouts import assign_layouts
 from tessera.passes.canonicalise import canonicalise
 from tessera.passes.lower_to_target import lower_to_target
 from tessera.passes.place_shared import place_shared
 from tessera.passes.stored_parts import buffers_of_parts
 from tessera.target.arch import Arch
+from tessera.target.reuse import written_tensors
 from tessera.target.schedule import Schedule, elements
 from tessera.target.schedules import pins_of
 

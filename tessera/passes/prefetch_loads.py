@@ -16,7 +16,8 @@ from tessera.ir.core import uses as uses_of
 from tessera.ir.opdef import COUNTED, LOOP
 from tessera.ir.ops.control import constant_value, loop_range
 from tessera.ir.types import TileType
-from tessera.passes.ahead import Ahead, written_tensors
+from tessera.passes.ahead import Ahead
+from tessera.target.reuse import written_tensors
 from tessera.target.schedule import Schedule, root
 
 

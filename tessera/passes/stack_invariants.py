@@ -20,9 +20,10 @@ from tessera.ir.core import uses as uses_of
 from tessera.ir.opdef import COUNTED
 from tessera.ir.ops.control import loop_range
 from tessera.ir.programs import persistent_loop
-from tessera.passes.ahead import computed_behind, written_tensors
+from tessera.passes.ahead import computed_behind
 from tessera.passes.hoist_invariants import cannot_fail, fits
 from tessera.target.arch import Arch
+from tessera.target.reuse import written_tensors
 from tessera.target.schedule import Schedule, root
 
 

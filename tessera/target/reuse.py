@@ -20,6 +20,11 @@ def written(op: Op) -> list[Value]:
     return [v for e, v in op.definition.effects_of(op) if e != "reads" and isinstance(v.type, ViewType)]
 
 
+def written_tensors(kernel: Kernel) -> set[Value]:
+    """The parameters that a kernel writes."""
+    return {root(value) for op in kernel.body.walk() for value in written(op)}
+
+
 def written_names(kernel: Kernel) -> set[str]:
     """The parameters that a kernel writes."""
     return {root(value).name for op in kernel.body.walk() for value in written(op)}

@@ -20,6 +20,7 @@ from tessera.ir.dims import divisor
 from tessera.ir.layout_shared import SharedLayout, shared_layout
 from tessera.ir.strides import parameter_strides
 from tessera.ir.types import BufferType, ListType, ViewType, int_shape, tensor_type
+from tessera.target.reuse import root, written_tensors
 
 # What the hardware asks for, in bytes: addresses and strides of a tensor; a box in shared memory.
 TENSOR_ALIGNMENT = 16
@@ -104,8 +105,8 @@ def why_not(
     write is not ordered before what TMA reads.
     """
     reason = tensor_reason(view, kernel) or _buffer_reason(view, buffer, stages, rows)
-    if reason is None and load and _parameter(view) in _written(kernel):
-        return f"'{_parameter(view).name}' is also written by this kernel"
+    if reason is None and load and root(view) in written_tensors(kernel):
+        return f"'{root(view).name}' is also written by this kernel"
     return reason
 
 
@@ -166,28 +167,12 @@ def _chain(view: Value) -> Iterator[Op]:
         view = op.operands[0]
 
 
-def _parameter(view: Value) -> Value:
-    """The tensor, or list of them, that a view is of."""
-    while (op := view.defining_op) is not None:
-        view = op.operands[0]
-    return view
-
-
 def _keeps_all(limit: Op) -> bool:
     """Whether a limit is where the view ends anyway, and the view all of its tensor."""
     view = limit.operands[0]
     if any(op.name == "window" for op in _chain(view)) or not isinstance(view.type, ViewType):
         return False
     return all(expression(end) == size for end, size in zip(limit.operands[1:], view.type.shape, strict=True))
-
-
-def _written(kernel: Kernel) -> set[Value]:
-    return {
-        _parameter(value)
-        for op in kernel.body.walk()
-        for effect, value in op.definition.effects_of(op)
-        if effect != "reads" and isinstance(value.type, ViewType)
-    }
 
 
 def _origin(chain: list[Op], rank: int) -> tuple[tuple[Value, ...], ...]:

@@ -62,7 +62,7 @@ def prepared(program: Program, name: str = "program") -> Ready:
     expected = outputs_of(kernel, program.dims, "tile")
     before = ""
     for number, stage in enumerate(compilation.stages):
-        # Parsing takes most of the time: a third of the stages of each program, another third of the next.
+        # Parsing takes most of the time: a third of the stages of each program; which third depends on its text.
         due = stage.name == "frontend" or number % 3 == len(program.text) % 3
         text = held_to_its_text(stage.module, stage.name) if due else print_module(stage.module)
         if text != before and stage.name != "frontend":
